@@ -1,0 +1,74 @@
+//! Names of the hooks and of the ways in which one can fail to report.
+
+macro_rules! hooks {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A place in the kernel where the probe watches; the number is the row in the skip counters.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Hook { $($(#[$doc])* $variant,)* }
+
+        impl Hook {
+            /// Every hook, in order of its number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The program's name in the object, which is the kernel's name of the hook.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+hooks! {
+    /// `tp_btf/inet_sock_set_state`: every TCP state change.
+    InetSockSetState = "inet_sock_set_state",
+    /// `tp_btf/tcp_receive_reset`: a reset arrived.
+    TcpReceiveReset = "tcp_receive_reset",
+    /// `tp_btf/tcp_retransmit_skb`: a segment was sent again.
+    TcpRetransmitSkb = "tcp_retransmit_skb",
+    /// `tracepoint/syscalls/sys_exit_connect`: connect(2) failed before a packet left.
+    SysExitConnect = "sys_exit_connect",
+    /// `tracepoint/syscalls/sys_enter_connect`: the same on kernels without `bpf_task_pt_regs` (< 5.15).
+    SysEnterConnect = "sys_enter_connect",
+    /// `tp_btf/sched_process_exec`: a program was executed.
+    SchedProcessExec = "sched_process_exec",
+    /// `tp_btf/sched_process_exit`: a thread ended.
+    SchedProcessExit = "sched_process_exit",
+    /// `tp_btf/signal_generate`: a signal was sent.
+    SignalGenerate = "signal_generate",
+    /// `tracepoint/oom/mark_victim`: the out-of-memory killer chose a process.
+    MarkVictim = "mark_victim",
+    /// `tracepoint/syscalls/sys_enter_write`: a plugin writes its result.
+    SysEnterWrite = "sys_enter_write",
+    /// `tracepoint/syscalls/sys_exit_unshare`: a namespace was made by unshare(2).
+    SysExitUnshare = "sys_exit_unshare",
+    /// `tp_btf/task_newtask`: a namespace was made by clone(2).
+    TaskNewtask = "task_newtask",
+    /// `tp_btf/qdisc_destroy`: the loopback device of a dying namespace goes.
+    QdiscDestroy = "qdisc_destroy",
+}
+
+/// Why a hook did not report what it saw; the number is the column in the skip counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Skip {
+    /// The ring buffer had no room.
+    RingFull,
+    /// A map had no room.
+    MapFull,
+    /// Memory that should be readable was not.
+    Unreadable,
+}
+
+impl Skip {
+    /// Every reason, in order of its number.
+    pub const ALL: [Self; 3] = [Self::RingFull, Self::MapFull, Self::Unreadable];
+
+    /// Row and column as one index into the counters.
+    pub const fn slot(self, hook: Hook) -> u32 {
+        hook as u32 * Self::ALL.len() as u32 + self as u32
+    }
+
+    /// Number of counters.
+    pub const SLOTS: u32 = Hook::ALL.len() as u32 * Self::ALL.len() as u32;
+}
