@@ -1,0 +1,84 @@
+//! Records into the ring buffer.
+
+use aya_ebpf::helpers::bpf_get_current_comm;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns,
+};
+use aya_ebpf::maps::ring_buf::RingBufEntry;
+use probe_common::{Code, Header, Skip, Task};
+
+use crate::layout::{NET_INUM, NSPROXY_NET, TASK_NSPROXY, TASK_REAL_PARENT, TASK_TGID};
+use crate::maps::EVENTS;
+use crate::read::{current, of_current};
+
+/// Room for one record, with its header written. The caller writes every other field: the memory is not
+/// zeroed, and the fields are written one by one because whole-struct stores become loops.
+#[inline(always)]
+pub(crate) fn record<T: 'static>(code: Code) -> Result<RingBufEntry<T>, Skip> {
+    let mut entry = EVENTS.reserve::<T>(0).ok_or(Skip::RingFull)?;
+    let header = entry.as_mut_ptr().cast::<Header>();
+    // SAFETY: every record starts with a `Header` and the entry is as large as the record.
+    unsafe {
+        (&raw mut (*header).at_ns).write(now());
+        (&raw mut (*header).code).cast::<u64>().write(code as u64);
+    }
+    Ok(entry)
+}
+
+/// `CLOCK_BOOTTIME`, nanoseconds.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no precondition.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Process id of the running task.
+#[inline(always)]
+pub(crate) fn current_tgid() -> u32 {
+    // SAFETY: no precondition. The upper half is the process id.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// Inode number of the running task's network namespace; 0 while it exits.
+#[inline(always)]
+pub(crate) fn current_netns() -> u32 {
+    let task = current();
+    // SAFETY: the chain hangs from `current` and each link is checked.
+    unsafe {
+        let nsproxy: u64 = of_current(task, &TASK_NSPROXY);
+        if nsproxy == 0 {
+            return 0;
+        }
+        let net: u64 = of_current(nsproxy as *const u8, &NSPROXY_NET);
+        if net == 0 { 0 } else { of_current(net as *const u8, &NET_INUM) }
+    }
+}
+
+/// Process id of the running task's parent.
+#[inline(always)]
+pub(crate) fn current_ppid() -> u32 {
+    // SAFETY: the chain hangs from `current` and is checked.
+    unsafe {
+        let parent: u64 = of_current(current(), &TASK_REAL_PARENT);
+        if parent == 0 { 0 } else { of_current(parent as *const u8, &TASK_TGID) }
+    }
+}
+
+/// Writes the running task into a record.
+///
+/// # Safety
+/// `task` points into a reserved record.
+#[inline(always)]
+pub(crate) unsafe fn write_current(task: *mut Task, netns: u32) {
+    // SAFETY: by the caller; the helpers have no precondition.
+    unsafe {
+        let id = bpf_get_current_pid_tgid();
+        (&raw mut (*task).tgid).write((id >> 32) as u32);
+        (&raw mut (*task).tid).write(id as u32);
+        (&raw mut (*task).ppid).write(current_ppid());
+        (&raw mut (*task).netns).write(netns);
+        (&raw mut (*task).cgroup).write(bpf_get_current_cgroup_id());
+        let comm = bpf_get_current_comm().unwrap_or_default();
+        (&raw mut (*task).comm).cast::<[u64; 2]>().write(core::mem::transmute::<[u8; 16], [u64; 2]>(comm));
+    }
+}

@@ -1,0 +1,68 @@
+//! What is worth reporting.
+
+use probe_common::TargetKey;
+
+use crate::maps::{PORTS, PROCESSES, TARGETS};
+
+/// `AF_INET`, include/linux/socket.h.
+pub(crate) const AF_INET: u16 = 2;
+/// `AF_INET6`, include/linux/socket.h.
+pub(crate) const AF_INET6: u16 = 10;
+
+/// An address as the records carry it.
+#[derive(Clone, Copy)]
+pub(crate) struct Address {
+    /// IPv4 in the first four bytes, the rest zero.
+    pub(crate) words: [u64; 2],
+    /// `AF_INET` or `AF_INET6`; an IPv4-mapped address counts as `AF_INET`.
+    pub(crate) family: u16,
+}
+
+impl Address {
+    #[inline(always)]
+    pub(crate) fn v4(addr: u32) -> Self {
+        Self { words: [u64::from_ne_bytes(first_four(addr)), 0], family: AF_INET }
+    }
+
+    /// From the halves in memory order.
+    #[inline(always)]
+    pub(crate) fn v6(words: [u64; 2]) -> Self {
+        // ::ffff:a.b.c.d: eight zero bytes, two zero bytes, two 0xff, the IPv4 address.
+        let tail = words[1].to_ne_bytes();
+        if words[0] == 0 && tail[0] == 0 && tail[1] == 0 && tail[2] == 0xff && tail[3] == 0xff {
+            Self::v4(u32::from_ne_bytes([tail[4], tail[5], tail[6], tail[7]]))
+        } else {
+            Self { words, family: AF_INET6 }
+        }
+    }
+}
+
+#[inline(always)]
+fn first_four(addr: u32) -> [u8; 8] {
+    let a = addr.to_ne_bytes();
+    [a[0], a[1], a[2], a[3], 0, 0, 0, 0]
+}
+
+/// Is `port` part of any watched address?
+#[inline(always)]
+pub(crate) fn port_watched(port: u16) -> bool {
+    PORTS.get(u32::from(port) / 64).is_some_and(|word| word >> (port % 64) & 1 == 1)
+}
+
+/// Is this process watched?
+#[inline(always)]
+pub(crate) fn process_watched(tgid: u32) -> bool {
+    PROCESSES.get_ptr(tgid).is_some()
+}
+
+/// Is this address watched, by itself or by its port alone?
+#[inline(always)]
+pub(crate) fn address_watched(address: Address, port: u16) -> bool {
+    if !port_watched(port) {
+        return false;
+    }
+    // SAFETY: two u64 are sixteen bytes.
+    let addr = unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(address.words) };
+    TARGETS.get_ptr(TargetKey { addr, port, family: address.family }).is_some()
+        || TARGETS.get_ptr(TargetKey { addr: [0; 16], port, family: 0 }).is_some()
+}

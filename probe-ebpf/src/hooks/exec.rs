@@ -1,0 +1,224 @@
+//! Executions: CNI plugins by their environment, the processes of the watch list by their name.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::bpf_get_current_comm;
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user_str};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use probe_common::{CniExec, Code, Hook, PATH_LEN, ProcessExec, ProcessState, Skip};
+
+use super::run;
+use crate::emit::{current_netns, current_tgid, now, record, write_current};
+use crate::layout::{BPRM_FILENAME, MM_ENV_END, MM_ENV_START, TASK_MM};
+use crate::maps::{CNI_RUNNING, NAMES, PROCESSES, WALKS, Walk};
+use crate::read::{field, pointer};
+
+/// Most pieces of environment that are looked at where `bpf_loop` exists: 128 KB of it.
+const MAX_PIECES: u32 = 4096;
+/// The same where the verifier must walk every turn itself: 87,000 instructions of its million.
+const MAX_PIECES_UNROLLED: u32 = 256;
+/// Bytes read at once: most variables fit, and the stack of all frames is 512.
+const PIECE: usize = 128;
+
+/// Variables that matter, in the order of [`Walk::values`].
+const COMMAND: usize = 0;
+const CONTAINER_ID: usize = 1;
+const NETNS: usize = 2;
+const IFNAME: usize = 3;
+const ARGS: usize = 4;
+const PATH: usize = 5;
+
+/// proto(v5.10): include/trace/events/sched.h:
+/// (struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
+#[btf_tracepoint(function = "sched_process_exec")]
+pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::SchedProcessExec, try_exec(&ctx, walk_by_loop))
+}
+
+/// The same for kernels without `bpf_loop` (< 5.17).
+#[btf_tracepoint(function = "sched_process_exec")]
+pub(crate) fn sched_process_exec_unrolled(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::SchedProcessExec, try_exec(&ctx, walk_unrolled))
+}
+
+#[inline(always)]
+fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<(), Skip> {
+    let task: *const u8 = ctx.arg(0);
+    let bprm: *const u8 = ctx.arg(2);
+    // SAFETY: typed arguments; each pointer behind them is checked. A plain char pointer is a number to
+    // the verifier and is only handed to a helper that checks it.
+    let (at, end, filename) = unsafe {
+        let Some(mm) = pointer(task, &TASK_MM) else { return Ok(()) };
+        (field(mm, &MM_ENV_START), field(mm, &MM_ENV_END), field::<u64>(bprm, &BPRM_FILENAME))
+    };
+    // Not on the stack: there the verifier would follow every combination of variables found.
+    let Some(walk) = WALKS.get_ptr_mut(0) else { return Ok(()) };
+    // SAFETY: this CPU's live, aligned slot; the kernel does not enter one program twice on one CPU.
+    let walk = unsafe { &mut *walk };
+    walk.at = at;
+    walk.end = end;
+    walk.inside = 0;
+    for value in &mut walk.values {
+        // Volatile: the compiler would make this a call to a byte-wise memset.
+        // SAFETY: a live reference.
+        unsafe { core::ptr::write_volatile(value, 0) };
+    }
+    walk_all(walk);
+    if walk.values[COMMAND] != 0 {
+        return cni_exec(walk, filename);
+    }
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    if NAMES.get_ptr(comm).is_some() {
+        return process_exec(filename);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn walk_by_loop(_walk: &mut Walk) {
+    // The helper hands on nothing but pointers to the stack: the callback finds the walk by itself.
+    // SAFETY: the callback has the signature that the helper asks for and stops the loop by returning 1.
+    unsafe { bpf_loop(MAX_PIECES, step as *mut c_void, core::ptr::null_mut(), 0) };
+}
+
+#[inline(always)]
+fn walk_unrolled(walk: &mut Walk) {
+    for _ in 0..MAX_PIECES_UNROLLED {
+        if look(walk) != 0 {
+            break;
+        }
+    }
+}
+
+extern "C" fn step(_index: u32, _context: *mut c_void) -> i64 {
+    // SAFETY: as in `try_exec`.
+    WALKS.get_ptr_mut(0).map_or(1, |walk| look(unsafe { &mut *walk }))
+}
+
+/// Takes one piece; 1 when the walk is over.
+#[inline(always)]
+fn look(walk: &mut Walk) -> i64 {
+    if walk.at >= walk.end {
+        return 1;
+    }
+    // Not zeroed: that would be a loop of 128 turns for the verifier to walk.
+    let mut piece = MaybeUninit::<[u64; PIECE / 8]>::uninit();
+    // SAFETY: the buffer is `PIECE` bytes; the helper checks the address.
+    let read =
+        unsafe { bpf_probe_read_user_str(piece.as_mut_ptr().cast(), PIECE as u32, walk.at as *const c_void) };
+    if read <= 0 {
+        return 1;
+    }
+    if walk.inside == 0 {
+        // SAFETY: the helper filled the buffer, with zeroes after the text.
+        compare(walk, unsafe { piece.assume_init_ref() });
+    }
+    // The helper always ends the piece with a NUL: a full one was cut one byte before.
+    let full = read >= PIECE as i64;
+    walk.inside = u64::from(full);
+    walk.at += if full { PIECE as u64 - 1 } else { read as u64 };
+    0
+}
+
+const fn word(text: [u8; 8]) -> u64 {
+    u64::from_ne_bytes(text)
+}
+
+/// Notes where the value of a variable starts, the first time it occurs (as getenv(3) does).
+#[inline(always)]
+fn compare(walk: &mut Walk, piece: &[u64; PIECE / 8]) {
+    let second = piece[1].to_ne_bytes();
+    let (index, skip) = if piece[0] == const { word(*b"CNI_COMM") } && second[0] == b'A' && second[3] == b'='
+    {
+        (COMMAND, 12)
+    } else if piece[0] == const { word(*b"CNI_CONT") } && piece[1] == const { word(*b"AINERID=") } {
+        (CONTAINER_ID, 16)
+    } else if piece[0] == const { word(*b"CNI_NETN") } && second[0] == b'S' && second[1] == b'=' {
+        (NETNS, 10)
+    } else if piece[0] == const { word(*b"CNI_IFNA") } && second[2] == b'=' {
+        (IFNAME, 11)
+    } else if piece[0] == const { word(*b"CNI_ARGS") } && second[0] == b'=' {
+        (ARGS, 9)
+    } else if piece[0] == const { word(*b"CNI_PATH") } && second[0] == b'=' {
+        (PATH, 9)
+    } else {
+        return;
+    };
+    if walk.values[index] == 0 {
+        walk.values[index] = walk.at + skip;
+    }
+}
+
+/// Copies one value into its field; an absent one becomes an empty text.
+///
+/// # Safety
+/// `to` points to `N` writable bytes.
+#[inline(always)]
+unsafe fn value<const N: usize>(to: *mut [u8; N], from: u64) {
+    // SAFETY: by the caller; the helper checks the source and ends the text with a NUL.
+    unsafe {
+        to.cast::<u8>().write(0);
+        if from != 0 {
+            bpf_probe_read_user_str(to.cast(), N as u32, from as *const c_void);
+        }
+    }
+}
+
+/// # Safety
+/// `to` points to a writable path field; `filename` is the kernel's own pointer.
+#[inline(always)]
+unsafe fn path(to: *mut [u8; PATH_LEN], filename: u64) {
+    // SAFETY: by the caller; the helper checks the source and ends the text with a NUL.
+    unsafe {
+        to.cast::<u8>().write(0);
+        bpf_probe_read_kernel_str(to.cast(), PATH_LEN as u32, filename as *const c_void);
+    }
+}
+
+#[inline(always)]
+fn cni_exec(walk: &Walk, filename: u64) -> Result<(), Skip> {
+    let tgid = current_tgid();
+    if PROCESSES.get_ptr(tgid).is_none()
+        && let Some(running) = CNI_RUNNING.get_ptr_mut(0)
+    {
+        // SAFETY: a live map value; see `exit::cni_ended`.
+        unsafe { *running += 1 };
+    }
+    let state = ProcessState { started_ns: now(), cni: 1, ..ProcessState::default() };
+    PROCESSES.insert(tgid, state, 0).map_err(|_| Skip::MapFull)?;
+    let netns = current_netns();
+    let mut entry = record::<CniExec>(Code::CniExec)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record; every destination is a field of it.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        path(&raw mut (*r).path, filename);
+        value(&raw mut (*r).command, walk.values[COMMAND]);
+        value(&raw mut (*r).container_id, walk.values[CONTAINER_ID]);
+        value(&raw mut (*r).netns, walk.values[NETNS]);
+        value(&raw mut (*r).ifname, walk.values[IFNAME]);
+        value(&raw mut (*r).args, walk.values[ARGS]);
+        value(&raw mut (*r).cni_path, walk.values[PATH]);
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+#[inline(always)]
+fn process_exec(filename: u64) -> Result<(), Skip> {
+    let tgid = current_tgid();
+    let state = ProcessState { started_ns: now(), ..ProcessState::default() };
+    PROCESSES.insert(tgid, state, 0).map_err(|_| Skip::MapFull)?;
+    let netns = current_netns();
+    let mut entry = record::<ProcessExec>(Code::ProcessExec)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        path(&raw mut (*r).path, filename);
+    }
+    entry.submit(0);
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! How watched and CNI processes end, and who sent the signal.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_current_comm;
+use aya_ebpf::macros::{btf_tracepoint, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use aya_log_ebpf::debug;
+use probe_common::{Code, Exit, Hook, ProcessState, Skip};
+
+use super::run;
+use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::layout::{
+    SIGINFO_CODE, SIGNAL_FLAGS, SIGNAL_GROUP_EXIT_CODE, SIGNAL_LIVE, TASK_EXIT_CODE, TASK_GROUP_LEADER,
+    TASK_SIGNAL, TASK_TGID,
+};
+use crate::maps::{CNI_RUNNING, PROCESSES};
+use crate::read::{field, pointer};
+
+/// include/linux/sched/signal.h
+const SIGNAL_GROUP_EXIT: u32 = 4;
+/// Signals that end a process by default or by custom, include/uapi/asm-generic/signal.h: HUP INT QUIT ILL
+/// TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE TERM XCPU SYS. SIGURG (Go's preemption), SIGCHLD and SIGALRM
+/// are left out: they come by the thousand and end nothing.
+const DEADLY: u64 = 1 << 1
+    | 1 << 2
+    | 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 6
+    | 1 << 7
+    | 1 << 8
+    | 1 << 9
+    | 1 << 11
+    | 1 << 13
+    | 1 << 15
+    | 1 << 24
+    | 1 << 31;
+/// `SI_USER` and `SI_KERNEL`, include/uapi/asm-generic/siginfo.h.
+const SI_USER: i32 = 0;
+const SI_KERNEL: i32 = 128;
+
+/// proto(v5.10): include/trace/events/sched.h: (struct task_struct *p)
+#[btf_tracepoint(function = "sched_process_exit")]
+pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::SchedProcessExit, try_exit(&ctx))
+}
+
+#[inline(always)]
+fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
+    let tgid = current_tgid();
+    let Some(state) = PROCESSES.get_ptr(tgid) else { return Ok(()) };
+    let task: *const u8 = ctx.arg(0);
+    // SAFETY: `task` is the typed argument; each pointer behind it is checked.
+    let status = unsafe {
+        let Some(signal) = pointer(task, &TASK_SIGNAL) else { return Ok(()) };
+        let live: u32 = field(signal, &SIGNAL_LIVE);
+        if live != 0 {
+            return Ok(());
+        }
+        let flags: u32 = field(signal, &SIGNAL_FLAGS);
+        if flags & SIGNAL_GROUP_EXIT != 0 {
+            field(signal, &SIGNAL_GROUP_EXIT_CODE)
+        } else {
+            // The leader's code is what wait(2) gives, also when another thread ends last.
+            pointer(task, &TASK_GROUP_LEADER).map_or(0, |leader| field::<u32>(leader, &TASK_EXIT_CODE))
+        }
+    };
+    // SAFETY: a live map value.
+    let done = unsafe { report(&*state, status) };
+    // SAFETY: as above.
+    if unsafe { (*state).cni } != 0 {
+        cni_ended();
+    }
+    let _ = PROCESSES.remove(tgid);
+    done
+}
+
+#[inline(always)]
+fn report(state: &ProcessState, status: u32) -> Result<(), Skip> {
+    let netns = current_netns();
+    let mut entry = record::<Exit>(Code::Exit)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        (&raw mut (*r).started_ns).write(state.started_ns);
+        (&raw mut (*r).status).write(status);
+        (&raw mut (*r).signal).write(state.signal);
+        (&raw mut (*r).signal_code).write(state.signal_code);
+        (&raw mut (*r).sender).write(state.sender);
+        (&raw mut (*r).sender_comm)
+            .cast::<[u64; 2]>()
+            .write((&raw const state.sender_comm).cast::<[u64; 2]>().read());
+        (&raw mut (*r).oom).cast::<u64>().write(u64::from(state.oom != 0) | u64::from(state.cni != 0) << 8);
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+#[inline(always)]
+fn cni_ended() {
+    if let Some(running) = CNI_RUNNING.get_ptr_mut(0) {
+        // SAFETY: a live map value. Not exact under races: it is only a short cut for write(2), and the
+        // process table decides.
+        unsafe {
+            if *running > 0 {
+                *running -= 1;
+            }
+        }
+    }
+}
+
+/// proto(v5.10): include/trace/events/signal.h:
+/// (int sig, struct kernel_siginfo *info, struct task_struct *task, int group, int result)
+#[btf_tracepoint(function = "signal_generate")]
+pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+    let signal: i32 = ctx.arg(0);
+    if !(1..64).contains(&signal) || DEADLY >> signal & 1 == 0 {
+        return 0;
+    }
+    let task: *const u8 = ctx.arg(2);
+    // SAFETY: `task` is the typed argument.
+    let tgid: u32 = unsafe { field(task, &TASK_TGID) };
+    let Some(state) = PROCESSES.get_ptr_mut(tgid) else { return 0 };
+    let info: *const u8 = ctx.arg(1);
+    // SEND_SIG_NOINFO is 0 and SEND_SIG_PRIV is 1, include/linux/sched/signal.h: no pointers.
+    let code = match info as u64 {
+        0 => SI_USER,
+        1 => SI_KERNEL,
+        // SAFETY: the typed argument; a fault reads 0.
+        _ => unsafe { field::<i32>(info, &SIGINFO_CODE) },
+    };
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    // SAFETY: a live map value; two senders at once may mix their fields, and either is a true sender.
+    unsafe {
+        (*state).signal = signal as u32;
+        (*state).signal_code = code;
+        (*state).sender = current_tgid();
+        (&raw mut (*state).sender_comm)
+            .cast::<[u64; 2]>()
+            .write(core::mem::transmute::<[u8; 16], [u64; 2]>(comm));
+    }
+    0
+}
+
+/// Where `pid` stands in the record of oom/mark_victim on all kernels.
+const MARK_VICTIM_PID: usize = 8;
+
+/// tracepoint/oom/mark_victim
+#[tracepoint(category = "oom", name = "mark_victim")]
+pub(crate) fn mark_victim(ctx: TracePointContext) -> u32 {
+    // SAFETY: the record holds at least the pid.
+    let pid: u32 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(MARK_VICTIM_PID).cast()) };
+    if let Some(state) = PROCESSES.get_ptr_mut(pid) {
+        // SAFETY: a live map value.
+        unsafe { (*state).oom = 1 };
+        // Rare enough for the kernel half's own log (`probe -v`).
+        debug!(&ctx, "out of memory: watched process {} was chosen", pid);
+    }
+    0
+}

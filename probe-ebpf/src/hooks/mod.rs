@@ -1,0 +1,19 @@
+//! One file per family.
+
+mod connect;
+mod exec;
+mod exit;
+mod netns;
+mod stdout;
+mod tcp;
+
+/// Runs the body of a hook and counts the reason when it could not report.
+macro_rules! run {
+    ($hook:expr, $body:expr) => {{
+        if let Err(skip) = $body {
+            crate::skip::count($hook, skip);
+        }
+        0
+    }};
+}
+use run;

@@ -1,0 +1,108 @@
+//! Network namespaces: made by unshare(2) or clone(2), ended by the kernel when the last user goes.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::bpf_task_pt_regs;
+use aya_ebpf::macros::{btf_tracepoint, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use probe_common::{Code, Hook, Netns, Skip};
+
+use super::run;
+use crate::emit::{current_netns, record, write_current};
+use crate::layout::{
+    DEV_QUEUE_DEV, HAVE_NET_COUNT, HAVE_TASK_PT_REGS, NET_COUNT, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM,
+    NSPROXY_NET, QDISC_DEV_QUEUE, REGS_ARG1, TASK_NSPROXY, get,
+};
+use crate::read::{current, field, pointer};
+
+/// include/uapi/linux/sched.h
+const CLONE_NEWNET: u64 = 0x4000_0000;
+/// Where `ret` stands in every `sys_exit_*` record.
+const SYS_EXIT_RET: usize = 16;
+/// `lo\0`, as the first bytes of a device name.
+const LOOPBACK: [u8; 3] = *b"lo\0";
+
+/// tracepoint/syscalls/sys_exit_unshare; the flags are taken from the registers of the system call.
+#[tracepoint(category = "syscalls", name = "sys_exit_unshare")]
+pub(crate) fn sys_exit_unshare(ctx: TracePointContext) -> u32 {
+    run!(Hook::SysExitUnshare, try_unshare(&ctx))
+}
+
+#[inline(always)]
+fn try_unshare(ctx: &TracePointContext) -> Result<(), Skip> {
+    // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
+    let ret: i64 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) };
+    if ret != 0 || get(&HAVE_TASK_PT_REGS) == 0 {
+        return Ok(());
+    }
+    // SAFETY: a typed pointer to the registers that the system call was entered with.
+    let flags: u64 = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG1) };
+    if flags & CLONE_NEWNET == 0 {
+        return Ok(());
+    }
+    report(current_netns(), true)
+}
+
+/// proto(v5.10): include/trace/events/task.h: (struct task_struct *task, unsigned long clone_flags)
+#[btf_tracepoint(function = "task_newtask")]
+pub(crate) fn task_newtask(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::TaskNewtask, try_newtask(&ctx))
+}
+
+#[inline(always)]
+fn try_newtask(ctx: &BtfTracePointContext) -> Result<(), Skip> {
+    let flags: u64 = ctx.arg(1);
+    if flags & CLONE_NEWNET == 0 {
+        return Ok(());
+    }
+    let child: *const u8 = ctx.arg(0);
+    // SAFETY: `child` is the typed argument; each pointer behind it is checked.
+    let inum = unsafe {
+        let Some(nsproxy) = pointer(child, &TASK_NSPROXY) else { return Ok(()) };
+        let Some(net) = pointer(nsproxy, &NSPROXY_NET) else { return Ok(()) };
+        field(net, &NET_INUM)
+    };
+    report(inum, true)
+}
+
+/// proto(v5.10): include/trace/events/qdisc.h: (struct Qdisc *q)
+#[btf_tracepoint(function = "qdisc_destroy")]
+pub(crate) fn qdisc_destroy(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::QdiscDestroy, try_qdisc_destroy(&ctx))
+}
+
+#[inline(always)]
+fn try_qdisc_destroy(ctx: &BtfTracePointContext) -> Result<(), Skip> {
+    let qdisc: *const u8 = ctx.arg(0);
+    // SAFETY: `qdisc` is the typed argument; each pointer behind it is checked.
+    let inum = unsafe {
+        let Some(queue) = pointer(qdisc, &QDISC_DEV_QUEUE) else { return Ok(()) };
+        let Some(dev) = pointer(queue, &DEV_QUEUE_DEV) else { return Ok(()) };
+        let name = dev.add(get(&NET_DEVICE_NAME));
+        for (index, byte) in LOOPBACK.iter().enumerate() {
+            if core::ptr::read_volatile(name.add(index)) != *byte {
+                return Ok(());
+            }
+        }
+        let Some(net) = pointer(dev, &NET_DEVICE_NET) else { return Ok(()) };
+        if get(&HAVE_NET_COUNT) != 0 && field::<u32>(net, &NET_COUNT) != 0 {
+            return Ok(());
+        }
+        field(net, &NET_INUM)
+    };
+    report(inum, false)
+}
+
+#[inline(always)]
+fn report(inum: u32, up: bool) -> Result<(), Skip> {
+    let netns = current_netns();
+    let mut entry = record::<Netns>(Code::Netns)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        (&raw mut (*r).inum).write(inum);
+        (&raw mut (*r).up).cast::<u32>().write(u32::from(up).to_le());
+    }
+    entry.submit(0);
+    Ok(())
+}

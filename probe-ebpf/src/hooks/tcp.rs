@@ -1,0 +1,243 @@
+//! TCP sockets: how connects end, which listeners come and go.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use probe_common::{Code, ConnectEnd, Hook, Listen, Skip, Task};
+
+use super::run;
+use crate::emit::{current_tgid, now, record, write_current};
+use crate::filter::{AF_INET6, Address, address_watched, port_watched, process_watched};
+use crate::layout::{
+    HAVE_PROBE_READ_KERNEL, NET_INUM, SK_BUFF_CB, SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, SOCK_DADDR,
+    SOCK_DPORT, SOCK_ERR, SOCK_ERR_SOFT, SOCK_ERROR_QUEUE_PREV, SOCK_ERROR_QUEUE_QLEN, SOCK_EXTERR_EE,
+    SOCK_FAMILY, SOCK_NET, SOCK_NUM, SOCK_PROTOCOL, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, get,
+};
+use crate::maps::{CONNECTS, Pending};
+use crate::read::{field, pointer};
+
+// include/net/tcp_states.h
+const TCP_SYN_SENT: i32 = 2;
+const TCP_CLOSE: i32 = 7;
+const TCP_LISTEN: i32 = 10;
+/// include/uapi/linux/in.h. The full 16 bits count: IPPROTO_MPTCP is 262, and 262 & 0xff is 6.
+const IPPROTO_TCP: u16 = 6;
+
+/// proto(v5.10): include/trace/events/sock.h: (const struct sock *sk, const int oldstate, const int newstate)
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::InetSockSetState, try_set_state(&ctx))
+}
+
+#[inline(always)]
+fn try_set_state(ctx: &BtfTracePointContext) -> Result<(), Skip> {
+    let sk: *const u8 = ctx.arg(0);
+    let old: i32 = ctx.arg(1);
+    let new: i32 = ctx.arg(2);
+    if old == TCP_SYN_SENT {
+        return connect_ended(sk, new);
+    }
+    // Only between LISTEN and CLOSE: an accepted socket starts as a copy of its listener and shows
+    // LISTEN -> SYN_RECV, an MPTCP socket LISTEN -> LISTEN beside its real TCP socket.
+    let listens = matches!((old, new), (TCP_CLOSE, TCP_LISTEN) | (TCP_LISTEN, TCP_CLOSE));
+    if new == TCP_SYN_SENT || listens {
+        // SAFETY: `sk` is the program's own typed argument.
+        let protocol: u16 = unsafe { field(sk, &SOCK_PROTOCOL) };
+        if protocol == IPPROTO_TCP {
+            return if new == TCP_SYN_SENT {
+                connect_started(sk)
+            } else {
+                listen_changed(sk, new == TCP_LISTEN)
+            };
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn remote(sk: *const u8) -> (Address, u16) {
+    // SAFETY: `sk` is the program's own typed argument.
+    unsafe {
+        let port = u16::from_be(field(sk, &SOCK_DPORT));
+        let family: u16 = field(sk, &SOCK_FAMILY);
+        let address =
+            if family == AF_INET6 { v6(sk, &SOCK_V6_DADDR) } else { Address::v4(field(sk, &SOCK_DADDR)) };
+        (address, port)
+    }
+}
+
+#[inline(always)]
+fn local(sk: *const u8) -> Address {
+    // SAFETY: as above.
+    unsafe {
+        let family: u16 = field(sk, &SOCK_FAMILY);
+        if family == AF_INET6 { v6(sk, &SOCK_V6_RCV_SADDR) } else { Address::v4(field(sk, &SOCK_RCV_SADDR)) }
+    }
+}
+
+/// # Safety
+/// As [`field`]. The four words of an address are 4-byte aligned only.
+#[inline(always)]
+unsafe fn v6(sk: *const u8, offset: &'static u32) -> Address {
+    // SAFETY: by the caller; an in6_addr is sixteen bytes.
+    unsafe {
+        let word = |index: usize| core::ptr::read_volatile(sk.add(get(offset) + index * 4).cast::<u32>());
+        let pair = |low: u32, high: u32| {
+            let (low, high) = (low.to_ne_bytes(), high.to_ne_bytes());
+            u64::from_ne_bytes([low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]])
+        };
+        Address::v6([pair(word(0), word(1)), pair(word(2), word(3))])
+    }
+}
+
+#[inline(always)]
+fn netns_of(sk: *const u8) -> u32 {
+    // SAFETY: `sk` is the program's own typed argument, and the pointer is checked.
+    unsafe { pointer(sk, &SOCK_NET).map_or(0, |net| field(net, &NET_INUM)) }
+}
+
+/// Runs in the context of the process that called connect(2); the end may run in any.
+#[inline(always)]
+fn connect_started(sk: *const u8) -> Result<(), Skip> {
+    let (address, port) = remote(sk);
+    if !address_watched(address, port) && !process_watched(current_tgid()) {
+        return Ok(());
+    }
+    // SAFETY: the helpers have no precondition.
+    let (id, cgroup) = unsafe { (bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id()) };
+    let comm = aya_ebpf::helpers::bpf_get_current_comm().unwrap_or_default();
+    let task = Task { tgid: (id >> 32) as u32, tid: id as u32, ppid: 0, netns: netns_of(sk), cgroup, comm };
+    let pending = Pending { started_ns: now(), task, retransmits: 0, rst: 0 };
+    CONNECTS.insert(sk as u64, pending, 0).map_err(|_| Skip::MapFull)
+}
+
+#[inline(always)]
+fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
+    let Some(pending) = CONNECTS.get_ptr(sk as u64) else { return Ok(()) };
+    let done = report_end(sk, state, pending);
+    // It was there a moment ago and nobody else ends this socket.
+    let _ = CONNECTS.remove(sk as u64);
+    done
+}
+
+#[inline(always)]
+fn report_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), Skip> {
+    let (address, port) = remote(sk);
+    let own = local(sk);
+    let mut entry = record::<ConnectEnd>(Code::ConnectEnd)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record; `pending` is a live map value; `sk` is the typed argument.
+    unsafe {
+        let mut flags = 0;
+        if (*pending).rst != 0 {
+            flags |= ConnectEnd::RST;
+        }
+        if current_tgid() == (*pending).task.tgid {
+            flags |= ConnectEnd::BY_CALLER;
+        }
+        (&raw mut (*r).task).cast::<[u64; 5]>().write((&raw const (*pending).task).cast::<[u64; 5]>().read());
+        (&raw mut (*r).started_ns).write((*pending).started_ns);
+        (&raw mut (*r).saddr).cast::<[u64; 2]>().write(own.words);
+        (&raw mut (*r).daddr).cast::<[u64; 2]>().write(address.words);
+        (&raw mut (*r).sport).write(field(sk, &SOCK_NUM));
+        (&raw mut (*r).dport).write(port);
+        (&raw mut (*r).family).write(address.family);
+        (&raw mut (*r).state).write(state as u8);
+        (&raw mut (*r).sk_err).write(field(sk, &SOCK_ERR));
+        (&raw mut (*r).sk_err_soft).write(field(sk, &SOCK_ERR_SOFT));
+        (&raw mut (*r).retransmits).write((*pending).retransmits);
+        (&raw mut (*r).icmp_origin).cast::<u32>().write(0);
+        (&raw mut (*r).icmp_from).cast::<u32>().write(0);
+        (&raw mut (*r)._pad2).cast::<u32>().write(0);
+        if state == TCP_CLOSE {
+            flags |= write_icmp(sk, r);
+        }
+        (&raw mut (*r).flags).write(flags);
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+/// Copies the newest entry of the socket's error queue: for a non-blocking connect that was answered while
+/// connect(2) still held the socket it is the only trace of the ICMP message. Returns the flags to set.
+///
+/// # Safety
+/// `sk` is the typed argument, `r` the reserved record.
+#[inline(always)]
+unsafe fn write_icmp(sk: *const u8, r: *mut ConnectEnd) -> u8 {
+    // SAFETY: by the caller; the queue is not empty, so its tail is an sk_buff.
+    unsafe {
+        let queued: u32 = field(sk, &SOCK_ERROR_QUEUE_QLEN);
+        if queued == 0 {
+            return 0;
+        }
+        let Some(skb) = pointer(sk, &SOCK_ERROR_QUEUE_PREV) else { return 0 };
+        // struct sock_extended_err, include/uapi/linux/errqueue.h: errno u32, origin, type, code.
+        let at = get(&SK_BUFF_CB) + get(&SOCK_EXTERR_EE);
+        let byte = |offset: usize| core::ptr::read_volatile(skb.add(at + offset));
+        (&raw mut (*r).icmp_origin).write(byte(4));
+        (&raw mut (*r).icmp_type).write(byte(5));
+        (&raw mut (*r).icmp_code).write(byte(6));
+        // SO_EE_ORIGIN_ICMP = 2. The queued buffer still has the ICMP message's own IP header; its source
+        // stands 12 bytes into it (RFC 791).
+        if byte(4) != 2 || get(&HAVE_PROBE_READ_KERNEL) == 0 {
+            return ConnectEnd::ICMP;
+        }
+        let head: u64 = field(skb, &SK_BUFF_HEAD);
+        let network: u16 = field(skb, &SK_BUFF_NETWORK_HEADER);
+        let source = (head + u64::from(network) + 12) as *const [u8; 4];
+        match bpf_probe_read_kernel(source) {
+            Ok(source) => {
+                (&raw mut (*r).icmp_from).write(source);
+                ConnectEnd::ICMP | ConnectEnd::ICMP_FROM
+            }
+            Err(_) => ConnectEnd::ICMP,
+        }
+    }
+}
+
+#[inline(always)]
+fn listen_changed(sk: *const u8, up: bool) -> Result<(), Skip> {
+    // SAFETY: `sk` is the typed argument.
+    let port: u16 = unsafe { field(sk, &SOCK_NUM) };
+    if !port_watched(port) && !process_watched(current_tgid()) {
+        return Ok(());
+    }
+    let own = local(sk);
+    let netns = netns_of(sk);
+    let mut entry = record::<Listen>(Code::Listen)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        (&raw mut (*r).addr).cast::<[u64; 2]>().write(own.words);
+        (&raw mut (*r).port).write(port);
+        (&raw mut (*r).family).write(own.family);
+        (&raw mut (*r).up).cast::<u32>().write(u32::from(up).to_le());
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+/// proto(v5.10): include/trace/events/tcp.h: (struct sock *sk)
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub(crate) fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    if let Some(pending) = CONNECTS.get_ptr_mut(sk as u64) {
+        // SAFETY: a live map value; only this socket's softirq writes it.
+        unsafe { (*pending).rst = 1 };
+    }
+    0
+}
+
+/// proto(v5.10): include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb)
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub(crate) fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    if let Some(pending) = CONNECTS.get_ptr_mut(sk as u64) {
+        // SAFETY: a live map value; only this socket's timer writes it.
+        unsafe { (*pending).retransmits += 1 };
+    }
+    0
+}

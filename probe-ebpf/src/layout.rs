@@ -1,0 +1,35 @@
+//! Offsets of kernel fields and abilities of the running kernel: written by the loader before the programs
+//! are verified, so the verifier knows them as constants and never looks at a branch that they rule out.
+
+macro_rules! from_loader {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] pub(crate) static $name: u32 = 0;)*
+    };
+}
+
+from_loader! {
+    SOCK_DADDR SOCK_RCV_SADDR SOCK_DPORT SOCK_NUM SOCK_FAMILY SOCK_NET SOCK_V6_DADDR SOCK_V6_RCV_SADDR
+    SOCK_PROTOCOL SOCK_ERR SOCK_ERR_SOFT SOCK_ERROR_QUEUE_PREV SOCK_ERROR_QUEUE_QLEN
+    SK_BUFF_CB SK_BUFF_HEAD SK_BUFF_NETWORK_HEADER SOCK_EXTERR_EE
+    NET_INUM NET_COUNT
+    TASK_TGID TASK_COMM TASK_GROUP_LEADER TASK_REAL_PARENT TASK_NSPROXY TASK_SIGNAL TASK_EXIT_CODE TASK_MM
+    NSPROXY_NET SIGNAL_LIVE SIGNAL_FLAGS SIGNAL_GROUP_EXIT_CODE
+    MM_ENV_START MM_ENV_END BPRM_FILENAME SIGINFO_CODE
+    QDISC_DEV_QUEUE DEV_QUEUE_DEV NET_DEVICE_NAME NET_DEVICE_NET
+    REGS_ARG1 REGS_ARG2 REGS_ARG3
+    /// `bpf_get_current_task_btf` exists (5.11): the current task can be read by typed loads.
+    HAVE_TASK_BTF
+    /// `NET_COUNT` was found: a namespace's end can be told from its loopback going down.
+    HAVE_NET_COUNT
+    /// `bpf_task_pt_regs` exists (5.15).
+    HAVE_TASK_PT_REGS
+    /// Kernel memory may be read by address (not under `lockdown=confidentiality`).
+    HAVE_PROBE_READ_KERNEL
+}
+
+/// The loader's value of one of these.
+#[inline(always)]
+pub(crate) fn get(value: &'static u32) -> usize {
+    // SAFETY: a live static. Volatile, because the compiler knows the initial value and the loader another.
+    unsafe { core::ptr::read_volatile(value) as usize }
+}

@@ -1,0 +1,66 @@
+//! Everything that is kept in the kernel.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use probe_common::{
+    COMM_LEN, MAX_CONNECTS, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, PORT_WORDS, ProcessState, RING_BYTES,
+    Skip, TargetKey, Task,
+};
+
+/// Records on their way to user space; the loader may make it smaller.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// What could not be reported, by [`Skip::slot`]. Per CPU: a shared counter would bounce one cache line.
+#[map]
+pub(crate) static SKIPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Skip::SLOTS, 0);
+
+/// Bit set of the ports that occur in `TARGETS`, so that most connects cost one array look-up.
+#[map]
+pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+
+/// Addresses whose connects are reported.
+#[map]
+pub(crate) static TARGETS: HashMap<TargetKey, u8> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// Names (as `comm`) of processes that are watched from their exec on.
+#[map]
+pub(crate) static NAMES: HashMap<[u8; COMM_LEN], u8> = HashMap::with_max_entries(MAX_NAMES, 0);
+
+/// Watched and CNI processes by process id.
+#[map]
+pub(crate) static PROCESSES: LruHashMap<u32, ProcessState> = LruHashMap::with_max_entries(MAX_PROCESSES, 0);
+
+/// How many CNI processes there are: while none is, write(2) costs next to nothing.
+#[map]
+pub(crate) static CNI_RUNNING: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Connects under way, by the address of their `struct sock`.
+#[map]
+pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_CONNECTS, 0);
+
+/// Working memory of the walk through a new program's environment.
+#[map]
+pub(crate) static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+
+/// A walk through the environment block of a new program.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// Next byte to read, and the end.
+    pub(crate) at: u64,
+    pub(crate) end: u64,
+    /// User addresses of the values found, by the indices in `hooks/exec.rs`; 0 for none.
+    pub(crate) values: [u64; 6],
+    /// The piece before this one did not end its variable.
+    pub(crate) inside: u64,
+}
+
+/// A connect between `SYN_SENT` and its end.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Pending {
+    pub(crate) started_ns: u64,
+    pub(crate) task: Task,
+    pub(crate) retransmits: u32,
+    pub(crate) rst: u32,
+}
