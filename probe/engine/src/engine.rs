@@ -1,0 +1,367 @@
+//! The only door: observations and time in, effects out.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use crate::evidence::Facts;
+use crate::explain::explain;
+use crate::hold::{Held, Wanted};
+use crate::limits::{self, SECOND};
+use crate::observation::{Gap, Mono, Observation, Role, Scope};
+use crate::reason::{Reason, Side, Status};
+use crate::rules::{self, Fault};
+use crate::verdict::{ConditionType, Effect, Finding, Report};
+
+/// Times of the verdict contract (`docs/verdicts.md` §4); nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long an agent without proof says `Learning`. Default 60 s.
+    pub start_grace_ns: u64,
+    /// How long a failure that retries must hold before a condition goes False. Default 5 s.
+    pub fail_hold_ns: u64,
+    /// How long a side must be clean before its condition goes True again. Default 10 s.
+    pub clean_ns: u64,
+    /// A condition's status changes at most once in this time. Default 10 s.
+    pub min_change_ns: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            start_grace_ns: 60 * SECOND,
+            fail_hold_ns: 5 * SECOND,
+            clean_ns: 10 * SECOND,
+            min_change_ns: 10 * SECOND,
+        }
+    }
+}
+
+/// Clients' failures make the agent ask for itself, at most this often for one address.
+const ASK_AGAIN: u64 = SECOND;
+
+/// What was judged last, undamped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Judged {
+    status: Status,
+    root: Finding,
+    consequences: Vec<Finding>,
+    also: Vec<Finding>,
+    because: Vec<Finding>,
+    /// In the order of [`ConditionType::ALL`].
+    wanted: [Wanted; 2],
+}
+
+/// See the crate's documentation for the order of calls.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    config: Config,
+    start: Mono,
+    now: Mono,
+    facts: Facts,
+    judged: Judged,
+    held: [Held; 2],
+    effects: VecDeque<Effect>,
+    asked: BTreeMap<SocketAddr, Mono>,
+    rereads: Vec<Scope>,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    pub fn new(config: Config, start: Mono) -> Self {
+        let facts = Facts::default();
+        let judged = judge(&facts, &config, start, start);
+        let held = ConditionType::ALL.map(|condition| Held::new(condition, start));
+        let mut engine = Self {
+            config,
+            start,
+            now: start,
+            facts,
+            judged,
+            held,
+            effects: VecDeque::new(),
+            asked: BTreeMap::new(),
+            rereads: Vec::new(),
+        };
+        engine.hold();
+        engine.effects.clear();
+        engine
+    }
+
+    /// Takes one fact. A time before the newest one counts as the newest: time never runs back.
+    pub fn observe(&mut self, at: Mono, observation: Observation) {
+        self.now = self.now.max(at);
+        if let Observation::Lost(lost) = &observation {
+            // Asked for anew with every loss: a re-read that is under way may have missed this one.
+            if !self.rereads.contains(&lost.scope) {
+                self.rereads.push(lost.scope);
+                self.effects.push_back(Effect::Reread(lost.scope));
+            }
+        }
+        if let Observation::Reread { scope } = &observation {
+            self.rereads.retain(|known| known != scope);
+        }
+        if let Some(addr) = self.facts.take(self.now, observation) {
+            self.ask(addr);
+        }
+        self.rejudge();
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now: Mono) {
+        self.now = self.now.max(now);
+        self.facts.expire(self.now);
+        self.rejudge();
+    }
+
+    /// When [`Self::tick`] must be called next, if nothing is observed before.
+    pub fn next_deadline(&self) -> Option<Mono> {
+        let held =
+            self.held.iter().zip(&self.judged.wanted).filter_map(|(h, w)| h.next_deadline(w, &self.config));
+        let grace = self.start.plus(self.config.start_grace_ns);
+        let grace = (self.now < grace).then_some(grace);
+        held.chain(grace).chain(self.facts.next_expiry()).filter(|at| *at > self.now).min()
+    }
+
+    /// What is to be done; call until it answers `None`.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Everything that is known now.
+    pub fn report(&self) -> Report {
+        Report {
+            role: self.facts.host.role,
+            verdict: self.judged.root.clone(),
+            status: self.judged.status,
+            remedy: explain(self.judged.root.reason).remedy.to_string(),
+            because: self.judged.because.clone(),
+            consequences: self.judged.consequences.clone(),
+            also: self.judged.also.clone(),
+            conditions: self.held.iter().map(|held| held.condition.clone()).collect(),
+            evidence: self.facts.lines.iter().cloned().collect(),
+            gaps: self.facts.gaps.values().cloned().collect(),
+        }
+    }
+
+    fn ask(&mut self, addr: SocketAddr) {
+        if self.asked.get(&addr).is_some_and(|at| self.now.since(*at) < ASK_AGAIN) {
+            return;
+        }
+        if self.asked.len() >= limits::TARGETS {
+            self.asked.clear();
+        }
+        self.asked.insert(addr, self.now);
+        self.effects.push_back(Effect::Ask(addr));
+    }
+
+    fn rejudge(&mut self) {
+        let mut judged = judge(&self.facts, &self.config, self.start, self.now);
+        // The same verdict keeps its time: it did not begin anew.
+        if (judged.status, judged.root.reason, &judged.root.subject)
+            == (self.judged.status, self.judged.root.reason, &self.judged.root.subject)
+        {
+            judged.root.since = self.judged.root.since.min(judged.root.since);
+        }
+        let changed = judged.root != self.judged.root
+            || judged.status != self.judged.status
+            || judged.because != self.judged.because
+            || judged.consequences != self.judged.consequences
+            || judged.also != self.judged.also;
+        self.judged = judged;
+        let before = self.effects.len();
+        self.hold();
+        if changed {
+            let report = Box::new(self.report());
+            // The verdict before the conditions that follow from it.
+            self.effects.insert(before, Effect::Verdict(report));
+        }
+    }
+
+    fn hold(&mut self) {
+        for (held, wanted) in self.held.iter_mut().zip(&self.judged.wanted) {
+            if held.update(self.now, wanted, &self.config) {
+                self.effects.push_back(Effect::Condition(held.condition.clone()));
+            }
+        }
+    }
+}
+
+/// One side's answer without a fault.
+enum Proof {
+    Good(String),
+    None(String),
+}
+
+fn judge(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Judged {
+    if let Some(at) = facts.stopping {
+        return plain(Reason::AgentStopping, "the agent is being stopped".to_string(), at);
+    }
+    if let (Role::Etcd | Role::None, Some(at)) = (facts.host.role, facts.snapshot_done) {
+        let role = if facts.host.role == Role::Etcd {
+            "an etcd host without a kubelet"
+        } else {
+            "no Kubernetes node"
+        };
+        return plain(Reason::NotApplicable, format!("this host is {role}"), at);
+    }
+    let proofs = [network_proof(facts, now), api_proof(facts, now)];
+    let mut faults = rules::faults(facts);
+    if faults.is_empty() {
+        return without_fault(facts, config, start, now, proofs);
+    }
+    let root = faults.remove(0);
+    let from_root = |fault: &Fault| fault.may_come_from == Some(root.finding.reason.side());
+    let (consequences, also): (Vec<_>, Vec<_>) = faults.iter().cloned().partition(from_root);
+    // A crash loop of the control plane stands behind its refused port.
+    let (consequences, also) = behind(&root, consequences, also);
+    let all: Vec<_> = core::iter::once(&root).chain(&faults).collect();
+    let [network, api] = proofs;
+    let grace_over = now >= start.plus(config.start_grace_ns);
+    let wanted = [
+        wanted(&all, |side| side != Side::Api, network, Some(&root), facts, grace_over, now),
+        wanted(&all, |side| side == Side::Api, api, None, facts, grace_over, now),
+    ];
+    let findings = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.finding).collect();
+    Judged {
+        status: Status::False,
+        root: root.finding,
+        consequences: findings(consequences),
+        also: findings(also),
+        because: Vec::new(),
+        wanted,
+    }
+}
+
+/// With a crash loop as the root, the API faults of this host's own addresses hang from it.
+fn behind(root: &Fault, mut consequences: Vec<Fault>, also: Vec<Fault>) -> (Vec<Fault>, Vec<Fault>) {
+    if root.finding.reason != Reason::ControlPlaneCrashLoop {
+        return (consequences, also);
+    }
+    let (down, also): (Vec<_>, Vec<_>) =
+        also.into_iter().partition(|fault| fault.finding.reason == Reason::APIServerDown);
+    consequences.splice(0..0, down);
+    (consequences, also)
+}
+
+/// What one condition should say when there is any fault.
+fn wanted(
+    faults: &[&Fault],
+    mine: impl Fn(Side) -> bool,
+    proof: Proof,
+    root: Option<&Fault>,
+    facts: &Facts,
+    grace_over: bool,
+    now: Mono,
+) -> Wanted {
+    let Some(fault) = faults.iter().find(|fault| mine(fault.finding.reason.side())) else {
+        return unproven(proof, facts, grace_over, now);
+    };
+    let mut message = fault.finding.message.clone();
+    if let Some(root) = root
+        && fault.may_come_from == Some(root.finding.reason.side())
+    {
+        let because = format!("; because {}: {}", root.finding.reason, root.finding.subject);
+        message = limits::cut(message, limits::MESSAGE - because.len().min(limits::MESSAGE / 2));
+        message = limits::cut(message + &because, limits::MESSAGE);
+    }
+    Wanted {
+        status: Status::False,
+        reason: fault.finding.reason,
+        message,
+        at_once: fault.state,
+        since: fault.finding.since,
+    }
+}
+
+fn unproven(proof: Proof, facts: &Facts, grace_over: bool, now: Mono) -> Wanted {
+    let (status, reason, message) = match proof {
+        Proof::Good(message) => (Status::True, Reason::NetworkReady, message),
+        Proof::None(missing) if grace_over || facts.gaps.values().any(|gap| gap.blind) => {
+            (Status::Unknown, Reason::ProbeDegraded, degraded(facts, &missing))
+        }
+        Proof::None(missing) => (Status::Unknown, Reason::Learning, missing),
+    };
+    Wanted { status, reason, message, at_once: true, since: now }
+}
+
+fn without_fault(facts: &Facts, config: &Config, start: Mono, now: Mono, proofs: [Proof; 2]) -> Judged {
+    let grace_over = now >= start.plus(config.start_grace_ns);
+    let wanted = proofs.map(|proof| unproven(proof, facts, grace_over, now));
+    // The weaker answer is the node's.
+    let weaker = if wanted[0].status == Status::True { &wanted[1] } else { &wanted[0] };
+    let message = match weaker.status {
+        Status::True => limits::cut(format!("{}; {}", wanted[0].message, wanted[1].message), limits::MESSAGE),
+        _ => weaker.message.clone(),
+    };
+    let root = Finding { reason: weaker.reason, subject: String::new(), message, since: now };
+    Judged {
+        status: weaker.status,
+        root,
+        consequences: Vec::new(),
+        also: Vec::new(),
+        because: Vec::new(),
+        wanted,
+    }
+}
+
+/// A verdict that is the same on both sides and no fault.
+fn plain(reason: Reason, message: String, since: Mono) -> Judged {
+    let wanted = Wanted { status: Status::Unknown, reason, message: message.clone(), at_once: true, since };
+    Judged {
+        status: Status::Unknown,
+        root: Finding { reason, subject: String::new(), message, since },
+        consequences: Vec::new(),
+        also: Vec::new(),
+        because: Vec::new(),
+        wanted: [wanted.clone(), wanted],
+    }
+}
+
+/// Lost long ago and not read again since.
+fn is_lost(facts: &Facts, scope: Scope, now: Mono) -> bool {
+    facts.lost.get(&scope).is_some_and(|at| now.since(*at) >= limits::REREAD)
+}
+
+fn network_proof(facts: &Facts, now: Mono) -> Proof {
+    if is_lost(facts, Scope::Cni, now) {
+        return Proof::None("events of CNI runs were lost and the state was not read again yet".to_string());
+    }
+    match (&facts.config, facts.snapshot_done) {
+        (Some((config, _)), Some(_)) => {
+            Proof::Good(format!("{} holds a valid network configuration", config.dir))
+        }
+        _ => Proof::None("the CNI configuration was not read yet".to_string()),
+    }
+}
+
+fn api_proof(facts: &Facts, now: Mono) -> Proof {
+    if is_lost(facts, Scope::Sockets, now) {
+        return Proof::None("events of connects were lost and the state was not read again yet".to_string());
+    }
+    if facts.targets.is_empty() {
+        return Proof::None("no address of the API server is known".to_string());
+    }
+    let answered: Vec<_> = facts
+        .targets_in_order()
+        .into_iter()
+        .filter(|(_, ledger)| ledger.last_ok.is_some())
+        .map(|(addr, _)| addr.to_string())
+        .collect();
+    if answered.is_empty() {
+        return Proof::None("no connect to the API server has ended yet".to_string());
+    }
+    Proof::Good(limits::cut(
+        format!("the API server accepts connections on {}", answered.join(", ")),
+        limits::MESSAGE,
+    ))
+}
+
+fn degraded(facts: &Facts, missing: &str) -> String {
+    let gap = facts.gaps.values().find(|gap| gap.blind).or_else(|| facts.gaps.values().next());
+    let because = gap.map(|Gap { signal, why, .. }| format!(" ({signal}: {why})")).unwrap_or_default();
+    limits::cut(format!("{missing}{because}"), limits::MESSAGE)
+}

@@ -1,0 +1,357 @@
+//! What is known now: the newest facts, bounded, without judgement of their causes.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+
+use crate::limits;
+use crate::observation::{
+    ApiTarget, ClientRole, CniConfig, CniEnd, CniError, Connect, Gap, Host, Listener, Mono, Observation,
+    Process, ProcessClass, ProcessEvent, Role, Scope, TargetKind,
+};
+use crate::outcome::Outcome;
+use crate::verdict::Evidence;
+
+/// A failure that was not disproved since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) outcome: Outcome,
+    /// Who sent the ICMP message, when one did and the kernel kept it.
+    pub(crate) from: Option<IpAddr>,
+    /// First and newest occurrence in a row.
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+}
+
+/// One API address and how the newest connects to it ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    pub(crate) kind: TargetKind,
+    pub(crate) source: String,
+    /// Order in which the addresses were named: the first is the one that clients use first.
+    pub(crate) order: usize,
+    pub(crate) last_ok: Option<Mono>,
+    /// On the network: disproved by anybody's success.
+    pub(crate) failure: Option<Failure>,
+    /// Before the network: disproved only by a success of the same kind of client.
+    pub(crate) denied: BTreeMap<ClientRole, Failure>,
+}
+
+/// The newest failed ADD of one plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PluginFailure {
+    /// The plugin that spoke: the deepest delegate that failed, or the plugin itself.
+    pub(crate) speaker: String,
+    pub(crate) error: Option<CniError>,
+    pub(crate) code: u8,
+    pub(crate) signal: u8,
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) host: Host,
+    pub(crate) targets: BTreeMap<SocketAddr, Ledger>,
+    pub(crate) routes: BTreeMap<IpAddr, (u32, Mono)>,
+    pub(crate) listeners: BTreeSet<SocketAddr>,
+    /// When the set of listeners last changed for the API's ports.
+    pub(crate) listeners_since: Mono,
+    pub(crate) config: Option<(CniConfig, Mono)>,
+    pub(crate) plugins: BTreeMap<String, PluginFailure>,
+    pub(crate) exits: VecDeque<(Mono, Process)>,
+    pub(crate) lost: BTreeMap<Scope, Mono>,
+    pub(crate) gaps: BTreeMap<String, Gap>,
+    pub(crate) snapshot_done: Option<Mono>,
+    pub(crate) stopping: Option<Mono>,
+    pub(crate) lines: VecDeque<Evidence>,
+    next_order: usize,
+}
+
+impl Facts {
+    /// Takes one observation. Answers with the API address that a client failed to reach, if one did.
+    pub(crate) fn take(&mut self, at: Mono, observation: Observation) -> Option<SocketAddr> {
+        match observation {
+            Observation::Host(host) => self.host = host,
+            Observation::ApiTarget(target) => self.target(target),
+            Observation::ApiTargetGone { addr } => {
+                self.targets.remove(&addr);
+            }
+            Observation::Connect(connect) => return self.connect(at, &connect),
+            Observation::Listener(listener) => self.listener(at, &listener),
+            Observation::Route(route) => {
+                if self.routes.len() < limits::ROUTES || self.routes.contains_key(&route.to) {
+                    let since =
+                        self.routes.get(&route.to).filter(|old| old.0 == route.errno).map_or(at, |old| old.1);
+                    self.routes.insert(route.to, (route.errno, since));
+                }
+            }
+            Observation::CniConfig(config) => self.config = Some((config, at)),
+            Observation::CniStart(_) | Observation::Netns(_) | Observation::Link(_) => {}
+            Observation::CniEnd(end) => self.plugin(at, &end),
+            Observation::Process(process) => self.process(at, process),
+            Observation::Lost(lost) => {
+                self.lost.entry(lost.scope).or_insert(at);
+                self.line(at, "events.lost", format!("{} lost {} events", lost.hook, lost.count));
+            }
+            Observation::Reread { scope } => {
+                self.lost.remove(&scope);
+            }
+            Observation::Gap(gap) => {
+                if self.gaps.len() < limits::GAPS || self.gaps.contains_key(&gap.signal) {
+                    self.gaps.insert(gap.signal.clone(), gap);
+                }
+            }
+            Observation::GapClosed { signal } => {
+                self.gaps.remove(&signal);
+            }
+            Observation::SnapshotDone => {
+                self.snapshot_done.get_or_insert(at);
+            }
+            Observation::Stopping => {
+                self.stopping.get_or_insert(at);
+            }
+        }
+        None
+    }
+
+    fn target(&mut self, target: ApiTarget) {
+        if let Some(known) = self.targets.get_mut(&target.addr) {
+            known.kind = target.kind;
+            known.source = target.source;
+        } else if self.targets.len() < limits::TARGETS {
+            let ledger = Ledger {
+                kind: target.kind,
+                source: target.source,
+                order: self.next_order,
+                last_ok: None,
+                failure: None,
+                denied: BTreeMap::new(),
+            };
+            self.next_order += 1;
+            self.targets.insert(target.addr, ledger);
+        }
+    }
+
+    fn connect(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
+        // A pod's own trouble, or somebody else's address, says nothing of this node's way to the API.
+        if !connect.host_netns || !self.targets.contains_key(&connect.to) {
+            return None;
+        }
+        let mut outcome = Outcome::of(connect, &self.host.addresses);
+        // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.
+        if outcome == Outcome::Denied
+            && connect.end.early_errno != 1
+            && self.routes.get(&connect.to.ip()).is_some_and(|(errno, _)| *errno != 0)
+        {
+            outcome = Outcome::NoRoute;
+        }
+        let first = self.note(at, connect, outcome);
+        if first || connect.role != ClientRole::Probe {
+            self.connect_line(at, connect, outcome);
+        }
+        let asked = outcome.is_failure() && connect.role != ClientRole::Probe;
+        asked.then_some(connect.to)
+    }
+
+    /// Enters the outcome; true when it changes what is known of the address.
+    fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
+        let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
+        let from = connect.end.icmp.and_then(|icmp| icmp.from);
+        let fresh = Failure { outcome, from, since: at, last: at };
+        match outcome {
+            Outcome::Cancelled => false,
+            Outcome::Ok => {
+                let first = ledger.last_ok.is_none();
+                ledger.last_ok = Some(at);
+                let cured = ledger.failure.take().is_some();
+                ledger.denied.remove(&connect.role).is_some() || cured || first
+            }
+            Outcome::Denied => {
+                let entry = ledger.denied.entry(connect.role);
+                let first = matches!(entry, alloc::collections::btree_map::Entry::Vacant(_));
+                entry.or_insert(fresh).last = at;
+                first
+            }
+            _ => match &mut ledger.failure {
+                Some(known) if same(known.outcome, outcome) && (known.from.is_some() || from.is_none()) => {
+                    known.last = at;
+                    false
+                }
+                other => {
+                    let since = other.as_ref().map_or(at, |known| known.since);
+                    *other = Some(Failure { since, ..fresh });
+                    true
+                }
+            },
+        }
+    }
+
+    fn connect_line(&mut self, at: Mono, connect: &Connect, outcome: Outcome) {
+        let mut text =
+            format!("{}[{}] → {} {}", connect.client.name, connect.client.pid, connect.to, outcome.words());
+        if connect.end.retransmits > 0 {
+            text.push_str(&format!(", {} SYN", connect.end.retransmits + 1));
+        }
+        if let Some(from) = connect.end.icmp.and_then(|icmp| icmp.from) {
+            text.push_str(&format!(", ICMP from {from}"));
+        }
+        let millis = connect.took_ns / 1_000_000;
+        text.push_str(&format!(", {}.{} s", millis / 1000, millis % 1000 / 100));
+        self.line(at, "tcp.connect", text);
+    }
+
+    fn listener(&mut self, at: Mono, listener: &Listener) {
+        if !listener.host_netns {
+            return;
+        }
+        let changed = if listener.up {
+            self.listeners.len() < limits::LISTENERS && self.listeners.insert(listener.local)
+        } else {
+            self.listeners.remove(&listener.local)
+        };
+        if changed && self.targets.keys().any(|target| target.port() == listener.local.port()) {
+            self.listeners_since = at;
+            let what = if listener.up { "listens" } else { "does not listen any more" };
+            let who = if listener.process.name.is_empty() { "somebody" } else { &listener.process.name };
+            self.line(
+                at,
+                "tcp.listen",
+                format!("{who}[{}] {what} on {}", listener.process.pid, listener.local),
+            );
+        }
+    }
+
+    fn plugin(&mut self, at: Mono, end: &CniEnd) {
+        // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up.
+        if end.start.command != "ADD" {
+            return;
+        }
+        let name = &end.start.plugin;
+        if end.exit.success() {
+            self.plugins.remove(name);
+            return;
+        }
+        let spoken = end.delegates.iter().rev().find(|delegate| delegate.error.is_some());
+        let failure = PluginFailure {
+            speaker: spoken.map_or_else(|| name.clone(), |delegate| delegate.plugin.clone()),
+            error: spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone()),
+            code: end.exit.code,
+            signal: end.exit.signal,
+            since: self.plugins.get(name).map_or(at, |known| known.since),
+            last: at,
+        };
+        let pod = end
+            .start
+            .pod
+            .as_ref()
+            .map(|pod| format!(" for {}/{}", pod.namespace, pod.name))
+            .unwrap_or_default();
+        let words =
+            failure.error.as_ref().map_or_else(|| "no error object".to_string(), |error| error.msg.clone());
+        self.line(
+            at,
+            "cni.exec",
+            format!("{name}[{}] ADD{pod} exit {}: {words}", end.start.pid, end.exit.code),
+        );
+        if self.plugins.len() < limits::PLUGINS || self.plugins.contains_key(name) {
+            self.plugins.insert(name.clone(), failure);
+        }
+    }
+
+    fn process(&mut self, at: Mono, process: Process) {
+        let ProcessEvent::Exited { exit, sender, oom } = &process.event else { return };
+        let mut text = format!("{}[{}] ended", process.process.name, process.process.pid);
+        match exit.signal {
+            0 => text.push_str(&format!(" with exit code {}", exit.code)),
+            signal => text.push_str(&format!(" by signal {signal}")),
+        }
+        if let Some(sender) = sender {
+            text.push_str(&format!(" from {}[{}]", sender.name, sender.pid));
+        }
+        if *oom {
+            text.push_str(", out of memory");
+        }
+        self.line(at, "process.exit", text);
+        if matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy) {
+            if self.exits.len() >= limits::EXITS {
+                self.exits.pop_front();
+            }
+            self.exits.push_back((at, process));
+        }
+    }
+
+    /// Adds a line of evidence; the oldest goes.
+    pub(crate) fn line(&mut self, at: Mono, signal: &str, text: String) {
+        if self.lines.len() >= limits::EVIDENCE {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(Evidence {
+            at,
+            signal: signal.to_string(),
+            text: limits::cut(text, limits::MESSAGE),
+        });
+    }
+
+    /// Forgets what is too old to count. Answers whether anything went.
+    pub(crate) fn expire(&mut self, now: Mono) -> bool {
+        let mut gone = false;
+        for ledger in self.targets.values_mut() {
+            let stale = |failure: &Failure| now.since(failure.last) >= limits::CONNECT_FAILURE;
+            if ledger.failure.as_ref().is_some_and(stale) {
+                ledger.failure = None;
+                gone = true;
+            }
+            let before = ledger.denied.len();
+            ledger.denied.retain(|_, failure| !stale(failure));
+            gone |= ledger.denied.len() != before;
+        }
+        let before = self.plugins.len();
+        self.plugins.retain(|_, failure| now.since(failure.last) < limits::PLUGIN_FAILURE);
+        gone |= self.plugins.len() != before;
+        while self.exits.front().is_some_and(|(at, _)| now.since(*at) >= limits::CRASH_WINDOW) {
+            self.exits.pop_front();
+            gone = true;
+        }
+        gone
+    }
+
+    /// When something will be too old to count.
+    pub(crate) fn next_expiry(&self) -> Option<Mono> {
+        let connects = self.targets.values().flat_map(|ledger| {
+            ledger.failure.iter().chain(ledger.denied.values()).map(|f| f.last.plus(limits::CONNECT_FAILURE))
+        });
+        let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
+        let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
+        let lost = self.lost.values().map(|at| at.plus(limits::REREAD));
+        connects.chain(plugins).chain(exits).chain(lost).min()
+    }
+
+    /// Addresses in the order in which they were named.
+    pub(crate) fn targets_in_order(&self) -> Vec<(&SocketAddr, &Ledger)> {
+        let mut all: Vec<_> = self.targets.iter().collect();
+        all.sort_by_key(|(_, ledger)| ledger.order);
+        all
+    }
+
+    /// Does anything on this host listen where `addr` points to?
+    pub(crate) fn listens(&self, addr: &SocketAddr) -> bool {
+        self.listeners.iter().any(|local| {
+            local.port() == addr.port() && (local.ip() == addr.ip() || local.ip().is_unspecified())
+        })
+    }
+
+    /// The control plane runs, or should run, on this host.
+    pub(crate) fn is_control_plane(&self) -> bool {
+        self.host.role == Role::ControlPlane
+    }
+}
+
+/// Two names for one thing: who lost patience first does not matter.
+const fn same(one: Outcome, other: Outcome) -> bool {
+    matches!((one, other), (Outcome::Timeout | Outcome::GaveUp, Outcome::Timeout | Outcome::GaveUp))
+        || one as u8 == other as u8
+}

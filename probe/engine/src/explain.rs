@@ -1,0 +1,463 @@
+//! What each reason means to a person: `probe explain`, the remedy of a verdict, `docs/reasons.md`.
+
+use crate::reason::Reason;
+
+/// One reason, explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Which one.
+    pub reason: Reason,
+    /// What it means, in a sentence.
+    pub meaning: &'static str,
+    /// What proves it.
+    pub evidence: &'static str,
+    /// Reasons that look the same from outside.
+    pub look_alikes: &'static [Reason],
+    /// What to look at first, and what not to restart.
+    pub remedy: &'static str,
+}
+
+/// The explanation of `reason`.
+pub fn explain(reason: Reason) -> &'static Explanation {
+    // In the order of `Reason::ALL`, which a test checks.
+    &ALL[reason as usize]
+}
+
+const fn row(
+    reason: Reason,
+    look_alikes: &'static [Reason],
+    meaning: &'static str,
+    evidence: &'static str,
+    remedy: &'static str,
+) -> Explanation {
+    Explanation { reason, meaning, evidence, look_alikes, remedy }
+}
+
+const ALL: &[Explanation] = &[
+    row(
+        Reason::NetworkReady,
+        &[],
+        "This node can set up pod networks and its clients reach the API server.",
+        "The configuration that the runtime reads is valid and its plugins are there; a connect to \
+         the API server completed.",
+        "Nothing to do. If pods fail all the same, look at their events: the fault is not in this \
+         node's network set-up.",
+    ),
+    row(
+        Reason::Learning,
+        &[Reason::ProbeDegraded],
+        "The agent has just started and has no proof either way.",
+        "None yet; ends with the first proof or after the start grace.",
+        "Wait for the start grace (60 s). If it stays, name the API server with --apiserver.",
+    ),
+    row(
+        Reason::ProbeDegraded,
+        &[Reason::Learning],
+        "A signal that the question needs is not available here.",
+        "The gaps of the verdict name the signal and what stands in.",
+        "Run `probe doctor`: it says which hook is missing and what that costs. Do not restart the \
+         node's components because of this.",
+    ),
+    row(
+        Reason::AgentStopping,
+        &[],
+        "The agent is being removed.",
+        "It was told to stop.",
+        "Nothing to do; the conditions are stale from here on.",
+    ),
+    row(
+        Reason::NotApplicable,
+        &[Reason::KubeletDown],
+        "This host is not a Kubernetes node.",
+        "No kubelet was found; the message names the role.",
+        "Nothing to repair here. If this should be a node, the kubelet is not installed: see the role \
+         with `probe check -o json`, or set --role.",
+    ),
+    row(
+        Reason::APIServerDown,
+        &[Reason::APILocalProxyDown, Reason::APIServerRefused, Reason::ControlPlaneCrashLoop],
+        "This host should serve the API and nothing listens on its port.",
+        "No listener on the API address of a control-plane host, or a connect to it that this host \
+         reset.",
+        "Look at kube-apiserver's own log (crictl ps -a, /var/log/pods) and at etcd. CNI is never the \
+         cause of this: do not reinstall it.",
+    ),
+    row(
+        Reason::ControlPlaneCrashLoop,
+        &[Reason::APIServerDown],
+        "The API server or etcd is ended again and again.",
+        "Three or more ends in ten minutes, with exit code, signal and sender.",
+        "Read who ended it: SIGTERM from the runtime points to SystemdCgroup in the runtime's \
+         configuration against the kubelet's cgroupDriver; an own exit points to etcd or its disk. Do \
+         not touch the CNI.",
+    ),
+    row(
+        Reason::APIServerRefused,
+        &[Reason::APILocalProxyDown, Reason::APIServiceNoEndpoints, Reason::APIFirewalled],
+        "The host of the API address answers and nothing listens on the port.",
+        "A TCP reset from another host in answer to the SYN.",
+        "Look at kube-apiserver on the host that owns the address, or at the load balancer's \
+         backends. This node is not at fault: do not restart its kubelet or CNI.",
+    ),
+    row(
+        Reason::APILocalProxyDown,
+        &[Reason::APIServerDown, Reason::APIServerRefused],
+        "The node-local proxy to the API server (nginx, haproxy, kube-vip) does not listen.",
+        "A reset from this host on a node without control-plane role.",
+        "Restore the proxy's static pod (for example /etc/kubernetes/manifests/nginx-proxy.yml) and \
+         see why it is gone. The API server itself may be fine.",
+    ),
+    row(
+        Reason::APIServiceNoEndpoints,
+        &[Reason::APIServerRefused, Reason::APIPolicyDenied, Reason::APIFirewalled],
+        "The Service address of the API server has no endpoints.",
+        "ECONNREFUSED by ICMP port unreachable, no reset, sent by this host, for a Service address.",
+        "Look at the endpoints of the Service (kubectl get endpointslices) and at the backend's pods. \
+         It is not the API server that refuses.",
+    ),
+    row(
+        Reason::APIServiceNotProgrammed,
+        &[Reason::APITimeout],
+        "The Service address is not translated on this node.",
+        "The Service address gives no answer while the API server answers on its direct address.",
+        "Look at kube-proxy, or give the CNI agent the direct address (for Cilium: k8sServiceHost). \
+         The API server is fine.",
+    ),
+    row(
+        Reason::APIVIPUnreachable,
+        &[Reason::APITimeout, Reason::APIRouteMissing],
+        "Nobody holds the API address.",
+        "EHOSTUNREACH after neighbour discovery got no answer (about 3 s).",
+        "Look at who should announce the virtual address (kube-vip, keepalived) and at its log. The \
+         API servers behind it may be fine on their own addresses.",
+    ),
+    row(
+        Reason::APIFirewalled,
+        &[Reason::APIPolicyDenied, Reason::APIServiceNoEndpoints],
+        "A packet filter on the way or at the server rejects this node.",
+        "ICMP administratively prohibited, host prohibited or port unreachable, sent by another host.",
+        "Open the port on the host that sent the ICMP message; the message names it. Nothing on this \
+         node needs a restart.",
+    ),
+    row(
+        Reason::APIPolicyDenied,
+        &[Reason::APIServiceNoEndpoints, Reason::APIFirewalled],
+        "A packet filter or eBPF policy of this host drops or rejects the way to the API server.",
+        "Rejected by this host, and the address is no empty Service.",
+        "Look at this host's own rules (nft list ruleset, iptables-save) and at host policies of the \
+         CNI.",
+    ),
+    row(
+        Reason::APIBPFDenied,
+        &[Reason::APIPolicyDenied, Reason::APIRouteMissing],
+        "connect(2) to the API server is denied before a packet leaves.",
+        "connect(2) returned EPERM or EACCES and no SYN was sent.",
+        "List the cgroup programs (bpftool cgroup tree) and security modules. Calico's and Cilium's \
+         connect-time load balancers deny when the Service has no backend: look at its endpoints.",
+    ),
+    row(
+        Reason::APIRouteMissing,
+        &[Reason::APIVIPUnreachable, Reason::APIBPFDenied],
+        "There is no route to the API server.",
+        "ENETUNREACH or EHOSTUNREACH before a packet left, or a route look-up that fails.",
+        "Run `ip route get ADDRESS` and see who removed the route. The API server is not at fault.",
+    ),
+    row(
+        Reason::APITimeout,
+        &[Reason::APIVIPUnreachable, Reason::APIServiceNotProgrammed, Reason::APIHairpin],
+        "Nobody answers on the API address.",
+        "The SYN was sent again and again, also when the client gave up first.",
+        "Packets are lost on the way: look at security groups and firewalls that drop, at the load \
+         balancer, and at the server's host. Restarting the kubelet does not help.",
+    ),
+    row(
+        Reason::APIHairpin,
+        &[Reason::APITimeout],
+        "This control-plane node cannot reach itself through the load balancer.",
+        "The load balancer's address gives no answer here, while this node's own API server answers.",
+        "Turn off client address preservation at the load balancer, or use the local address on \
+         control-plane nodes.",
+    ),
+    row(
+        Reason::APIServerReset,
+        &[Reason::APITLSFailed],
+        "The API server accepts a connection and ends it before a byte comes back.",
+        "Established, then RST or FIN with nothing received.",
+        "Look at the proxy or load balancer before the API server: it accepts and has no backend.",
+    ),
+    row(
+        Reason::APIConnectionStalled,
+        &[Reason::APITimeout],
+        "An established connection to the API server gets no acknowledgements.",
+        "Retransmissions in ESTABLISHED while nobody opens a new connection.",
+        "Packets of existing connections are dropped: look at firewalls and conntrack on the way.",
+    ),
+    row(
+        Reason::APITLSStalled,
+        &[Reason::APIServerUnhealthy],
+        "The connection is there and the server does not speak.",
+        "Bytes of the client are acknowledged and none come back.",
+        "Either the path drops large packets (compare MTUs, look for tunnels) or the API server is \
+         frozen: see whether it answers on its own host.",
+    ),
+    row(
+        Reason::APITLSFailed,
+        &[Reason::CredentialExpired],
+        "The TLS handshake with the API server fails.",
+        "A TLS alert or a refused certificate; the message names it.",
+        "Look at the certificate's names and dates, and at this host's clock.",
+    ),
+    row(
+        Reason::APIServerUnhealthy,
+        &[Reason::APITLSStalled],
+        "The API server answers and is not ready.",
+        "HTTP answers and /readyz is not ok.",
+        "Read /readyz?verbose on the API server; most often it is etcd.",
+    ),
+    row(
+        Reason::CredentialExpired,
+        &[Reason::APITLSFailed, Reason::CNIUnauthorized],
+        "A client certificate or token of this node is expired or not yet valid.",
+        "The dates in the file named by the message.",
+        "Check the clock first. Then renew the certificate (kubeadm certs renew, or bootstrap the \
+         kubelet anew).",
+    ),
+    row(
+        Reason::CNIConfigMissing,
+        &[Reason::CNIConfigInvalid, Reason::CNIConfigNotLoaded],
+        "There is no network configuration where the runtime looks: \"cni plugin not initialized\".",
+        "The configuration directory has no .conf, .conflist or .json file.",
+        "See whether the CNI's DaemonSet has a pod on this node and read its log. When the API side \
+         is the cause, repair that first: the agent writes its file by itself.",
+    ),
+    row(
+        Reason::CNIConfigInvalid,
+        &[Reason::CNIConfigMissing, Reason::CNIConfigShadowed],
+        "The file that the runtime reads first is empty or does not parse.",
+        "The file was read; the message says what is wrong with it. The kubelet's text is the same as \
+         for no file.",
+        "Repair or remove the named file; who wrote it should write it again. Do not restart the CNI \
+         whose own file is fine.",
+    ),
+    row(
+        Reason::CNIConfigNotLoaded,
+        &[Reason::CNIConfigMissing],
+        "A valid file is there and the runtime has not read it since it changed.",
+        "The runtime did not open the file after its last change.",
+        "Write the file again in place, or restart the runtime once.",
+    ),
+    row(
+        Reason::CNIConfigShadowed,
+        &[Reason::CNIConfigOrphaned],
+        "Another file wins by name order over the one of the running CNI agent.",
+        "The names and order of the files.",
+        "Remove the file of the CNI that is not used any more.",
+    ),
+    row(
+        Reason::CNIConfigDisplaced,
+        &[Reason::CNIConfigMissing],
+        "A file was renamed or removed by another component.",
+        "The rename and the process that did it.",
+        "Tell the component to leave foreign files alone (for Cilium: cni.exclusive=false).",
+    ),
+    row(
+        Reason::CNIConfigOrphaned,
+        &[Reason::CNIAgentNotReady],
+        "The file that wins belongs to a CNI that does not run here.",
+        "The winning file and the absence of its agent.",
+        "Remove the left-over file, or bring the agent back.",
+    ),
+    row(
+        Reason::CNIBinaryMissing,
+        &[Reason::CNIPluginFailed, Reason::CNIConfigInvalid],
+        "A plugin that the configuration names is not in the plugin directories.",
+        "The file system. The runtime only looks and executes nothing, and the node stays Ready.",
+        "Install the named plugin (package containernetworking-plugins or the CNI's installer). \
+         Restarting the kubelet or runtime does not help.",
+    ),
+    row(
+        Reason::CNIBinaryBusy,
+        &[Reason::CNIAgentNotReady],
+        "A plugin binary cannot be replaced while it runs.",
+        "ETXTBSY on a file in the plugin directory, and processes that execute it.",
+        "Remove the stale configuration once, so that nothing runs the old binary while the new one \
+         is installed.",
+    ),
+    row(
+        Reason::CNIPluginFailed,
+        &[Reason::IPAMExhausted, Reason::CNIAgentNotReady, Reason::CNIBinaryMissing],
+        "A plugin ran and failed.",
+        "Its exit status and its own error object.",
+        "Read the plugin's own message above: it names the cause. Restarting the kubelet only repeats \
+         it.",
+    ),
+    row(
+        Reason::CNIPluginStalled,
+        &[Reason::CNIAgentNotReady],
+        "A plugin has run longer than its known limit.",
+        "An execution without an end.",
+        "See what it waits for: mostly the socket of its agent.",
+    ),
+    row(
+        Reason::CNIAgentNotReady,
+        &[Reason::CNIPluginFailed],
+        "The plugin's agent does not answer.",
+        "Its socket or file is missing, or refuses.",
+        "Repair the named agent first; if the verdict has a cause behind it, repair that.",
+    ),
+    row(
+        Reason::CNIDefaultNetworkNotReady,
+        &[Reason::CNIAgentNotReady],
+        "A meta-plugin waits for its default network.",
+        "Repeated looks for the readiness file of the default network.",
+        "Repair the default network; the meta-plugin goes on by itself.",
+    ),
+    row(
+        Reason::CNIUnauthorized,
+        &[Reason::CredentialExpired],
+        "The plugin reaches the API server and is refused.",
+        "A completed connect and the plugin's message with 401 or 403.",
+        "Let the CNI's agent write its token anew; check the clock.",
+    ),
+    row(
+        Reason::PodCIDRNotAssigned,
+        &[Reason::IPAMExhausted],
+        "The node has no pod CIDR and its CNI needs one.",
+        "The Node object.",
+        "Look at kube-controller-manager (--allocate-node-cidrs) and at its range.",
+    ),
+    row(
+        Reason::IPAMExhausted,
+        &[Reason::CNIPluginFailed, Reason::PodCIDRNotAssigned],
+        "No address is left for pods on this node.",
+        "The IPAM plugin's own message.",
+        "Compare the leases (for host-local: /var/lib/cni/networks) with the pods that run: remove \
+         leaked ones, or give the node a larger range.",
+    ),
+    row(
+        Reason::NetnsInvalid,
+        &[Reason::CNIPluginFailed],
+        "A namespace path is no network namespace.",
+        "The file system type of the path.",
+        "Mount /run with HostToContainer propagation into the agent, or remove stale files after a \
+         reboot.",
+    ),
+    row(
+        Reason::LinkConflict,
+        &[Reason::LinkSetupFailed],
+        "A link exists with other parameters.",
+        "The kernel's refusal and the other link.",
+        "Remove the left-over link that the message names.",
+    ),
+    row(
+        Reason::LinkSetupFailed,
+        &[Reason::LinkConflict, Reason::KernelModuleMissing],
+        "The kernel refused to create or move a link.",
+        "errno and the kernel's own text.",
+        "Read the kernel's text; it names what is wrong.",
+    ),
+    row(
+        Reason::KernelModuleMissing,
+        &[Reason::LinkSetupFailed],
+        "The kernel needs a module that is not there.",
+        "A request for the module without a load.",
+        "Install the module's package for the running kernel.",
+    ),
+    row(
+        Reason::OVSNotReady,
+        &[Reason::CNIAgentNotReady],
+        "Open vSwitch, its datapath or its bridge is missing or stalled.",
+        "The process, its sockets, its datapath.",
+        "Look at ovs-vswitchd and ovsdb-server first; the CNI on top recovers by itself.",
+    ),
+    row(
+        Reason::OVNPortNotBound,
+        &[Reason::OVSNotReady],
+        "The port exists and ovn-controller has not bound it.",
+        "The link is set up and the plugin waits.",
+        "Look at ovn-controller's connection to the southbound database.",
+    ),
+    row(
+        Reason::ReversePathFiltered,
+        &[Reason::RoutesRemoved],
+        "Packets of pods are dropped by rp_filter.",
+        "The setting and the drop reason.",
+        "Set net.ipv4.conf.*.rp_filter to 0 for the CNI's links in sysctl.d.",
+    ),
+    row(
+        Reason::RoutesRemoved,
+        &[Reason::ReversePathFiltered],
+        "Routes or rules of the CNI were removed.",
+        "The removal and the process that did it.",
+        "Stop the process from managing foreign routes (systemd-networkd: ManageForeignRoutes=no).",
+    ),
+    row(
+        Reason::ConntrackExhausted,
+        &[Reason::APITimeout],
+        "The conntrack table is full.",
+        "Count and limit; new connections are dropped, old ones live.",
+        "Raise nf_conntrack_max and find who opens the connections.",
+    ),
+    row(
+        Reason::RuntimeDown,
+        &[Reason::KubeletDown],
+        "The container runtime does not serve.",
+        "Its process and its socket.",
+        "Look at the runtime's log (journalctl -u containerd).",
+    ),
+    row(
+        Reason::KubeletDown,
+        &[Reason::RuntimeDown, Reason::CredentialExpired],
+        "The kubelet does not run or exits at once.",
+        "Its process and its exit.",
+        "Look at the kubelet's log (journalctl -u kubelet).",
+    ),
+    row(
+        Reason::RuntimeLimitExceeded,
+        &[Reason::RuntimeDown],
+        "The runtime or the kubelet hit a limit.",
+        "The refused call and the limit's name.",
+        "Raise the named limit, then restart the runtime once.",
+    ),
+    row(
+        Reason::SandboxImageUnavailable,
+        &[Reason::CNIBinaryMissing],
+        "The sandbox fails before any CNI plugin runs.",
+        "Namespaces that come and go without a plugin.",
+        "Look at the runtime's log: image, resolv.conf or cgroup. It is no network fault.",
+    ),
+    row(
+        Reason::AdmissionBlocked,
+        &[Reason::CNIConfigMissing],
+        "An admission webhook keeps the CNI's pods from being created.",
+        "A webhook with failurePolicy=Fail whose backend is refused.",
+        "Set the named webhook to Ignore until its backend runs, then back.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_explained_in_its_place() {
+        assert_eq!(ALL.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            let explanation = explain(*reason);
+            assert_eq!(explanation.reason, *reason);
+            assert!(!explanation.look_alikes.contains(reason), "{reason} looks like itself");
+            for text in [explanation.meaning, explanation.evidence, explanation.remedy] {
+                assert!(text.len() > 10 && text.len() <= 512 && text.ends_with('.'), "{reason}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_is_a_valid_condition_reason() {
+        for reason in Reason::ALL {
+            let text = reason.as_str();
+            assert!(text.starts_with(|c: char| c.is_ascii_uppercase()) && text.len() <= 64, "{text}");
+            assert!(text.chars().all(|c| c.is_ascii_alphanumeric()), "{text}");
+        }
+    }
+}

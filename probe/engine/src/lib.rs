@@ -1,0 +1,28 @@
+//! From observations to one verdict: the root cause, its origin, its consequences.
+//!
+//! Pure and deterministic: time comes in through the door, same input, same output. The only door is
+//! [`Engine`]: [`Engine::observe`] and [`Engine::tick`] mutate, then drain [`Engine::poll_effect`] until it
+//! is empty before the next mutation, and call again no later than [`Engine::next_deadline`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod engine;
+mod evidence;
+pub mod explain;
+mod hold;
+pub mod limits;
+mod observation;
+mod outcome;
+mod reason;
+mod recording;
+mod rules;
+mod verdict;
+
+pub use engine::{Config, Engine};
+pub use observation::*;
+pub use outcome::Outcome;
+pub use reason::{Reason, Side, Status};
+pub use recording::{Line, RecordingHeader};
+pub use verdict::{Condition, ConditionType, Effect, Evidence, Finding, Report};

@@ -1,0 +1,50 @@
+//! Bounds: whatever comes in, memory stays small (4 MB at 110 pods is the budget).
+
+/// Lines of evidence that a report carries.
+pub const EVIDENCE: usize = 32;
+/// API addresses: the kernel half watches at most 256.
+pub const TARGETS: usize = 256;
+/// Listeners on the host that are remembered.
+pub const LISTENERS: usize = 4096;
+/// Plugins whose last failure is remembered.
+pub const PLUGINS: usize = 64;
+/// Route look-ups that are remembered.
+pub const ROUTES: usize = 256;
+/// Gaps that are remembered.
+pub const GAPS: usize = 64;
+/// Ends of control-plane processes that are remembered.
+pub const EXITS: usize = 64;
+/// Longest message, bytes: the limit of the verdict contract.
+pub const MESSAGE: usize = 512;
+/// Longest subject, bytes: a path and a file name that a person can still read.
+pub const SUBJECT: usize = 256;
+/// One second.
+pub const SECOND: u64 = 1_000_000_000;
+/// How long a failed connect counts when nobody tries again. The agent asks every 10 s, and a client's
+/// back-off grows to 30 s: two minutes without a repetition mean that nobody uses the address any more.
+pub const CONNECT_FAILURE: u64 = 120 * SECOND;
+/// How long a failed ADD counts when nobody tries again: the kubelet retries a pod within 5 minutes at the
+/// longest (its back-off limit), so a pod that is still wanted shows twice in this time.
+pub const PLUGIN_FAILURE: u64 = 600 * SECOND;
+/// A process that ends this often within [`CRASH_WINDOW`] is in a loop. The kubelet's restart back-off is
+/// 10, 20, 40, … seconds: three ends fit into 70 s.
+pub const CRASHES: usize = 3;
+/// See [`CRASHES`].
+pub const CRASH_WINDOW: u64 = 600 * SECOND;
+/// A loss whose state was not read again in this time makes the side Unknown. Reading takes milliseconds.
+pub const REREAD: u64 = 5 * SECOND;
+
+use alloc::string::String;
+
+/// `text` with at most `max` bytes, cut at a character and marked.
+pub(crate) fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let mut end = max - '…'.len_utf8();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

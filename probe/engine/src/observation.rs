@@ -1,0 +1,571 @@
+//! What the engine is told: raw facts with a time, never judgements.
+//!
+//! This is also the format of recordings, so it only grows: new variants, and new fields with a default.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// A time on `CLOCK_BOOTTIME`, in nanoseconds. The engine knows no other clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mono(pub u64);
+
+impl Mono {
+    /// Nanoseconds that passed since `earlier`; 0 when that lies ahead.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This time, `ns` nanoseconds later.
+    #[must_use]
+    pub const fn plus(self, ns: u64) -> Self {
+        Self(self.0.saturating_add(ns))
+    }
+}
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Observation {
+    /// What this host is; repeated whenever it changes.
+    Host(Host),
+    /// An address at which this node expects the API server; repeated when its kind changes.
+    ApiTarget(ApiTarget),
+    /// The address is not expected any more.
+    ApiTargetGone {
+        /// As it was named.
+        addr: SocketAddr,
+    },
+    /// A TCP connect ended, or connect(2) failed.
+    Connect(Connect),
+    /// A TCP listener on this host came or went, or was found at start.
+    Listener(Listener),
+    /// The kernel's answer to a route look-up in the host's namespace.
+    Route(Route),
+    /// The whole state of the CNI configuration, after each change.
+    CniConfig(CniConfig),
+    /// A CNI plugin was started by a runtime (delegates are not reported here).
+    CniStart(CniStart),
+    /// A CNI plugin started by a runtime ended; carries its delegates.
+    CniEnd(CniEnd),
+    /// A network namespace came or went.
+    Netns(Netns),
+    /// A network link of the host's namespace came, changed or went.
+    Link(Link),
+    /// A process that matters started, was found at start, or ended.
+    Process(Process),
+    /// Events were lost; `scope` must be read again before it can be trusted.
+    Lost(Lost),
+    /// Everything in `scope` was read again; what was reported since the loss is complete.
+    Reread {
+        /// What was read.
+        scope: Scope,
+    },
+    /// A signal is not available on this host.
+    Gap(Gap),
+    /// It is available again.
+    GapClosed {
+        /// As it was named in [`Gap::signal`].
+        signal: String,
+    },
+    /// The state at start was read completely; from here on there are only changes.
+    SnapshotDone,
+    /// The agent is being removed.
+    Stopping,
+}
+
+/// What this host is for. Found from processes, manifests and files, or set by `--role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Not known yet.
+    #[default]
+    Unknown,
+    /// Runs a kubelet and no API server.
+    Worker,
+    /// Runs a kubelet and an API server (static pod manifest, process, or set).
+    ControlPlane,
+    /// Runs etcd and no kubelet.
+    Etcd,
+    /// Neither kubelet nor etcd.
+    None,
+}
+
+/// A container runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runtime {
+    /// Not known; judged like containerd.
+    #[default]
+    Unknown,
+    /// containerd: stops at the first bad configuration file.
+    Containerd,
+    /// CRI-O: skips bad configuration files.
+    CriO,
+}
+
+/// See [`Observation::Host`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// What this host is for.
+    pub role: Role,
+    /// True when a person set the role, false when it was found.
+    #[serde(default)]
+    pub role_set: bool,
+    /// Which runtime reads the CNI configuration.
+    #[serde(default)]
+    pub runtime: Runtime,
+    /// Addresses of this host's own links, loopback included.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// How an API address is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetKind {
+    /// A server, a load balancer or a virtual address; also when nothing is known.
+    #[default]
+    Direct,
+    /// The cluster's Service address of the API server: packet filters or eBPF on this host send it on.
+    Service,
+}
+
+/// See [`Observation::ApiTarget`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiTarget {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// How it is served.
+    #[serde(default)]
+    pub kind: TargetKind,
+    /// Where it was found, for people: `--apiserver`, `/etc/kubernetes/kubelet.conf`, …
+    #[serde(default)]
+    pub source: String,
+}
+
+/// Who a client of the API server is; also the closed label set of the connect metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientRole {
+    /// The kubelet.
+    Kubelet,
+    /// kube-proxy or a replacement.
+    KubeProxy,
+    /// The long-running agent of a CNI.
+    CniAgent,
+    /// A CNI plugin, run by a runtime.
+    CniPlugin,
+    /// kube-apiserver, kube-controller-manager, kube-scheduler, etcd.
+    ControlPlane,
+    /// containerd, CRI-O.
+    Runtime,
+    /// This agent, asking for itself. Never counted as a client.
+    Probe,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+impl ClientRole {
+    /// The label value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube_proxy",
+            Self::CniAgent => "cni_agent",
+            Self::CniPlugin => "cni_plugin",
+            Self::ControlPlane => "control_plane",
+            Self::Runtime => "runtime",
+            Self::Probe => "probe",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Who acted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Process id in the initial pid namespace; 0 when unknown.
+    pub pid: u32,
+    /// Name of the executable, or the kernel's name of the process; control characters are escaped.
+    pub name: String,
+}
+
+/// See [`Observation::Connect`]. The fields are the kernel's; [`crate::Outcome`] says what they mean.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Who called connect(2).
+    pub client: Actor,
+    /// What the caller is.
+    #[serde(default)]
+    pub role: ClientRole,
+    /// The caller is in the host's network namespace (the one of the agent or of the kubelet).
+    pub host_netns: bool,
+    /// Address asked for.
+    pub to: SocketAddr,
+    /// Nanoseconds from connect(2) to this end.
+    pub took_ns: u64,
+    /// How it ended.
+    #[serde(flatten)]
+    pub end: ConnectEnd,
+}
+
+/// What the kernel showed when the connect ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectEnd {
+    /// The handshake completed.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub established: bool,
+    /// connect(2) itself returned this errno and no packet left; 0 when it did not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub early_errno: u32,
+    /// `sk->sk_err`: positive errno or 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sk_err: u32,
+    /// `sk->sk_err_soft`: positive errno or 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sk_err_soft: u32,
+    /// A TCP reset arrived.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub rst: bool,
+    /// The process closed the socket itself.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub by_caller: bool,
+    /// SYN retransmissions.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retransmits: u32,
+    /// Newest ICMP message in the socket's error queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<Icmp>,
+    /// A neighbour entry for the next hop was seen `FAILED` or `INCOMPLETE` when it ended.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub neighbour_failed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// An ICMP or ICMPv6 error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Icmp {
+    /// True for ICMPv6.
+    #[serde(default)]
+    pub v6: bool,
+    /// ICMP type: 3 is destination unreachable (ICMPv6: 1).
+    pub icmp_type: u8,
+    /// ICMP code, RFC 792 / RFC 4443.
+    pub code: u8,
+    /// Who sent it, when the kernel kept that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+}
+
+/// See [`Observation::Listener`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Address and port; the unspecified address for a wildcard.
+    pub local: SocketAddr,
+    /// Came (or was found) or went.
+    pub up: bool,
+    /// Who opened it, or who closed it or died with it.
+    #[serde(default)]
+    pub process: Actor,
+    /// In the host's network namespace.
+    pub host_netns: bool,
+}
+
+/// See [`Observation::Route`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Address that was looked up.
+    pub to: IpAddr,
+    /// Positive errno of the look-up; 0 when there is a route.
+    pub errno: u32,
+}
+
+/// See [`Observation::CniConfig`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniConfig {
+    /// The directory that the runtime reads.
+    pub dir: String,
+    /// Why the directory could not be read; it is then treated as empty when it does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir_error: Option<String>,
+    /// The directory is not there.
+    #[serde(default)]
+    pub dir_missing: bool,
+    /// Every `.conf`, `.conflist`, `.json`, in the order in which runtimes read them.
+    pub files: Vec<ConfFile>,
+    /// The directories in which plugins are looked for.
+    #[serde(default)]
+    pub bin_dirs: Vec<String>,
+    /// Plugins named by any readable file, and `loopback`, that are not in any of `bin_dirs`.
+    #[serde(default)]
+    pub missing_plugins: Vec<String>,
+}
+
+/// One configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfFile {
+    /// File name without directory; control characters are escaped.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// What is in it.
+    #[serde(flatten)]
+    pub content: ConfContent,
+}
+
+/// What a configuration file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "content", rename_all = "snake_case")]
+pub enum ConfContent {
+    /// A network configuration.
+    Network {
+        /// `name`
+        network: String,
+        /// The `type` of each plugin in order, then of each `ipam` section.
+        plugins: Vec<String>,
+    },
+    /// It was read and is no network configuration.
+    Invalid {
+        /// One line: what is wrong and where.
+        why: String,
+    },
+    /// It could not be read (no permission, no regular file, dangling link, too large).
+    Unreadable {
+        /// One line.
+        why: String,
+    },
+}
+
+/// A pod as `CNI_ARGS` names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pod {
+    /// `K8S_POD_NAMESPACE`
+    pub namespace: String,
+    /// `K8S_POD_NAME`
+    pub name: String,
+}
+
+/// See [`Observation::CniStart`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniStart {
+    /// The plugin's process.
+    pub pid: u32,
+    /// `CNI_COMMAND`: ADD, DEL, CHECK, VERSION, STATUS, GC.
+    pub command: String,
+    /// Name of the executable, which is the plugin's type.
+    pub plugin: String,
+    /// `CNI_CONTAINERID`
+    #[serde(default)]
+    pub container_id: String,
+    /// `CNI_NETNS`
+    #[serde(default)]
+    pub netns: String,
+    /// `CNI_IFNAME`
+    #[serde(default)]
+    pub ifname: String,
+    /// From `CNI_ARGS`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// Who started it.
+    #[serde(default)]
+    pub parent: Actor,
+}
+
+/// See [`Observation::CniEnd`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniEnd {
+    /// What was started.
+    #[serde(flatten)]
+    pub start: CniStart,
+    /// Nanoseconds from exec to the end.
+    pub took_ns: u64,
+    /// How it ended.
+    pub exit: ExitStatus,
+    /// The error object on its standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<CniError>,
+    /// Plugins that it started itself, in order of their start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delegates: Vec<Delegate>,
+}
+
+/// A plugin started by a plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delegate {
+    /// Name of the executable.
+    pub plugin: String,
+    /// Nanoseconds from exec to the end.
+    pub took_ns: u64,
+    /// How it ended.
+    pub exit: ExitStatus,
+    /// The error object on its standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<CniError>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// Exit code; 0 when a signal ended it.
+    pub code: u8,
+    /// Signal number; 0 when it exited by itself.
+    #[serde(default)]
+    pub signal: u8,
+}
+
+impl ExitStatus {
+    /// From the form that wait(2) gives.
+    pub const fn from_wait(status: u32) -> Self {
+        Self { code: (status >> 8) as u8, signal: (status & 0x7f) as u8 }
+    }
+
+    /// Exit code 0 and no signal.
+    pub const fn success(self) -> bool {
+        self.code == 0 && self.signal == 0
+    }
+}
+
+/// A CNI error object, SPEC.md "Error". Texts are cut and control characters escaped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniError {
+    /// `code`
+    pub code: u64,
+    /// `msg`
+    pub msg: String,
+    /// `details`
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub details: String,
+}
+
+/// See [`Observation::Netns`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Netns {
+    /// Inode number.
+    pub inum: u32,
+    /// Created or ended.
+    pub up: bool,
+    /// Who created it.
+    #[serde(default)]
+    pub process: Actor,
+}
+
+/// See [`Observation::Link`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// `ifindex`
+    pub index: u32,
+    /// Name; control characters are escaped.
+    pub name: String,
+    /// `IFLA_INFO_KIND` (veth, bridge, vxlan, …); empty for a physical link.
+    #[serde(default)]
+    pub link_kind: String,
+    /// Present or gone.
+    pub present: bool,
+    /// `IFF_UP`
+    #[serde(default)]
+    pub up: bool,
+}
+
+/// What a watched process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessClass {
+    /// kubelet (also inside k3s and RKE2).
+    Kubelet,
+    /// kube-apiserver
+    ApiServer,
+    /// etcd
+    Etcd,
+    /// kube-controller-manager, kube-scheduler
+    ControlPlane,
+    /// kube-proxy
+    KubeProxy,
+    /// containerd, crio, dockerd
+    Runtime,
+    /// calico-node, cilium-agent, flanneld, …
+    CniAgent,
+    /// ovs-vswitchd, ovsdb-server, ovn-controller
+    Ovs,
+    /// nginx, haproxy, kube-vip: what Kubernetes installers put before the API
+    Proxy,
+}
+
+/// See [`Observation::Process`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The process.
+    pub process: Actor,
+    /// What it is.
+    pub class: ProcessClass,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: ProcessEvent,
+}
+
+/// What happened to a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ProcessEvent {
+    /// Executed just now.
+    Started,
+    /// Was there when the agent looked.
+    Found,
+    /// Its last thread ended.
+    Exited {
+        /// How.
+        exit: ExitStatus,
+        /// Who sent the deadly signal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<Actor>,
+        /// The out-of-memory killer chose it.
+        #[serde(default)]
+        oom: bool,
+    },
+}
+
+/// A part of the state that can be read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// TCP connects and listeners.
+    Sockets,
+    /// CNI runs.
+    Cni,
+    /// Processes.
+    Processes,
+    /// Links and namespaces.
+    Links,
+}
+
+/// See [`Observation::Lost`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// The hook that lost them.
+    pub hook: String,
+    /// What can no longer be trusted.
+    pub scope: Scope,
+    /// How many, at least.
+    pub count: u64,
+}
+
+/// See [`Observation::Gap`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Gap {
+    /// `tcp.connect`, `cni.exec`, `cni.stdout`, `process.exit`, `netns`, `link`, `cni.config`, …
+    pub signal: String,
+    /// One line: why, and what stands in.
+    pub why: String,
+    /// Nothing else shows what this signal shows: a verdict that needs it is `ProbeDegraded`.
+    #[serde(default)]
+    pub blind: bool,
+}

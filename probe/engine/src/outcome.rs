@@ -1,0 +1,265 @@
+//! What the kernel's numbers mean: one connect, one outcome.
+//!
+//! The table was measured and is the same on Linux 5.10 to 7.2 (`docs/design.md`, "How a connect ends").
+
+use core::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::observation::{Connect, Icmp};
+
+/// How a connect ended; the label set of the connect metrics, but for [`Outcome::Cancelled`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The handshake completed.
+    Ok,
+    /// Reset by this host: nothing listens on its own port.
+    RefusedLocal,
+    /// Reset by another host.
+    RefusedRemote,
+    /// Refused by an ICMP port-unreachable message, without a reset.
+    RefusedIcmp,
+    /// Forbidden by an ICMP message (administratively prohibited, host prohibited).
+    FilteredIcmp,
+    /// The next hop, or the address itself, does not answer neighbour discovery.
+    UnreachableNeighbour,
+    /// There is no route.
+    NoRoute,
+    /// connect(2) was denied before a packet left.
+    Denied,
+    /// Nobody answered until the kernel gave up.
+    Timeout,
+    /// Nobody answered until the client gave up.
+    GaveUp,
+    /// Established, then reset before a byte came back.
+    Reset,
+    /// Established, then silent.
+    Stalled,
+    /// The client closed the socket before anything could be known, or never got as far as the network.
+    Cancelled,
+}
+
+// Linux errno, include/uapi/asm-generic/errno{-base,}.h; the same on x86-64 and arm64.
+const EPERM: u32 = 1;
+const EACCES: u32 = 13;
+const EINVAL: u32 = 22;
+const ENETUNREACH: u32 = 101;
+const ETIMEDOUT: u32 = 110;
+const ECONNREFUSED: u32 = 111;
+const EHOSTUNREACH: u32 = 113;
+
+/// A client that closes its socket earlier than this, before any retransmission (the first is due after
+/// 1 s, RFC 6298), learned nothing: Go and others cancel the slower of two connects in parallel.
+const NOTHING_KNOWN_NS: u64 = 1_000_000_000;
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 13] = [
+        Self::Ok,
+        Self::RefusedLocal,
+        Self::RefusedRemote,
+        Self::RefusedIcmp,
+        Self::FilteredIcmp,
+        Self::UnreachableNeighbour,
+        Self::NoRoute,
+        Self::Denied,
+        Self::Timeout,
+        Self::GaveUp,
+        Self::Reset,
+        Self::Stalled,
+        Self::Cancelled,
+    ];
+
+    /// The label value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::RefusedLocal => "refused_local",
+            Self::RefusedRemote => "refused_remote",
+            Self::RefusedIcmp => "refused_icmp",
+            Self::FilteredIcmp => "filtered_icmp",
+            Self::UnreachableNeighbour => "unreachable_neighbour",
+            Self::NoRoute => "no_route",
+            Self::Denied => "denied",
+            Self::Timeout => "timeout",
+            Self::GaveUp => "gave_up",
+            Self::Reset => "reset",
+            Self::Stalled => "stalled",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// In plain words, for a timeline.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Ok => "connected",
+            Self::RefusedLocal => "refused: nothing listens here",
+            Self::RefusedRemote => "refused by the other host",
+            Self::RefusedIcmp => "refused by ICMP, no reset",
+            Self::FilteredIcmp => "forbidden by ICMP",
+            Self::UnreachableNeighbour => "nobody holds the address",
+            Self::NoRoute => "no route",
+            Self::Denied => "denied before a packet left",
+            Self::Timeout => "no answer",
+            Self::GaveUp => "no answer, the client gave up",
+            Self::Reset => "reset before an answer",
+            Self::Stalled => "silent after the handshake",
+            Self::Cancelled => "closed by the client at once",
+        }
+    }
+
+    /// Judges one connect. `own` are the host's own addresses.
+    pub fn of(connect: &Connect, own: &[IpAddr]) -> Self {
+        let end = &connect.end;
+        if end.established {
+            return Self::Ok;
+        }
+        if end.early_errno != 0 {
+            return Self::early(end.early_errno);
+        }
+        if end.rst {
+            return if is_own(connect.to.ip(), own) { Self::RefusedLocal } else { Self::RefusedRemote };
+        }
+        // The error queue first: when the message arrives while connect(2) still holds the socket, it is
+        // the only trace, and the socket ends with no error at all (Go's non-blocking dial).
+        if let Some(icmp) = end.icmp
+            && let Some(outcome) = Self::from_icmp(icmp)
+        {
+            return outcome;
+        }
+        if end.neighbour_failed {
+            return Self::UnreachableNeighbour;
+        }
+        match end.sk_err {
+            // Without a reset it can only have been an ICMP message (ICMPv6 leaves no queue entry).
+            ECONNREFUSED => Self::RefusedIcmp,
+            EACCES => Self::FilteredIcmp,
+            // The soft error is set by an ICMP message, and not by a neighbour that stays silent.
+            EHOSTUNREACH if end.sk_err_soft != 0 => Self::FilteredIcmp,
+            EHOSTUNREACH => Self::UnreachableNeighbour,
+            ENETUNREACH => Self::NoRoute,
+            ETIMEDOUT => Self::Timeout,
+            0 if end.retransmits == 0 && connect.took_ns < NOTHING_KNOWN_NS => Self::Cancelled,
+            0 => Self::GaveUp,
+            _ => Self::Cancelled,
+        }
+    }
+
+    const fn early(errno: u32) -> Self {
+        match errno {
+            EPERM | EACCES => Self::Denied,
+            ENETUNREACH | EHOSTUNREACH | EINVAL => Self::NoRoute,
+            // EADDRNOTAVAIL, ENOMEM, …: this client's own trouble, which says nothing of the API.
+            _ => Self::Cancelled,
+        }
+    }
+
+    /// RFC 792 and RFC 1812 for type 3, RFC 4443 for type 1.
+    const fn from_icmp(icmp: Icmp) -> Option<Self> {
+        Some(match (icmp.v6, icmp.icmp_type, icmp.code) {
+            (false, 3, 3) | (true, 1, 4) => Self::RefusedIcmp,
+            (false, 3, 2 | 9 | 10 | 13) | (true, 1, 1 | 5 | 6) => Self::FilteredIcmp,
+            (false, 3, 1) | (true, 1, 3) => Self::UnreachableNeighbour,
+            (false, 3, 0) | (true, 1, 0) => Self::NoRoute,
+            _ => return None,
+        })
+    }
+
+    /// A fault that retrying proves or disproves; false for success and for what proves nothing.
+    pub const fn is_failure(self) -> bool {
+        !matches!(self, Self::Ok | Self::Cancelled)
+    }
+}
+
+/// Loopback, or one of the host's own addresses.
+pub(crate) fn is_own(ip: IpAddr, own: &[IpAddr]) -> bool {
+    ip.is_loopback() || ip.is_unspecified() || own.contains(&ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::SocketAddr;
+
+    use super::*;
+    use crate::observation::{Actor, ClientRole, ConnectEnd};
+
+    fn judge(to: &str, took_ms: u64, end: ConnectEnd) -> Outcome {
+        let to: SocketAddr = to.parse().expect("an address");
+        let connect = Connect {
+            client: Actor::default(),
+            role: ClientRole::Kubelet,
+            host_netns: true,
+            to,
+            took_ns: took_ms * 1_000_000,
+            end,
+        };
+        Outcome::of(&connect, &["10.0.0.9".parse().expect("an address")])
+    }
+
+    fn icmp(icmp_type: u8, code: u8, v6: bool) -> Option<Icmp> {
+        Some(Icmp { v6, icmp_type, code, from: None })
+    }
+
+    /// One row of the measured table each: what the kernel shows, what it means.
+    #[test]
+    fn the_measured_table() {
+        let zero = ConnectEnd::default();
+        let rst = ConnectEnd { sk_err: 111, rst: true, ..zero.clone() };
+        assert_eq!(judge("10.0.0.1:6443", 0, rst.clone()), Outcome::RefusedRemote);
+        assert_eq!(judge("10.0.0.9:6443", 0, rst.clone()), Outcome::RefusedLocal);
+        assert_eq!(judge("127.0.0.1:6443", 0, rst.clone()), Outcome::RefusedLocal);
+        assert_eq!(judge("[::1]:6443", 0, rst), Outcome::RefusedLocal);
+        let cases = [
+            (ConnectEnd { established: true, ..zero.clone() }, 1, Outcome::Ok),
+            (
+                ConnectEnd { sk_err: 111, sk_err_soft: 111, icmp: icmp(3, 3, false), ..zero.clone() },
+                1000,
+                Outcome::RefusedIcmp,
+            ),
+            // REJECT for IPv6: no queue entry.
+            (ConnectEnd { sk_err: 111, sk_err_soft: 111, ..zero.clone() }, 1000, Outcome::RefusedIcmp),
+            (
+                ConnectEnd { sk_err: 113, icmp: icmp(3, 13, false), ..zero.clone() },
+                1000,
+                Outcome::FilteredIcmp,
+            ),
+            (ConnectEnd { sk_err: 13, sk_err_soft: 13, ..zero.clone() }, 1000, Outcome::FilteredIcmp),
+            (
+                ConnectEnd { sk_err: 113, icmp: icmp(3, 1, false), ..zero.clone() },
+                3070,
+                Outcome::UnreachableNeighbour,
+            ),
+            (ConnectEnd { sk_err: 113, ..zero.clone() }, 3070, Outcome::UnreachableNeighbour),
+            (ConnectEnd { sk_err: 101, icmp: icmp(3, 0, false), ..zero.clone() }, 1, Outcome::NoRoute),
+            (ConnectEnd { sk_err: 110, retransmits: 2, ..zero.clone() }, 7000, Outcome::Timeout),
+            // A packet filter that drops on this host: no retransmission was ever reported up to 6.12.
+            (ConnectEnd { sk_err: 110, ..zero.clone() }, 7000, Outcome::Timeout),
+            (ConnectEnd { by_caller: true, retransmits: 3, ..zero.clone() }, 10_000, Outcome::GaveUp),
+            (ConnectEnd { by_caller: true, ..zero.clone() }, 4000, Outcome::GaveUp),
+            (ConnectEnd { by_caller: true, ..zero.clone() }, 300, Outcome::Cancelled),
+            (ConnectEnd { early_errno: 1, ..zero.clone() }, 0, Outcome::Denied),
+            (ConnectEnd { early_errno: 101, ..zero.clone() }, 0, Outcome::NoRoute),
+            (ConnectEnd { early_errno: 99, ..zero.clone() }, 0, Outcome::Cancelled),
+        ];
+        for (end, took_ms, want) in cases {
+            assert_eq!(judge("10.0.0.1:6443", took_ms, end.clone()), want, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn go_non_blocking_connect_against_a_same_node_reject_is_refused_by_icmp() {
+        // connect(2) = EINPROGRESS, SO_ERROR = ECONNREFUSED, close: the socket ends without any error.
+        let end = ConnectEnd { by_caller: true, icmp: icmp(3, 3, false), ..ConnectEnd::default() };
+        assert_eq!(judge("10.96.0.1:443", 0, end), Outcome::RefusedIcmp);
+    }
+
+    #[test]
+    fn labels_are_a_set_in_snake_case() {
+        let mut labels: alloc::vec::Vec<_> = Outcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+        assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), Outcome::ALL.len());
+    }
+}

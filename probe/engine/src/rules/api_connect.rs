@@ -1,0 +1,111 @@
+//! How connects to the API addresses end.
+
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use super::Fault;
+use crate::evidence::{Facts, Failure, Ledger};
+use crate::observation::TargetKind;
+use crate::outcome::{Outcome, is_own};
+use crate::reason::Reason;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    facts
+        .targets_in_order()
+        .into_iter()
+        .filter_map(|(addr, ledger)| {
+            let failure = ledger.failure.as_ref()?;
+            let (reason, words) = verdict(facts, addr, ledger, failure)?;
+            Some(Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since))
+        })
+        .collect()
+}
+
+fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure) -> Option<(Reason, String)> {
+    Some(match failure.outcome {
+        Outcome::RefusedLocal if facts.is_control_plane() => (
+            Reason::APIServerDown,
+            "is refused: this host should serve the API and nothing listens there".to_string(),
+        ),
+        Outcome::RefusedLocal => (
+            Reason::APILocalProxyDown,
+            "is refused on this host: the node-local proxy to the API server does not listen".to_string(),
+        ),
+        Outcome::RefusedRemote => (
+            Reason::APIServerRefused,
+            "is refused by the other host (TCP reset): nothing listens on its port".to_string(),
+        ),
+        Outcome::RefusedIcmp => refused_by_icmp(facts, ledger, failure),
+        Outcome::FilteredIcmp => filtered_by_icmp(facts, failure),
+        Outcome::UnreachableNeighbour => {
+            (Reason::APIVIPUnreachable, "is held by nobody: neighbour discovery gets no answer".to_string())
+        }
+        Outcome::NoRoute => (Reason::APIRouteMissing, "cannot be reached: there is no route".to_string()),
+        Outcome::Timeout | Outcome::GaveUp => timed_out(facts, addr, ledger),
+        Outcome::Reset => {
+            (Reason::APIServerReset, "accepts the connection and resets it before an answer".to_string())
+        }
+        Outcome::Stalled => (Reason::APITLSStalled, "accepts the connection and sends nothing".to_string()),
+        Outcome::Ok | Outcome::Cancelled | Outcome::Denied => return None,
+    })
+}
+
+/// Sent by this host; `None` when the kernel did not keep the sender (ICMPv6).
+fn sent_here(facts: &Facts, failure: &Failure) -> Option<bool> {
+    failure.from.map(|from| is_own(from, &facts.host.addresses))
+}
+
+/// A port-unreachable message without a reset is a packet filter's: a closed port resets.
+fn refused_by_icmp(facts: &Facts, ledger: &Ledger, failure: &Failure) -> (Reason, String) {
+    let is_service = ledger.kind == TargetKind::Service;
+    match (sent_here(facts, failure), is_service) {
+        (Some(true) | None, true) => (
+            Reason::APIServiceNoEndpoints,
+            "is a Service address that this host rejects (ICMP port unreachable, no reset): it has no endpoints"
+                .to_string(),
+        ),
+        (Some(true), false) => (
+            Reason::APIPolicyDenied,
+            "is rejected by a packet filter of this host (ICMP port unreachable, no reset)".to_string(),
+        ),
+        (Some(false) | None, _) => (Reason::APIFirewalled, format!("is rejected by {} (ICMP port unreachable)", sender(failure))),
+    }
+}
+
+fn filtered_by_icmp(facts: &Facts, failure: &Failure) -> (Reason, String) {
+    if sent_here(facts, failure) == Some(true) {
+        let words = "is rejected by a packet filter of this host (ICMP administratively prohibited)";
+        (Reason::APIPolicyDenied, words.to_string())
+    } else {
+        (
+            Reason::APIFirewalled,
+            format!("is rejected by {} (ICMP administratively prohibited)", sender(failure)),
+        )
+    }
+}
+
+fn sender(failure: &Failure) -> String {
+    failure.from.map_or_else(|| "a packet filter on the way".to_string(), |from| from.to_string())
+}
+
+fn timed_out(facts: &Facts, addr: &SocketAddr, ledger: &Ledger) -> (Reason, String) {
+    let other = facts.targets_in_order().into_iter().find(|(other, known)| {
+        *other != addr
+            && known.kind == TargetKind::Direct
+            && known.failure.is_none()
+            && known.last_ok.is_some()
+    });
+    match other {
+        Some((direct, _)) if ledger.kind == TargetKind::Service => (
+            Reason::APIServiceNotProgrammed,
+            format!("is a Service address that gives no answer, and the API server answers on {direct}"),
+        ),
+        Some((direct, _)) if facts.is_control_plane() && is_own(direct.ip(), &facts.host.addresses) => (
+            Reason::APIHairpin,
+            format!("gives no answer to this control-plane node, whose own API server answers on {direct}"),
+        ),
+        _ => (Reason::APITimeout, "gives no answer: the SYN is sent again and again".to_string()),
+    }
+}

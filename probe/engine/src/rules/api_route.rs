@@ -1,0 +1,23 @@
+//! The kernel has no way to the API address.
+
+use alloc::format;
+use alloc::string::ToString as _;
+use alloc::vec::Vec;
+
+use super::Fault;
+use crate::evidence::Facts;
+use crate::reason::Reason;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    facts
+        .targets_in_order()
+        .into_iter()
+        .filter_map(|(addr, _)| {
+            let (errno, since) = *facts.routes.get(&addr.ip())?;
+            (errno != 0).then(|| {
+                let message = format!("{addr} cannot be reached: there is no route");
+                Fault::new(Reason::APIRouteMissing, addr.to_string(), message, since).state()
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,36 @@
+//! The plugins that the configuration names must be there: the runtime looks before it executes, so a
+//! missing one leaves no trace of an execution, and the node stays Ready.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::cni_config::{path, winner};
+use super::{Fault, depth};
+use crate::evidence::Facts;
+use crate::observation::Runtime;
+use crate::reason::Reason;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let Some((config, since)) = &facts.config else { return Vec::new() };
+    let Some((file, plugins)) = winner(config, facts.host.runtime) else { return Vec::new() };
+    // containerd runs `loopback` for every sandbox, whatever the configuration says; CRI-O does it itself.
+    let own = (facts.host.runtime != Runtime::CriO).then_some("loopback");
+    let mut seen = Vec::new();
+    for plugin in plugins.iter().map(|plugin| plugin.as_str()).chain(own) {
+        if config.missing_plugins.iter().any(|missing| missing == plugin) && !seen.contains(&plugin) {
+            seen.push(plugin);
+        }
+    }
+    seen.into_iter()
+        .map(|plugin| {
+            let by = if plugins.iter().any(|named| named == plugin) {
+                path(config, file)
+            } else {
+                "the runtime".into()
+            };
+            let message =
+                format!("plugin {plugin} is needed by {by} and is not in {}", config.bin_dirs.join(", "));
+            Fault::new(Reason::CNIBinaryMissing, plugin, message, *since).state().at_depth(depth::PLUGIN)
+        })
+        .collect()
+}

@@ -1,0 +1,58 @@
+//! A plugin ran and failed.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{Fault, depth};
+use crate::evidence::{Facts, PluginFailure};
+use crate::reason::{Reason, Side};
+
+/// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
+const EXHAUSTED: [&str; 6] = [
+    "no ip addresses available",
+    "no available ip",
+    "no available address",
+    "failed to allocate for range",
+    "could not allocate ip in range",
+    "no more free ip",
+];
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    facts.plugins.iter().map(|(plugin, failure)| fault(facts, plugin, failure)).collect()
+}
+
+fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
+    let words = words(plugin, failure);
+    let said =
+        failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
+    let lower = said.to_lowercase();
+    let (reason, subject) = if EXHAUSTED.iter().any(|text| lower.contains(text)) {
+        (Reason::IPAMExhausted, failure.speaker.as_str())
+    } else {
+        (Reason::CNIPluginFailed, plugin)
+    };
+    let fault = Fault::new(reason, subject, words, failure.since).at_depth(depth::PLUGIN);
+    // Only a plugin that names the API's address failed because of it.
+    if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
+        fault.may_come_from(Side::Api)
+    } else {
+        fault
+    }
+}
+
+fn words(plugin: &str, failure: &PluginFailure) -> String {
+    let through =
+        if failure.speaker == plugin { String::new() } else { format!(" (through {})", failure.speaker) };
+    match (&failure.error, failure.signal) {
+        (Some(error), _) => {
+            let details =
+                if error.details.is_empty() { String::new() } else { format!(": {}", error.details) };
+            format!("plugin {plugin}{through} failed with code {}: {}{details}", error.code, error.msg)
+        }
+        (None, 0) => {
+            format!("plugin {plugin}{through} ended with exit code {} and no error message", failure.code)
+        }
+        (None, signal) => format!("plugin {plugin}{through} was ended by signal {signal}"),
+    }
+}
