@@ -1,0 +1,263 @@
+//! The agent: sources in, engine, sinks out. It never thinks: what to say is the engine's.
+
+mod reread;
+mod sources;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use probe_engine::{Config, Effect, Engine, Mono, Observation, Report};
+use tokio::sync::{mpsc, watch};
+
+use crate::bpf::{self, HookStatus, Kernel, Unsupported};
+use crate::clock::{self, Wall};
+use crate::enrich::Enricher;
+use crate::feed::Seen;
+use crate::node::ask::Asked;
+use crate::settings::Settings;
+use crate::sinks::Sink;
+
+/// How many observations may wait between the sources and the loop. The largest burst is the state of links
+/// at start: about three a pod.
+const QUEUE: usize = 1024;
+/// How often the loss counters are read: 39 look-ups in a map, about 20 µs.
+const LOOK_FOR_LOSS: Duration = Duration::from_millis(250);
+
+/// See the module.
+pub(crate) struct App {
+    settings: Arc<Settings>,
+    wall: Wall,
+    engine: Engine,
+    enricher: Enricher,
+    kernel: Option<Kernel>,
+    unsupported: Option<String>,
+    hooks: Vec<HookStatus>,
+    queue: mpsc::Receiver<Seen>,
+    asked: mpsc::Receiver<Asked>,
+    wake: mpsc::Sender<SocketAddr>,
+    targets: watch::Sender<Vec<SocketAddr>>,
+    addresses_changed: mpsc::Receiver<()>,
+    /// What was observed before the loop runs: the state at start.
+    early: Vec<Seen>,
+    state: sources::State,
+    #[expect(dead_code, reason = "dropping the agent ends its sources")]
+    tasks: tokio::task::JoinSet<()>,
+    started: Mono,
+}
+
+impl App {
+    /// Loads the kernel half and reads the present state. Where no program can be loaded the agent works
+    /// with what else there is: see [`Self::unsupported`].
+    pub(crate) async fn start(settings: Arc<Settings>) -> Result<Self> {
+        let started = clock::now();
+        let (kernel, unsupported) = match bpf::load(settings.ring_bytes) {
+            Ok(kernel) => (Some(kernel), None),
+            Err(error) => match error.downcast::<Unsupported>() {
+                Ok(unsupported) => (None, Some(unsupported.0)),
+                Err(error) => return Err(error),
+            },
+        };
+        let mut kernel = kernel;
+        if let Some(kernel) = &mut kernel {
+            crate::commands::kernel_log::follow(&mut kernel.programs);
+        }
+        let hooks = kernel.as_ref().map(|kernel| kernel.hooks.clone()).unwrap_or_default();
+        let config = Config {
+            start_grace_ns: nanos(settings.start_grace),
+            fail_hold_ns: nanos(settings.fail_hold),
+            ..Config::default()
+        };
+        let (feed, queue) = mpsc::channel(QUEUE);
+        let (done, asked) = mpsc::channel(QUEUE);
+        let (wake, woken) = mpsc::channel(QUEUE);
+        let (targets, watched_targets) = watch::channel(Vec::new());
+        let (address_feed, addresses_changed) = mpsc::channel(1);
+        let mut tasks = tokio::task::JoinSet::new();
+        sources::spawn(&mut tasks, &settings, &feed, address_feed);
+        if settings.ask {
+            tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
+        }
+        let enricher = Enricher::new(sources::own_netns().into_iter().collect(), std::process::id());
+        let mut app = Self {
+            wall: Wall::here(),
+            engine: Engine::new(config, started),
+            enricher,
+            kernel,
+            unsupported,
+            hooks,
+            queue,
+            asked,
+            wake,
+            targets,
+            addresses_changed,
+            early: Vec::new(),
+            state: sources::State::default(),
+            tasks,
+            started,
+            settings,
+        };
+        app.snapshot().await?;
+        Ok(app)
+    }
+
+    /// Why there is no kernel half, on one line.
+    pub(crate) fn unsupported(&self) -> Option<&str> {
+        self.unsupported.as_deref()
+    }
+
+    /// Turns the engine's times into wall time.
+    pub(crate) fn wall(&self) -> Wall {
+        self.wall
+    }
+
+    /// When the agent started: the time that the engine was made with.
+    pub(crate) fn started(&self) -> Mono {
+        self.started
+    }
+
+    /// From the first read of type information to the last attached program.
+    pub(crate) fn attach_took(&self) -> Option<Duration> {
+        self.kernel.as_ref().map(|kernel| kernel.took)
+    }
+
+    /// Everything that is known now.
+    pub(crate) fn report(&self) -> Report {
+        self.engine.report()
+    }
+
+    /// The last observation, after [`Self::run`].
+    pub(crate) async fn stop(&mut self, last: Seen, sinks: &mut [&mut dyn Sink]) {
+        self.deliver(last.at, last.observation, sinks).await;
+    }
+
+    /// Runs until `until` resolves and gives everything to the sinks.
+    ///
+    /// # Errors
+    /// When the ring buffer cannot be read any more.
+    pub(crate) async fn run(
+        &mut self,
+        sinks: &mut [&mut dyn Sink],
+        until: impl Future<Output = ()>,
+    ) -> Result<()> {
+        for sink in sinks.iter_mut() {
+            sink.hooks(&self.hooks);
+        }
+        let early = std::mem::take(&mut self.early);
+        for seen in early {
+            self.deliver(seen.at, seen.observation, sinks).await;
+        }
+        tokio::pin!(until);
+        let mut look = tokio::time::interval(LOOK_FOR_LOSS);
+        loop {
+            let deadline = self.engine.next_deadline();
+            tokio::select! {
+                () = &mut until => return Ok(()),
+                ready = wait(&mut self.kernel) => {
+                    ready?;
+                    self.take_events(sinks).await;
+                }
+                Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation, sinks).await,
+                Some(asked) = self.asked.recv() => self.take_answer(asked, sinks).await,
+                Some(()) = self.addresses_changed.recv() => self.look_at_host(sinks).await,
+                _ = look.tick() => {
+                    for sink in sinks.iter_mut() {
+                        sink.turn(clock::now());
+                    }
+                    self.look_for_loss(sinks).await?;
+                }
+                () = at(deadline) => {
+                    self.engine.tick(clock::now());
+                    self.drain(clock::now(), sinks).await;
+                }
+            }
+        }
+    }
+
+    async fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) {
+        loop {
+            let Some(kernel) = &mut self.kernel else { return };
+            let mut observations = Vec::new();
+            let enricher = &mut self.enricher;
+            let more = kernel.reader.take_batch(|event| {
+                enricher.event(&event, |at, observation| observations.push((at, observation)));
+            });
+            for (at, observation) in observations {
+                self.deliver(at, observation, sinks).await;
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// One mutation, then drained, before the next.
+    async fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
+        self.state.note(&observation);
+        for sink in sinks.iter_mut() {
+            sink.observation(at, &observation);
+        }
+        self.engine.observe(at, observation);
+        self.drain(at, sinks).await;
+    }
+
+    async fn drain(&mut self, at: Mono, sinks: &mut [&mut dyn Sink]) {
+        let mut changed = false;
+        while let Some(effect) = self.engine.poll_effect() {
+            changed = true;
+            for sink in sinks.iter_mut() {
+                sink.effect(at, &effect);
+            }
+            match effect {
+                // A full queue means that this address is about to be asked anyway.
+                Effect::Ask(addr) => drop(self.wake.try_send(addr)),
+                Effect::Reread(scope) => self.state.must_reread(scope),
+                Effect::Verdict(_) | Effect::Condition(_) => {}
+            }
+        }
+        if changed {
+            let report = self.engine.report();
+            for sink in sinks.iter_mut() {
+                sink.report(at, &report);
+            }
+        }
+    }
+
+    /// Addresses whose connects the kernel half reports and that are asked.
+    fn watch_targets(&mut self) {
+        let addresses: Vec<_> = self.state.targets().collect();
+        if let Some(kernel) = &mut self.kernel
+            && let Err(error) = kernel.watch.set_targets(&addresses, sources::PORTS)
+        {
+            self.state.gap("tcp.connect", format!("{error:#}"));
+        }
+        self.targets.send_if_modified(|current| {
+            let new = *current != addresses;
+            current.clone_from(&addresses);
+            new
+        });
+    }
+}
+
+/// Waits for the ring buffer; for ever without a kernel half.
+async fn wait(kernel: &mut Option<Kernel>) -> Result<()> {
+    match kernel {
+        Some(kernel) => kernel.reader.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a time of the boot clock; for ever when there is none. The timer's own clock stands still
+/// while the machine sleeps: it may be late then, never early.
+async fn at(deadline: Option<Mono>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(Duration::from_nanos(deadline.since(clock::now()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,248 @@
+//! Reading the present state: at start, so that faults older than the agent are seen, and after a loss.
+
+use anyhow::Result;
+use probe_engine::{
+    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Lost, Mono, Observation, Process, ProcessEvent,
+    Scope,
+};
+
+use super::App;
+use super::sources::netns_of;
+use crate::bpf::{HOOKS, HookState};
+use crate::clock;
+use crate::feed::Seen;
+use crate::node::ask::Asked;
+use crate::node::{cni_config, links, processes, role, sockets, targets};
+use crate::sinks::Sink;
+
+impl App {
+    /// Everything there is at start, in an order that needs no second thoughts: what the host is for, which
+    /// addresses matter, then what can be said of them.
+    pub(super) async fn snapshot(&mut self) -> Result<()> {
+        self.note_gaps();
+        let found = processes::scan();
+        if let Some(kernel) = &mut self.kernel {
+            kernel.watch.set_names(&processes::watch_names())?;
+        }
+        let mut host_netns = Vec::new();
+        for process in &found {
+            if let Some(kernel) = &mut self.kernel {
+                kernel.watch.add_process(process.actor.pid)?;
+            }
+            self.enricher.clients().found(process.actor.clone(), process.class);
+            if process.class == probe_engine::ProcessClass::Kubelet {
+                host_netns.extend(netns_of(process.actor.pid));
+            }
+        }
+        for inum in host_netns {
+            self.enricher.add_host_netns(inum);
+        }
+        let targets = targets::find(&self.settings);
+        let mut host = role::find(&self.settings, &found, &targets.targets);
+        match links::addresses().await {
+            Ok(addresses) => host.addresses = addresses,
+            Err(error) => self.early_gap("link.address", &format!("{error:#}")),
+        }
+        self.early(Observation::Host(host));
+        for target in targets.targets {
+            self.early(Observation::ApiTarget(target));
+        }
+        for gap in targets.gaps {
+            self.early(Observation::Gap(gap));
+        }
+        self.watch_targets();
+        for process in found {
+            let event = ProcessEvent::Found;
+            self.early(Observation::Process(Process { process: process.actor, class: process.class, event }));
+        }
+        match sockets::snapshot() {
+            Ok(listeners) => {
+                for listener in listeners {
+                    self.early(Observation::Listener(listener));
+                }
+            }
+            Err(error) => self.early_gap("tcp.listen", &format!("{error:#}")),
+        }
+        match links::snapshot().await {
+            Ok(links) => {
+                for link in links {
+                    self.early(Observation::Link(link));
+                }
+            }
+            Err(error) => self.early_gap("link", &format!("{error:#}")),
+        }
+        let config = cni_config::read(&self.settings);
+        self.early(Observation::CniConfig(config));
+        self.early(Observation::SnapshotDone);
+        Ok(())
+    }
+
+    fn note_gaps(&mut self) {
+        if let Some(why) = self.unsupported.clone() {
+            let why = format!("no eBPF: {why}; the agent's own questions and /proc stand in");
+            self.early(Observation::Gap(Gap { signal: "ebpf".to_owned(), why, blind: false }));
+        }
+        for (row, status) in HOOKS.iter().zip(self.hooks.clone()) {
+            if let HookState::Missing { why, cost } = status.state {
+                let why = format!("{}: {why}; not seen: {cost}", row.hook.name());
+                let gap = Gap { signal: row.signal.to_owned(), why, blind: row.blind };
+                self.early(Observation::Gap(gap));
+            }
+        }
+    }
+
+    fn early(&mut self, observation: Observation) {
+        self.state.note(&observation);
+        self.early.push(Seen { at: clock::now(), observation });
+    }
+
+    fn early_gap(&mut self, signal: &str, why: &str) {
+        self.early(Observation::Gap(Gap { signal: signal.to_owned(), why: why.to_owned(), blind: false }));
+    }
+
+    /// The answer to one of the agent's own questions. With a kernel half its connect has been seen there
+    /// already, with more detail; here remains what only the asker knows.
+    pub(super) async fn take_answer(&mut self, asked: Asked, sinks: &mut [&mut dyn Sink]) {
+        self.deliver(asked.at, Observation::Route(asked.route), sinks).await;
+        if self.kernel.is_some() && !asked.neighbour_failed {
+            return;
+        }
+        let errno = asked.result.err();
+        let end = ConnectEnd {
+            established: errno.is_none(),
+            // Without the kernel half a reset and an ICMP message look alike: the more common one is taken,
+            // and the gap says so.
+            rst: errno == Some(libc::ECONNREFUSED.unsigned_abs()),
+            sk_err: errno.unwrap_or(0),
+            by_caller: errno == Some(0),
+            neighbour_failed: asked.neighbour_failed,
+            ..ConnectEnd::default()
+        };
+        let client = Actor { pid: std::process::id(), name: "probe".to_owned() };
+        let connect = Connect {
+            client,
+            role: ClientRole::Probe,
+            host_netns: true,
+            to: asked.to,
+            took_ns: asked.took_ns,
+            end,
+        };
+        self.deliver(asked.at, Observation::Connect(connect), sinks).await;
+    }
+
+    /// The host's addresses changed: whose refusal is a local one depends on them.
+    pub(super) async fn look_at_host(&mut self, sinks: &mut [&mut dyn Sink]) {
+        let Ok(addresses) = links::addresses().await else { return };
+        if let Some(mut host) = self.state.host.clone()
+            && host.addresses != addresses
+        {
+            host.addresses = addresses;
+            self.deliver(clock::now(), Observation::Host(host), sinks).await;
+        }
+    }
+
+    /// Counts what the kernel half did not report, and reads again what depends on it.
+    pub(super) async fn look_for_loss(&mut self, sinks: &mut [&mut dyn Sink]) -> Result<()> {
+        let losses = match &mut self.kernel {
+            Some(kernel) => kernel.skips.take_new()?,
+            None => Vec::new(),
+        };
+        let now = clock::now();
+        for loss in losses {
+            let scope =
+                HOOKS.iter().find(|row| row.hook == loss.hook).map_or(Scope::Sockets, |row| row.scope);
+            let lost = Lost { hook: loss.hook.name().to_owned(), scope, count: loss.count };
+            self.deliver(now, Observation::Lost(lost), sinks).await;
+        }
+        for gap in self.state.take_gaps() {
+            self.deliver(now, Observation::Gap(gap), sinks).await;
+        }
+        for scope in self.state.take_rereads() {
+            self.reread(scope, sinks).await;
+        }
+        Ok(())
+    }
+
+    async fn reread(&mut self, scope: Scope, sinks: &mut [&mut dyn Sink]) {
+        match scope {
+            Scope::Sockets => {
+                if !self.reread_listeners(sinks).await {
+                    // Not re-read: the loss stands, and the next look tries again.
+                    self.state.must_reread(scope);
+                    return;
+                }
+                let targets: Vec<_> = self.state.targets().collect();
+                for addr in targets {
+                    // A full queue means that this address is about to be asked anyway.
+                    let _ = self.wake.try_send(addr);
+                }
+            }
+            Scope::Processes => self.reread_processes(sinks).await,
+            Scope::Cni => {
+                self.enricher.forget_dead_runs();
+                let config = cni_config::read(&self.settings);
+                self.deliver(clock::now(), Observation::CniConfig(config), sinks).await;
+            }
+            Scope::Links => {
+                if let Ok(links) = links::snapshot().await {
+                    for link in links {
+                        self.deliver(clock::now(), Observation::Link(link), sinks).await;
+                    }
+                }
+            }
+        }
+        self.deliver(clock::now(), Observation::Reread { scope }, sinks).await;
+    }
+
+    async fn reread_listeners(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {
+        let Ok(present) = sockets::snapshot() else { return false };
+        let gone: Vec<_> = self
+            .state
+            .listeners()
+            .iter()
+            .filter(|known| !present.iter().any(|listener| listener.local == **known))
+            .copied()
+            .collect();
+        let now: Mono = clock::now();
+        for local in gone {
+            let process = Actor::default();
+            let listener = probe_engine::Listener { local, up: false, process, host_netns: true };
+            self.deliver(now, Observation::Listener(listener), sinks).await;
+        }
+        for listener in present {
+            if !self.state.listeners().contains(&listener.local) {
+                self.deliver(now, Observation::Listener(listener), sinks).await;
+            }
+        }
+        true
+    }
+
+    async fn reread_processes(&mut self, sinks: &mut [&mut dyn Sink]) {
+        let found = processes::scan();
+        let known: Vec<_> = self.enricher.clients().watched().cloned().collect();
+        for (process, class) in known {
+            if !found.iter().any(|now| now.actor.pid == process.pid) {
+                self.enricher.clients().exited(process.pid);
+                // How it ended was lost with its event.
+                let event = ProcessEvent::Exited { exit: ExitStatus::default(), sender: None, oom: false };
+                let ended = Observation::Process(Process { process, class, event });
+                self.deliver(clock::now(), ended, sinks).await;
+            }
+        }
+        for process in found {
+            if self.enricher.clients().watched().any(|(actor, _)| actor.pid == process.actor.pid) {
+                continue;
+            }
+            if let Some(kernel) = &mut self.kernel
+                && let Err(error) = kernel.watch.add_process(process.actor.pid)
+            {
+                self.state.gap("process.exit", format!("{error:#}"));
+            }
+            self.enricher.clients().found(process.actor.clone(), process.class);
+            let event = ProcessEvent::Found;
+            let observation =
+                Observation::Process(Process { process: process.actor, class: process.class, event });
+            self.deliver(clock::now(), observation, sinks).await;
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What the loop listens to, and what it remembers of it for when state must be read again.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use probe_engine::{Gap, Host, Observation, Scope};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::feed::Feed;
+use crate::node;
+use crate::settings::Settings;
+
+/// Ports whose connects and listeners are reported at any address: kube-apiserver's default. A node whose
+/// API address was not found shows its clients all the same.
+pub(super) const PORTS: &[u16] = &[6443];
+
+/// Starts the sources that run for ever.
+pub(super) fn spawn(
+    tasks: &mut JoinSet<()>,
+    settings: &Arc<Settings>,
+    feed: &Feed,
+    addresses_changed: mpsc::Sender<()>,
+) {
+    tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
+    tasks.spawn(node::links::watch(feed.clone(), addresses_changed));
+}
+
+/// Inode number of the agent's own network namespace.
+pub(super) fn own_netns() -> Option<u32> {
+    netns_of("self")
+}
+
+/// Inode number of a process' network namespace; `None` when it is gone.
+pub(super) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
+    let inode = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?.ino();
+    u32::try_from(inode).ok()
+}
+
+/// What was observed last, where a re-read has to be compared with it.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    targets: BTreeSet<SocketAddr>,
+    listeners: BTreeSet<SocketAddr>,
+    pub(super) host: Option<Host>,
+    reread: BTreeSet<Scope>,
+    gaps: Vec<Gap>,
+}
+
+impl State {
+    /// Keeps what is needed of an observation on its way to the engine.
+    pub(super) fn note(&mut self, observation: &Observation) {
+        match observation {
+            Observation::ApiTarget(target) => {
+                self.targets.insert(target.addr);
+            }
+            Observation::ApiTargetGone { addr } => {
+                self.targets.remove(addr);
+            }
+            Observation::Listener(listener) if listener.host_netns => {
+                if listener.up {
+                    self.listeners.insert(listener.local);
+                } else {
+                    self.listeners.remove(&listener.local);
+                }
+            }
+            Observation::Host(host) => self.host = Some(host.clone()),
+            _ => {}
+        }
+    }
+
+    pub(super) fn targets(&self) -> impl Iterator<Item = SocketAddr> {
+        self.targets.iter().copied()
+    }
+
+    pub(super) fn listeners(&self) -> &BTreeSet<SocketAddr> {
+        &self.listeners
+    }
+
+    /// Something must be read again as soon as the loop comes to it.
+    pub(super) fn must_reread(&mut self, scope: Scope) {
+        self.reread.insert(scope);
+    }
+
+    pub(super) fn take_rereads(&mut self) -> BTreeSet<Scope> {
+        std::mem::take(&mut self.reread)
+    }
+
+    /// A gap that shows at the next look.
+    pub(super) fn gap(&mut self, signal: &str, why: String) {
+        self.gaps.push(Gap { signal: signal.to_owned(), why, blind: false });
+    }
+
+    pub(super) fn take_gaps(&mut self) -> Vec<Gap> {
+        std::mem::take(&mut self.gaps)
+    }
+}

@@ -1,0 +1,233 @@
+//! Member offsets and enumerators from the kernel's own type information.
+//!
+//! The library that loads the programs does not give member offsets, so this reads the type section itself:
+//! Documentation/bpf/btf.rst. The file is the kernel's, but every length is checked all the same.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Where the running kernel keeps it (5.4, `CONFIG_DEBUG_INFO_BTF`).
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// What is wrong with the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BtfError {
+    #[error("it is not BTF: wrong magic number or header")]
+    Header,
+    #[error("type {0} is cut off or of an unknown kind")]
+    Type(usize),
+}
+
+/// Longest chain of typedefs, qualifiers and nested structs that is followed.
+const MAX_DEPTH: usize = 16;
+
+// Kinds, include/uapi/linux/btf.h.
+const INT: u32 = 1;
+const ARRAY: u32 = 3;
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const ENUM: u32 = 6;
+const TYPEDEF: u32 = 8;
+const VOLATILE: u32 = 9;
+const CONST: u32 = 10;
+const RESTRICT: u32 = 11;
+const FUNC_PROTO: u32 = 13;
+const VAR: u32 = 14;
+const DATASEC: u32 = 15;
+const DECL_TAG: u32 = 17;
+const TYPE_TAG: u32 = 18;
+const ENUM64: u32 = 19;
+
+/// The type section of one kernel.
+pub(super) struct Btf<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Where type `id` starts in `types`; type 0 is void.
+    starts: Vec<u32>,
+    /// Structs by name, of those asked for.
+    structs: BTreeMap<&'a str, u32>,
+}
+
+impl<'a> Btf<'a> {
+    /// Indexes `data`, keeping the structs (and enums) of `wanted` by name.
+    pub(super) fn parse(data: &'a [u8], wanted: &[&str]) -> Result<Self, BtfError> {
+        let word = |at: usize| read(data, at).ok_or(BtfError::Header);
+        if data.get(..2) != Some(&0xeb9f_u16.to_ne_bytes()) {
+            return Err(BtfError::Header);
+        }
+        let header = word(4)? as usize;
+        let section = |offset: u32, length: u32| -> Option<Range<usize>> {
+            let start = header.checked_add(offset as usize)?;
+            Some(start..start.checked_add(length as usize)?)
+        };
+        let part = |at: usize| -> Result<&'a [u8], BtfError> {
+            let range = section(word(at)?, word(at + 4)?).ok_or(BtfError::Header)?;
+            data.get(range).ok_or(BtfError::Header)
+        };
+        let mut btf = Self { types: part(8)?, strings: part(16)?, starts: vec![0], structs: BTreeMap::new() };
+        btf.index(wanted)?;
+        Ok(btf)
+    }
+
+    fn index(&mut self, wanted: &[&str]) -> Result<(), BtfError> {
+        let mut at = 0;
+        while at < self.types.len() {
+            let id = self.starts.len();
+            let cut = || BtfError::Type(id);
+            let info = read(self.types, at + 4).ok_or_else(cut)?;
+            let size = 12 + extra(info).ok_or_else(cut)?;
+            if at + size > self.types.len() {
+                return Err(cut());
+            }
+            if matches!(kind(info), STRUCT | ENUM) {
+                let name = self.name(read(self.types, at).ok_or_else(cut)?);
+                if wanted.contains(&name) {
+                    self.structs.insert(name, u32::try_from(id).map_err(|_| cut())?);
+                }
+            }
+            self.starts.push(u32::try_from(at).map_err(|_| cut())?);
+            at += size;
+        }
+        Ok(())
+    }
+
+    fn name(&self, offset: u32) -> &'a str {
+        let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
+        std::str::from_utf8(&rest[..end]).unwrap_or_default()
+    }
+
+    /// Start of a type and its info word.
+    fn at(&self, id: u32) -> Option<(usize, u32)> {
+        let start = *self.starts.get(id as usize).filter(|_| id != 0)? as usize;
+        Some((start, read(self.types, start + 4)?))
+    }
+
+    /// Follows typedefs and qualifiers to the type itself.
+    fn resolve(&self, mut id: u32) -> Option<(usize, u32)> {
+        for _ in 0..MAX_DEPTH {
+            let (start, info) = self.at(id)?;
+            match kind(info) {
+                TYPEDEF | VOLATILE | CONST | RESTRICT | TYPE_TAG => id = read(self.types, start + 8)?,
+                _ => return Some((start, info)),
+            }
+        }
+        None
+    }
+
+    /// Byte offset of `path` (`a.b.c`) in struct `name`; `None` when this kernel has no such member.
+    pub(super) fn offset(&self, name: &str, path: &str) -> Option<u32> {
+        let mut id = *self.structs.get(name)?;
+        let mut offset = 0;
+        for part in path.split('.') {
+            let (inner, member) = self.member(id, part, 0)?;
+            offset += inner;
+            id = member;
+        }
+        Some(offset)
+    }
+
+    /// Offset and type of one member, looked for in anonymous structs and unions too.
+    fn member(&self, id: u32, name: &str, depth: usize) -> Option<(u32, u32)> {
+        let (start, info) = self.resolve(id)?;
+        if depth > MAX_DEPTH || !matches!(kind(info), STRUCT | UNION) {
+            return None;
+        }
+        for index in 0..vlen(info) {
+            let member = start + 12 + index * 12;
+            let member_type = read(self.types, member + 4)?;
+            let raw = read(self.types, member + 8)?;
+            // With the kind flag the upper byte is a bit field's size.
+            let bits = if info >> 31 == 1 { raw & 0x00ff_ffff } else { raw };
+            match self.name(read(self.types, member)?) {
+                found if found == name => return Some((bits / 8, member_type)),
+                "" => {
+                    if let Some((inner, found)) = self.member(member_type, name, depth + 1) {
+                        return Some((bits / 8 + inner, found));
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Does enum `name` have this enumerator?
+    pub(super) fn has_enumerator(&self, name: &str, enumerator: &str) -> bool {
+        let found = || -> Option<bool> {
+            let (start, info) = self.at(*self.structs.get(name)?)?;
+            let names = (0..vlen(info)).filter_map(|index| read(self.types, start + 12 + index * 8));
+            Some(kind(info) == ENUM && names.into_iter().any(|offset| self.name(offset) == enumerator))
+        };
+        found().unwrap_or(false)
+    }
+}
+
+fn read(bytes: &[u8], at: usize) -> Option<u32> {
+    let word = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(word.try_into().ok()?))
+}
+
+const fn kind(info: u32) -> u32 {
+    info >> 24 & 0x1f
+}
+
+const fn vlen(info: u32) -> usize {
+    (info & 0xffff) as usize
+}
+
+/// Bytes that follow the common twelve, by kind; `None` for a kind that is not known.
+const fn extra(info: u32) -> Option<usize> {
+    Some(match kind(info) {
+        INT | VAR | DECL_TAG => 4,
+        ARRAY => 12,
+        STRUCT | UNION | DATASEC | ENUM64 => 12 * vlen(info),
+        ENUM | FUNC_PROTO => 8 * vlen(info),
+        // Pointer, forward, typedef, qualifiers, function, float, type tag.
+        2 | 7..=12 | 16 | 18 => 0,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel() -> Vec<u8> {
+        std::fs::read(VMLINUX).expect("this kernel's type information; the tests need CONFIG_DEBUG_INFO_BTF")
+    }
+
+    #[test]
+    fn members_are_found_through_unions_and_typedefs() {
+        let data = kernel();
+        let btf = Btf::parse(&data, &["sock_common", "sock", "sock_exterr_skb"]).expect("parses");
+        // The first members of sock_common: daddr and rcv_saddr share an anonymous union and struct.
+        assert_eq!(btf.offset("sock_common", "skc_daddr"), Some(0));
+        assert_eq!(btf.offset("sock_common", "skc_rcv_saddr"), Some(4));
+        assert_eq!(btf.offset("sock", "__sk_common.skc_rcv_saddr"), Some(4));
+        // 24 on every kernel that was measured.
+        assert_eq!(btf.offset("sock_exterr_skb", "ee"), Some(24));
+        assert_eq!(btf.offset("sock", "no_such_member"), None);
+        assert_eq!(btf.offset("no_such_struct", "a"), None);
+    }
+
+    #[test]
+    fn enumerators_are_found() {
+        let data = kernel();
+        let btf = Btf::parse(&data, &["bpf_func_id"]).expect("parses");
+        assert!(btf.has_enumerator("bpf_func_id", "BPF_FUNC_ringbuf_reserve"));
+        assert!(!btf.has_enumerator("bpf_func_id", "BPF_FUNC_no_such"));
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_an_error_or_an_answer_but_never_a_panic() {
+        let data = kernel();
+        for cut in (0..200).chain((200..data.len()).step_by(data.len() / 50)) {
+            if let Ok(btf) = Btf::parse(&data[..cut], &["sock"]) {
+                let _ = btf.offset("sock", "sk_err");
+            }
+        }
+        assert!(Btf::parse(b"\x9f\xeb", &[]).is_err());
+        assert!(Btf::parse(b"", &[]).is_err());
+    }
+}

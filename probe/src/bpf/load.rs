@@ -1,0 +1,174 @@
+//! Loads and attaches every program that this kernel takes, by trying.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::programs::{Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use probe_common::Hook;
+
+use super::btf::VMLINUX;
+use super::hooks::{Attach, HOOKS, Row};
+use super::layout::Layout;
+use super::{HookState, HookStatus, Reader, Skips, Unsupported, Watch, tracefs};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-ebpf"));
+
+/// The kernel half at work. Dropping `programs` detaches it.
+pub(crate) struct Kernel {
+    /// Keeps the programs attached; also where the kernel half's own log is read from.
+    pub(crate) programs: Ebpf,
+    /// What became of each hook, in the order of [`HOOKS`].
+    pub(crate) hooks: Vec<HookStatus>,
+    /// The events.
+    pub(crate) reader: Reader,
+    /// What was not reported.
+    pub(crate) skips: Skips,
+    /// What is looked at.
+    pub(crate) watch: Watch,
+    /// From the first read of type information to the last attached program.
+    pub(crate) took: std::time::Duration,
+}
+
+/// Loads everything. A hook that the kernel refuses is a row in `hooks`, not an error.
+///
+/// # Errors
+/// [`Unsupported`] when nothing can be loaded here: no privilege, no type information, no ring buffer.
+pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
+    let started = Instant::now();
+    privilege()?;
+    // Without it every tracepoint below says so, and the rest works.
+    let tracefs = tracefs::ensure();
+    let data = std::fs::read(VMLINUX).map_err(|error| {
+        Unsupported(format!(
+            "read the kernel's type information {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
+        ))
+    })?;
+    // Three passes over the same type information, two of them inside the library: side by side.
+    let (mut loader, layout, btf) = std::thread::scope(|scope| {
+        let btf = scope.spawn(Btf::from_sys_fs);
+        let layout = scope.spawn(|| Layout::read(&data, kernel_readable()));
+        let loader = EbpfLoader::new();
+        let lost = |_| anyhow!("a loader thread ended early");
+        Ok::<_, anyhow::Error>((loader, layout.join().map_err(lost)??, btf.join().map_err(lost)??))
+    })
+    .with_context(|| format!("read {VMLINUX}"))?;
+    drop(data);
+
+    loader.verifier_log_level(VerifierLogLevel::DISABLE).map_max_entries("EVENTS", ring_bytes);
+    for (name, value) in &layout.globals {
+        loader.override_global(name, value, true);
+    }
+    let mut programs = loader
+        .load(OBJECT)
+        .map_err(|error| Unsupported(format!("load the eBPF object: {}", chain(&error))))?;
+    drop(loader);
+
+    let watch = Watch::take(&mut programs)?;
+    let reader = Reader::take(&mut programs)?;
+    let skips = Skips::take(&mut programs)?;
+    let hooks: Vec<_> = HOOKS
+        .iter()
+        .map(|row| HookStatus { hook: row.hook, state: attach(&mut programs, row, &layout, &btf, &tracefs) })
+        .collect();
+    if hooks.iter().all(|status| status.state != HookState::Attached) {
+        let why = hooks.iter().find_map(|status| match &status.state {
+            HookState::Missing { why, .. } => Some(why.as_str()),
+            _ => None,
+        });
+        return Err(
+            Unsupported(format!("attach any eBPF program: {}", why.unwrap_or("none was tried"))).into()
+        );
+    }
+    Ok(Kernel { programs, hooks, reader, skips, watch, took: started.elapsed() })
+}
+
+fn attach(
+    programs: &mut Ebpf,
+    row: &Row,
+    layout: &Layout,
+    btf: &Btf,
+    tracefs: &std::io::Result<()>,
+) -> HookState {
+    if let (Err(error), Attach::Tracepoint(..)) = (tracefs, row.attach) {
+        return HookState::Missing { why: format!("mount tracefs: {error}"), cost: row.cost };
+    }
+    if !layout.task_pt_regs && matches!(row.hook, Hook::SysExitConnect | Hook::SysExitUnshare) {
+        let why = "the helper bpf_task_pt_regs (Linux 5.15) is not there".to_owned();
+        return HookState::Missing { why, cost: row.cost };
+    }
+    let name = match row.hook {
+        Hook::SchedProcessExec if !layout.bpf_loop => "sched_process_exec_unrolled",
+        hook => hook.name(),
+    };
+    match try_attach(programs, name, row.attach, btf) {
+        Ok(()) => HookState::Attached,
+        Err(error) => HookState::Missing { why: chain(error.as_ref()), cost: row.cost },
+    }
+}
+
+fn try_attach(programs: &mut Ebpf, name: &str, attach: Attach, btf: &Btf) -> Result<()> {
+    match (programs.program_mut(name), attach) {
+        (Some(Program::BtfTracePoint(program)), Attach::Btf(tracepoint)) => {
+            program.load(tracepoint, btf)?;
+            program.attach()?;
+        }
+        (Some(Program::TracePoint(program)), Attach::Tracepoint(category, tracepoint)) => {
+            program.load()?;
+            program.attach(category, tracepoint)?;
+        }
+        _ => return Err(ProgramError::InvalidName { name: name.to_owned() }.into()),
+    }
+    Ok(())
+}
+
+/// Everything an error says, on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let words = error.to_string();
+        // The library's messages repeat their source; one copy is enough.
+        if !text.contains(&words) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&words.replace('\n', " "));
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// Fails early, and with words, where every load would fail with `EPERM`.
+fn privilege() -> Result<(), Unsupported> {
+    // include/uapi/linux/capability.h
+    const SYS_ADMIN: u32 = 21;
+    const PERFMON: u32 = 38;
+    const BPF: u32 = 39;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    let has = |bit: u32| effective.is_none_or(|set| set >> bit & 1 == 1);
+    let missing: Vec<_> = [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")]
+        .into_iter()
+        .filter(|(bit, _)| !has(*bit) && !has(SYS_ADMIN))
+        .map(|(_, name)| name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Unsupported(format!(
+        "load eBPF programs: {} is missing; run as root, or give the process CAP_BPF, CAP_PERFMON, \
+         CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+        missing.join(" and ")
+    )))
+}
+
+/// Under `lockdown=confidentiality` the helpers that read kernel memory by address are refused.
+fn kernel_readable() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lockdown")
+        .map_or(true, |mode| !mode.contains("[confidentiality]"))
+}

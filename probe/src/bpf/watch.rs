@@ -1,0 +1,90 @@
+//! What the kernel half looks at: addresses, names, processes.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData};
+use probe_common::{COMM_LEN, MAX_TARGETS, PORT_WORDS, ProcessState, TargetKey};
+
+type Name = [u8; COMM_LEN];
+
+/// The filter maps.
+pub(crate) struct Watch {
+    ports: Array<MapData, u64>,
+    targets: HashMap<MapData, [u8; size_of::<TargetKey>()], u8>,
+    names: HashMap<MapData, Name, u8>,
+    processes: HashMap<MapData, u32, [u8; size_of::<ProcessState>()]>,
+    current: BTreeSet<TargetKey>,
+}
+
+impl Watch {
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self> {
+        let mut map =
+            |name: &'static str| programs.take_map(name).with_context(|| format!("find the map {name}"));
+        Ok(Self {
+            ports: map("PORTS")?.try_into()?,
+            targets: map("TARGETS")?.try_into()?,
+            names: map("NAMES")?.try_into()?,
+            processes: map("PROCESSES")?.try_into()?,
+            current: BTreeSet::new(),
+        })
+    }
+
+    /// Reports connects to exactly these addresses, and to these ports at any address; at most
+    /// [`MAX_TARGETS`] in all. Addresses first: the port set is only a short cut to them.
+    pub(crate) fn set_targets(&mut self, addresses: &[SocketAddr], ports: &[u16]) -> Result<()> {
+        let any = ports.iter().map(|port| TargetKey { addr: [0; 16], port: *port, family: 0 });
+        let wanted: BTreeSet<_> = addresses.iter().map(key).chain(any).take(MAX_TARGETS as usize).collect();
+        if wanted == self.current {
+            return Ok(());
+        }
+        for gone in self.current.difference(&wanted) {
+            // Gone already is as good.
+            let _ = self.targets.remove(&gone.to_bytes());
+        }
+        for new in wanted.difference(&self.current) {
+            self.targets.insert(new.to_bytes(), 1, 0).context("watch an API address")?;
+        }
+        let mut words = vec![0_u64; PORT_WORDS as usize];
+        for target in &wanted {
+            words[usize::from(target.port) / 64] |= 1 << (target.port % 64);
+        }
+        let changed = self.current.iter().chain(&wanted).map(|target| u32::from(target.port) / 64);
+        for index in changed.collect::<BTreeSet<_>>() {
+            self.ports.set(index, words[index as usize], 0).context("watch the port of an API address")?;
+        }
+        self.current = wanted;
+        Ok(())
+    }
+
+    /// Watches processes of these names from their exec on.
+    pub(crate) fn set_names(&mut self, names: &[Name]) -> Result<()> {
+        for name in names {
+            self.names.insert(name, 1, 0).context("watch a process name")?;
+        }
+        Ok(())
+    }
+
+    /// Watches a process that is there already.
+    pub(crate) fn add_process(&mut self, pid: u32) -> Result<()> {
+        self.processes.insert(pid, ProcessState::default().to_bytes(), 0).context("watch a process")
+    }
+}
+
+fn key(addr: &SocketAddr) -> TargetKey {
+    let mut bytes = [0; 16];
+    let family = match addr.ip().to_canonical() {
+        IpAddr::V4(v4) => {
+            bytes[..4].copy_from_slice(&v4.octets());
+            libc::AF_INET
+        }
+        IpAddr::V6(v6) => {
+            bytes = v6.octets();
+            libc::AF_INET6
+        }
+    };
+    // Both constants are below 16.
+    TargetKey { addr: bytes, port: addr.port(), family: u16::try_from(family).unwrap_or_default() }
+}

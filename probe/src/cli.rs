@@ -1,0 +1,369 @@
+//! What was typed. `settings.rs` is what it means.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use probe_engine::{Pod, Role, TargetKind};
+
+use crate::settings::{ApiServer, Settings};
+use crate::sinks::trace::Topic;
+
+/// Says why a Kubernetes node is not ready, from inside the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "probe", version, about, arg_required_else_help = true, propagate_version = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// When to use colour.
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, env = "NETREADY_COLOR")]
+    pub(crate) color: Color,
+    /// Show the kernel half's own log on standard error.
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  probe check                          one verdict, with its cause and what to look at
+  probe trace                          watch what happens, live
+  probe check --apiserver 10.0.0.1     when the address cannot be found by itself
+  probe explain CNIConfigMissing       what a reason means and what it is mistaken for
+
+Exit codes of `probe check`: 0 ready, 1 CNI, datapath or runtime fault, 2 usage, 3 API-side fault,
+4 not ready for another reason, 5 unknown, 6 not applicable, 77 missing privilege or unsupported kernel.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The agent: metrics, state file, socket.
+    Run(RunArgs),
+    /// One verdict now: asks the running agent, or looks for itself.
+    Check(CheckArgs),
+    /// A live timeline: one line per operation, and the verdict as it changes.
+    Trace(TraceArgs),
+    /// Feeds a recording to the engine and prints what it would have said.
+    Replay(ReplayArgs),
+    /// What a reason means, what proves it, what looks the same, what to do.
+    Explain(ExplainArgs),
+    /// What this kernel and this process allow: each hook, and what a missing one costs.
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Where /metrics, /livez and /readyz are served.
+    #[arg(long, default_value = "127.0.0.1:9719", env = "NETREADY_METRICS_ADDRESS")]
+    pub(crate) metrics_address: SocketAddr,
+    /// Where the newest report is kept.
+    #[arg(long, default_value = "/run/netready/state.json", env = "NETREADY_STATE_FILE")]
+    pub(crate) state_file: PathBuf,
+    /// Where `probe check` asks this agent.
+    #[arg(long, default_value = DEFAULT_SOCKET, env = "NETREADY_SOCKET")]
+    pub(crate) socket: PathBuf,
+}
+
+/// Where an agent answers when nothing else is said.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/netready/probe.sock";
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// How long to watch before answering, when no agent runs.
+    #[arg(long = "for", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub(crate) watch: Duration,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+    /// Do not ask a running agent.
+    #[arg(long)]
+    pub(crate) no_agent: bool,
+    /// Where a running agent answers.
+    #[arg(long, default_value = DEFAULT_SOCKET, env = "NETREADY_SOCKET")]
+    pub(crate) socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Show only these topics (the verdict is always shown).
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) only: Vec<Topic>,
+    /// Show only CNI runs for this pod.
+    #[arg(long, value_parser = pod, value_name = "NAMESPACE/NAME")]
+    pub(crate) pod: Option<Pod>,
+    /// Stop after this time.
+    #[arg(long = "for", value_parser = duration, value_name = "TIME")]
+    pub(crate) watch: Option<Duration>,
+    /// Output format; JSON is one object a line.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+    /// Also write everything to this new file, for `probe replay`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// A recording; `-` for standard input.
+    pub(crate) file: PathBuf,
+    /// Output format; JSON is one object a line.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A reason, in any case; all of them when left out.
+    pub(crate) reason: Option<String>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+    /// As a page of documentation.
+    #[arg(long, hide = true)]
+    pub(crate) markdown: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+/// How the node is looked at; the same for every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Node (found by itself on a usual one)")]
+pub(crate) struct NodeArgs {
+    /// API server, instead of those that are found: ADDRESS[:PORT] or a URL; `service=ADDRESS` marks the
+    /// cluster's Service address. May be repeated.
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESS", env = "NETREADY_APISERVER")]
+    apiserver: Vec<String>,
+    /// Kubeconfig whose server is the API server.
+    #[arg(long, value_name = "FILE", env = "NETREADY_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Where the runtime reads network configurations.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d", env = "NETREADY_CNI_CONF_DIR")]
+    cni_conf_dir: PathBuf,
+    /// Where the runtime looks for plugins; may be repeated, or separated by colons.
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_delimiter = ':',
+        default_value = "/opt/cni/bin:/usr/libexec/cni:/usr/lib/cni",
+        env = "NETREADY_CNI_BIN_DIR"
+    )]
+    cni_bin_dir: Vec<PathBuf>,
+    /// Where runtimes bind network namespaces.
+    #[arg(long, value_name = "DIR", default_value = "/run/netns", env = "NETREADY_NETNS_DIR")]
+    netns_dir: PathBuf,
+    /// CRI socket.
+    #[arg(long, value_name = "SOCKET", env = "NETREADY_RUNTIME_ENDPOINT")]
+    runtime_endpoint: Option<PathBuf>,
+    /// What this host is for.
+    #[arg(long, value_enum, default_value_t = RoleArg::Auto, env = "NETREADY_ROLE")]
+    role: RoleArg,
+    /// Root of the host's file system; /proc/1/root in a container.
+    #[arg(long, value_name = "DIR", default_value = "/", env = "NETREADY_HOST_ROOT")]
+    host_root: PathBuf,
+    /// Name of the node in reports.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// Do not ask the API server; only watch its clients.
+    #[arg(long, help_heading = "Tuning", env = "NETREADY_NO_ASK")]
+    no_ask: bool,
+    /// How long one question to the API server may take; neighbour discovery alone takes 3 s.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "4s", help_heading = "Tuning", env = "NETREADY_ASK_TIMEOUT")]
+    ask_timeout: Duration,
+    /// How long to say Learning without proof.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", help_heading = "Tuning", env = "NETREADY_START_GRACE")]
+    start_grace: Duration,
+    /// How long a failure that retries must hold before a condition goes False.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s", help_heading = "Tuning", env = "NETREADY_FAIL_HOLD")]
+    fail_hold: Duration,
+    /// Size of the ring buffer: a power of two, at least 4096.
+    #[arg(long, value_name = "BYTES", value_parser = ring, default_value_t = probe_common::RING_BYTES, help_heading = "Tuning", env = "NETREADY_RING_BYTES")]
+    ring_bytes: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RoleArg {
+    Auto,
+    Worker,
+    ControlPlane,
+    Etcd,
+    None,
+}
+
+/// Between two questions to an address that answers, and to one that does not.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is wrong with what was typed, in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
+impl NodeArgs {
+    /// Checks everything that needs the machine.
+    pub(crate) fn settings(self) -> Result<Settings, UsageError> {
+        let mut settings = Settings {
+            node: self.node_name.unwrap_or_else(host_name),
+            apiservers: Vec::new(),
+            only_named: !self.apiserver.is_empty(),
+            kubeconfig: self.kubeconfig,
+            cni_conf_dir: self.cni_conf_dir,
+            cni_bin_dirs: self.cni_bin_dir,
+            netns_dir: self.netns_dir,
+            runtime_endpoint: self.runtime_endpoint,
+            role: match self.role {
+                RoleArg::Auto => None,
+                RoleArg::Worker => Some(Role::Worker),
+                RoleArg::ControlPlane => Some(Role::ControlPlane),
+                RoleArg::Etcd => Some(Role::Etcd),
+                RoleArg::None => Some(Role::None),
+            },
+            host_root: self.host_root,
+            ring_bytes: self.ring_bytes,
+            ask: !self.no_ask,
+            ask_timeout: self.ask_timeout,
+            ask_every: ASK_EVERY,
+            ask_again: ASK_AGAIN,
+            start_grace: self.start_grace,
+            fail_hold: self.fail_hold,
+        };
+        if !settings.host_root.is_dir() {
+            return Err(UsageError(format!(
+                "--host-root {}: it is no directory",
+                settings.host_root.display()
+            )));
+        }
+        if let Some(path) = &settings.kubeconfig
+            && !settings.on_host(path).is_file()
+        {
+            return Err(UsageError(format!("--kubeconfig {}: it is no file", path.display())));
+        }
+        for text in &self.apiserver {
+            let server = api_server(&settings, text)?;
+            settings.apiservers.push(server);
+        }
+        Ok(settings)
+    }
+}
+
+fn api_server(settings: &Settings, text: &str) -> Result<ApiServer, UsageError> {
+    let (kind, address) = match text.split_once('=') {
+        Some(("service", address)) => (Some(TargetKind::Service), address),
+        Some(("direct", address)) => (Some(TargetKind::Direct), address),
+        Some((other, _)) => {
+            return Err(UsageError(format!(
+                "--apiserver {text:?}: {other:?} is none of `service`, `direct`"
+            )));
+        }
+        None => (None, text),
+    };
+    let address = address.trim();
+    // A Service listens on 443, a server on 6443.
+    let address = match (kind, address.parse::<IpAddr>()) {
+        (Some(TargetKind::Service), Ok(ip)) => Some(SocketAddr::new(ip, 443)),
+        _ => crate::node::targets::resolve(settings, address),
+    };
+    match address {
+        Some(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(ApiServer { addr, kind }),
+        Some(_) => Err(UsageError(format!("--apiserver {text:?}: nobody listens on that address or port"))),
+        None => Err(UsageError(format!(
+            "--apiserver {text:?}: it is no address, and /etc/hosts has no such name; give ADDRESS:PORT"
+        ))),
+    }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    crate::text::clean(name.trim().as_bytes(), 253)
+}
+
+/// `500ms`, `10s`, `2m`, `1h`; a day at most, and never nothing.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 =
+        number.parse().map_err(|_| "write a number and a unit, for example 10s or 500ms".to_owned())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("the unit is one of ms, s, m, h".to_owned()),
+    };
+    match number.checked_mul(unit_ms) {
+        Some(ms @ 1..=86_400_000) => Ok(Duration::from_millis(ms)),
+        _ => Err("it must be at least 1ms and at most 24h".to_owned()),
+    }
+}
+
+fn pod(text: &str) -> Result<Pod, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned() })
+        }
+        _ => Err("write NAMESPACE/NAME".to_owned()),
+    }
+}
+
+fn ring(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|_| "it is no number of bytes".to_owned())?;
+    // The kernel takes powers of two that are whole pages; more than 256 MiB helps nobody.
+    if bytes.is_power_of_two() && (4096..=256 << 20).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err("it must be a power of two between 4096 and 268435456".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_need_a_unit_and_a_limit() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "10", "s", "0s", "25h", "99999999999999999999h", "-1s", "1.5s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_ring_is_a_power_of_two() {
+        assert_eq!(ring("4096"), Ok(4096));
+        for bad in ["0", "1024", "5000", "4294967296", "x"] {
+            assert!(ring(bad).is_err(), "{bad}");
+        }
+    }
+}

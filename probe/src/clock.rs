@@ -1,0 +1,35 @@
+//! The one place that reads clocks.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use probe_engine::Mono;
+
+/// Now, on `CLOCK_BOOTTIME`: the clock of the kernel's events.
+pub(crate) fn now() -> Mono {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a live, writable timespec; the clock id is a constant that Linux has since 2.6.39.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    debug_assert_eq!(failed, 0);
+    Mono(u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Turns boot time into wall time, as the two stood to each other when it was made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wall {
+    /// Wall clock minus boot clock, nanoseconds since 1970.
+    pub(crate) offset_ns: u64,
+}
+
+impl Wall {
+    /// As the clocks stand now.
+    pub(crate) fn here() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        Self { offset_ns: wall_ns.saturating_sub(now().0) }
+    }
+
+    /// The wall time of `at`.
+    pub(crate) fn at(self, at: Mono) -> SystemTime {
+        UNIX_EPOCH + Duration::from_nanos(self.offset_ns.saturating_add(at.0))
+    }
+}

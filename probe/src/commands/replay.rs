@@ -1,0 +1,104 @@
+//! `probe replay`: what the engine would have said.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read as _};
+use std::path::Path;
+
+use anyhow::Result;
+use probe_engine::{Config, Engine, Line, Mono, RecordingHeader};
+
+use crate::cli::{Output, ReplayArgs, UsageError};
+use crate::clock::Wall;
+use crate::exit::Exit;
+use crate::report::{Context, Document};
+use crate::sinks::Sink;
+use crate::sinks::layout::width;
+use crate::sinks::trace::{Filter, Timeline};
+use crate::sinks::trace_json::JsonLines;
+
+/// Longest line that is read: an observation's texts are bounded, a recording by hand may be generous.
+const LINE: u64 = 1 << 20;
+
+/// See the module.
+pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
+    let shown = args.file.display().to_string();
+    let mut input = open(&args.file)?;
+    let usage = |number: usize, why: String| UsageError(format!("{shown}: line {number}: {why}"));
+    let first = next_line(&mut input).map_err(|why| usage(1, why))?;
+    let header: RecordingHeader = serde_json::from_slice(&first.unwrap_or_default())
+        .map_err(|error| usage(1, format!("it is no recording's header: {error}")))?;
+    if header.netready_recording != 1 {
+        return Err(usage(1, format!("format {} is not known here", header.netready_recording)).into());
+    }
+    let wall = Wall { offset_ns: header.wall_offset_ns };
+    let context = Context { node: header.node.clone(), boot_id: header.boot_id.clone(), wall };
+    let mut timeline = Timeline::new(anstream::stdout(), wall, width(), Filter::default());
+    let mut lines = JsonLines::new(std::io::stdout(), context.clone(), Filter::default());
+    let sink: &mut dyn Sink = match args.output {
+        Output::Text => &mut timeline,
+        Output::Json => &mut lines,
+    };
+    let mut engine = Engine::new(Config::default(), header.started);
+    let mut number = 1;
+    while let Some(bytes) = next_line(&mut input).map_err(|why| usage(number + 1, why))? {
+        number += 1;
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let line: Line = serde_json::from_slice(&bytes).map_err(|error| usage(number, error.to_string()))?;
+        let_time_pass(&mut engine, line.at, sink);
+        sink.observation(line.at, &line.observation);
+        engine.observe(line.at, line.observation);
+        drain(&mut engine, line.at, sink);
+    }
+    match timeline.broken.or(lines.broken) {
+        Some(error) => Err(error.into()),
+        None => finish(args, &engine, &context),
+    }
+}
+
+fn finish(args: &ReplayArgs, engine: &Engine, context: &Context) -> Result<Exit> {
+    if args.output == Output::Text {
+        let document = Document::new(&engine.report(), context);
+        anstream::print!("\n{}", super::check::text(&document, width())?);
+    }
+    Ok(Exit::Ready)
+}
+
+/// Ticks at every time that the engine asked for, up to `until`.
+fn let_time_pass(engine: &mut Engine, until: Mono, sink: &mut dyn Sink) {
+    while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
+        engine.tick(deadline);
+        drain(engine, deadline, sink);
+    }
+}
+
+fn drain(engine: &mut Engine, at: Mono, sink: &mut dyn Sink) {
+    while let Some(effect) = engine.poll_effect() {
+        sink.effect(at, &effect);
+    }
+}
+
+fn open(path: &Path) -> Result<Box<dyn BufRead>, UsageError> {
+    if path == Path::new("-") {
+        return Ok(Box::new(std::io::stdin().lock()));
+    }
+    let file = File::open(path).map_err(|error| UsageError(format!("read {}: {error}", path.display())))?;
+    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        return Err(UsageError(format!("read {}: it is a directory", path.display())));
+    }
+    Ok(Box::new(BufReader::new(file)))
+}
+
+/// One line without its end; `None` at the end of the input.
+fn next_line(input: &mut dyn BufRead) -> Result<Option<Vec<u8>>, String> {
+    let mut bytes = Vec::new();
+    let size = input.take(LINE + 1).read_until(b'\n', &mut bytes).map_err(|error| error.to_string())?;
+    if size as u64 > LINE {
+        return Err(format!("it is longer than {LINE} bytes"));
+    }
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    Ok((size > 0).then_some(bytes))
+}

@@ -1,0 +1,83 @@
+//! `probe trace`: a live timeline.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use probe_engine::RecordingHeader;
+
+use super::until_stopped;
+use crate::app::App;
+use crate::cli::{Output, TraceArgs, UsageError};
+use crate::exit::Exit;
+use crate::report::Context;
+use crate::sinks::Sink;
+use crate::sinks::layout::width;
+use crate::sinks::record::Recorder;
+use crate::sinks::trace::{Filter, Timeline};
+use crate::sinks::trace_json::JsonLines;
+
+/// See the module.
+pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
+    let settings = args.node.settings()?;
+    let node = settings.node.clone();
+    let filter = Filter { only: args.only, pod: args.pod };
+    let mut app = App::start(Arc::new(settings)).await?;
+    if let Some(why) = app.unsupported() {
+        crate::warn(&format!("{why}; only what can be seen without eBPF is shown"));
+        if !is_root() {
+            return Ok(Exit::Unsupported);
+        }
+    }
+    let context = Context::here(&node, app.wall());
+    let mut recorder = args.record.as_deref().map(|path| recorder(path, &app, &context)).transpose()?;
+    let stop = until_stopped(args.watch)?;
+    let broken = match args.output {
+        Output::Text => {
+            let mut timeline = Timeline::new(anstream::stdout(), app.wall(), width(), filter);
+            deliver(&mut app, &mut timeline, recorder.as_mut(), stop).await?;
+            timeline.broken
+        }
+        Output::Json => {
+            let mut lines = JsonLines::new(std::io::stdout(), context, filter);
+            deliver(&mut app, &mut lines, recorder.as_mut(), stop).await?;
+            lines.broken
+        }
+    };
+    if let Some(error) = recorder.and_then(|recorder| recorder.broken) {
+        return Err(error).context("write the recording: it ends before this trace did");
+    }
+    match broken {
+        Some(error) => Err(error).context("write the timeline"),
+        None => Ok(Exit::Ready),
+    }
+}
+
+async fn deliver(
+    app: &mut App,
+    shown: &mut dyn Sink,
+    recorder: Option<&mut Recorder>,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    match recorder {
+        Some(recorder) => app.run(&mut [shown, recorder], stop).await,
+        None => app.run(&mut [shown], stop).await,
+    }
+}
+
+fn recorder(path: &Path, app: &App, context: &Context) -> Result<Recorder> {
+    let header = RecordingHeader {
+        netready_recording: 1,
+        node: context.node.clone(),
+        boot_id: context.boot_id.clone(),
+        started: app.started(),
+        wall_offset_ns: app.wall().offset_ns,
+    };
+    Recorder::create(path, &header)
+        .map_err(|error| UsageError(format!("--record {}: {error}", path.display())).into())
+}
+
+fn is_root() -> bool {
+    // SAFETY: no precondition.
+    unsafe { libc::geteuid() == 0 }
+}

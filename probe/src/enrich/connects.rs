@@ -1,0 +1,96 @@
+//! Connects: the kernel's numbers, unjudged, with names.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use probe_common::{ConnectEnd, ConnectError};
+use probe_engine::{Connect, ConnectEnd as End, Icmp, Observation};
+
+use super::address;
+use super::clients::Client;
+
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+/// `SO_EE_ORIGIN_ICMP6`, include/uapi/linux/errqueue.h; 2 is ICMP.
+const ORIGIN_ICMP6: u8 = 3;
+const ORIGIN_ICMP: u8 = 2;
+
+/// A connect that left `SYN_SENT`.
+pub(super) fn ended(record: &ConnectEnd, client: Client, host_netns: bool) -> Observation {
+    let has = |flag| record.flags & flag != 0;
+    let is_icmp = matches!(record.icmp_origin, ORIGIN_ICMP | ORIGIN_ICMP6);
+    let icmp = (has(ConnectEnd::ICMP) && is_icmp).then(|| Icmp {
+        v6: record.icmp_origin == ORIGIN_ICMP6,
+        icmp_type: record.icmp_type,
+        code: record.icmp_code,
+        from: has(ConnectEnd::ICMP_FROM).then(|| IpAddr::V4(Ipv4Addr::from(record.icmp_from))),
+    });
+    Observation::Connect(Connect {
+        client: client.actor,
+        role: client.role,
+        host_netns,
+        to: SocketAddr::new(address(record.family, record.daddr), record.dport),
+        took_ns: record.header.at_ns.saturating_sub(record.started_ns),
+        end: End {
+            established: record.state == TCP_ESTABLISHED,
+            sk_err: record.sk_err,
+            sk_err_soft: record.sk_err_soft,
+            rst: has(ConnectEnd::RST),
+            by_caller: has(ConnectEnd::BY_CALLER),
+            retransmits: record.retransmits,
+            icmp,
+            ..End::default()
+        },
+    })
+}
+
+/// A connect(2) that failed before a packet left.
+pub(super) fn failed(record: &ConnectError, client: Client, host_netns: bool) -> Observation {
+    Observation::Connect(Connect {
+        client: client.actor,
+        role: client.role,
+        host_netns,
+        to: SocketAddr::new(address(record.family, record.daddr), record.dport),
+        took_ns: 0,
+        end: End { early_errno: record.errno, ..End::default() },
+    })
+}
+
+/// How many ends are remembered: more threads than this rarely wait in connect(2) at once.
+const REMEMBERED: usize = 64;
+
+/// A blocking connect shows twice: as the end of its socket and as the error of its system call. The
+/// second is dropped.
+#[derive(Default)]
+pub(super) struct EarlyErrors {
+    ends: VecDeque<(u32, [u8; 16], u16, u64)>,
+}
+
+impl EarlyErrors {
+    pub(super) fn ended(&mut self, record: &ConnectEnd) {
+        if record.state == TCP_ESTABLISHED {
+            return;
+        }
+        if self.ends.len() == REMEMBERED {
+            self.ends.pop_front();
+        }
+        self.ends.push_back((record.task.tid, record.daddr, record.dport, record.header.at_ns));
+    }
+
+    /// False when the same thread's connect to the same address has just ended: the thread wakes up within
+    /// a second of that even on a loaded node, and a socket's end is reported once only.
+    pub(super) fn is_new(&mut self, record: &ConnectError) -> bool {
+        const SECOND: u64 = 1_000_000_000;
+        let same = |end: &(u32, [u8; 16], u16, u64)| {
+            (end.0, end.1, end.2) == (record.task.tid, record.daddr, record.dport)
+                && record.header.at_ns.saturating_sub(end.3) < SECOND
+        };
+        match self.ends.iter().position(same) {
+            Some(index) => {
+                self.ends.remove(index);
+                false
+            }
+            None => true,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! From the kernel's records to observations: names for process ids, one object for one CNI operation.
+//! Adds what the kernel side does not know, and judges nothing.
+
+mod clients;
+mod cni;
+mod connects;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use probe_common::{Event, text};
+use probe_engine::{Actor, ExitStatus, Listener, Mono, Netns, Observation, Process, ProcessEvent};
+
+use crate::text::clean;
+pub(crate) use clients::Clients;
+use cni::CniRuns;
+use connects::EarlyErrors;
+
+/// Longest name that is kept; an executable's name may be 255 bytes (`NAME_MAX`).
+const NAME_MAX: usize = 64;
+/// Longest path or other value of a CNI variable that is kept.
+const VALUE_MAX: usize = 256;
+
+/// Everything that is remembered between two records.
+pub(crate) struct Enricher {
+    /// Namespaces that count as the host's: the agent's own and the kubelet's.
+    host_netns: BTreeSet<u32>,
+    clients: Clients,
+    cni: CniRuns,
+    early: EarlyErrors,
+}
+
+impl Enricher {
+    /// `host_netns` as in the field; `own_pid` marks the agent's own connects.
+    pub(crate) fn new(host_netns: BTreeSet<u32>, own_pid: u32) -> Self {
+        Self {
+            host_netns,
+            clients: Clients::new(own_pid),
+            cni: CniRuns::default(),
+            early: EarlyErrors::default(),
+        }
+    }
+
+    /// Processes that were found without a record.
+    pub(crate) fn clients(&mut self) -> &mut Clients {
+        &mut self.clients
+    }
+
+    /// A namespace that counts as the host's from now on.
+    pub(crate) fn add_host_netns(&mut self, inum: u32) {
+        self.host_netns.insert(inum);
+    }
+
+    /// Forgets CNI runs whose process is gone without a record of its end.
+    pub(crate) fn forget_dead_runs(&mut self) {
+        self.cni.forget(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    /// One record becomes none, one or more observations.
+    pub(crate) fn event(&mut self, event: &Event<'_>, mut emit: impl FnMut(Mono, Observation)) {
+        let at = Mono(event.at_ns());
+        match event {
+            Event::ConnectEnd(record) => {
+                self.early.ended(record);
+                let client = self.clients.find(&record.task);
+                emit(at, connects::ended(record, client, self.is_host(record.task.netns)));
+            }
+            Event::ConnectError(record) => {
+                if self.early.is_new(record) {
+                    let client = self.clients.find(&record.task);
+                    emit(at, connects::failed(record, client, self.is_host(record.task.netns)));
+                }
+            }
+            Event::Listen(record) => emit(
+                at,
+                Observation::Listener(Listener {
+                    local: SocketAddr::new(address(record.family, record.addr), record.port),
+                    up: record.up == 1,
+                    process: self.clients.find(&record.task).actor,
+                    host_netns: self.is_host(record.task.netns),
+                }),
+            ),
+            Event::CniExec(record) => {
+                let parent = self.clients.name_of(record.task.ppid);
+                if let Some(start) = self.cni.started(record, parent) {
+                    emit(at, Observation::CniStart(start));
+                }
+            }
+            Event::ProcessExec(record) => {
+                if let Some((actor, class)) = self.clients.executed(&record.task, text(&record.path)) {
+                    emit(
+                        at,
+                        Observation::Process(Process { process: actor, class, event: ProcessEvent::Started }),
+                    );
+                }
+            }
+            Event::Stdout { task, data, .. } => self.cni.wrote(task.tgid, data),
+            Event::Exit(record) if record.cni != 0 => {
+                if let Some(end) = self.cni.ended(record) {
+                    emit(at, Observation::CniEnd(end));
+                }
+            }
+            Event::Exit(record) => {
+                if let Some((process, class)) = self.clients.exited(record.task.tgid) {
+                    let sender = (record.signal != 0).then(|| Actor {
+                        pid: record.sender,
+                        name: clean(text(&record.sender_comm), NAME_MAX),
+                    });
+                    let exit = ExitStatus::from_wait(record.status);
+                    let event = ProcessEvent::Exited { exit, sender, oom: record.oom != 0 };
+                    emit(at, Observation::Process(Process { process, class, event }));
+                }
+            }
+            Event::Netns(record) => emit(
+                at,
+                Observation::Netns(Netns {
+                    inum: record.inum,
+                    up: record.up == 1,
+                    process: Actor { pid: record.task.tgid, name: clean(text(&record.task.comm), NAME_MAX) },
+                }),
+            ),
+        }
+    }
+
+    fn is_host(&self, netns: u32) -> bool {
+        self.host_netns.contains(&netns)
+    }
+}
+
+/// An address as the records carry it.
+fn address(family: u16, bytes: [u8; 16]) -> IpAddr {
+    if i32::from(family) == libc::AF_INET {
+        let [a, b, c, d, ..] = bytes;
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(bytes))
+    }
+}

@@ -1,0 +1,184 @@
+//! The CNI configuration as a runtime would find it now, and when it changes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use inotify::{Inotify, WatchMask};
+use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation};
+
+use super::{cni_parse, file};
+use crate::clock;
+use crate::feed::{Feed, Seen};
+use crate::settings::Settings;
+use crate::text::clean;
+
+/// Most files that are looked at; runtimes use the first one.
+const FILES: usize = 256;
+/// `NAME_MAX`
+const NAME: usize = 255;
+/// How long changes may gather before the directory is read again: an installer writes several files. The
+/// budget from a change to the trace is 100 ms.
+const GATHER: Duration = Duration::from_millis(20);
+/// How often the directory is read when nothing is reported: watches do not see what happens on another
+/// side of a mount.
+const AGAIN: Duration = Duration::from_secs(30);
+/// The same while it cannot be watched.
+const POLL: Duration = Duration::from_secs(2);
+
+/// Reads everything now.
+pub(crate) fn read(settings: &Settings) -> CniConfig {
+    let dir = settings.on_host(&settings.cni_conf_dir);
+    let mut config = CniConfig {
+        dir: clean(settings.cni_conf_dir.as_os_str().as_bytes(), 256),
+        bin_dirs: settings.cni_bin_dirs.iter().map(|dir| clean(dir.as_os_str().as_bytes(), 256)).collect(),
+        ..CniConfig::default()
+    };
+    match names(&dir) {
+        Ok(names) => config.files = names.iter().map(|name| conf_file(&dir, name)).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
+        Err(error) => config.dir_error = Some(error.to_string()),
+    }
+    let mut wanted: BTreeSet<&str> = BTreeSet::from(["loopback"]);
+    for conf in &config.files {
+        if let ConfContent::Network { plugins, .. } = &conf.content {
+            wanted.extend(plugins.iter().map(String::as_str));
+        }
+    }
+    let dirs: Vec<PathBuf> = settings.cni_bin_dirs.iter().map(|dir| settings.on_host(dir)).collect();
+    let missing: Vec<_> = wanted
+        .into_iter()
+        .filter(|plugin| !dirs.iter().any(|dir| is_executable(&dir.join(plugin))))
+        .map(str::to_owned)
+        .collect();
+    config.missing_plugins = missing;
+    config
+}
+
+/// File names in the order in which runtimes read them.
+fn names(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("conf" | "conflist" | "json")) {
+            names.insert(name);
+            if names.len() > FILES {
+                names.pop_last();
+            }
+        }
+    }
+    Ok(names.into_iter().collect())
+}
+
+fn conf_file(dir: &Path, name: &std::ffi::OsStr) -> ConfFile {
+    let shown = clean(name.as_bytes(), NAME);
+    match file::read(&dir.join(name)) {
+        Ok(bytes) => ConfFile {
+            size: bytes.len() as u64,
+            content: cni_parse::parse(&name.to_string_lossy(), &bytes),
+            name: shown,
+        },
+        Err(error) => {
+            let why = if error.kind() == io::ErrorKind::NotFound {
+                "it is a link that points nowhere".to_owned()
+            } else {
+                error.to_string()
+            };
+            ConfFile { name: shown, size: 0, content: ConfContent::Unreadable { why } }
+        }
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// Sends the configuration whenever it differs from the last one sent; runs for ever.
+pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
+    // The state at start is read by the snapshot; it is sent again only when it has changed since.
+    let mut last = read(&settings);
+    loop {
+        let every = match Watches::new(&settings) {
+            Ok(mut watches) => {
+                // Between the last read and the watches something may have changed.
+                if !send_if_new(&settings, &feed, &mut last).await {
+                    return;
+                }
+                // Gone or replaced directories end the watches; they are made anew from their paths.
+                let _ = tokio::time::timeout(AGAIN, watches.changed()).await;
+                tokio::time::sleep(GATHER).await;
+                Duration::ZERO
+            }
+            Err(error) => {
+                let why = format!(
+                    "watch {}: {error}; it is read every 2 s instead",
+                    settings.cni_conf_dir.display()
+                );
+                let gap = Gap { signal: "cni.config".to_owned(), why, blind: false };
+                if feed.send(Seen { at: clock::now(), observation: Observation::Gap(gap) }).await.is_err() {
+                    return;
+                }
+                POLL
+            }
+        };
+        tokio::time::sleep(every).await;
+        if !send_if_new(&settings, &feed, &mut last).await {
+            return;
+        }
+    }
+}
+
+/// False when nobody listens any more.
+async fn send_if_new(settings: &Settings, feed: &Feed, last: &mut CniConfig) -> bool {
+    let config = read(settings);
+    if config == *last {
+        return true;
+    }
+    last.clone_from(&config);
+    feed.send(Seen { at: clock::now(), observation: Observation::CniConfig(config) }).await.is_ok()
+}
+
+/// Watches of the configuration directory, the plugin directories, and their parents (a directory that does
+/// not exist yet, or is replaced, shows there).
+struct Watches {
+    stream: inotify::EventStream<[u8; 4096]>,
+}
+
+impl Watches {
+    fn new(settings: &Settings) -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        let mut dirs = vec![settings.on_host(&settings.cni_conf_dir)];
+        dirs.extend(settings.cni_bin_dirs.iter().map(|dir| settings.on_host(dir)));
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::MOVE
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF;
+        let appear = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
+        for dir in &dirs {
+            // One that is not there is not watched itself: its nearest parent is.
+            let _ = inotify.watches().add(dir, mask | WatchMask::ONLYDIR);
+            if let Some(parent) = dir.ancestors().skip(1).find(|parent| parent.is_dir())
+                // `/` and the like change all the time and never lose these directories.
+                && (!dir.is_dir() || parent.components().count() > 2)
+            {
+                let _ = inotify.watches().add(parent, appear);
+            }
+        }
+        Ok(Self { stream: inotify.into_event_stream([0; 4096])? })
+    }
+
+    async fn changed(&mut self) {
+        use futures_util::StreamExt as _;
+
+        let _ = self.stream.next().await;
+    }
+}

@@ -1,0 +1,112 @@
+//! A network configuration as libcni reads it.
+
+use probe_engine::ConfContent;
+use serde_json::Value;
+
+use crate::text::clean;
+
+/// Longest explanation.
+const WHY: usize = 200;
+/// Longest name of a network or a plugin (`NAME_MAX`).
+const NAME: usize = 255;
+/// Most plugins of one file that are looked at.
+const PLUGINS: usize = 64;
+
+/// What `bytes`, the content of the file `name`, say. A `.conflist` is a list of plugins, everything else
+/// one plugin; containerd takes a plugin list in a `.conf` for an error, as here.
+pub(super) fn parse(name: &str, bytes: &[u8]) -> ConfContent {
+    match try_parse(name, bytes) {
+        Ok((network, plugins)) => ConfContent::Network { network, plugins },
+        Err(why) => ConfContent::Invalid { why: clean(why.as_bytes(), WHY) },
+    }
+}
+
+fn try_parse(name: &str, bytes: &[u8]) -> Result<(String, Vec<String>), String> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err("it is empty".to_owned());
+    }
+    // The parser's own recursion limit (128) stops a megabyte of brackets.
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| format!("it is no JSON: {error}"))?;
+    let network = value.as_object().ok_or("it is no JSON object")?;
+    let title = network.get("name").and_then(Value::as_str).unwrap_or_default();
+    let mut types = Vec::new();
+    let mut ipams = Vec::new();
+    if std::path::Path::new(name).extension().is_some_and(|extension| extension == "conflist") {
+        if title.is_empty() {
+            return Err("the list has no `name`".to_owned());
+        }
+        let plugins = network.get("plugins").ok_or("the list has no `plugins`")?;
+        let plugins = plugins.as_array().ok_or("`plugins` is no list")?;
+        if plugins.is_empty() {
+            return Err("`plugins` is empty".to_owned());
+        }
+        for plugin in plugins.iter().take(PLUGINS) {
+            one(plugin, &mut types, &mut ipams)?;
+        }
+    } else {
+        one(&value, &mut types, &mut ipams)?;
+    }
+    types.append(&mut ipams);
+    Ok((clean(title.as_bytes(), NAME), types))
+}
+
+fn one(plugin: &Value, types: &mut Vec<String>, ipams: &mut Vec<String>) -> Result<(), String> {
+    let kind = plugin.get("type").and_then(Value::as_str).unwrap_or_default();
+    if kind.is_empty() {
+        return Err("a plugin has no `type`".to_owned());
+    }
+    types.push(executable(kind)?);
+    if let Some(ipam) = plugin.pointer("/ipam/type").and_then(Value::as_str)
+        && !ipam.is_empty()
+    {
+        ipams.push(executable(ipam)?);
+    }
+    Ok(())
+}
+
+/// libcni refuses a type that is a path.
+fn executable(kind: &str) -> Result<String, String> {
+    if kind.contains('/') || kind.contains('\0') || kind == ".." || kind.len() > NAME {
+        return Err(format!("the plugin type {kind:?} is no file name"));
+    }
+    Ok(clean(kind.as_bytes(), NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(name: &str, text: &[u8]) -> String {
+        match parse(name, text) {
+            ConfContent::Invalid { why } => why,
+            other => panic!("taken for {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_list_names_its_plugins_then_their_ipam() {
+        let text = br#"{"cniVersion":"1.0.0","name":"pods","plugins":[
+            {"type":"bridge","ipam":{"type":"host-local"}},{"type":"portmap"}]}"#;
+        let want = ConfContent::Network {
+            network: "pods".into(),
+            plugins: vec!["bridge".into(), "portmap".into(), "host-local".into()],
+        };
+        assert_eq!(parse("10-pods.conflist", text), want);
+    }
+
+    #[test]
+    fn each_way_to_be_wrong_is_told() {
+        assert_eq!(why("a.conf", b""), "it is empty");
+        assert_eq!(why("a.conf", b" \n"), "it is empty");
+        assert!(why("a.conf", b"{\"type\": \"br").starts_with("it is no JSON"));
+        assert!(why("a.conf", &vec![b'['; 1 << 20]).starts_with("it is no JSON"));
+        assert!(why("a.conf", &[0; 64]).starts_with("it is no JSON"));
+        assert_eq!(why("a.conf", b"[]"), "it is no JSON object");
+        assert_eq!(why("a.conf", b"{}"), "a plugin has no `type`");
+        assert_eq!(why("a.conflist", br#"{"plugins":[{"type":"bridge"}]}"#), "the list has no `name`");
+        assert_eq!(why("a.conflist", br#"{"name":"x"}"#), "the list has no `plugins`");
+        assert_eq!(why("a.conflist", br#"{"name":"x","plugins":[]}"#), "`plugins` is empty");
+        assert!(why("a.conf", br#"{"type":"../../bin/sh"}"#).contains("no file name"));
+        assert!(!why("a.conf", b"{\"type\":\"a/\\u001b[31m\"}").contains('\x1b'));
+    }
+}

@@ -1,0 +1,158 @@
+//! Which processes matter, and where they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+
+use probe_common::COMM_LEN;
+use probe_engine::{Actor, ClientRole, ProcessClass};
+
+use crate::text::clean;
+
+/// Executable name → what it is. Matched against the file that a process executes, never against the
+/// kernel's name of it, which is cut at 15 bytes: `containerd-shim-runc-v2` is not containerd. A new CNI's
+/// agent is one row.
+const CLASSES: &[(&str, ProcessClass)] = &[
+    ("kubelet", ProcessClass::Kubelet),
+    ("k3s", ProcessClass::Kubelet),
+    ("k3s-server", ProcessClass::Kubelet),
+    ("k3s-agent", ProcessClass::Kubelet),
+    ("kube-apiserver", ProcessClass::ApiServer),
+    ("etcd", ProcessClass::Etcd),
+    ("kube-controller-manager", ProcessClass::ControlPlane),
+    ("kube-scheduler", ProcessClass::ControlPlane),
+    ("kube-proxy", ProcessClass::KubeProxy),
+    ("containerd", ProcessClass::Runtime),
+    ("crio", ProcessClass::Runtime),
+    ("dockerd", ProcessClass::Runtime),
+    ("cri-dockerd", ProcessClass::Runtime),
+    ("calico-node", ProcessClass::CniAgent),
+    ("cilium-agent", ProcessClass::CniAgent),
+    ("flanneld", ProcessClass::CniAgent),
+    ("kube-ovn-daemon", ProcessClass::CniAgent),
+    ("kube-ovn", ProcessClass::CniAgent),
+    ("ovnkube", ProcessClass::CniAgent),
+    ("aws-k8s-agent", ProcessClass::CniAgent),
+    ("multus-daemon", ProcessClass::CniAgent),
+    ("kube-router", ProcessClass::CniAgent),
+    ("antrea-agent", ProcessClass::CniAgent),
+    ("ovs-vswitchd", ProcessClass::Ovs),
+    ("ovsdb-server", ProcessClass::Ovs),
+    ("ovn-controller", ProcessClass::Ovs),
+    ("nginx", ProcessClass::Proxy),
+    ("haproxy", ProcessClass::Proxy),
+    ("kube-vip", ProcessClass::Proxy),
+];
+
+/// Most processes that are looked at; `pid_max` is 4 million, a busy node has thousands.
+const PROCESSES: usize = 65_536;
+/// Longest executable name that is kept.
+const NAME: usize = 64;
+
+/// A process of the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    /// Process id and executable name.
+    pub(crate) actor: Actor,
+    /// What it is.
+    pub(crate) class: ProcessClass,
+}
+
+/// What an executable of this name is.
+pub(crate) fn classify(name: &str) -> Option<ProcessClass> {
+    CLASSES.iter().find(|(known, _)| *known == name).map(|(_, class)| *class)
+}
+
+/// What a process of this class is to the API server.
+pub(crate) const fn client_role(class: ProcessClass) -> ClientRole {
+    match class {
+        ProcessClass::Kubelet => ClientRole::Kubelet,
+        ProcessClass::KubeProxy => ClientRole::KubeProxy,
+        ProcessClass::CniAgent => ClientRole::CniAgent,
+        ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::ControlPlane => ClientRole::ControlPlane,
+        ProcessClass::Runtime => ClientRole::Runtime,
+        ProcessClass::Ovs | ProcessClass::Proxy => ClientRole::Other,
+    }
+}
+
+/// The names of the table as the kernel cuts them, for its watch list.
+pub(crate) fn watch_names() -> Vec<[u8; COMM_LEN]> {
+    let cut = |name: &str| {
+        let mut comm = [0; COMM_LEN];
+        let length = name.len().min(COMM_LEN - 1);
+        comm[..length].copy_from_slice(&name.as_bytes()[..length]);
+        comm
+    };
+    let names: BTreeSet<_> = CLASSES.iter().map(|(name, _)| cut(name)).collect();
+    names.into_iter().collect()
+}
+
+/// Processes of the table that run now.
+pub(crate) fn scan() -> Vec<Found> {
+    pids()
+        .filter_map(|pid| {
+            let name = executable(pid)?;
+            let class = classify(&name)?;
+            Some(Found { actor: Actor { pid, name }, class })
+        })
+        .collect()
+}
+
+/// Which process holds each of these sockets.
+pub(super) fn socket_owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, Actor> {
+    let mut owners = BTreeMap::new();
+    if inodes.is_empty() {
+        return owners;
+    }
+    for pid in pids() {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let inode = fs::read_link(descriptor.path()).ok().and_then(|target| {
+                let text = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned();
+                text.parse::<u32>().ok()
+            });
+            if let Some(inode) = inode.filter(|inode| inodes.contains(inode)) {
+                owners
+                    .entry(inode)
+                    .or_insert_with(|| Actor { pid, name: executable(pid).unwrap_or_default() });
+            }
+        }
+        if owners.len() == inodes.len() {
+            break;
+        }
+    }
+    owners
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(PROCESSES)
+}
+
+/// Name of the file that a process executes.
+fn executable(pid: u32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = path.file_name()?.as_bytes();
+    // A program that was replaced while it runs.
+    Some(clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_name_counts() {
+        assert_eq!(classify("kubelet"), Some(ProcessClass::Kubelet));
+        assert_eq!(classify("containerd-shim-runc-v2"), None);
+        assert_eq!(classify("kube-controller"), None);
+    }
+
+    #[test]
+    fn names_are_cut_as_the_kernel_cuts_them() {
+        let names = watch_names();
+        assert!(names.contains(b"kube-controller\0"));
+        assert!(names.contains(b"etcd\0\0\0\0\0\0\0\0\0\0\0\0"));
+        assert!(names.len() <= probe_common::MAX_NAMES as usize);
+    }
+}

@@ -1,0 +1,239 @@
+//! Where this node expects the API server.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use probe_engine::{ApiTarget, Gap, TargetKind};
+use serde_json::Value;
+
+use super::file;
+use crate::settings::Settings;
+use crate::text::clean;
+
+/// What was found, and what could not be made out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Targets {
+    /// In the order in which clients prefer them.
+    pub(crate) targets: Vec<ApiTarget>,
+    /// Names that did not resolve, files that did not parse.
+    pub(crate) gaps: Vec<Gap>,
+}
+
+/// Kubelets' kubeconfigs: kubeadm, kops, Kubespray, k3s, RKE2.
+const KUBECONFIGS: &[&str] = &[
+    "/etc/kubernetes/kubelet.conf",
+    "/var/lib/kubelet/kubeconfig",
+    "/etc/kubernetes/bootstrap-kubelet.conf",
+    "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
+    "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
+];
+
+/// Kubeconfigs of CNI plugins, inside the configuration directory.
+const CNI_KUBECONFIGS: &[&str] = &["calico-kubeconfig", "multus.d/multus.kubeconfig"];
+
+/// Default port of an `https` URL and of kube-apiserver.
+const HTTPS_PORT: u16 = 443;
+
+/// Every address, named ones first.
+pub(crate) fn find(settings: &Settings) -> Targets {
+    let mut found = Targets::default();
+    for named in &settings.apiservers {
+        let kind = named.kind.unwrap_or_else(|| guess(settings, named.addr));
+        found.add(named.addr, kind, "--apiserver");
+    }
+    if !settings.only_named {
+        let paths = match &settings.kubeconfig {
+            Some(path) => vec![path.clone()],
+            None => KUBECONFIGS.iter().map(PathBuf::from).collect(),
+        };
+        for path in paths {
+            found.kubeconfig(settings, &path, false);
+        }
+        if let Some(addr) = service_in_environment() {
+            found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST");
+        }
+        for name in CNI_KUBECONFIGS {
+            found.kubeconfig(settings, &settings.cni_conf_dir.join(name), true);
+        }
+    }
+    if found.targets.is_empty() && found.gaps.is_empty() {
+        found.gap("no address of the API server was found; name it with --apiserver ADDRESS:PORT".to_owned());
+    }
+    found
+}
+
+impl Targets {
+    fn add(&mut self, addr: SocketAddr, kind: TargetKind, source: &str) {
+        if !self.targets.iter().any(|known| known.addr == addr) {
+            self.targets.push(ApiTarget { addr, kind, source: source.to_owned() });
+        }
+    }
+
+    fn gap(&mut self, why: String) {
+        self.gaps.push(Gap { signal: "api.address".to_owned(), why, blind: false });
+    }
+
+    /// Only the server's URL is read; credentials are not kept.
+    fn kubeconfig(&mut self, settings: &Settings, path: &Path, of_cni: bool) {
+        let Some(text) = file::read_text(&settings.on_host(path)) else { return };
+        let shown = clean(path.to_string_lossy().as_bytes(), 200);
+        let parsed: Result<Value, _> = serde_yaml_ng::from_str(&text);
+        let servers: Vec<String> = match parsed {
+            Ok(value) => servers(&value),
+            Err(_) => return self.gap(format!("{shown} is no kubeconfig")),
+        };
+        for server in servers {
+            match resolve(settings, &server) {
+                Some(addr) => {
+                    // A plugin's kubeconfig mostly names the Service.
+                    let kind = if of_cni { guess(settings, addr) } else { kind_of(settings, addr) };
+                    self.add(addr, kind, &shown);
+                }
+                None => self.gap(format!(
+                    "the server {:?} in {shown} is not in /etc/hosts; name its address with --apiserver",
+                    clean(server.as_bytes(), 100)
+                )),
+            }
+        }
+    }
+}
+
+fn servers(kubeconfig: &Value) -> Vec<String> {
+    let clusters =
+        kubeconfig.get("clusters").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let server = |cluster: &Value| Some(cluster.pointer("/cluster/server")?.as_str()?.to_owned());
+    clusters.iter().take(16).filter_map(server).collect()
+}
+
+fn service_in_environment() -> Option<SocketAddr> {
+    let host: IpAddr = std::env::var("KUBERNETES_SERVICE_HOST").ok()?.parse().ok()?;
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?.parse().ok()?;
+    Some(SocketAddr::new(host, port))
+}
+
+/// `https://host:port/path`, `host:port`, `[v6]:port`, `host`: to an address by the host's own table of
+/// names, without asking anybody.
+pub(crate) fn resolve(settings: &Settings, server: &str) -> Option<SocketAddr> {
+    let (rest, default) = match server.strip_prefix("https://") {
+        Some(rest) => (rest, HTTPS_PORT),
+        None => (server, 6443),
+    };
+    let authority = rest.split('/').next()?;
+    if let Ok(addr) = authority.parse::<SocketAddr>() {
+        return Some(addr);
+    }
+    if let Ok(ip) = authority.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        return Some(SocketAddr::new(ip, default));
+    }
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (authority, default),
+    };
+    Some(SocketAddr::new(by_name(settings, host)?, port))
+}
+
+fn by_name(settings: &Settings, name: &str) -> Option<IpAddr> {
+    if name == "localhost" {
+        return Some(IpAddr::from([127, 0, 0, 1]));
+    }
+    let hosts = file::read_text(&settings.on_host(Path::new("/etc/hosts")))?;
+    hosts.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let addr = words.next()?.parse().ok()?;
+        words.any(|known| known.eq_ignore_ascii_case(name)).then_some(addr)
+    })
+}
+
+/// Service when it is known to be one.
+fn kind_of(settings: &Settings, addr: SocketAddr) -> TargetKind {
+    let in_environment = service_in_environment().is_some_and(|service| service.ip() == addr.ip());
+    let in_range = service_ranges(settings).iter().any(|range| range.contains(addr.ip()));
+    if in_environment || in_range { TargetKind::Service } else { TargetKind::Direct }
+}
+
+/// As [`kind_of`]; where nothing is known of the Services, a private address with the Service's port 443 is
+/// taken for one: API servers themselves listen on 6443 nearly everywhere.
+fn guess(settings: &Settings, addr: SocketAddr) -> TargetKind {
+    let private = match addr.ip() {
+        // RFC 1918, and RFC 6598, which kops uses.
+        IpAddr::V4(v4) => v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    };
+    if service_ranges(settings).is_empty() && addr.port() == HTTPS_PORT && private {
+        return TargetKind::Service;
+    }
+    kind_of(settings, addr)
+}
+
+/// An address range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    base: IpAddr,
+    length: u8,
+}
+
+impl Range {
+    fn parse(text: &str) -> Option<Self> {
+        let (base, length) = text.trim().split_once('/')?;
+        Some(Self { base: base.parse().ok()?, length: length.parse().ok()? })
+    }
+
+    fn contains(self, ip: IpAddr) -> bool {
+        match (self.base, ip) {
+            (IpAddr::V4(base), IpAddr::V4(ip)) if self.length <= 32 => {
+                let shift = 32 - u32::from(self.length);
+                u64::from(u32::from(base)) >> shift == u64::from(u32::from(ip)) >> shift
+            }
+            (IpAddr::V6(base), IpAddr::V6(ip)) if (1..=128).contains(&self.length) => {
+                let shift = 128 - u32::from(self.length);
+                u128::from(base) >> shift == u128::from(ip) >> shift
+            }
+            _ => false,
+        }
+    }
+}
+
+/// From the API server's own manifest; else around the cluster's DNS address, which is a Service: the /16
+/// there is the smallest range that common installers use (kubeadm: /12, Kubespray: /18 of a /16 of its own).
+fn service_ranges(settings: &Settings) -> Vec<Range> {
+    let manifest =
+        file::read_text(&settings.on_host(Path::new("/etc/kubernetes/manifests/kube-apiserver.yaml")));
+    let flag = "--service-cluster-ip-range=";
+    let named = manifest.as_deref().unwrap_or_default().lines().find_map(|line| line.split_once(flag));
+    if let Some((_, ranges)) = named {
+        return ranges.trim_end_matches(['"', '\'']).split(',').filter_map(Range::parse).collect();
+    }
+    let kubelet = file::read_text(&settings.on_host(Path::new("/var/lib/kubelet/config.yaml")));
+    let config: BTreeMap<String, Value> =
+        kubelet.and_then(|text| serde_yaml_ng::from_str(&text).ok()).unwrap_or_default();
+    let dns = config.get("clusterDNS").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let around = |ip: IpAddr| Range { base: ip, length: if ip.is_ipv4() { 16 } else { 112 } };
+    dns.iter().filter_map(|ip| ip.as_str()?.parse().ok()).map(around).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_contain_what_they_say() {
+        let range = Range::parse("10.96.0.0/12").expect("a range");
+        assert!(
+            range.contains("10.96.0.1".parse().expect("ip"))
+                && range.contains("10.111.255.255".parse().expect("ip"))
+        );
+        assert!(!range.contains("10.112.0.1".parse().expect("ip")));
+        assert!(Range::parse("fd00::/108").expect("a range").contains("fd00::1".parse().expect("ip")));
+        assert!(Range::parse("0.0.0.0/0").expect("a range").contains("1.2.3.4".parse().expect("ip")));
+        assert!(!Range { base: IpAddr::from([1, 2, 3, 4]), length: 99 }.contains(IpAddr::from([1, 2, 3, 4])));
+        assert_eq!(Range::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn servers_are_read_from_a_kubeconfig() {
+        let text = "clusters:\n- name: a\n  cluster: {server: 'https://10.0.0.1:6443', x: 1}\n- name: b\n";
+        let value: Value = serde_yaml_ng::from_str(text).expect("yaml");
+        assert_eq!(servers(&value), ["https://10.0.0.1:6443"]);
+    }
+}

@@ -1,0 +1,66 @@
+//! What is meant: the checked form of what was typed (`cli.rs`), shared by every command.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use probe_engine::{Role, TargetKind};
+
+/// How the node is looked at. Everything has a default that fits a usual node.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Name of the node, for reports: `--node-name`, `NODE_NAME`, or the host's name.
+    pub(crate) node: String,
+    /// API addresses that were named by hand, besides those that are found.
+    pub(crate) apiservers: Vec<ApiServer>,
+    /// Do not look for API addresses: only `apiservers` counts. Set when `--apiserver` is given.
+    pub(crate) only_named: bool,
+    /// Kubeconfig whose `server:` is an API address; `None`: the kubelet's, where it is found.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Where the runtime reads network configurations; inside `host_root`.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Where the runtime looks for plugins, in order; inside `host_root`.
+    pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    /// Where runtimes bind network namespaces; inside `host_root`.
+    #[expect(dead_code, reason = "part of the public command line; stale namespaces are not judged yet")]
+    pub(crate) netns_dir: PathBuf,
+    /// CRI socket; inside `host_root`. `None`: the usual ones are tried.
+    pub(crate) runtime_endpoint: Option<PathBuf>,
+    /// What this host is for, when a person says so.
+    pub(crate) role: Option<Role>,
+    /// Root of the host's file system as this process sees it: `/`, or `/proc/1/root` in a container.
+    pub(crate) host_root: PathBuf,
+    /// Bytes of the ring buffer; a power of two and a multiple of the page size.
+    pub(crate) ring_bytes: u32,
+    /// Ask the API addresses now and then (`--no-ask` turns it off): connect, then close.
+    pub(crate) ask: bool,
+    /// How long one such question may take.
+    pub(crate) ask_timeout: Duration,
+    /// Between two questions to an address that answers, ± 20 %.
+    pub(crate) ask_every: Duration,
+    /// Between two questions to an address that does not answer, ± 20 %.
+    pub(crate) ask_again: Duration,
+    /// How long an agent without proof says `Learning`.
+    pub(crate) start_grace: Duration,
+    /// How long a failure that retries must hold before a condition goes False.
+    pub(crate) fail_hold: Duration,
+}
+
+/// One `--apiserver`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ApiServer {
+    /// Address and port; the port defaults to 6443.
+    pub(crate) addr: SocketAddr,
+    /// `service=ADDR` marks the cluster's Service address; `None`: to be found out.
+    pub(crate) kind: Option<TargetKind>,
+}
+
+impl Settings {
+    /// `path` of the host as this process sees it.
+    pub(crate) fn on_host(&self, path: &Path) -> PathBuf {
+        match path.strip_prefix("/") {
+            Ok(relative) => self.host_root.join(relative),
+            Err(_) => self.host_root.join(path),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Words into lines: width, wrapping, colour.
+
+use anstyle::{AnsiColor, Style};
+
+/// Width when it cannot be found out.
+const WIDTH: usize = 80;
+
+/// Columns of the terminal on standard output; `COLUMNS` wins, and 80 is for everything else.
+pub(crate) fn width() -> usize {
+    let named = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let asked = || {
+        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: `size` is live and of the type that this request fills.
+        let failed = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+        (failed == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+    };
+    named.or_else(asked).unwrap_or(WIDTH).clamp(40, 200)
+}
+
+/// `text` in lines of at most `width` characters, broken between words.
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let mut word: Vec<char> = word.chars().collect();
+        loop {
+            let line = lines.last_mut().expect("never empty");
+            let used = line.chars().count();
+            let space = usize::from(used > 0);
+            if used + space + word.len() <= width {
+                if space == 1 {
+                    line.push(' ');
+                }
+                line.extend(word);
+                break;
+            }
+            if used > 0 {
+                lines.push(String::new());
+                continue;
+            }
+            // Longer than a line: broken where it must be.
+            line.extend(word.drain(..width));
+            lines.push(String::new());
+        }
+    }
+    lines
+}
+
+/// `text` with at most `width` characters, cut in the middle, where paths and addresses differ least.
+pub(crate) fn shorten(text: &str, width: usize) -> String {
+    let count = text.chars().count();
+    if count <= width {
+        return text.to_owned();
+    }
+    let tail = width / 2;
+    let head = width.saturating_sub(tail + 1);
+    let start: String = text.chars().take(head).collect();
+    let end: String = text.chars().skip(count - tail).collect();
+    format!("{start}…{end}")
+}
+
+/// How long something took: `0.2 ms`, `34 ms`, `7.2 s`.
+pub(crate) fn took(ns: u64) -> String {
+    match ns {
+        0..10_000_000 => format!("{}.{} ms", ns / 1_000_000, ns % 1_000_000 / 100_000),
+        10_000_000..1_000_000_000 => format!("{} ms", ns / 1_000_000),
+        _ => format!("{}.{} s", ns / 1_000_000_000, ns % 1_000_000_000 / 100_000_000),
+    }
+}
+
+/// Colours, by meaning. They are dropped on the way out where nobody can see them.
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+/// See [`BAD`].
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
+/// See [`BAD`].
+pub(crate) const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
+/// See [`BAD`].
+pub(crate) const FAINT: Style = Style::new().dimmed();
+
+/// `text` in a colour.
+pub(crate) fn paint(style: Style, text: &str) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_between_words_and_never_grow_too_long() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(wrap("", 10), [""]);
+    }
+
+    #[test]
+    fn a_long_text_keeps_both_ends() {
+        assert_eq!(shorten("abcdefgh", 8), "abcdefgh");
+        assert_eq!(shorten("abcdefghi", 5), "ab…hi");
+    }
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!(took(210_000), "0.2 ms");
+        assert_eq!(took(34_000_000), "34 ms");
+        assert_eq!(took(7_249_000_000), "7.2 s");
+    }
+}

@@ -1,0 +1,406 @@
+//! Prometheus metrics: names and labels are public, see `docs/verdicts.md` §5.
+
+use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use probe_engine::{
+    ClientRole, ConditionType, ConfContent, Effect, Link, Mono, Observation, Outcome, ProcessEvent, Reason,
+    Report, Status,
+};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::Sink;
+use crate::bpf::{HookState, HookStatus};
+
+/// Label sets are closed: every value is a name from our own tables.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConditionLabels {
+    r#type: &'static str,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabels {
+    reason: &'static str,
+    side: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectLabels {
+    client: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClientLabels {
+    client: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CniLabels {
+    command: &'static str,
+    plugin: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CniTimeLabels {
+    command: &'static str,
+    plugin: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HookLabels {
+    hook: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExitLabels {
+    process: &'static str,
+    cause: &'static str,
+}
+
+/// The reference plugins and the common CNIs' own; every other plugin is `other`.
+const PLUGINS: [&str; 12] = [
+    "bridge",
+    "host-local",
+    "loopback",
+    "portmap",
+    "ptp",
+    "macvlan",
+    "ipvlan",
+    "calico",
+    "cilium-cni",
+    "flannel",
+    "multus",
+    "kube-ovn",
+];
+/// SPEC.md, "CNI operations".
+const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "VERSION", "STATUS", "GC"];
+/// Kinds that container networks use; every other link is `other`.
+const LINK_KINDS: [&str; 9] =
+    ["veth", "bridge", "vxlan", "geneve", "ipip", "wireguard", "openvswitch", "netkit", "dummy"];
+
+fn closed(known: &[&'static str], value: &str) -> &'static str {
+    known.iter().find(|name| **name == value).copied().unwrap_or("other")
+}
+
+fn connect_times() -> Histogram {
+    // From a loopback answer to the kernel's own patience with the first SYNs.
+    Histogram::new([0.0005, 0.005, 0.05, 0.5, 1.5, 5.0])
+}
+
+fn cni_times() -> Histogram {
+    // A bare ADD takes 30 ms, one through an agent 300 ms; agents' own limits lie at 30 to 90 s.
+    Histogram::new([0.05, 0.2, 1.0, 5.0, 30.0])
+}
+
+/// The sink; the registry is shared with the server.
+pub(crate) struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    conditions: Family<ConditionLabels, Gauge>,
+    verdict: Family<VerdictLabels, Gauge>,
+    shown: Option<VerdictLabels>,
+    connects: Family<ConnectLabels, Counter>,
+    connect_times: Family<ClientLabels, Histogram>,
+    cni: Family<CniLabels, Counter>,
+    cni_times: Family<CniTimeLabels, Histogram>,
+    namespaces: Family<OutcomeLabels, Counter>,
+    links: Family<KindLabels, Gauge>,
+    known_links: std::collections::BTreeMap<u32, &'static str>,
+    files: Family<StateLabels, Gauge>,
+    exits: Family<ExitLabels, Counter>,
+    events: Family<KindLabels, Counter>,
+    lost: Family<HookLabels, Counter>,
+    attached: Family<HookLabels, Gauge<i64>>,
+    own: Vec<IpAddr>,
+    alive: Arc<AtomicU64>,
+    ready: Arc<Mutex<Readiness>>,
+}
+
+/// What `/readyz` answers from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Readiness {
+    /// The state at start was read.
+    pub(crate) snapshot: bool,
+    /// At least one hook is attached.
+    pub(crate) hooks: bool,
+    /// What else is wrong, one line each.
+    pub(crate) wrong: Vec<String>,
+}
+
+/// What the server needs of the sink.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) registry: Arc<Mutex<Registry>>,
+    /// When the loop last turned; boot clock, nanoseconds.
+    pub(crate) alive: Arc<AtomicU64>,
+    pub(crate) ready: Arc<Mutex<Readiness>>,
+}
+
+impl Shared {
+    /// The text of `/metrics`.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+}
+
+impl Metrics {
+    /// Every family registered, with the closed sets at zero.
+    pub(crate) fn new() -> Self {
+        let metrics = Self {
+            registry: Arc::new(Mutex::new(Registry::with_prefix("netready"))),
+            conditions: Family::default(),
+            verdict: Family::default(),
+            shown: None,
+            connects: Family::default(),
+            connect_times: Family::new_with_constructor(connect_times),
+            cni: Family::default(),
+            cni_times: Family::new_with_constructor(cni_times),
+            namespaces: Family::default(),
+            links: Family::default(),
+            known_links: std::collections::BTreeMap::new(),
+            files: Family::default(),
+            exits: Family::default(),
+            events: Family::default(),
+            lost: Family::default(),
+            attached: Family::default(),
+            own: Vec::new(),
+            alive: Arc::default(),
+            ready: Arc::default(),
+        };
+        metrics.register();
+        for condition in ConditionType::ALL {
+            metrics.set_condition(condition.as_str(), Status::Unknown);
+        }
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let r = &mut *registry;
+        r.register("condition", "Node conditions as state sets", self.conditions.clone());
+        r.register("verdict", "The root cause, undamped, as a state set", self.verdict.clone());
+        r.register("api_connects", "Connects to API addresses by client and outcome", self.connects.clone());
+        r.register(
+            "api_connect_duration_seconds",
+            "Time from connect to its end",
+            self.connect_times.clone(),
+        );
+        r.register("cni_operations", "CNI plugins run by a runtime", self.cni.clone());
+        r.register(
+            "cni_operation_duration_seconds",
+            "Time from exec to exit of a plugin",
+            self.cni_times.clone(),
+        );
+        r.register("sandbox_netns", "Network namespaces that came and went", self.namespaces.clone());
+        r.register("links", "Links of the host by kind", self.links.clone());
+        r.register("cni_config_files", "CNI configuration files by state", self.files.clone());
+        r.register("process_exits", "Ends of processes that matter", self.exits.clone());
+        r.register("events", "Observations by kind", self.events.clone());
+        r.register("events_lost", "Events that a hook could not report, at least", self.lost.clone());
+        r.register("hook_attached", "1 when the hook is in use", self.attached.clone());
+        r.register("build", "Version of the agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    }
+
+    /// For the server.
+    pub(crate) fn shared(&self) -> Shared {
+        Shared {
+            registry: Arc::clone(&self.registry),
+            alive: Arc::clone(&self.alive),
+            ready: Arc::clone(&self.ready),
+        }
+    }
+
+    fn set_condition(&self, condition: &'static str, now: Status) {
+        for status in Status::ALL {
+            let labels = ConditionLabels { r#type: condition, status: status.as_str() };
+            self.conditions.get_or_create(&labels).set(i64::from(status == now));
+        }
+    }
+
+    fn set_verdict(&mut self, reason: Reason) {
+        let labels = VerdictLabels { reason: reason.as_str(), side: reason.side().as_str() };
+        if let Some(old) = self.shown.take().filter(|old| *old != labels) {
+            self.verdict.get_or_create(&old).set(0);
+        }
+        self.verdict.get_or_create(&labels).set(1);
+        self.shown = Some(labels);
+    }
+
+    fn link(&mut self, link: &Link) {
+        let kind = closed(&LINK_KINDS, &link.link_kind);
+        let old = if link.present {
+            self.known_links.insert(link.index, kind)
+        } else {
+            self.known_links.remove(&link.index)
+        };
+        if let Some(old) = old {
+            self.links.get_or_create(&KindLabels { kind: old }).dec();
+        }
+        if link.present {
+            self.links.get_or_create(&KindLabels { kind }).inc();
+        }
+    }
+}
+
+impl Sink for Metrics {
+    fn hooks(&mut self, hooks: &[HookStatus]) {
+        for status in hooks {
+            let attached = i64::from(status.state == HookState::Attached);
+            self.attached.get_or_create(&HookLabels { hook: status.hook.name() }).set(attached);
+            self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
+        }
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        ready.hooks = hooks.iter().any(|status| status.state == HookState::Attached);
+    }
+
+    fn observation(&mut self, _at: Mono, observation: &Observation) {
+        self.events.get_or_create(&KindLabels { kind: kind(observation) }).inc();
+        match observation {
+            Observation::Host(host) => self.own.clone_from(&host.addresses),
+            Observation::SnapshotDone => {
+                self.ready.lock().unwrap_or_else(PoisonError::into_inner).snapshot = true;
+            }
+            Observation::Connect(connect) => {
+                let outcome = Outcome::of(connect, &self.own);
+                // The agent's own questions are no client's.
+                if connect.role == ClientRole::Probe || outcome == Outcome::Cancelled {
+                    return;
+                }
+                let client = connect.role.as_str();
+                self.connects.get_or_create(&ConnectLabels { client, outcome: outcome.as_str() }).inc();
+                self.connect_times.get_or_create(&ClientLabels { client }).observe(seconds(connect.took_ns));
+            }
+            Observation::CniEnd(end) => {
+                let command = closed(&COMMANDS, &end.start.command);
+                let plugin = closed(&PLUGINS, &end.start.plugin);
+                let outcome = if end.exit.success() { "ok" } else { "failed" };
+                self.cni.get_or_create(&CniLabels { command, plugin, outcome }).inc();
+                self.cni_times
+                    .get_or_create(&CniTimeLabels { command, plugin })
+                    .observe(seconds(end.took_ns));
+            }
+            Observation::Netns(netns) => {
+                let outcome = if netns.up { "created" } else { "ended" };
+                self.namespaces.get_or_create(&OutcomeLabels { outcome }).inc();
+            }
+            Observation::Link(link) => self.link(link),
+            Observation::CniConfig(config) => {
+                let count = |wanted: fn(&ConfContent) -> bool| {
+                    i64::try_from(config.files.iter().filter(|file| wanted(&file.content)).count())
+                        .unwrap_or(i64::MAX)
+                };
+                let set = |state, count| self.files.get_or_create(&StateLabels { state }).set(count);
+                set("valid", count(|content| matches!(content, ConfContent::Network { .. })));
+                set("invalid", count(|content| matches!(content, ConfContent::Invalid { .. })));
+                set("unreadable", count(|content| matches!(content, ConfContent::Unreadable { .. })));
+            }
+            Observation::Process(process) => {
+                if let ProcessEvent::Exited { exit, oom, .. } = &process.event {
+                    let cause = match (oom, exit.signal, exit.code) {
+                        (true, ..) => "oom",
+                        (false, 0, 0) => "exit_ok",
+                        (false, 0, _) => "exit_error",
+                        (false, ..) => "signal",
+                    };
+                    self.exits.get_or_create(&ExitLabels { process: class(process.class), cause }).inc();
+                }
+            }
+            Observation::Lost(lost) => {
+                if let Some(hook) = probe_common::Hook::ALL.iter().find(|hook| hook.name() == lost.hook) {
+                    self.lost.get_or_create(&HookLabels { hook: hook.name() }).inc_by(lost.count);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn effect(&mut self, _at: Mono, effect: &Effect) {
+        match effect {
+            Effect::Condition(condition) => {
+                self.set_condition(condition.condition.as_str(), condition.status)
+            }
+            Effect::Verdict(report) => self.set_verdict(report.verdict.reason),
+            Effect::Ask(_) | Effect::Reread(_) => {}
+        }
+    }
+
+    fn report(&mut self, _at: Mono, report: &Report) {
+        self.set_verdict(report.verdict.reason);
+    }
+
+    fn turn(&mut self, at: Mono) {
+        self.alive.store(at.0, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+const fn kind(observation: &Observation) -> &'static str {
+    match observation {
+        Observation::Host(_) => "host",
+        Observation::ApiTarget(_) => "api_target",
+        Observation::ApiTargetGone { .. } => "api_target_gone",
+        Observation::Connect(_) => "connect",
+        Observation::Listener(_) => "listener",
+        Observation::Route(_) => "route",
+        Observation::CniConfig(_) => "cni_config",
+        Observation::CniStart(_) => "cni_start",
+        Observation::CniEnd(_) => "cni_end",
+        Observation::Netns(_) => "netns",
+        Observation::Link(_) => "link",
+        Observation::Process(_) => "process",
+        Observation::Lost(_) => "lost",
+        Observation::Reread { .. } => "reread",
+        Observation::Gap(_) => "gap",
+        Observation::GapClosed { .. } => "gap_closed",
+        Observation::SnapshotDone => "snapshot_done",
+        Observation::Stopping => "stopping",
+    }
+}
+
+const fn class(class: probe_engine::ProcessClass) -> &'static str {
+    use probe_engine::ProcessClass as Class;
+    match class {
+        Class::Kubelet => "kubelet",
+        Class::ApiServer => "kube-apiserver",
+        Class::Etcd => "etcd",
+        Class::ControlPlane => "control_plane",
+        Class::KubeProxy => "kube-proxy",
+        Class::Runtime => "runtime",
+        Class::CniAgent => "cni_agent",
+        Class::Ovs => "ovs",
+        Class::Proxy => "proxy",
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration in seconds needs no more than 52 bits")]
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}

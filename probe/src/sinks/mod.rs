@@ -1,0 +1,32 @@
+//! What the outside gets to see. Sinks act and do not judge.
+
+pub(crate) mod http;
+pub(crate) mod layout;
+pub(crate) mod metrics;
+pub(crate) mod record;
+pub(crate) mod socket;
+pub(crate) mod state;
+pub(crate) mod trace;
+pub(crate) mod trace_json;
+
+use probe_engine::{Effect, Mono, Observation, Report};
+
+use crate::bpf::HookStatus;
+
+/// Receives everything, in order, on the loop's own thread: it must not block.
+pub(crate) trait Sink {
+    /// The hooks as they were attached; once, at start.
+    fn hooks(&mut self, _hooks: &[HookStatus]) {}
+
+    /// An observation, before the engine judges it.
+    fn observation(&mut self, _at: Mono, _observation: &Observation) {}
+
+    /// An effect of the engine, after the observation or the tick that caused it.
+    fn effect(&mut self, _at: Mono, _effect: &Effect) {}
+
+    /// Called after each drain in which something changed: the state as it stands now.
+    fn report(&mut self, _at: Mono, _report: &Report) {}
+
+    /// The loop is alive; several times a second.
+    fn turn(&mut self, _at: Mono) {}
+}

@@ -1,0 +1,40 @@
+//! Recordings: what the engine was told, to be replayed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use probe_engine::{Line, Mono, Observation, RecordingHeader};
+
+use super::Sink;
+
+/// Writes line by line, each with one write: what is on disk is always whole lines.
+pub(crate) struct Recorder {
+    file: File,
+    /// The first failure; the command ends with it.
+    pub(crate) broken: Option<io::Error>,
+}
+
+impl Recorder {
+    /// Starts a recording; never overwrites one.
+    pub(crate) fn create(path: &Path, header: &RecordingHeader) -> io::Result<Self> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(&line(header))?;
+        Ok(Self { file, broken: None })
+    }
+}
+
+impl Sink for Recorder {
+    fn observation(&mut self, at: Mono, observation: &Observation) {
+        let bytes = line(&Line { at, observation: observation.clone() });
+        if let (Err(error), None) = (self.file.write_all(&bytes), &self.broken) {
+            self.broken = Some(error);
+        }
+    }
+}
+
+fn line(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}

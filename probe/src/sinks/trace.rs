@@ -1,0 +1,306 @@
+//! The live timeline: one line per operation, the verdict as it changes.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use anstyle::Style;
+use probe_engine::{
+    ClientRole, CniEnd, Connect, Effect, Finding, Mono, Observation, Outcome, Pod, Process, ProcessEvent,
+    Report, Status,
+};
+
+use super::Sink;
+use super::layout::{BAD, FAINT, GOOD, UNSURE, paint, shorten, took, wrap};
+use crate::clock::Wall;
+use crate::report::time_of_day;
+
+/// What a timeline shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Topic {
+    /// Connects to the API server, its listeners and addresses.
+    Api,
+    /// CNI runs and configuration.
+    Cni,
+    /// Network namespaces.
+    Netns,
+    /// Links.
+    Link,
+    /// Processes that matter.
+    Process,
+}
+
+/// Which lines are wanted; the verdict is always shown.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Filter {
+    /// Empty: all topics.
+    pub(crate) only: Vec<Topic>,
+    /// Only CNI runs for this pod.
+    pub(crate) pod: Option<Pod>,
+}
+
+impl Filter {
+    /// Is this observation wanted?
+    pub(crate) fn wants(&self, observation: &Observation) -> bool {
+        if let (Some(pod), Observation::CniEnd(end)) = (&self.pod, observation)
+            && end.start.pod.as_ref() != Some(pod)
+        {
+            return false;
+        }
+        match topic(observation) {
+            Some(topic) => self.only.is_empty() || self.only.contains(&topic),
+            None => true,
+        }
+    }
+}
+
+fn topic(observation: &Observation) -> Option<Topic> {
+    Some(match observation {
+        Observation::Connect(_) | Observation::Listener(_) | Observation::ApiTarget(_) => Topic::Api,
+        Observation::CniConfig(_) | Observation::CniStart(_) | Observation::CniEnd(_) => Topic::Cni,
+        Observation::Netns(_) => Topic::Netns,
+        Observation::Link(_) => Topic::Link,
+        Observation::Process(_) => Topic::Process,
+        _ => return None,
+    })
+}
+
+/// Width of the time and the topic: `03:04:05.678  api    `.
+const MARGIN: usize = 21;
+
+/// Writes for people.
+pub(crate) struct Timeline<W> {
+    out: W,
+    wall: Wall,
+    width: usize,
+    filter: Filter,
+    own: Vec<IpAddr>,
+    /// How the agent's own questions ended last: only a change is worth a line.
+    asked: BTreeMap<SocketAddr, Outcome>,
+    ready: bool,
+    said: Option<Finding>,
+    /// The first failure of the output; the command ends with it.
+    pub(crate) broken: Option<std::io::Error>,
+}
+
+impl<W: Write> Timeline<W> {
+    /// Lines of at most `width` characters to `out`.
+    pub(crate) fn new(out: W, wall: Wall, width: usize, filter: Filter) -> Self {
+        Self {
+            out,
+            wall,
+            width,
+            filter,
+            own: Vec::new(),
+            asked: BTreeMap::new(),
+            ready: false,
+            said: None,
+            broken: None,
+        }
+    }
+
+    /// One line: what happened, then how it ended, in its colour.
+    fn line(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str) {
+        let room = self.width.saturating_sub(MARGIN);
+        let time = time_of_day(self.wall, at);
+        let whole = format!("{what}  {end}");
+        let mut text = String::new();
+        if whole.chars().count() <= room {
+            text.push_str(&format!("{} {topic:<6} {what}  {}\n", paint(FAINT, &time), paint(style, end)));
+        } else {
+            text.push_str(&format!("{} {topic:<6} {}\n", paint(FAINT, &time), shorten(what, room)));
+            for part in wrap(end, room.saturating_sub(2)) {
+                text.push_str(&format!("{:MARGIN$}  {}\n", "", paint(style, &part)));
+            }
+        }
+        self.write(&text);
+    }
+
+    fn write(&mut self, text: &str) {
+        let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        if let (Err(error), None) = (written, &self.broken) {
+            self.broken = Some(error);
+        }
+    }
+
+    fn connect(&mut self, at: Mono, connect: &Connect) {
+        let outcome = Outcome::of(connect, &self.own);
+        if connect.role == ClientRole::Probe && self.asked.insert(connect.to, outcome) == Some(outcome) {
+            return;
+        }
+        let style = if outcome == Outcome::Ok {
+            GOOD
+        } else if outcome.is_failure() {
+            BAD
+        } else {
+            FAINT
+        };
+        let elsewhere = if connect.host_netns { "" } else { " (in a pod)" };
+        let what = format!("{}[{}]{elsewhere} → {}", connect.client.name, connect.client.pid, connect.to);
+        let syn = match connect.end.retransmits {
+            0 => String::new(),
+            again => format!(", {} SYN", again + 1),
+        };
+        let from = connect.end.icmp.and_then(|icmp| icmp.from).map(|from| format!(", ICMP from {from}"));
+        let end = format!("{}{syn}{}  {}", outcome.words(), from.unwrap_or_default(), took(connect.took_ns));
+        self.line(at, "api", &what, style, &end);
+    }
+
+    fn cni(&mut self, at: Mono, end: &CniEnd) {
+        let mut what = format!("{} {}", end.start.command, end.start.plugin);
+        for delegate in &end.delegates {
+            what.push_str(&format!(" ▸ {}", delegate.plugin));
+        }
+        if let Some(pod) = &end.start.pod {
+            what.push_str(&format!("  {}/{}", pod.namespace, pod.name));
+        }
+        let spoken =
+            end.delegates.iter().rev().find_map(|delegate| delegate.error.as_ref()).or(end.error.as_ref());
+        let how = match (end.exit.success(), end.exit.signal, spoken) {
+            (true, ..) => "ok".to_owned(),
+            (false, 0, Some(error)) => format!("exit {}: code {}: {}", end.exit.code, error.code, error.msg),
+            (false, 0, None) => format!("exit {}", end.exit.code),
+            (false, signal, _) => format!("ended by signal {signal}"),
+        };
+        let style = match (end.exit.success(), end.start.command.as_str()) {
+            (true, _) => GOOD,
+            (false, "ADD") => BAD,
+            // DEL fails in ordinary clean-up.
+            (false, _) => UNSURE,
+        };
+        self.line(at, "cni", &what, style, &format!("{how}  {}", took(end.took_ns)));
+    }
+
+    fn process(&mut self, at: Mono, process: &Process) {
+        let what = format!("{}[{}]", process.process.name, process.process.pid);
+        match &process.event {
+            ProcessEvent::Found => {}
+            ProcessEvent::Started => self.line(at, "proc", &what, FAINT, "started"),
+            ProcessEvent::Exited { exit, sender, oom } => {
+                let mut how = match exit.signal {
+                    0 => format!("ended, exit code {}", exit.code),
+                    signal => format!("ended by signal {signal}"),
+                };
+                if let Some(sender) = sender {
+                    how.push_str(&format!(", sent by {}[{}]", sender.name, sender.pid));
+                }
+                if *oom {
+                    how.push_str(", out of memory");
+                }
+                self.line(at, "proc", &what, UNSURE, &how);
+            }
+        }
+    }
+
+    fn verdict(&mut self, at: Mono, report: &Report) {
+        let (mark, style) = match report.status {
+            Status::True => ("✔", GOOD),
+            Status::False => ("✘", BAD),
+            Status::Unknown => ("?", UNSURE),
+        };
+        let room = self.width.saturating_sub(6);
+        let before = self.said.as_ref().map_or("", |finding| finding.reason.as_str());
+        let arrow = if before.is_empty() || before == report.verdict.reason.as_str() {
+            String::new()
+        } else {
+            format!("{before} → ")
+        };
+        let reason = paint(style, &format!("{mark} {}", report.verdict.reason));
+        let time = paint(FAINT, &time_of_day(self.wall, at));
+        let mut text = format!("{time} {} {reason}\n", paint(FAINT, &format!("── {arrow}")));
+        let mut paragraph = |label: &str, words: &str| {
+            for (index, part) in wrap(words, room.saturating_sub(9)).iter().enumerate() {
+                let label = if index == 0 { label } else { "" };
+                text.push_str(&format!("      {label:<8} {part}\n"));
+            }
+        };
+        paragraph("", &report.verdict.message);
+        for (label, findings) in
+            [("because", &report.because), ("then", &report.consequences), ("also", &report.also)]
+        {
+            for finding in findings {
+                paragraph(label, &format!("{}: {}", finding.reason, finding.message));
+            }
+        }
+        if report.status == Status::False {
+            paragraph("look at", &report.remedy);
+        }
+        self.said = Some(report.verdict.clone());
+        self.write(&text);
+    }
+}
+
+impl<W: Write> Sink for Timeline<W> {
+    fn observation(&mut self, at: Mono, observation: &Observation) {
+        if let Observation::Host(host) = observation {
+            self.own.clone_from(&host.addresses);
+        }
+        if !self.filter.wants(observation) {
+            return;
+        }
+        match observation {
+            Observation::SnapshotDone => self.ready = true,
+            Observation::Connect(connect) => self.connect(at, connect),
+            Observation::CniEnd(end) => self.cni(at, end),
+            Observation::Process(process) => self.process(at, process),
+            Observation::ApiTarget(target) => {
+                self.line(
+                    at,
+                    "api",
+                    &format!("watching {}", target.addr),
+                    FAINT,
+                    &format!("from {}", target.source),
+                );
+            }
+            Observation::Listener(listener) if self.ready && listener.host_netns => {
+                let what = format!("{}[{}]", listener.process.name, listener.process.pid);
+                let (style, verb) = if listener.up { (GOOD, "listens on") } else { (UNSURE, "no longer on") };
+                self.line(at, "api", &what, style, &format!("{verb} {}", listener.local));
+            }
+            Observation::CniConfig(config) => {
+                let first = config.files.first().map_or("no file", |file| file.name.as_str());
+                let missing = match config.missing_plugins.as_slice() {
+                    [] => String::new(),
+                    missing => format!(", missing {}", missing.join(", ")),
+                };
+                self.line(
+                    at,
+                    "cni",
+                    &config.dir,
+                    FAINT,
+                    &format!("{} files, first {first}{missing}", config.files.len()),
+                );
+            }
+            Observation::Netns(netns) => {
+                let verb = if netns.up { "created by" } else { "ended, seen by" };
+                let who = format!("{verb} {}[{}]", netns.process.name, netns.process.pid);
+                self.line(at, "netns", &format!("net:[{}]", netns.inum), FAINT, &who);
+            }
+            Observation::Link(link) if self.ready => {
+                let state = match (link.present, link.up) {
+                    (false, _) => "gone",
+                    (true, true) => "up",
+                    (true, false) => "down",
+                };
+                self.line(at, "link", &format!("{} {}", link.name, link.link_kind), FAINT, state);
+            }
+            Observation::Lost(lost) => {
+                self.line(
+                    at,
+                    "lost",
+                    &lost.hook,
+                    BAD,
+                    &format!("{} events; the state is read again", lost.count),
+                );
+            }
+            Observation::Gap(gap) => self.line(at, "gap", &gap.signal, UNSURE, &gap.why),
+            _ => {}
+        }
+    }
+
+    fn effect(&mut self, at: Mono, effect: &Effect) {
+        if let Effect::Verdict(report) = effect {
+            self.verdict(at, report);
+        }
+    }
+}
