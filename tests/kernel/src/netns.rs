@@ -1,0 +1,103 @@
+//! Network namespaces.
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Where `ip netns` keeps its names.
+const DIR: &str = "/run/netns";
+
+/// A namespace with a name; removed when dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes one. Needs root.
+    pub fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEEP: Once = Once::new();
+        // SAFETY: no precondition.
+        ensure!(unsafe { libc::geteuid() } == 0, "make a network namespace: this needs root");
+        SWEEP.call_once(sweep);
+        let name = format!("nrlab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        run(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Self { name };
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// As `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that holds it, as `CNI_NETNS` names it.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DIR).join(&self.name)
+    }
+
+    /// Runs `ip WORDS` inside.
+    pub fn ip(&self, words: &str) -> Result<()> {
+        run(Command::new("ip").args(["-n", &self.name]).args(words.split_whitespace()))
+    }
+
+    /// Runs `nft` inside with these commands.
+    pub fn nft(&self, commands: &str) -> Result<()> {
+        let mut command = self.command("nft")?;
+        run(command.arg(commands))
+    }
+
+    /// A command that will run inside: only its network namespace differs from ours.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let file = File::open(self.path()).with_context(|| format!("open the namespace {}", self.name))?;
+        let mut command = Command::new(program);
+        let enter = move || {
+            // SAFETY: the descriptor is open as long as this closure lives.
+            match unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: setns(2) is async-signal-safe, and nothing is allocated on the way.
+        unsafe { command.pre_exec(enter) };
+        Ok(command)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = run(Command::new("ip").args(["netns", "del", &self.name]));
+    }
+}
+
+/// Removes what makers that were killed left behind.
+fn sweep() {
+    for entry in std::fs::read_dir(DIR).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("nrlab-")?.split('-').next()?.parse::<u32>().ok());
+        if let Some(pid) = maker
+            && !Path::new(&format!("/proc/{pid}")).exists()
+        {
+            let _ = run(Command::new("ip").args(["netns", "del"]).arg(&name));
+        }
+    }
+}
+
+/// Runs a command to its end; what it said is in the error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("run {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! The product, as a user runs it.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::node::Node;
+
+/// The binary under test: `NETREADY_PROBE`, or what `cargo xtask build` made.
+pub fn probe_binary() -> Result<PathBuf> {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/x86_64-unknown-linux-gnu/release/probe");
+    let path = std::env::var_os("NETREADY_PROBE").map_or_else(|| PathBuf::from(built), PathBuf::from);
+    if !path.is_file() {
+        bail!("{} is not there: run `cargo xtask build`", path.display());
+    }
+    Ok(path)
+}
+
+/// Now, on the clock of the kernel's events (`CLOCK_BOOTTIME`), nanoseconds.
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is live; the clock exists on every supported kernel.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// `probe ARGS` on `node`, pointed at the node's directories.
+pub(crate) fn command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> {
+    let mut command = node.netns.command(probe_binary()?)?;
+    command.arg(verb).arg("--cni-conf-dir").arg(node.conf_dir()).arg("--cni-bin-dir").arg(node.bin_dir());
+    command.args(["--start-grace", "2s", "--node-name", "lab"]).args(args);
+    command.env_remove("KUBERNETES_SERVICE_HOST").stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// The answer of `probe check`.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Its exit code.
+    pub code: i32,
+    /// The document on its standard output.
+    pub document: Value,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Check {
+    /// Runs `probe check -o json` on `node` without an agent, for `seconds`.
+    pub fn run(node: &Node, seconds: u32, args: &[&str]) -> Result<Self> {
+        let time = format!("{seconds}s");
+        let mut command = command(node, "check", &["-o", "json", "--no-agent", "--for", &time])?;
+        let output = command.args(args).output().context("run probe check")?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let document = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("probe check printed no document; it said {stderr:?}"))?;
+        Ok(Self { code: output.status.code().unwrap_or(-1), document, stderr })
+    }
+
+    /// The root's reason.
+    pub fn reason(&self) -> &str {
+        self.document["verdict"]["reason"].as_str().unwrap_or_default()
+    }
+
+    /// Reasons in `consequences` or `also`.
+    pub fn reasons(&self, list: &str) -> Vec<&str> {
+        let links = self.document[list].as_array().map(Vec::as_slice).unwrap_or_default();
+        links.iter().filter_map(|link| link["reason"].as_str()).collect()
+    }
+}
+
+/// A verdict as the trace printed it.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// The root's reason.
+    pub reason: String,
+    /// The whole line.
+    pub line: Value,
+    /// When the event behind it was seen; clock as in [`now_ns`].
+    pub at_ns: u64,
+    /// When its line arrived here; same clock.
+    pub arrived_ns: u64,
+}
+
+/// A running `probe trace -o json`; ended when dropped.
+pub struct Trace {
+    child: Child,
+    lines: Receiver<(u64, String)>,
+    /// Everything that it printed so far.
+    pub seen: Vec<Value>,
+}
+
+impl Trace {
+    /// Starts it on `node` and waits until it has read the state at start.
+    pub fn start(node: &Node, args: &[&str]) -> Result<Self> {
+        let mut command = command(node, "trace", &["-o", "json"])?;
+        let mut child = command.args(args).stdout(Stdio::piped()).spawn().context("start probe trace")?;
+        let output = child.stdout.take().context("the trace has an output")?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send((now_ns(), line)).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut trace = Self { child, lines, seen: Vec::new() };
+        trace.wait_for("the state at start", |line| line["kind"] == "snapshot_done")?;
+        Ok(trace)
+    }
+
+    /// Waits for a line.
+    pub fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<(u64, Value)> {
+        self.wait(Duration::from_secs(20), what, wanted)
+    }
+
+    /// Waits for a line, so long.
+    pub fn wait(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<(u64, Value)> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok((arrived, line)) => {
+                    let value: Value =
+                        serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))?;
+                    self.seen.push(value.clone());
+                    if wanted(&value) {
+                        return Ok((arrived, value));
+                    }
+                }
+                Err(error) => {
+                    let why = match error {
+                        RecvTimeoutError::Timeout => "did not come in time",
+                        RecvTimeoutError::Disconnected => "did not come before the trace ended",
+                    };
+                    let last: Vec<_> = self.seen.iter().rev().take(12).rev().map(Value::to_string).collect();
+                    bail!("{what} {why}; the last lines were:\n{}", last.join("\n"));
+                }
+            }
+        }
+    }
+
+    /// Waits until the verdict is `reason`.
+    pub fn wait_for_verdict(&mut self, reason: &str) -> Result<Verdict> {
+        let is_it = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == reason;
+        let (arrived_ns, line) = self.wait_for(&format!("the verdict {reason}"), is_it)?;
+        let at_ns = line["atNs"].as_u64().unwrap_or_default();
+        Ok(Verdict { reason: reason.to_owned(), line, at_ns, arrived_ns })
+    }
+
+    /// Events that the kernel half lost, as far as it has told.
+    pub fn lost(&self) -> u64 {
+        self.seen.iter().filter(|line| line["kind"] == "lost").filter_map(|line| line["count"].as_u64()).sum()
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,360 @@
+//! One fault each, for real, and the verdict that must follow. Needs root and the reference plugins.
+
+use anyhow::{Result, ensure};
+use kernel_tests::{API, Check, Denied, Dial, Node, Sandbox, Server, Trace};
+
+const SERVICE: &str = "10.96.0.1:443";
+const REJECT_SERVICE: &str = "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
+                              add rule ip lab out ip daddr 10.96.0.1 reject with icmp type port-unreachable";
+
+fn healthy() -> Result<(Node, Server)> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let server = node.serve_api()?;
+    Ok((node, server))
+}
+
+/// The verdict without an agent, of a node with a valid configuration.
+fn verdict(node: &Node, seconds: u32, args: &[&str]) -> Result<Check> {
+    let check = Check::run(node, seconds, args)?;
+    ensure!(check.stderr.is_empty(), "it warned: {}", check.stderr);
+    Ok(check)
+}
+
+fn expect(check: &Check, reason: &str, code: i32) -> Result<()> {
+    ensure!(check.reason() == reason && check.code == code, "{}: {:#}", check.code, check.document);
+    Ok(())
+}
+
+#[test]
+fn a_healthy_node_is_ready() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let check = verdict(&node, 2, &["--apiserver", API])?;
+    expect(&check, "NetworkReady", 0)?;
+    for condition in check.document["conditions"].as_array().into_iter().flatten() {
+        ensure!(condition["status"] == "True", "{condition}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_closed_port_of_another_host_is_refused() -> Result<()> {
+    let (node, server) = healthy()?;
+    drop(server);
+    expect(&verdict(&node, 2, &["--apiserver", API])?, "APIServerRefused", 3)
+}
+
+#[test]
+fn a_control_plane_host_without_a_listener_is_down() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let args = ["--apiserver", "10.99.0.2:6443", "--role", "control-plane"];
+    expect(&verdict(&node, 2, &args)?, "APIServerDown", 3)?;
+    // The state shows it without any connect.
+    expect(&verdict(&node, 1, &[&args[..], &["--no-ask"]].concat())?, "APIServerDown", 3)
+}
+
+#[test]
+fn a_worker_s_closed_loopback_port_is_its_proxy() -> Result<()> {
+    let (node, _server) = healthy()?;
+    for addr in ["127.0.0.1:6443", "[::1]:6443"] {
+        let args = ["--apiserver", addr, "--role", "worker"];
+        expect(&verdict(&node, 2, &args)?, "APILocalProxyDown", 3)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rejected_service_has_no_endpoints() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.netns.nft(REJECT_SERVICE)?;
+    expect(&verdict(&node, 3, &["--apiserver", "service=10.96.0.1"])?, "APIServiceNoEndpoints", 3)
+}
+
+/// The socket of a non-blocking connect ends with no error at all: only its error queue tells.
+#[test]
+fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.netns.nft(REJECT_SERVICE)?;
+    let mut trace = Trace::start(&node, &["--apiserver", "service=10.96.0.1:443", "--no-ask"])?;
+    let mut client = node.client("kubelet", &Dial { to: SERVICE, flags: &["--go", "--count", "3"] })?;
+    ensure!(client.next()? == libc::ECONNREFUSED);
+    let (_, line) = trace.wait_for("the client's connect", |line| line["kind"] == "connect")?;
+    ensure!(line["outcome"] == "refused_icmp" && line["role"] == "kubelet", "{line}");
+    ensure!(line["icmp"]["icmp_type"] == 3 && line["icmp"]["code"] == 3, "{line}");
+    ensure!(line.get("rst").is_none(), "{line}");
+    trace.wait_for_verdict("APIServiceNoEndpoints")?;
+    Ok(())
+}
+
+#[test]
+fn a_rejected_server_is_a_local_policy() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.netns.nft(
+        "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
+         add rule ip lab out tcp dport 6443 reject with icmp type port-unreachable",
+    )?;
+    expect(&verdict(&node, 3, &["--apiserver", API])?, "APIPolicyDenied", 3)
+}
+
+#[test]
+fn a_rejection_by_another_host_is_a_firewall() -> Result<()> {
+    for how in ["admin-prohibited", "port-unreachable", "host-prohibited"] {
+        let (node, _server) = healthy()?;
+        node.peer.nft(&format!(
+            "add table ip lab; add chain ip lab in {{ type filter hook input priority 0; }}; \
+             add rule ip lab in tcp dport 6443 reject with icmp type {how}"
+        ))?;
+        let check = verdict(&node, 3, &["--apiserver", API])?;
+        expect(&check, "APIFirewalled", 3)?;
+        let message = check.document["verdict"]["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("10.99.0.1"), "the sender is not named: {message}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_address_that_nobody_holds_is_an_unreachable_vip() -> Result<()> {
+    let (node, _server) = healthy()?;
+    expect(&verdict(&node, 6, &["--apiserver", "10.99.0.77:6443"])?, "APIVIPUnreachable", 3)
+}
+
+#[test]
+fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.netns.ip("route del default")?;
+    for form in ["", "unreachable", "prohibit", "blackhole"] {
+        if !form.is_empty() {
+            node.netns.ip(&format!("route add {form} 10.55.0.0/24"))?;
+        }
+        expect(&verdict(&node, 2, &["--apiserver", "10.55.0.1:6443"])?, "APIRouteMissing", 3)?;
+        if !form.is_empty() {
+            node.netns.ip("route del 10.55.0.0/24")?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let denied = Denied::new()?;
+    let dir = denied.dir().to_string_lossy().into_owned();
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    let mut client = node.client("kubelet", &Dial { to: API, flags: &["--cgroup", &dir] })?;
+    ensure!(client.next()? == libc::EPERM);
+    let verdict = trace.wait_for_verdict("APIBPFDenied")?;
+    ensure!(
+        verdict.line["verdict"]["message"].as_str().is_some_and(|m| m.contains("kubelet")),
+        "{}",
+        verdict.line
+    );
+    Ok(())
+}
+
+#[test]
+fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.peer.nft(
+        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
+         add rule ip lab in tcp dport 6443 drop",
+    )?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let mut client =
+        node.client("kubelet", &Dial { to: API, flags: &["--give-up", "2500", "--count", "1"] })?;
+    ensure!(client.next()? == -1);
+    let (_, line) = trace.wait_for("the client's connect", |line| line["kind"] == "connect")?;
+    ensure!(line["outcome"] == "gave_up" && line["retransmits"].as_u64() >= Some(1), "{line}");
+    trace.wait_for_verdict("APITimeout")?;
+    Ok(())
+}
+
+#[test]
+fn a_drop_on_this_host_is_a_timeout() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.netns.nft(
+        "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
+         add rule ip lab out tcp dport 6443 drop",
+    )?;
+    expect(&verdict(&node, 6, &["--apiserver", API])?, "APITimeout", 3)
+}
+
+/// Sockets of protocol 262 pass through the same states and must not be taken for TCP (262 & 0xff is 6).
+#[test]
+fn mptcp_listener_and_connect_do_not_confuse() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let mut trace = Trace::start(&node, &["--apiserver", "10.99.0.2:6443", "--role", "control-plane"])?;
+    trace.wait_for_verdict("APIServerDown")?;
+    let server = Server::start(&node.netns, "10.99.0.2:6443", &["--mptcp"])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    drop(server);
+    trace.wait_for_verdict("APIServerDown")?;
+    let ups = trace
+        .seen
+        .iter()
+        .filter(|line| line["kind"] == "listener" && line["up"] == true && line["local"] == "10.99.0.2:6443");
+    ensure!(ups.count() == 1, "one listener was told more than once");
+    Ok(())
+}
+
+#[test]
+fn an_empty_directory_is_a_missing_configuration() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.remove_config()?;
+    expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigMissing", 1)?;
+    std::fs::remove_dir(node.conf_dir())?;
+    expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigMissing", 1)
+}
+
+#[test]
+fn a_broken_first_file_is_an_invalid_configuration() -> Result<()> {
+    for bytes in [&b""[..], b"{\"cniVersion\": \"0.4.0\", \"na", &[0; 100], &vec![b'['; 1 << 20]] {
+        let (node, _server) = healthy()?;
+        node.write_config("00-multus.conf", bytes)?;
+        let check = verdict(&node, 2, &["--apiserver", API])?;
+        expect(&check, "CNIConfigInvalid", 1)?;
+        ensure!(
+            check.document["verdict"]["subject"].as_str().is_some_and(|s| s.ends_with("/00-multus.conf"))
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn hostile_files_do_not_stop_the_probe() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let path = node.conf_dir().join("00-first.conf");
+    let fifo = std::ffi::CString::new(path.to_str().expect("a text"))?;
+    // SAFETY: a NUL-terminated path.
+    ensure!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o644) } == 0);
+    expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigInvalid", 1)?;
+    std::fs::remove_file(&path)?;
+    std::os::unix::fs::symlink("/nowhere", &path)?;
+    expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigInvalid", 1)?;
+    std::fs::remove_file(&path)?;
+    std::fs::create_dir(&path)?;
+    expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigInvalid", 1)
+}
+
+#[test]
+fn a_plugin_that_is_not_there_is_told_without_any_execution() -> Result<()> {
+    let (node, _server) = healthy()?;
+    for plugin in ["portmap", "host-local", "loopback"] {
+        std::fs::rename(node.bin_dir().join(plugin), node.dir().join(plugin))?;
+        let check = verdict(&node, 2, &["--apiserver", API])?;
+        expect(&check, "CNIBinaryMissing", 1)?;
+        ensure!(check.document["verdict"]["subject"] == plugin, "{:#}", check.document);
+        std::fs::rename(node.dir().join(plugin), node.bin_dir().join(plugin))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    let mut config = node.plugin_config("10.244.0.0/24");
+    config["ipam"]["ranges"][0][0]["subnet"] = "not-a-subnet".into();
+    let sandbox = Sandbox::new("web-1")?;
+    ensure!(!sandbox.run(&node, "ADD", &config)?.status.success());
+    let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("code 999") && message.contains("not-a-subnet"), "{message}");
+    let (_, line) =
+        trace.wait_for("the condition", |line| line["kind"] == "condition" && line["status"] == "False")?;
+    ensure!(line["condition"] == "NodeNetworkReady", "{line}");
+    // The next ADD that works ends it.
+    ensure!(sandbox.run(&node, "ADD", &node.plugin_config("10.244.0.0/24"))?.status.success());
+    trace.wait_for_verdict("NetworkReady")?;
+    ensure!(trace.lost() == 0, "events were lost");
+    Ok(())
+}
+
+#[test]
+fn exhausted_addresses_are_told_from_any_other_failure() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    let config = node.plugin_config("10.244.9.0/30");
+    let first = Sandbox::new("web-1")?;
+    ensure!(first.run(&node, "ADD", &config)?.status.success());
+    let second = Sandbox::new("web-2")?;
+    ensure!(!second.run(&node, "ADD", &config)?.status.success());
+    let verdict = trace.wait_for_verdict("IPAMExhausted")?;
+    ensure!(verdict.line["verdict"]["subject"] == "host-local", "{}", verdict.line);
+    let end = trace.seen.iter().rfind(|line| line["kind"] == "cni_end").expect("the operation was told");
+    ensure!(end["plugin"] == "bridge" && end["delegates"][0]["plugin"] == "host-local", "{end}");
+    ensure!(end["pod"]["name"] == "web-2" && end["pod"]["namespace"] == "shop", "{end}");
+    Ok(())
+}
+
+#[test]
+fn a_failed_del_is_no_fault() -> Result<()> {
+    let (node, _server) = healthy()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    let mut config = node.plugin_config("10.244.0.0/24");
+    config["ipam"]["ranges"][0][0]["subnet"] = "not-a-subnet".into();
+    ensure!(!Sandbox::new("web-1")?.run(&node, "DEL", &config)?.status.success());
+    trace.wait_for("the end of the DEL", |line| line["kind"] == "cni_end" && line["command"] == "DEL")?;
+    let check = verdict(&node, 1, &["--apiserver", API])?;
+    expect(&check, "NetworkReady", 0)?;
+    ensure!(!trace.seen.iter().any(|line| line["kind"] == "verdict" && line["verdict"]["status"] == "False"));
+    Ok(())
+}
+
+#[test]
+fn the_api_is_the_root_and_the_missing_configuration_its_consequence() -> Result<()> {
+    let (node, server) = healthy()?;
+    drop(server);
+    node.remove_config()?;
+    let check = verdict(&node, 7, &["--apiserver", API])?;
+    expect(&check, "APIServerRefused", 3)?;
+    ensure!(check.reasons("consequences") == ["CNIConfigMissing"] && check.reasons("also").is_empty());
+    let network = &check.document["conditions"][0];
+    ensure!(network["status"] == "False" && network["reason"] == "CNIConfigMissing", "{network}");
+    ensure!(network["message"].as_str().is_some_and(|m| m.contains("because APIServer")), "{network}");
+    Ok(())
+}
+
+#[test]
+fn a_broken_file_is_not_blamed_on_the_api() -> Result<()> {
+    let (node, server) = healthy()?;
+    drop(server);
+    node.write_config("00-broken.conf", b"{")?;
+    let check = verdict(&node, 2, &["--apiserver", API])?;
+    expect(&check, "APIServerRefused", 3)?;
+    ensure!(check.reasons("also") == ["CNIConfigInvalid"] && check.reasons("consequences").is_empty());
+    Ok(())
+}
+
+#[test]
+fn everything_recovers() -> Result<()> {
+    let (node, server) = healthy()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    node.remove_config()?;
+    trace.wait_for_verdict("CNIConfigMissing")?;
+    node.install_config()?;
+    trace.wait_for_verdict("NetworkReady")?;
+    drop(server);
+    let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &[] })?;
+    ensure!(kubelet.next()? == libc::ECONNREFUSED);
+    trace.wait_for_verdict("APIServerRefused")?;
+    let _server = node.serve_api()?;
+    trace.wait_for_verdict("NetworkReady")?;
+    std::fs::rename(node.conf_dir(), node.dir().join("moved"))?;
+    trace.wait_for_verdict("CNIConfigMissing")?;
+    std::fs::rename(node.dir().join("moved"), node.conf_dir())?;
+    trace.wait_for_verdict("NetworkReady")?;
+    ensure!(trace.lost() == 0, "events were lost");
+    Ok(())
+}
+
+#[test]
+fn an_etcd_host_is_not_judged() -> Result<()> {
+    let node = Node::new()?;
+    expect(&verdict(&node, 1, &["--role", "etcd", "--apiserver", API])?, "NotApplicable", 6)
+}

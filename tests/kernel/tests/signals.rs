@@ -1,0 +1,316 @@
+//! What is seen, and what never gets through. Needs root.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, probe_binary};
+use serde_json::Value;
+
+#[test]
+fn the_end_of_a_control_plane_process_names_the_signal_and_its_sender() -> Result<()> {
+    let node = Node::new()?;
+    let mut trace = Trace::start(&node, &["--apiserver", "10.99.0.2:6443"])?;
+    let server = Server::start_as(&node.netns, &node.bin_dir().join("kube-apiserver"), "10.99.0.2:6443")?;
+    let pid = server.pid();
+    trace.wait_for("its start", |line| line["kind"] == "process" && line["event"] == "started")?;
+    drop(server);
+    let (_, line) =
+        trace.wait_for("its end", |line| line["kind"] == "process" && line["event"] == "exited")?;
+    ensure!(line["process"]["pid"] == pid && line["process"]["name"] == "kube-apiserver", "{line}");
+    ensure!(line["exit"]["signal"] == 9 && line["sender"]["pid"] == std::process::id(), "{line}");
+    Ok(())
+}
+
+#[test]
+fn a_crash_loop_of_the_control_plane_is_told_from_a_stopped_one() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let mut trace = Trace::start(&node, &["--apiserver", "10.99.0.2:6443", "--role", "control-plane"])?;
+    for _ in 0..3 {
+        drop(Server::start_as(&node.netns, &node.bin_dir().join("kube-apiserver"), "10.99.0.2:6443")?);
+    }
+    let verdict = trace.wait_for_verdict("ControlPlaneCrashLoop")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("kube-apiserver") && message.contains("signal 9"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_namespace_s_begin_and_end_are_seen() -> Result<()> {
+    let node = Node::new()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    let sandbox = Sandbox::new("web-1")?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(sandbox.netns.path())?);
+    trace.wait_for("its begin", |line| {
+        line["kind"] == "netns" && line["inum"] == inode && line["up"] == true
+    })?;
+    drop(sandbox);
+    trace.wait_for("its end", |line| {
+        line["kind"] == "netns" && line["inum"] == inode && line["up"] == false
+    })?;
+    Ok(())
+}
+
+#[test]
+fn control_characters_never_reach_the_terminal() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let evil = "ku\u{1b}[31mbe\u{7}";
+    let mut trace = probe(&node, "trace", &["--apiserver", API, "--for", "3s"])?;
+    let mut client = node.client(evil, &Dial { to: API, flags: &["--count", "20"] })?;
+    client.next()?;
+    let sandbox = Sandbox::new("web\u{1b}[32m")?;
+    let mut config = node.plugin_config("10.244.0.0/24");
+    config["ipam"]["ranges"][0][0]["subnet"] = "\u{1b}[33mx".into();
+    sandbox.run(&node, "ADD", &config)?;
+    node.write_config("00-\u{1b}[34m.conf", b"{\"type\": \"\\u001b[35m/\"}")?;
+    let mut text = String::new();
+    trace.stdout.take().context("an output")?.read_to_string(&mut text)?;
+    trace.wait()?;
+    ensure!(text.contains("\\u{1b}[31m"), "the client's name is missing: {text}");
+    ensure!(text.chars().all(|c| !c.is_control() || c == '\n'), "{text:?}");
+    Ok(())
+}
+
+#[test]
+fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--ring-bytes", "4096"])?;
+    trace.wait_for_verdict("APIServerRefused")?;
+    // 4096 bytes hold about thirty records; these come without a pause.
+    let mut clients = Vec::new();
+    for name in ["kubelet", "kube-proxy"] {
+        clients.push(node.client(name, &Dial { to: API, flags: &["--every", "0", "--count", "20000"] })?);
+    }
+    trace.wait_for("a counted loss", |line| line["kind"] == "lost" && line["count"].as_u64() > Some(0))?;
+    trace.wait_for("the read state", |line| line["kind"] == "reread" && line["scope"] == "sockets")?;
+    drop(clients);
+    let _server = node.serve_api()?;
+    trace.wait_for_verdict("NetworkReady")?;
+    Ok(())
+}
+
+#[test]
+fn a_recording_replays_to_the_same_verdicts() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let server = node.serve_api()?;
+    let recording = node.dir().join("recording.jsonl");
+    let path = recording.to_str().context("a text")?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--record", path])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    drop(server);
+    node.remove_config()?;
+    let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &[] })?;
+    kubelet.next()?;
+    trace.wait_for_verdict("APIServerRefused")?;
+    let live = verdicts(&trace.seen);
+    drop(trace);
+    let output = Command::new(probe_binary()?).args(["replay", "-o", "json", path]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<Value> =
+        output.stdout.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()).collect();
+    let replayed = verdicts(&lines);
+    ensure!(replayed.starts_with(&live), "live {live:?}, replayed {replayed:?}");
+    Ok(())
+}
+
+fn verdicts(lines: &[Value]) -> Vec<String> {
+    let verdicts = lines.iter().filter(|line| line["kind"] == "verdict");
+    verdicts.filter_map(|line| Some(line["verdict"]["reason"].as_str()?.to_owned())).collect()
+}
+
+#[test]
+fn the_agent_serves_what_it_promises() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let _server = node.serve_api()?;
+    let state = node.dir().join("state/state.json");
+    let socket = node.dir().join("probe.sock");
+    let mut agent = Agent(probe(
+        &node,
+        "run",
+        &[
+            "--apiserver",
+            API,
+            "--metrics-address",
+            "10.99.0.2:9719",
+            "--state-file",
+            state.to_str().context("a text")?,
+            "--socket",
+            socket.to_str().context("a text")?,
+        ],
+    )?);
+    poll("the state file", || {
+        let document: Value = serde_json::from_slice(&std::fs::read(&state).ok()?).ok()?;
+        (document["verdict"]["reason"] == "NetworkReady" && document["schemaVersion"] == 1).then_some(())
+    })?;
+    let mut answer = String::new();
+    UnixStream::connect(&socket)?.read_to_string(&mut answer)?;
+    let document: Value = serde_json::from_str(&answer)?;
+    ensure!(document["verdict"]["status"] == "True", "{document}");
+    let asked =
+        Command::new(probe_binary()?).args(["check", "-o", "json", "--socket"]).arg(&socket).output()?;
+    ensure!(asked.status.code() == Some(0), "{}", String::from_utf8_lossy(&asked.stderr));
+
+    // The page is fetched from the other host.
+    let mut fetch = node.peer.command("curl")?;
+    fetch.args(["-sS", "-w", "%{http_code} ", "http://10.99.0.2:9719/livez", "http://10.99.0.2:9719/readyz"]);
+    let pages = String::from_utf8(fetch.output()?.stdout)?;
+    ensure!(pages.matches("ok\n200").count() == 2, "{pages}");
+    let mut fetch = node.peer.command("curl")?;
+    let metrics = String::from_utf8(fetch.args(["-sS", "http://10.99.0.2:9719/metrics"]).output()?.stdout)?;
+    for line in [
+        "netready_condition{type=\"NodeNetworkReady\",status=\"True\"} 1",
+        "netready_verdict{reason=\"NetworkReady\",side=\"none\"} 1",
+        "netready_hook_attached{hook=\"inet_sock_set_state\"} 1",
+        "netready_events_lost_total{hook=\"inet_sock_set_state\"} 0",
+        "netready_cni_config_files{state=\"valid\"} 1",
+        "# EOF",
+    ] {
+        ensure!(metrics.contains(line), "{line} is missing in\n{metrics}");
+    }
+    let series = metrics.lines().filter(|line| !line.starts_with('#')).count();
+    ensure!(series <= 300, "{series} series");
+
+    // SAFETY: a signal to our own child.
+    unsafe { libc::kill(i32::try_from(agent.0.id())?, libc::SIGTERM) };
+    ensure!(agent.0.wait()?.code() == Some(0), "it did not end well");
+    ensure!(!socket.exists(), "the socket is left behind");
+    let last: Value = serde_json::from_slice(&std::fs::read(&state)?)?;
+    ensure!(last["verdict"]["reason"] == "AgentStopping", "{last}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_served_is_said_once_and_stops_nothing_else() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let _taken = Server::start(&node.netns, "10.99.0.2:9719", &[])?;
+    let socket = node.dir().join("probe.sock");
+    let args = [
+        "--metrics-address",
+        "10.99.0.2:9719",
+        "--apiserver",
+        API,
+        "--state-file",
+        "/proc/netready/state.json",
+        "--socket",
+    ];
+    let args = [&args[..], &[socket.to_str().context("a text")?]].concat();
+    let mut agent = Agent(probe(&node, "run", &args)?);
+    let answer = poll("an answer on the socket", || {
+        let mut answer = String::new();
+        UnixStream::connect(&socket).ok()?.read_to_string(&mut answer).ok()?;
+        serde_json::from_str::<Value>(&answer).ok()
+    })?;
+    ensure!(answer["verdict"]["reason"] == "APIServerRefused", "{answer}");
+    agent.0.kill()?;
+    let mut said = String::new();
+    agent.0.stderr.take().context("an output")?.read_to_string(&mut said)?;
+    for word in ["serve metrics on 10.99.0.2:9719", "write the state file /proc/netready/state.json"] {
+        ensure!(said.matches(word).count() == 1, "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn without_root_it_says_what_is_missing() -> Result<()> {
+    // The binary must be readable for everybody: a copy.
+    let dir = tempfile::TempDir::new()?;
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let copy = dir.path().join("probe");
+    std::fs::copy(probe_binary()?, &copy)?;
+    let mut command = Command::new(&copy);
+    command.args(["check", "--for", "1s", "--no-agent", "--no-ask"]);
+    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(77), "{output:?}");
+    ensure!(said.contains("CAP_BPF") && said.lines().count() == 1, "{said}");
+    Ok(())
+}
+
+/// `probe VERB` with text output; the caller ends it.
+fn probe(node: &Node, verb: &str, args: &[&str]) -> Result<Child> {
+    let mut command = node.netns.command(probe_binary()?)?;
+    command
+        .arg(verb)
+        .arg("--cni-conf-dir")
+        .arg(node.conf_dir())
+        .arg("--cni-bin-dir")
+        .arg(node.bin_dir())
+        .args(args);
+    Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+}
+
+/// An agent that is ended with the test.
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Asks until there is an answer, for ten seconds.
+fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if let Some(answer) = ask() {
+            return Ok(answer);
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    anyhow::bail!("{what} did not come in time")
+}
+
+/// A server that is there but talks nonsense must not hold up the agent's page.
+#[test]
+fn a_slow_or_rude_scraper_does_not_hold_up_the_others() -> Result<()> {
+    let node = Node::new()?;
+    let socket = node.dir().join("probe.sock");
+    let state = node.dir().join("state.json");
+    let _agent = Agent(probe(
+        &node,
+        "run",
+        &[
+            "--metrics-address",
+            "10.99.0.2:9719",
+            "--socket",
+            socket.to_str().context("a text")?,
+            "--state-file",
+            state.to_str().context("a text")?,
+        ],
+    )?);
+    let fetch = || {
+        let mut curl = node.peer.command("curl").ok()?;
+        let output = curl
+            .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://10.99.0.2:9719/livez"])
+            .output()
+            .ok()?;
+        (output.stdout == b"200").then_some(())
+    };
+    poll("the page", fetch)?;
+    // Ten that say nothing and one that says too much, from a thread inside the other host's namespace.
+    let file = std::fs::File::open(node.peer.path())?;
+    std::thread::spawn(move || -> Result<()> {
+        // SAFETY: an open descriptor; only this thread changes.
+        ensure!(unsafe { libc::setns(std::os::fd::AsRawFd::as_raw_fd(&file), libc::CLONE_NEWNET) } == 0);
+        let silent: Vec<_> = (0..10).filter_map(|_| TcpStream::connect("10.99.0.2:9719").ok()).collect();
+        ensure!(silent.len() == 10);
+        let mut rude = TcpStream::connect("10.99.0.2:9719")?;
+        rude.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let _ = rude.write_all(&[b'x'; 100_000]);
+        Ok(())
+    })
+    .join()
+    .expect("the thread does not panic")?;
+    poll("the page again", fetch)
+}
