@@ -55,9 +55,9 @@ impl App {
         let started = clock::now();
         let (kernel, unsupported) = match bpf::load(settings.ring_bytes) {
             Ok(kernel) => (Some(kernel), None),
-            Err(error) => match error.downcast::<Unsupported>() {
-                Ok(unsupported) => (None, Some(unsupported.0)),
-                Err(error) => return Err(error),
+            Err(error) => match error.downcast_ref::<Unsupported>() {
+                Some(Unsupported::Kernel(why)) => (None, Some(why.clone())),
+                _ => return Err(error),
             },
         };
         let mut kernel = kernel;
@@ -65,11 +65,7 @@ impl App {
             crate::commands::kernel_log::follow(&mut kernel.programs);
         }
         let hooks = kernel.as_ref().map(|kernel| kernel.hooks.clone()).unwrap_or_default();
-        let config = Config {
-            start_grace_ns: nanos(settings.start_grace),
-            fail_hold_ns: nanos(settings.fail_hold),
-            ..Config::default()
-        };
+        let config = engine_config(&settings);
         let (feed, queue) = mpsc::channel(QUEUE);
         let (done, asked) = mpsc::channel(QUEUE);
         let (wake, woken) = mpsc::channel(QUEUE);
@@ -80,7 +76,7 @@ impl App {
         if settings.ask {
             tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
         }
-        let enricher = Enricher::new(sources::own_netns().into_iter().collect(), std::process::id());
+        let enricher = Enricher::new(sources::own_netns().unwrap_or(0), std::process::id());
         let mut app = Self {
             wall: Wall::here(),
             engine: Engine::new(config, started),
@@ -255,6 +251,15 @@ async fn at(deadline: Option<Mono>) {
     match deadline {
         Some(deadline) => tokio::time::sleep(Duration::from_nanos(deadline.since(clock::now()))).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The engine's times, from the settings.
+pub(crate) fn engine_config(settings: &Settings) -> Config {
+    Config {
+        start_grace_ns: nanos(settings.start_grace),
+        fail_hold_ns: nanos(settings.fail_hold),
+        ..Config::default()
     }
 }
 

@@ -7,6 +7,8 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::evidence::Facts;
 use crate::explain::explain;
 use crate::hold::{Held, Wanted};
@@ -17,7 +19,8 @@ use crate::rules::{self, Fault};
 use crate::verdict::{ConditionType, Effect, Finding, Report};
 
 /// Times of the verdict contract (`docs/verdicts.md` §4); nanoseconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Config {
     /// How long an agent without proof says `Learning`. Default 60 s.
     pub start_grace_ns: u64,
@@ -207,6 +210,10 @@ fn judge(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Judged {
             "no Kubernetes node"
         };
         return plain(Reason::NotApplicable, format!("this host is {role}"), at);
+    }
+    // Half of the state at start proves nothing: a configuration may be read before the role is known.
+    if facts.snapshot_done.is_none() {
+        return plain(Reason::Learning, "the state at start is being read".to_string(), start);
     }
     let proofs = [network_proof(facts, now), api_proof(facts, now)];
     let mut faults = rules::faults(facts);

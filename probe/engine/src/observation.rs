@@ -140,7 +140,7 @@ pub struct ApiTarget {
     /// Address and port.
     pub addr: SocketAddr,
     /// How it is served.
-    #[serde(default)]
+    #[serde(default, rename = "served_as")]
     pub kind: TargetKind,
     /// Where it was found, for people: `--apiserver`, `/etc/kubernetes/kubelet.conf`, …
     #[serde(default)]

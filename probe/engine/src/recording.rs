@@ -4,6 +4,7 @@ use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Config;
 use crate::observation::{Mono, Observation};
 
 /// First line of a recording.
@@ -20,6 +21,9 @@ pub struct RecordingHeader {
     pub boot_id: String,
     /// When the agent started; the engine is created with this time.
     pub started: Mono,
+    /// The times that the engine worked with.
+    #[serde(default)]
+    pub config: Config,
     /// Wall clock minus [`Mono`], nanoseconds since 1970; replays print recorded time with it.
     #[serde(default)]
     pub wall_offset_ns: u64,

@@ -7,7 +7,6 @@ use probe_engine::{
 };
 
 use super::App;
-use super::sources::netns_of;
 use crate::bpf::{HOOKS, HookState};
 use crate::clock;
 use crate::feed::Seen;
@@ -24,18 +23,11 @@ impl App {
         if let Some(kernel) = &mut self.kernel {
             kernel.watch.set_names(&processes::watch_names())?;
         }
-        let mut host_netns = Vec::new();
         for process in &found {
             if let Some(kernel) = &mut self.kernel {
                 kernel.watch.add_process(process.actor.pid)?;
             }
             self.enricher.clients().found(process.actor.clone(), process.class);
-            if process.class == probe_engine::ProcessClass::Kubelet {
-                host_netns.extend(netns_of(process.actor.pid));
-            }
-        }
-        for inum in host_netns {
-            self.enricher.add_host_netns(inum);
         }
         let targets = targets::find(&self.settings);
         let mut host = role::find(&self.settings, &found, &targets.targets);

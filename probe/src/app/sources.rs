@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use probe_engine::{Gap, Host, Observation, Scope};
@@ -10,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::feed::Feed;
-use crate::node;
+use crate::node::{self, processes};
 use crate::settings::Settings;
 
 /// Ports whose connects and listeners are reported at any address: kube-apiserver's default. A node whose
@@ -30,13 +29,7 @@ pub(super) fn spawn(
 
 /// Inode number of the agent's own network namespace.
 pub(super) fn own_netns() -> Option<u32> {
-    netns_of("self")
-}
-
-/// Inode number of a process' network namespace; `None` when it is gone.
-pub(super) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
-    let inode = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?.ino();
-    u32::try_from(inode).ok()
+    processes::netns_of("self")
 }
 
 /// What was observed last, where a re-read has to be compared with it.

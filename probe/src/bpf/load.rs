@@ -40,7 +40,7 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     // Without it every tracepoint below says so, and the rest works.
     let tracefs = tracefs::ensure();
     let data = std::fs::read(VMLINUX).map_err(|error| {
-        Unsupported(format!(
+        Unsupported::Kernel(format!(
             "read the kernel's type information {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
         ))
     })?;
@@ -61,7 +61,7 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     }
     let mut programs = loader
         .load(OBJECT)
-        .map_err(|error| Unsupported(format!("load the eBPF object: {}", chain(&error))))?;
+        .map_err(|error| Unsupported::Kernel(format!("load the eBPF object: {}", chain(&error))))?;
     drop(loader);
 
     let watch = Watch::take(&mut programs)?;
@@ -76,9 +76,11 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
             HookState::Missing { why, .. } => Some(why.as_str()),
             _ => None,
         });
-        return Err(
-            Unsupported(format!("attach any eBPF program: {}", why.unwrap_or("none was tried"))).into()
-        );
+        return Err(Unsupported::Kernel(format!(
+            "attach any eBPF program: {}",
+            why.unwrap_or("none was tried")
+        ))
+        .into());
     }
     Ok(Kernel { programs, hooks, reader, skips, watch, took: started.elapsed() })
 }
@@ -160,7 +162,7 @@ fn privilege() -> Result<(), Unsupported> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Unsupported(format!(
+    Err(Unsupported::Privilege(format!(
         "load eBPF programs: {} is missing; run as root, or give the process CAP_BPF, CAP_PERFMON, \
          CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
         missing.join(" and ")

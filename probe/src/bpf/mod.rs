@@ -17,7 +17,13 @@ pub(crate) use skips::Skips;
 pub(crate) use status::{HookState, HookStatus};
 pub(crate) use watch::Watch;
 
-/// Why no program can be loaded here at all: no privilege, or a kernel without what they need.
+/// Why no program can be loaded here at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Unsupported(pub(crate) String);
+pub(crate) enum Unsupported {
+    /// A capability is missing: nothing else could be looked at either.
+    #[error("{0}")]
+    Privilege(String),
+    /// The kernel lacks what the programs need: everything else still works.
+    #[error("{0}")]
+    Kernel(String),
+}

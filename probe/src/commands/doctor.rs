@@ -19,7 +19,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     };
     let loaded = match bpf::load(probe_common::RING_BYTES) {
         Ok(kernel) => Ok((kernel.hooks.clone(), kernel.took)),
-        Err(error) => Err(error.downcast::<Unsupported>()?.0),
+        Err(error) => Err(error.downcast::<Unsupported>()?.to_string()),
     };
     let exit = if loaded.is_ok() { Exit::Ready } else { Exit::Unsupported };
     if args.output == Output::Json {

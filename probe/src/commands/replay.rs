@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use anyhow::Result;
-use probe_engine::{Config, Engine, Line, Mono, RecordingHeader};
+use probe_engine::{Engine, Line, Mono, RecordingHeader};
 
 use crate::cli::{Output, ReplayArgs, UsageError};
 use crate::clock::Wall;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
         Output::Text => &mut timeline,
         Output::Json => &mut lines,
     };
-    let mut engine = Engine::new(Config::default(), header.started);
+    let mut engine = Engine::new(header.config, header.started);
     let mut number = 1;
     while let Some(bytes) = next_line(&mut input).map_err(|why| usage(number + 1, why))? {
         number += 1;

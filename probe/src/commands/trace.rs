@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use probe_engine::RecordingHeader;
+use probe_engine::{Config, RecordingHeader};
 
 use super::until_stopped;
-use crate::app::App;
+use crate::app::{App, engine_config};
 use crate::cli::{Output, TraceArgs, UsageError};
 use crate::exit::Exit;
 use crate::report::Context;
@@ -21,16 +21,15 @@ use crate::sinks::trace_json::JsonLines;
 pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
     let settings = args.node.settings()?;
     let node = settings.node.clone();
+    let config = engine_config(&settings);
     let filter = Filter { only: args.only, pod: args.pod };
     let mut app = App::start(Arc::new(settings)).await?;
     if let Some(why) = app.unsupported() {
         crate::warn(&format!("{why}; only what can be seen without eBPF is shown"));
-        if !is_root() {
-            return Ok(Exit::Unsupported);
-        }
     }
     let context = Context::here(&node, app.wall());
-    let mut recorder = args.record.as_deref().map(|path| recorder(path, &app, &context)).transpose()?;
+    let mut recorder =
+        args.record.as_deref().map(|path| recorder(path, &app, &context, config)).transpose()?;
     let stop = until_stopped(args.watch)?;
     let broken = match args.output {
         Output::Text => {
@@ -65,19 +64,15 @@ async fn deliver(
     }
 }
 
-fn recorder(path: &Path, app: &App, context: &Context) -> Result<Recorder> {
+fn recorder(path: &Path, app: &App, context: &Context, config: Config) -> Result<Recorder> {
     let header = RecordingHeader {
         netready_recording: 1,
         node: context.node.clone(),
         boot_id: context.boot_id.clone(),
         started: app.started(),
+        config,
         wall_offset_ns: app.wall().offset_ns,
     };
     Recorder::create(path, &header)
         .map_err(|error| UsageError(format!("--record {}: {error}", path.display())).into())
-}
-
-fn is_root() -> bool {
-    // SAFETY: no precondition.
-    unsafe { libc::geteuid() == 0 }
 }

@@ -5,7 +5,6 @@ mod clients;
 mod cni;
 mod connects;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use probe_common::{Event, text};
@@ -23,8 +22,8 @@ const VALUE_MAX: usize = 256;
 
 /// Everything that is remembered between two records.
 pub(crate) struct Enricher {
-    /// Namespaces that count as the host's: the agent's own and the kubelet's.
-    host_netns: BTreeSet<u32>,
+    /// The host's network namespace, which is the agent's own; 0 when it is not known.
+    host_netns: u32,
     clients: Clients,
     cni: CniRuns,
     early: EarlyErrors,
@@ -32,7 +31,7 @@ pub(crate) struct Enricher {
 
 impl Enricher {
     /// `host_netns` as in the field; `own_pid` marks the agent's own connects.
-    pub(crate) fn new(host_netns: BTreeSet<u32>, own_pid: u32) -> Self {
+    pub(crate) fn new(host_netns: u32, own_pid: u32) -> Self {
         Self {
             host_netns,
             clients: Clients::new(own_pid),
@@ -44,11 +43,6 @@ impl Enricher {
     /// Processes that were found without a record.
     pub(crate) fn clients(&mut self) -> &mut Clients {
         &mut self.clients
-    }
-
-    /// A namespace that counts as the host's from now on.
-    pub(crate) fn add_host_netns(&mut self, inum: u32) {
-        self.host_netns.insert(inum);
     }
 
     /// Forgets CNI runs whose process is gone without a record of its end.
@@ -80,6 +74,10 @@ impl Enricher {
                     host_netns: self.is_host(record.task.netns),
                 }),
             ),
+            // Runtimes start their plugins in the host's namespace; another node's (kind, a laboratory) may
+            // run on the same kernel.
+            Event::CniExec(record) if !self.is_host(record.task.netns) => {}
+            Event::ProcessExec(record) if !self.is_host(record.task.netns) => {}
             Event::CniExec(record) => {
                 let parent = self.clients.name_of(record.task.ppid);
                 if let Some(start) = self.cni.started(record, parent) {
@@ -123,7 +121,7 @@ impl Enricher {
     }
 
     fn is_host(&self, netns: u32) -> bool {
-        self.host_netns.contains(&netns)
+        self.host_netns == netns
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 
 use probe_common::COMM_LEN;
 use probe_engine::{Actor, ClientRole, ProcessClass};
@@ -87,15 +88,26 @@ pub(crate) fn watch_names() -> Vec<[u8; COMM_LEN]> {
     names.into_iter().collect()
 }
 
-/// Processes of the table that run now.
+/// Processes of the table that run now, in this process' own network namespace: pods of the host's network
+/// do, and another node on the same kernel (kind) does not.
 pub(crate) fn scan() -> Vec<Found> {
+    let own = netns_of("self");
     pids()
         .filter_map(|pid| {
             let name = executable(pid)?;
             let class = classify(&name)?;
+            if netns_of(pid) != own {
+                return None;
+            }
             Some(Found { actor: Actor { pid, name }, class })
         })
         .collect()
+}
+
+/// Inode number of a process' network namespace; `None` when it is gone.
+pub(crate) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
+    let inode = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?.ino();
+    u32::try_from(inode).ok()
 }
 
 /// Which process holds each of these sockets.

@@ -26,6 +26,11 @@ fn expect(check: &Check, reason: &str, code: i32) -> Result<()> {
     Ok(())
 }
 
+/// A connect of this node's: other tests' namespaces live on the same kernel.
+fn of_the_node(line: &serde_json::Value) -> bool {
+    line["kind"] == "connect" && line["host_netns"] == true
+}
+
 #[test]
 fn a_healthy_node_is_ready() -> Result<()> {
     let (node, _server) = healthy()?;
@@ -78,7 +83,7 @@ fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
     let mut trace = Trace::start(&node, &["--apiserver", "service=10.96.0.1:443", "--no-ask"])?;
     let mut client = node.client("kubelet", &Dial { to: SERVICE, flags: &["--go", "--count", "3"] })?;
     ensure!(client.next()? == libc::ECONNREFUSED);
-    let (_, line) = trace.wait_for("the client's connect", |line| line["kind"] == "connect")?;
+    let (_, line) = trace.wait_for("the client's connect", of_the_node)?;
     ensure!(line["outcome"] == "refused_icmp" && line["role"] == "kubelet", "{line}");
     ensure!(line["icmp"]["icmp_type"] == 3 && line["icmp"]["code"] == 3, "{line}");
     ensure!(line.get("rst").is_none(), "{line}");
@@ -163,7 +168,7 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
     let mut client =
         node.client("kubelet", &Dial { to: API, flags: &["--give-up", "2500", "--count", "1"] })?;
     ensure!(client.next()? == -1);
-    let (_, line) = trace.wait_for("the client's connect", |line| line["kind"] == "connect")?;
+    let (_, line) = trace.wait_for("the client's connect", of_the_node)?;
     ensure!(line["outcome"] == "gave_up" && line["retransmits"].as_u64() >= Some(1), "{line}");
     trace.wait_for_verdict("APITimeout")?;
     Ok(())
@@ -266,7 +271,8 @@ fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
         trace.wait_for("the condition", |line| line["kind"] == "condition" && line["status"] == "False")?;
     ensure!(line["condition"] == "NodeNetworkReady", "{line}");
     // The next ADD that works ends it.
-    ensure!(sandbox.run(&node, "ADD", &node.plugin_config("10.244.0.0/24"))?.status.success());
+    let output = Sandbox::new("web-2")?.run(&node, "ADD", &node.plugin_config("10.244.0.0/24"))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     trace.wait_for_verdict("NetworkReady")?;
     ensure!(trace.lost() == 0, "events were lost");
     Ok(())

@@ -13,7 +13,7 @@ const EXHAUSTED: [&str; 6] = [
     "no ip addresses available",
     "no available ip",
     "no available address",
-    "failed to allocate for range",
+    "failed to assign an ip address to container",
     "could not allocate ip in range",
     "no more free ip",
 ];
