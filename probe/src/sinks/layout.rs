@@ -58,10 +58,11 @@ pub(crate) fn shorten(text: &str, width: usize) -> String {
     format!("{start}…{end}")
 }
 
-/// How long something took: `0.2 ms`, `34 ms`, `7.2 s`.
+/// How long something took: `62 µs`, `1.2 ms`, `34 ms`, `7.2 s`.
 pub(crate) fn took(ns: u64) -> String {
     match ns {
-        0..10_000_000 => format!("{}.{} ms", ns / 1_000_000, ns % 1_000_000 / 100_000),
+        0..1_000_000 => format!("{} µs", ns / 1000),
+        1_000_000..10_000_000 => format!("{}.{} ms", ns / 1_000_000, ns % 1_000_000 / 100_000),
         10_000_000..1_000_000_000 => format!("{} ms", ns / 1_000_000),
         _ => format!("{}.{} s", ns / 1_000_000_000, ns % 1_000_000_000 / 100_000_000),
     }
@@ -100,7 +101,8 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        assert_eq!(took(210_000), "0.2 ms");
+        assert_eq!(took(62_400), "62 µs");
+        assert_eq!(took(1_210_000), "1.2 ms");
         assert_eq!(took(34_000_000), "34 ms");
         assert_eq!(took(7_249_000_000), "7.2 s");
     }

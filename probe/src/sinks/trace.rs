@@ -258,18 +258,14 @@ impl<W: Write> Sink for Timeline<W> {
                 self.line(at, "api", &what, style, &format!("{verb} {}", listener.local));
             }
             Observation::CniConfig(config) => {
-                let first = config.files.first().map_or("no file", |file| file.name.as_str());
-                let missing = match config.missing_plugins.as_slice() {
-                    [] => String::new(),
-                    missing => format!(", missing {}", missing.join(", ")),
+                let mut state = match config.files.first() {
+                    None => "no configuration".to_owned(),
+                    Some(first) => format!("reads {}", first.name),
                 };
-                self.line(
-                    at,
-                    "cni",
-                    &config.dir,
-                    FAINT,
-                    &format!("{} files, first {first}{missing}", config.files.len()),
-                );
+                if !config.missing_plugins.is_empty() && !config.files.is_empty() {
+                    state.push_str(&format!(", missing {}", config.missing_plugins.join(", ")));
+                }
+                self.line(at, "cni", &config.dir, FAINT, &state);
             }
             Observation::Netns(netns) => {
                 let verb = if netns.up { "created by" } else { "ended, seen by" };

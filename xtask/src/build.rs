@@ -1,0 +1,59 @@
+//! The release binary: static, so that it runs on any x86-64 Linux from 5.10 on.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{setup, shown, target};
+
+/// Named, so that the flags below are for the binary and not for build scripts.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The budget of the binary.
+pub(crate) const MAX_BYTES: u64 = 12 << 20;
+
+/// Builds `probe`, checks that it is static and small, and answers with its path.
+pub(crate) fn release() -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", "probe", "--target", TARGET]);
+    shown(cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    let path = target().join(TARGET).join("release/probe");
+    let bytes = std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.len();
+    ensure!(is_static(&path)?, "{} needs a dynamic loader", path.display());
+    ensure!(bytes <= MAX_BYTES, "{} has {bytes} bytes, more than {MAX_BYTES}", path.display());
+    println!("{} ({:.1} MB, static)", path.display(), megabytes(bytes));
+    Ok(path)
+}
+
+/// Builds the helper of the laboratory beside this program.
+pub(crate) fn lab() -> Result<()> {
+    shown(cargo().args(["build", "--quiet", "--package", "kernel-tests"]))
+}
+
+/// cargo, told which toolchain builds the kernel half.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    if let Some(toolchain) = setup::toolchain() {
+        cargo.env("NETREADY_BPF_TOOLCHAIN", toolchain);
+    }
+    cargo
+}
+
+/// No `PT_INTERP` among the program headers of a 64-bit ELF file.
+pub(crate) fn is_static(path: &Path) -> Result<bool> {
+    const PT_INTERP: u32 = 3;
+    let bytes = std::fs::read(path)?;
+    let short = |at: usize| bytes.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
+    let offset = bytes.get(32..40).and_then(|b| usize::try_from(u64::from_le_bytes(b.try_into().ok()?)).ok());
+    let (Some(offset), Some(size), Some(count)) = (offset, short(54), short(56)) else { return Ok(false) };
+    let kind = |index: usize| {
+        bytes.get(offset + index * size..)?.get(..4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    };
+    Ok((0..count).all(|index| kind(index) != Some(PT_INTERP)))
+}
+
+/// For people.
+#[expect(clippy::cast_precision_loss, reason = "a size with one decimal")]
+pub(crate) fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

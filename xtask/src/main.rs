@@ -1,0 +1,116 @@
+//! What one does with this repository: `cargo xtask setup | build | demo | test | bench | docs`.
+#![expect(clippy::print_stderr, reason = "a tool for developers talks on its terminal")]
+#![expect(clippy::print_stdout, reason = "as above")]
+
+mod bench;
+mod build;
+mod demo;
+mod docs;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+
+/// Tasks of the repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing; silent and instant when all is there.
+    Setup {
+        /// Only say what is missing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Build the static release binary.
+    Build,
+    /// Play real faults in namespaces and show what the probe says; needs root.
+    Demo,
+    /// Run every test, the live ones as root.
+    Test,
+    /// Measure against the budgets; needs root.
+    Bench,
+    /// Write docs/reasons.md.
+    Docs {
+        /// Fail when it is not what would be written.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// False when the task was done and its answer is no.
+fn run(task: Task) -> Result<bool> {
+    if let Task::Setup { dry_run } = task {
+        return setup::run(dry_run);
+    }
+    if !setup::run(false)? {
+        return Ok(false);
+    }
+    match task {
+        Task::Setup { .. } => Ok(true),
+        Task::Build => build::release().map(|_| true),
+        Task::Demo => {
+            root("the demo makes network namespaces")?;
+            build::release()?;
+            build::lab()?;
+            demo::run()
+        }
+        Task::Test => test::run(),
+        Task::Bench => {
+            root("the benchmarks load eBPF programs")?;
+            let probe = build::release()?;
+            build::lab()?;
+            bench::run(&probe)
+        }
+        Task::Docs { check } => docs::run(check),
+    }
+}
+
+/// Top of the repository.
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+}
+
+/// Where cargo puts what it builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from)
+}
+
+/// Fails with the way out when this is not root.
+fn root(why: &str) -> Result<()> {
+    // SAFETY: no precondition.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!("{why}: this needs root; run it as root or with sudo -E");
+    }
+    Ok(())
+}
+
+/// Runs a command at the top of the repository, with its output shown.
+fn shown(command: &mut Command) -> Result<()> {
+    let status =
+        command.current_dir(top()).status().with_context(|| format!("run {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} failed: {status}", command.get_program());
+    }
+    Ok(())
+}

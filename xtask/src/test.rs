@@ -1,0 +1,78 @@
+//! Every test, with one summary at the end.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use crate::{build, root, top};
+
+/// Runs what needs no root, then the live tests; false when one failed.
+pub(crate) fn run() -> Result<bool> {
+    root("the live tests make network namespaces and load eBPF programs")?;
+    let probe = build::release()?;
+    let mut total = Counts::default();
+    let mut plain = build::cargo();
+    plain.args(["test", "--quiet", "--workspace", "--exclude", "kernel-tests", "--no-fail-fast"]);
+    total.add("unit, property, replay and command-line tests", &mut plain)?;
+    let mut live = build::cargo();
+    // Two at a time: each has a probe, a client and a server of its own, and this is for two cores.
+    live.args(["test", "--package", "kernel-tests", "--no-fail-fast", "--", "--test-threads", "2"]);
+    total.add("live tests on this kernel", live.env("NETREADY_PROBE", probe))?;
+    println!("\n{} passed, {} failed", total.passed, total.failed);
+    Ok(total.failed == 0 && !total.broken)
+}
+
+/// What the test runner's own summaries say, added up.
+#[derive(Debug, Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    /// A runner failed without a failed test: it did not build, or it was ended.
+    broken: bool,
+}
+
+impl Counts {
+    fn add(&mut self, what: &str, command: &mut Command) -> Result<()> {
+        println!("\n── {what}");
+        let mut child = command.current_dir(top()).stdout(Stdio::piped()).spawn().context("run the tests")?;
+        let before = self.failed;
+        for line in BufReader::new(child.stdout.take().context("the tests have an output")?).lines() {
+            let line = line?;
+            self.count(&line);
+            println!("{line}");
+        }
+        if !child.wait()?.success() && self.failed == before {
+            self.broken = true;
+            println!("the test runner failed without a failed test");
+        }
+        Ok(())
+    }
+
+    /// `test result: ok. 25 passed; 0 failed; …`
+    fn count(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        let number = |word: &str| {
+            let before = rest.split(';').find_map(|part| part.trim().strip_suffix(word))?;
+            before.rsplit([' ', '.']).find(|word| !word.is_empty())?.parse::<u64>().ok()
+        };
+        self.passed += number(" passed").unwrap_or(0);
+        self.failed += number(" failed").unwrap_or(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runner_s_summaries_add_up() {
+        let mut counts = Counts::default();
+        counts.count(
+            "test result: ok. 25 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+        );
+        counts.count("test result: FAILED. 8 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
+        counts.count("running 3 tests");
+        assert_eq!((counts.passed, counts.failed), (33, 2));
+    }
+}
