@@ -10,6 +10,7 @@ use crate::record::{
 };
 
 /// One record, checked and copied out of the ring.
+#[expect(clippy::large_enum_variant, reason = "lives on the stack for one turn, in a crate that has no heap")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// See [`ConnectEnd`].

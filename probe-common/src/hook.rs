@@ -65,10 +65,12 @@ impl Skip {
     pub const ALL: [Self; 3] = [Self::RingFull, Self::MapFull, Self::Unreadable];
 
     /// Row and column as one index into the counters.
+    #[expect(clippy::cast_possible_truncation, reason = "two small tables")]
     pub const fn slot(self, hook: Hook) -> u32 {
         hook as u32 * Self::ALL.len() as u32 + self as u32
     }
 
     /// Number of counters.
+    #[expect(clippy::cast_possible_truncation, reason = "two small tables")]
     pub const SLOTS: u32 = Hook::ALL.len() as u32 * Self::ALL.len() as u32;
 }

@@ -1,4 +1,5 @@
 //! The records as they lie in the ring buffer.
+#![expect(clippy::pub_underscore_fields, reason = "padding is named so that it can be seen and zeroed")]
 
 use core::mem::size_of;
 
@@ -98,7 +99,7 @@ pub struct ConnectEnd {
     pub task: Task,
     /// When the socket entered `SYN_SENT`; clock as in [`Header`].
     pub started_ns: u64,
-    /// Local address; IPv4 in the first four bytes, the rest zero.
+    /// Local address; IPv4 in the first four bytes, the rest zero; IPv6 may be IPv4-mapped.
     pub saddr: [u8; 16],
     /// Address asked for; layout as `saddr`.
     pub daddr: [u8; 16],
@@ -358,5 +359,5 @@ pub const MAX_NAMES: u32 = 128;
 /// Most connects under way at once; the oldest is forgotten beyond that.
 pub const MAX_CONNECTS: u32 = 8192;
 /// Bytes of the ring buffer, a power of two. A CNI operation with four plugins takes about 23 KB, so this
-/// holds about 180 of them between two reads.
-pub const RING_BYTES: u32 = 4 << 20;
+/// holds about 90 of them, or 15,000 connects, between two reads. It is mapped twice, and counts as resident memory.
+pub const RING_BYTES: u32 = 2 << 20;

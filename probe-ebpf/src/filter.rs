@@ -14,7 +14,7 @@ pub(crate) const AF_INET6: u16 = 10;
 pub(crate) struct Address {
     /// IPv4 in the first four bytes, the rest zero.
     pub(crate) words: [u64; 2],
-    /// `AF_INET` or `AF_INET6`; an IPv4-mapped address counts as `AF_INET`.
+    /// `AF_INET` or `AF_INET6`.
     pub(crate) family: u16,
 }
 
@@ -27,12 +27,23 @@ impl Address {
     /// From the halves in memory order.
     #[inline(always)]
     pub(crate) fn v6(words: [u64; 2]) -> Self {
-        // ::ffff:a.b.c.d: eight zero bytes, two zero bytes, two 0xff, the IPv4 address.
-        let tail = words[1].to_ne_bytes();
-        if words[0] == 0 && tail[0] == 0 && tail[1] == 0 && tail[2] == 0xff && tail[3] == 0xff {
+        Self { words, family: AF_INET6 }
+    }
+
+    /// The form in which addresses are watched: ::ffff:a.b.c.d is a.b.c.d. Records carry the address as it
+    /// is; each branch here would be walked once more by the verifier for every path that leads to it.
+    #[inline(always)]
+    fn canonical(self) -> Self {
+        // In memory order: eight zero bytes, then 00 00 ff ff, then the IPv4 address.
+        let tail = self.words[1].to_ne_bytes();
+        let mark = u32::from_ne_bytes([tail[0], tail[1], tail[2], tail[3]]);
+        if self.family == AF_INET6
+            && self.words[0] == 0
+            && mark == const { u32::from_ne_bytes([0, 0, 0xff, 0xff]) }
+        {
             Self::v4(u32::from_ne_bytes([tail[4], tail[5], tail[6], tail[7]]))
         } else {
-            Self { words, family: AF_INET6 }
+            self
         }
     }
 }
@@ -61,6 +72,7 @@ pub(crate) fn address_watched(address: Address, port: u16) -> bool {
     if !port_watched(port) {
         return false;
     }
+    let address = address.canonical();
     // SAFETY: two u64 are sixteen bytes.
     let addr = unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(address.words) };
     TARGETS.get_ptr(TargetKey { addr, port, family: address.family }).is_some()

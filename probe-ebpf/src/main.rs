@@ -9,6 +9,18 @@
     not(target_arch = "bpf"),
     allow(dead_code, unused_imports, reason = "programs are for the BPF target")
 )]
+// Kernel fields are read with the widths that the kernel gives them, records are written in words (the ring
+// gives memory aligned to eight bytes), contexts come by value from the macros, and every program is `#[inline(always)]`
+// below its entry, because the verifier looks at one function.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_ptr_alignment,
+    clippy::cast_sign_loss,
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "kernel ABI and verifier"
+)]
 
 mod emit;
 mod filter;

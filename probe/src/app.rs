@@ -114,7 +114,7 @@ impl App {
         self.started
     }
 
-    /// From the first read of type information to the last attached program.
+    /// From the start of the process to the last attached program.
     pub(crate) fn attach_took(&self) -> Option<Duration> {
         self.kernel.as_ref().map(|kernel| kernel.took)
     }
@@ -125,8 +125,8 @@ impl App {
     }
 
     /// The last observation, after [`Self::run`].
-    pub(crate) async fn stop(&mut self, last: Seen, sinks: &mut [&mut dyn Sink]) {
-        self.deliver(last.at, last.observation, sinks).await;
+    pub(crate) fn stop(&mut self, last: Seen, sinks: &mut [&mut dyn Sink]) {
+        self.deliver(last.at, last.observation, sinks);
     }
 
     /// Runs until `until` resolves and gives everything to the sinks.
@@ -143,7 +143,7 @@ impl App {
         }
         let early = std::mem::take(&mut self.early);
         for seen in early {
-            self.deliver(seen.at, seen.observation, sinks).await;
+            self.deliver(seen.at, seen.observation, sinks);
         }
         tokio::pin!(until);
         let mut look = tokio::time::interval(LOOK_FOR_LOSS);
@@ -153,10 +153,10 @@ impl App {
                 () = &mut until => return Ok(()),
                 ready = wait(&mut self.kernel) => {
                     ready?;
-                    self.take_events(sinks).await;
+                    self.take_events(sinks);
                 }
-                Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation, sinks).await,
-                Some(asked) = self.asked.recv() => self.take_answer(asked, sinks).await,
+                Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation, sinks),
+                Some(asked) = self.asked.recv() => self.take_answer(asked, sinks),
                 Some(()) = self.addresses_changed.recv() => self.look_at_host(sinks).await,
                 _ = look.tick() => {
                     for sink in sinks.iter_mut() {
@@ -166,13 +166,13 @@ impl App {
                 }
                 () = at(deadline) => {
                     self.engine.tick(clock::now());
-                    self.drain(clock::now(), sinks).await;
+                    self.drain(clock::now(), sinks);
                 }
             }
         }
     }
 
-    async fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) {
+    fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) {
         loop {
             let Some(kernel) = &mut self.kernel else { return };
             let mut observations = Vec::new();
@@ -181,7 +181,7 @@ impl App {
                 enricher.event(&event, |at, observation| observations.push((at, observation)));
             });
             for (at, observation) in observations {
-                self.deliver(at, observation, sinks).await;
+                self.deliver(at, observation, sinks);
             }
             if !more {
                 return;
@@ -190,16 +190,16 @@ impl App {
     }
 
     /// One mutation, then drained, before the next.
-    async fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
+    fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
         self.state.note(&observation);
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
         }
         self.engine.observe(at, observation);
-        self.drain(at, sinks).await;
+        self.drain(at, sinks);
     }
 
-    async fn drain(&mut self, at: Mono, sinks: &mut [&mut dyn Sink]) {
+    fn drain(&mut self, at: Mono, sinks: &mut [&mut dyn Sink]) {
         let mut changed = false;
         while let Some(effect) = self.engine.poll_effect() {
             changed = true;

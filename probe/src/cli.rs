@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn durations_need_a_unit_and_a_limit() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         for bad in ["", "10", "s", "0s", "25h", "99999999999999999999h", "-1s", "1.5s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }

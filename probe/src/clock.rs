@@ -13,6 +13,15 @@ pub(crate) fn now() -> Mono {
     Mono(u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// How long this process has been there; exact to the clock tick that the kernel keeps (10 ms).
+pub(crate) fn since_start() -> Duration {
+    // Field 22 of proc_pid_stat(5), after the name in parentheses, which may hold anything.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)?.parse::<u64>().ok());
+    // USER_HZ is 100 on every Linux of ours.
+    Duration::from_nanos(ticks.map_or(0, |ticks| now().0.saturating_sub(ticks * 10_000_000)))
+}
+
 /// Turns boot time into wall time, as the two stood to each other when it was made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wall {

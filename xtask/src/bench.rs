@@ -86,7 +86,9 @@ impl Agent {
             line.clear();
             ensure!(said.read_line(&mut line)? > 0, "the agent ended before it watched");
         }
-        let took = started.elapsed();
+        // The agent's own words: when the last program was attached, which is before the state is read.
+        let words = line.split("attached in ").nth(1).and_then(|rest| rest.split(' ').next());
+        let took = words.and_then(|ms| ms.parse().ok()).map_or(started.elapsed(), Duration::from_millis);
         // Whatever else it says must not fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Ok((agent, took))

@@ -48,7 +48,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().task) {
+    match run(&Cli::parse().task) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -59,9 +59,9 @@ fn main() -> ExitCode {
 }
 
 /// False when the task was done and its answer is no.
-fn run(task: Task) -> Result<bool> {
+fn run(task: &Task) -> Result<bool> {
     if let Task::Setup { dry_run } = task {
-        return setup::run(dry_run);
+        return setup::run(*dry_run);
     }
     if !setup::run(false)? {
         return Ok(false);
@@ -82,7 +82,7 @@ fn run(task: Task) -> Result<bool> {
             build::lab()?;
             bench::run(&probe)
         }
-        Task::Docs { check } => docs::run(check),
+        Task::Docs { check } => docs::run(*check),
     }
 }
 
@@ -107,10 +107,12 @@ fn root(why: &str) -> Result<()> {
 
 /// Runs a command at the top of the repository, with its output shown.
 fn shown(command: &mut Command) -> Result<()> {
-    let status =
-        command.current_dir(top()).status().with_context(|| format!("run {:?}", command.get_program()))?;
+    let status = command
+        .current_dir(top())
+        .status()
+        .with_context(|| format!("run {}", command.get_program().display()))?;
     if !status.success() {
-        bail!("{:?} failed: {status}", command.get_program());
+        bail!("{} failed: {status}", command.get_program().display());
     }
     Ok(())
 }

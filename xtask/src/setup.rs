@@ -219,7 +219,7 @@ fn step(what: &str, command: &mut Command) -> Result<Output> {
     print!("{what} … ");
     std::io::stdout().flush()?;
     let started = Instant::now();
-    let output = command.output().with_context(|| format!("run {:?}", command.get_program()))?;
+    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
     let how = if output.status.success() { "done" } else { "failed" };
     println!("{how} in {} s", started.elapsed().as_secs());
     Ok(output)

@@ -59,17 +59,15 @@ fn report(sockaddr: *const u8, errno: i64) -> Result<(), Skip> {
         let [family, port]: [u16; 2] = bpf_probe_read_user(sockaddr.cast()).map_err(|_| Skip::Unreadable)?;
         (family, u16::from_be(port))
     };
-    let address = match family {
-        // SAFETY: as above; the IPv4 address follows the port.
-        AF_INET => {
-            Address::v4(unsafe { bpf_probe_read_user(sockaddr.add(4).cast()) }.map_err(|_| Skip::Unreadable)?)
+    // SAFETY: as above; an IPv4 address follows the port, an IPv6 address the flow information after it.
+    let address = unsafe {
+        match family {
+            AF_INET => bpf_probe_read_user(sockaddr.add(4).cast()).map(Address::v4),
+            AF_INET6 => bpf_probe_read_user(sockaddr.add(8).cast()).map(Address::v6),
+            _ => return Ok(()),
         }
-        // SAFETY: as above; the IPv6 address follows port and flow information.
-        AF_INET6 => {
-            Address::v6(unsafe { bpf_probe_read_user(sockaddr.add(8).cast()) }.map_err(|_| Skip::Unreadable)?)
-        }
-        _ => return Ok(()),
-    };
+    }
+    .map_err(|_| Skip::Unreadable)?;
     if !address_watched(address, port) && !process_watched(current_tgid()) {
         return Ok(());
     }

@@ -215,6 +215,7 @@ pub struct Connect {
 }
 
 /// What the kernel showed when the connect ended.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConnectEnd {
@@ -425,6 +426,7 @@ pub struct ExitStatus {
 
 impl ExitStatus {
     /// From the form that wait(2) gives.
+    #[expect(clippy::cast_possible_truncation, reason = "eight bits each, wait(2)")]
     pub const fn from_wait(status: u32) -> Self {
         Self { code: (status >> 8) as u8, signal: (status & 0x7f) as u8 }
     }

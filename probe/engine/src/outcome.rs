@@ -197,8 +197,8 @@ mod tests {
         Outcome::of(&connect, &["10.0.0.9".parse().expect("an address")])
     }
 
-    fn icmp(icmp_type: u8, code: u8, v6: bool) -> Option<Icmp> {
-        Some(Icmp { v6, icmp_type, code, from: None })
+    fn icmp(icmp_type: u8, code: u8) -> Icmp {
+        Icmp { v6: false, icmp_type, code, from: None }
     }
 
     /// One row of the measured table each: what the kernel shows, what it means.
@@ -213,25 +213,25 @@ mod tests {
         let cases = [
             (ConnectEnd { established: true, ..zero.clone() }, 1, Outcome::Ok),
             (
-                ConnectEnd { sk_err: 111, sk_err_soft: 111, icmp: icmp(3, 3, false), ..zero.clone() },
+                ConnectEnd { sk_err: 111, sk_err_soft: 111, icmp: Some(icmp(3, 3)), ..zero.clone() },
                 1000,
                 Outcome::RefusedIcmp,
             ),
             // REJECT for IPv6: no queue entry.
             (ConnectEnd { sk_err: 111, sk_err_soft: 111, ..zero.clone() }, 1000, Outcome::RefusedIcmp),
             (
-                ConnectEnd { sk_err: 113, icmp: icmp(3, 13, false), ..zero.clone() },
+                ConnectEnd { sk_err: 113, icmp: Some(icmp(3, 13)), ..zero.clone() },
                 1000,
                 Outcome::FilteredIcmp,
             ),
             (ConnectEnd { sk_err: 13, sk_err_soft: 13, ..zero.clone() }, 1000, Outcome::FilteredIcmp),
             (
-                ConnectEnd { sk_err: 113, icmp: icmp(3, 1, false), ..zero.clone() },
+                ConnectEnd { sk_err: 113, icmp: Some(icmp(3, 1)), ..zero.clone() },
                 3070,
                 Outcome::UnreachableNeighbour,
             ),
             (ConnectEnd { sk_err: 113, ..zero.clone() }, 3070, Outcome::UnreachableNeighbour),
-            (ConnectEnd { sk_err: 101, icmp: icmp(3, 0, false), ..zero.clone() }, 1, Outcome::NoRoute),
+            (ConnectEnd { sk_err: 101, icmp: Some(icmp(3, 0)), ..zero.clone() }, 1, Outcome::NoRoute),
             (ConnectEnd { sk_err: 110, retransmits: 2, ..zero.clone() }, 7000, Outcome::Timeout),
             // A packet filter that drops on this host: no retransmission was ever reported up to 6.12.
             (ConnectEnd { sk_err: 110, ..zero.clone() }, 7000, Outcome::Timeout),
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn go_non_blocking_connect_against_a_same_node_reject_is_refused_by_icmp() {
         // connect(2) = EINPROGRESS, SO_ERROR = ECONNREFUSED, close: the socket ends without any error.
-        let end = ConnectEnd { by_caller: true, icmp: icmp(3, 3, false), ..ConnectEnd::default() };
+        let end = ConnectEnd { by_caller: true, icmp: Some(icmp(3, 3)), ..ConnectEnd::default() };
         assert_eq!(judge("10.96.0.1:443", 0, end), Outcome::RefusedIcmp);
     }
 

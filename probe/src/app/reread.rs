@@ -94,8 +94,8 @@ impl App {
 
     /// The answer to one of the agent's own questions. With a kernel half its connect has been seen there
     /// already, with more detail; here remains what only the asker knows.
-    pub(super) async fn take_answer(&mut self, asked: Asked, sinks: &mut [&mut dyn Sink]) {
-        self.deliver(asked.at, Observation::Route(asked.route), sinks).await;
+    pub(super) fn take_answer(&mut self, asked: Asked, sinks: &mut [&mut dyn Sink]) {
+        self.deliver(asked.at, Observation::Route(asked.route), sinks);
         if self.kernel.is_some() && !asked.neighbour_failed {
             return;
         }
@@ -119,7 +119,7 @@ impl App {
             took_ns: asked.took_ns,
             end,
         };
-        self.deliver(asked.at, Observation::Connect(connect), sinks).await;
+        self.deliver(asked.at, Observation::Connect(connect), sinks);
     }
 
     /// The host's addresses changed: whose refusal is a local one depends on them.
@@ -129,7 +129,7 @@ impl App {
             && host.addresses != addresses
         {
             host.addresses = addresses;
-            self.deliver(clock::now(), Observation::Host(host), sinks).await;
+            self.deliver(clock::now(), Observation::Host(host), sinks);
         }
     }
 
@@ -144,10 +144,10 @@ impl App {
             let scope =
                 HOOKS.iter().find(|row| row.hook == loss.hook).map_or(Scope::Sockets, |row| row.scope);
             let lost = Lost { hook: loss.hook.name().to_owned(), scope, count: loss.count };
-            self.deliver(now, Observation::Lost(lost), sinks).await;
+            self.deliver(now, Observation::Lost(lost), sinks);
         }
         for gap in self.state.take_gaps() {
-            self.deliver(now, Observation::Gap(gap), sinks).await;
+            self.deliver(now, Observation::Gap(gap), sinks);
         }
         for scope in self.state.take_rereads() {
             self.reread(scope, sinks).await;
@@ -158,7 +158,7 @@ impl App {
     async fn reread(&mut self, scope: Scope, sinks: &mut [&mut dyn Sink]) {
         match scope {
             Scope::Sockets => {
-                if !self.reread_listeners(sinks).await {
+                if !self.reread_listeners(sinks) {
                     // Not re-read: the loss stands, and the next look tries again.
                     self.state.must_reread(scope);
                     return;
@@ -169,24 +169,24 @@ impl App {
                     let _ = self.wake.try_send(addr);
                 }
             }
-            Scope::Processes => self.reread_processes(sinks).await,
+            Scope::Processes => self.reread_processes(sinks),
             Scope::Cni => {
                 self.enricher.forget_dead_runs();
                 let config = cni_config::read(&self.settings);
-                self.deliver(clock::now(), Observation::CniConfig(config), sinks).await;
+                self.deliver(clock::now(), Observation::CniConfig(config), sinks);
             }
             Scope::Links => {
                 if let Ok(links) = links::snapshot().await {
                     for link in links {
-                        self.deliver(clock::now(), Observation::Link(link), sinks).await;
+                        self.deliver(clock::now(), Observation::Link(link), sinks);
                     }
                 }
             }
         }
-        self.deliver(clock::now(), Observation::Reread { scope }, sinks).await;
+        self.deliver(clock::now(), Observation::Reread { scope }, sinks);
     }
 
-    async fn reread_listeners(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {
+    fn reread_listeners(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {
         let Ok(present) = sockets::snapshot() else { return false };
         let gone: Vec<_> = self
             .state
@@ -199,17 +199,17 @@ impl App {
         for local in gone {
             let process = Actor::default();
             let listener = probe_engine::Listener { local, up: false, process, host_netns: true };
-            self.deliver(now, Observation::Listener(listener), sinks).await;
+            self.deliver(now, Observation::Listener(listener), sinks);
         }
         for listener in present {
             if !self.state.listeners().contains(&listener.local) {
-                self.deliver(now, Observation::Listener(listener), sinks).await;
+                self.deliver(now, Observation::Listener(listener), sinks);
             }
         }
         true
     }
 
-    async fn reread_processes(&mut self, sinks: &mut [&mut dyn Sink]) {
+    fn reread_processes(&mut self, sinks: &mut [&mut dyn Sink]) {
         let found = processes::scan();
         let known: Vec<_> = self.enricher.clients().watched().cloned().collect();
         for (process, class) in known {
@@ -218,7 +218,7 @@ impl App {
                 // How it ended was lost with its event.
                 let event = ProcessEvent::Exited { exit: ExitStatus::default(), sender: None, oom: false };
                 let ended = Observation::Process(Process { process, class, event });
-                self.deliver(clock::now(), ended, sinks).await;
+                self.deliver(clock::now(), ended, sinks);
             }
         }
         for process in found {
@@ -234,7 +234,7 @@ impl App {
             let event = ProcessEvent::Found;
             let observation =
                 Observation::Process(Process { process: process.actor, class: process.class, event });
-            self.deliver(clock::now(), observation, sinks).await;
+            self.deliver(clock::now(), observation, sinks);
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Loads and attaches every program that this kernel takes, by trying.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::programs::{Program, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
 use probe_common::Hook;
 
 use super::btf::VMLINUX;
 use super::hooks::{Attach, HOOKS, Row};
 use super::layout::Layout;
+use crate::clock;
+
 use super::{HookState, HookStatus, Reader, Skips, Unsupported, Watch, tracefs};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-ebpf"));
@@ -26,7 +28,7 @@ pub(crate) struct Kernel {
     pub(crate) skips: Skips,
     /// What is looked at.
     pub(crate) watch: Watch,
-    /// From the first read of type information to the last attached program.
+    /// From the start of the process to the last attached program.
     pub(crate) took: std::time::Duration,
 }
 
@@ -35,7 +37,6 @@ pub(crate) struct Kernel {
 /// # Errors
 /// [`Unsupported`] when nothing can be loaded here: no privilege, no type information, no ring buffer.
 pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
-    let started = Instant::now();
     privilege()?;
     // Without it every tracepoint below says so, and the rest works.
     let tracefs = tracefs::ensure();
@@ -46,7 +47,7 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     })?;
     // Three passes over the same type information, two of them inside the library: side by side.
     let (mut loader, layout, btf) = std::thread::scope(|scope| {
-        let btf = scope.spawn(Btf::from_sys_fs);
+        let btf = scope.spawn(|| Btf::parse(&data, Endianness::default()));
         let layout = scope.spawn(|| Layout::read(&data, kernel_readable()));
         let loader = EbpfLoader::new();
         let lost = |_| anyhow!("a loader thread ended early");
@@ -67,14 +68,11 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     let watch = Watch::take(&mut programs)?;
     let reader = Reader::take(&mut programs)?;
     let skips = Skips::take(&mut programs)?;
-    let hooks: Vec<_> = HOOKS
-        .iter()
-        .map(|row| HookStatus { hook: row.hook, state: attach(&mut programs, row, &layout, &btf, &tracefs) })
-        .collect();
+    let hooks = attach_all(&mut programs, &layout, &btf, &tracefs)?;
     if hooks.iter().all(|status| status.state != HookState::Attached) {
         let why = hooks.iter().find_map(|status| match &status.state {
             HookState::Missing { why, .. } => Some(why.as_str()),
-            _ => None,
+            HookState::Attached => None,
         });
         return Err(Unsupported::Kernel(format!(
             "attach any eBPF program: {}",
@@ -82,44 +80,90 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
         ))
         .into());
     }
-    Ok(Kernel { programs, hooks, reader, skips, watch, took: started.elapsed() })
+    drop(btf);
+    let took = clock::since_start();
+    // The kernel's type information took 20 MB for a moment; the allocator keeps them unless it is told.
+    // SAFETY: no precondition.
+    unsafe { libc::malloc_trim(0) };
+    Ok(Kernel { programs, hooks, reader, skips, watch, took })
 }
 
-fn attach(
+/// How many programs are verified side by side: verification is most of the start, and nodes have two CPUs
+/// at the least.
+const VERIFIERS: usize = 2;
+
+/// Loads every program, side by side, then attaches them in the order of the table.
+fn attach_all(
     programs: &mut Ebpf,
-    row: &Row,
     layout: &Layout,
     btf: &Btf,
     tracefs: &std::io::Result<()>,
-) -> HookState {
-    if let (Err(error), Attach::Tracepoint(..)) = (tracefs, row.attach) {
-        return HookState::Missing { why: format!("mount tracefs: {error}"), cost: row.cost };
-    }
-    if !layout.task_pt_regs && matches!(row.hook, Hook::SysExitConnect | Hook::SysExitUnshare) {
-        let why = "the helper bpf_task_pt_regs (Linux 5.15) is not there".to_owned();
-        return HookState::Missing { why, cost: row.cost };
-    }
-    let name = match row.hook {
+) -> Result<Vec<HookStatus>> {
+    let mut wanted: Vec<_> = programs
+        .programs_mut()
+        .filter_map(|(name, program)| Some((row_of(name, layout)?, program)))
+        .collect();
+    let share = wanted.len().div_ceil(VERIFIERS);
+    let (mine, others) = wanted.split_at_mut(share);
+    let load = |(row, program): &mut (usize, &mut Program)| (*row, try_load(&HOOKS[*row], program, btf));
+    let mut loaded: BTreeMap<usize, Result<()>> = std::thread::scope(|scope| {
+        let others = scope.spawn(|| others.iter_mut().map(load).collect::<Vec<_>>());
+        let mine: Vec<_> = mine.iter_mut().map(load).collect();
+        let others = others.join().map_err(|_| anyhow!("a loader thread ended early"))?;
+        Ok::<_, anyhow::Error>(mine.into_iter().chain(others).collect())
+    })?;
+    let mut by_row: BTreeMap<usize, &mut Program> = wanted.into_iter().collect();
+    let status = |(index, row): (usize, &Row)| {
+        let done = match (refused(row, layout, tracefs), loaded.remove(&index), by_row.get_mut(&index)) {
+            (Some(why), ..) => Err(anyhow!(why)),
+            (None, Some(Ok(())), Some(program)) => try_attach(row, program),
+            (None, Some(Err(error)), _) => Err(error),
+            _ => Err(ProgramError::InvalidName { name: row.hook.name().to_owned() }.into()),
+        };
+        let missing =
+            |error: anyhow::Error| HookState::Missing { why: chain(error.as_ref()), cost: row.cost };
+        HookStatus { hook: row.hook, state: done.map_or_else(missing, |()| HookState::Attached) }
+    };
+    Ok(HOOKS.iter().enumerate().map(status).collect())
+}
+
+/// The row that a program of the object belongs to on this kernel.
+fn row_of(program: &str, layout: &Layout) -> Option<usize> {
+    let name = |row: &Row| match row.hook {
         Hook::SchedProcessExec if !layout.bpf_loop => "sched_process_exec_unrolled",
         hook => hook.name(),
     };
-    match try_attach(programs, name, row.attach, btf) {
-        Ok(()) => HookState::Attached,
-        Err(error) => HookState::Missing { why: chain(error.as_ref()), cost: row.cost },
+    HOOKS.iter().position(|row| name(row) == program)
+}
+
+/// Why a hook cannot work here, whatever the kernel says to its program.
+fn refused(row: &Row, layout: &Layout, tracefs: &std::io::Result<()>) -> Option<String> {
+    match (tracefs, row.attach) {
+        (Err(error), Attach::Tracepoint(..)) => Some(format!("mount tracefs: {error}")),
+        _ if !layout.task_pt_regs && matches!(row.hook, Hook::SysExitConnect | Hook::SysExitUnshare) => {
+            Some("the helper bpf_task_pt_regs (Linux 5.15) is not there".to_owned())
+        }
+        _ => None,
     }
 }
 
-fn try_attach(programs: &mut Ebpf, name: &str, attach: Attach, btf: &Btf) -> Result<()> {
-    match (programs.program_mut(name), attach) {
-        (Some(Program::BtfTracePoint(program)), Attach::Btf(tracepoint)) => {
-            program.load(tracepoint, btf)?;
+fn try_load(row: &Row, program: &mut Program, btf: &Btf) -> Result<()> {
+    match (program, row.attach) {
+        (Program::BtfTracePoint(program), Attach::Btf(tracepoint)) => Ok(program.load(tracepoint, btf)?),
+        (Program::TracePoint(program), Attach::Tracepoint(..)) => Ok(program.load()?),
+        _ => bail!("the object has a program of another kind under this name"),
+    }
+}
+
+fn try_attach(row: &Row, program: &mut Program) -> Result<()> {
+    match (program, row.attach) {
+        (Program::BtfTracePoint(program), Attach::Btf(_)) => {
             program.attach()?;
         }
-        (Some(Program::TracePoint(program)), Attach::Tracepoint(category, tracepoint)) => {
-            program.load()?;
-            program.attach(category, tracepoint)?;
+        (Program::TracePoint(program), Attach::Tracepoint(category, name)) => {
+            program.attach(category, name)?;
         }
-        _ => return Err(ProgramError::InvalidName { name: name.to_owned() }.into()),
+        _ => bail!("the object has a program of another kind under this name"),
     }
     Ok(())
 }

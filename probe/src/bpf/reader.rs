@@ -40,12 +40,11 @@ impl Reader {
 
     /// Waits until there are records. May be dropped at any time and called again.
     pub(crate) async fn wait(&mut self) -> Result<()> {
-        let due = match self.due {
-            Some(due) => due,
-            None => {
-                self.ring.readable_mut().await.context("wait for the ring buffer")?.clear_ready();
-                *self.due.insert(Instant::now() + GATHER)
-            }
+        let due = if let Some(due) = self.due {
+            due
+        } else {
+            self.ring.readable_mut().await.context("wait for the ring buffer")?.clear_ready();
+            *self.due.insert(Instant::now() + GATHER)
         };
         tokio::time::sleep_until(due).await;
         self.due = None;

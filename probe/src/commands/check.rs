@@ -27,15 +27,14 @@ const ANSWER: u64 = 1 << 20;
 pub(crate) async fn run(args: CheckArgs) -> Result<Exit> {
     let settings = args.node.settings()?;
     let from_agent = if args.no_agent { None } else { ask_agent(&args.socket).await };
-    let (document, unsupported) = match from_agent {
-        Some(document) => (document, None),
-        None => {
-            let node = settings.node.clone();
-            let mut app = App::start(Arc::new(settings)).await?;
-            app.run(&mut [], until_stopped(Some(args.watch))?).await?;
-            let document = Document::new(&app.report(), &Context::here(&node, app.wall()));
-            (document, app.unsupported().map(str::to_owned))
-        }
+    let (document, unsupported) = if let Some(document) = from_agent {
+        (document, None)
+    } else {
+        let node = settings.node.clone();
+        let mut app = App::start(Arc::new(settings)).await?;
+        app.run(&mut [], until_stopped(Some(args.watch))?).await?;
+        let document = Document::new(&app.report(), &Context::here(&node, app.wall()));
+        (document, app.unsupported().map(str::to_owned))
     };
     if let Some(why) = &unsupported {
         crate::warn(&format!("{why}; this answer is made without eBPF"));

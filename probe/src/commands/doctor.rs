@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 
 /// See the module. Loads everything once and drops it again.
+#[expect(clippy::unused_async, reason = "the ring buffer registers with the loop")]
 pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let kernel = read("/proc/sys/kernel/osrelease");

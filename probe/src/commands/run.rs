@@ -32,7 +32,10 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     match TcpListener::bind(args.metrics_address).await {
         Ok(listener) => drop(tokio::spawn(http::serve(listener, shared.clone()))),
         Err(error) => {
-            wrong(&shared, format!("serve metrics on {}: {error}; they are not served", args.metrics_address))
+            wrong(
+                &shared,
+                format!("serve metrics on {}: {error}; they are not served", args.metrics_address),
+            );
         }
     }
     let state = StateFile::create(args.state_file.clone(), context.clone());
@@ -51,7 +54,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
 
     // The last word: what stands in the files from here on is no longer looked after.
     let last = Seen { at: clock::now(), observation: Observation::Stopping };
-    app.stop(last, &mut sinks).await;
+    app.stop(last, &mut sinks);
     Ok(Exit::Ready)
 }
 

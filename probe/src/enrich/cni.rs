@@ -20,6 +20,7 @@ const OUTPUT: usize = 16 * 1024;
 const MESSAGE: usize = 512;
 
 /// What a process with `CNI_COMMAND` in its environment is.
+#[expect(clippy::large_enum_variant, reason = "most are roots or live for milliseconds")]
 #[derive(Debug)]
 enum Part {
     /// Started by a runtime.
@@ -207,7 +208,7 @@ mod tests {
         let mut record = CniExec::new_zeroed();
         record.header.at_ns = at;
         record.task = Task { tgid: pid, tid: pid, ppid, netns: 1, cgroup: 1, comm: [0; 16] };
-        let mut set = |field: &mut [u8], value: &str| field[..value.len()].copy_from_slice(value.as_bytes());
+        let set = |field: &mut [u8], value: &str| field[..value.len()].copy_from_slice(value.as_bytes());
         set(&mut record.path, path);
         set(&mut record.command, "ADD");
         set(&mut record.cni_path, "/opt/cni/bin/:/usr/lib/cni");

@@ -131,6 +131,7 @@ fn address(family: u16, bytes: [u8; 16]) -> IpAddr {
         let [a, b, c, d, ..] = bytes;
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     } else {
-        IpAddr::V6(Ipv6Addr::from(bytes))
+        // A socket of IPv6 that speaks IPv4 carries ::ffff:a.b.c.d.
+        IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
     }
 }

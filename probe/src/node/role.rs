@@ -34,12 +34,12 @@ const CONTAINERD_SOCKETS: &[&str] =
 pub(crate) fn find(settings: &Settings, processes: &[Found], targets: &[ApiTarget]) -> Host {
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
-    let runtime = runtime(settings, processes, &exists);
+    let runtime = runtime(settings, processes, exists);
     if let Some(role) = settings.role {
         return Host { role, role_set: true, runtime, addresses: Vec::new() };
     }
-    let kubelet = runs(ProcessClass::Kubelet) || KUBELET_FILES.iter().any(|path| exists(&path));
-    let api_server = runs(ProcessClass::ApiServer) || API_SERVER_MANIFESTS.iter().any(|path| exists(&path));
+    let kubelet = runs(ProcessClass::Kubelet) || KUBELET_FILES.iter().any(&exists);
+    let api_server = runs(ProcessClass::ApiServer) || API_SERVER_MANIFESTS.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd);
     // A directory or an address that somebody named is worth an answer, whatever else is missing.
     let asked_for = !targets.is_empty() || settings.on_host(&settings.cni_conf_dir).is_dir();
@@ -53,16 +53,16 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: &[ApiTarge
     Host { role, role_set: false, runtime, addresses: Vec::new() }
 }
 
-fn runtime(settings: &Settings, processes: &[Found], exists: &impl Fn(&&str) -> bool) -> Runtime {
+fn runtime(settings: &Settings, processes: &[Found], exists: impl Fn(&&str) -> bool) -> Runtime {
     if let Some(endpoint) = &settings.runtime_endpoint {
         let name = endpoint.file_name().unwrap_or_default().to_string_lossy();
         return if name.contains("crio") { Runtime::CriO } else { Runtime::Containerd };
     }
     let runs = |name: &str| processes.iter().any(|found| found.actor.name == name);
     // CRI-O first: containerd is often installed beside it, for other uses.
-    if runs("crio") || CRIO_SOCKETS.iter().any(|path| exists(&path)) {
+    if runs("crio") || CRIO_SOCKETS.iter().any(&exists) {
         Runtime::CriO
-    } else if runs("containerd") || CONTAINERD_SOCKETS.iter().any(|path| exists(&path)) {
+    } else if runs("containerd") || CONTAINERD_SOCKETS.iter().any(&exists) {
         Runtime::Containerd
     } else {
         Runtime::Unknown

@@ -66,7 +66,7 @@ fn dump(family: u8) -> io::Result<Vec<(SocketAddr, u32)>> {
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    found.push(row(&response))
+                    found.push(row(&response));
                 }
                 _ => {}
             }

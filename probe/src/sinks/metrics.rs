@@ -346,7 +346,7 @@ impl Sink for Metrics {
     fn effect(&mut self, _at: Mono, effect: &Effect) {
         match effect {
             Effect::Condition(condition) => {
-                self.set_condition(condition.condition.as_str(), condition.status)
+                self.set_condition(condition.condition.as_str(), condition.status);
             }
             Effect::Verdict(report) => self.set_verdict(report.verdict.reason),
             Effect::Ask(_) | Effect::Reread(_) => {}

@@ -37,9 +37,9 @@ struct Load {
 #[derive(Default)]
 struct Attach {
     target_fd: u32,
-    attach_bpf_fd: u32,
-    attach_type: u32,
-    attach_flags: u32,
+    bpf_fd: u32,
+    kind: u32,
+    flags: u32,
 }
 
 /// The cgroup; removed when dropped, when its processes have ended.
@@ -70,8 +70,8 @@ impl Denied {
         let cgroup = File::open(&denied.dir)?;
         let attach = Attach {
             target_fd: cgroup.as_raw_fd().unsigned_abs(),
-            attach_bpf_fd: program.as_raw_fd().unsigned_abs(),
-            attach_type: BPF_CGROUP_INET4_CONNECT,
+            bpf_fd: program.as_raw_fd().unsigned_abs(),
+            kind: BPF_CGROUP_INET4_CONNECT,
             ..Attach::default()
         };
         bpf(BPF_PROG_ATTACH, &attach).context("attach the program that denies")?;

@@ -95,9 +95,9 @@ fn sweep() {
 
 /// Runs a command to its end; what it said is in the error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {:?}", command.get_program()))?;
+    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
     if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

@@ -142,7 +142,7 @@ pub struct Client {
 
 impl Client {
     /// The errno of its next connect; 0 for success, -1 when it gave up.
-    pub fn next(&mut self) -> Result<i32> {
+    pub fn errno(&mut self) -> Result<i32> {
         let line = self.lines.next().context("the client has ended")??;
         line.trim().parse().with_context(|| format!("the client said {line:?}"))
     }

@@ -82,7 +82,7 @@ fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
     node.netns.nft(REJECT_SERVICE)?;
     let mut trace = Trace::start(&node, &["--apiserver", "service=10.96.0.1:443", "--no-ask"])?;
     let mut client = node.client("kubelet", &Dial { to: SERVICE, flags: &["--go", "--count", "3"] })?;
-    ensure!(client.next()? == libc::ECONNREFUSED);
+    ensure!(client.errno()? == libc::ECONNREFUSED);
     let (_, line) = trace.wait_for("the client's connect", of_the_node)?;
     ensure!(line["outcome"] == "refused_icmp" && line["role"] == "kubelet", "{line}");
     ensure!(line["icmp"]["icmp_type"] == 3 && line["icmp"]["code"] == 3, "{line}");
@@ -147,7 +147,7 @@ fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
     let mut client = node.client("kubelet", &Dial { to: API, flags: &["--cgroup", &dir] })?;
-    ensure!(client.next()? == libc::EPERM);
+    ensure!(client.errno()? == libc::EPERM);
     let verdict = trace.wait_for_verdict("APIBPFDenied")?;
     ensure!(
         verdict.line["verdict"]["message"].as_str().is_some_and(|m| m.contains("kubelet")),
@@ -167,7 +167,7 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut client =
         node.client("kubelet", &Dial { to: API, flags: &["--give-up", "2500", "--count", "1"] })?;
-    ensure!(client.next()? == -1);
+    ensure!(client.errno()? == -1);
     let (_, line) = trace.wait_for("the client's connect", of_the_node)?;
     ensure!(line["outcome"] == "gave_up" && line["retransmits"].as_u64() >= Some(1), "{line}");
     trace.wait_for_verdict("APITimeout")?;
@@ -347,7 +347,7 @@ fn everything_recovers() -> Result<()> {
     trace.wait_for_verdict("NetworkReady")?;
     drop(server);
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &[] })?;
-    ensure!(kubelet.next()? == libc::ECONNREFUSED);
+    ensure!(kubelet.errno()? == libc::ECONNREFUSED);
     trace.wait_for_verdict("APIServerRefused")?;
     let _server = node.serve_api()?;
     trace.wait_for_verdict("NetworkReady")?;

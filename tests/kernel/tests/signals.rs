@@ -62,7 +62,7 @@ fn control_characters_never_reach_the_terminal() -> Result<()> {
     let evil = "ku\u{1b}[31mbe\u{7}";
     let mut trace = probe(&node, "trace", &["--apiserver", API, "--for", "3s"])?;
     let mut client = node.client(evil, &Dial { to: API, flags: &["--count", "20"] })?;
-    client.next()?;
+    client.errno()?;
     let sandbox = Sandbox::new("web\u{1b}[32m")?;
     let mut config = node.plugin_config("10.244.0.0/24");
     config["ipam"]["ranges"][0][0]["subnet"] = "\u{1b}[33mx".into();
@@ -107,7 +107,7 @@ fn a_recording_replays_to_the_same_verdicts() -> Result<()> {
     drop(server);
     node.remove_config()?;
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &[] })?;
-    kubelet.next()?;
+    kubelet.errno()?;
     trace.wait_for_verdict("APIServerRefused")?;
     let live = verdicts(&trace.seen);
     drop(trace);
@@ -307,7 +307,7 @@ fn a_slow_or_rude_scraper_does_not_hold_up_the_others() -> Result<()> {
         ensure!(silent.len() == 10);
         let mut rude = TcpStream::connect("10.99.0.2:9719")?;
         rude.set_read_timeout(Some(Duration::from_secs(3)))?;
-        let _ = rude.write_all(&[b'x'; 100_000]);
+        let _ = rude.write_all(&vec![b'x'; 100_000]);
         Ok(())
     })
     .join()

@@ -16,7 +16,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // containerd runs `loopback` for every sandbox, whatever the configuration says; CRI-O does it itself.
     let own = (facts.host.runtime != Runtime::CriO).then_some("loopback");
     let mut seen = Vec::new();
-    for plugin in plugins.iter().map(|plugin| plugin.as_str()).chain(own) {
+    for plugin in plugins.iter().map(alloc::string::String::as_str).chain(own) {
         if config.missing_plugins.iter().any(|missing| missing == plugin) && !seen.contains(&plugin) {
             seen.push(plugin);
         }
