@@ -154,7 +154,7 @@ pub(crate) struct DoctorArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Node (found by itself on a usual one)")]
 pub(crate) struct NodeArgs {
-    /// API server, instead of those that are found: ADDRESS[:PORT] or a URL; `service=ADDRESS` marks the
+    /// API server, instead of those that are found: ADDRESS or ADDRESS:PORT or a URL; `service=ADDRESS` marks the
     /// cluster's Service address. May be repeated.
     #[arg(long, value_delimiter = ',', value_name = "ADDRESS", env = "NETREADY_APISERVER")]
     apiserver: Vec<String>,

@@ -11,7 +11,7 @@ use crate::observation::{
     ApiTarget, ClientRole, CniConfig, CniEnd, CniError, Connect, Gap, Host, Listener, Mono, Observation,
     Process, ProcessClass, ProcessEvent, Role, Scope, TargetKind,
 };
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
 
 /// A failure that was not disproved since.
@@ -68,12 +68,15 @@ pub(crate) struct Facts {
     pub(crate) snapshot_done: Option<Mono>,
     pub(crate) stopping: Option<Mono>,
     pub(crate) lines: VecDeque<Evidence>,
+    /// The newest time that was told.
+    pub(crate) now: Mono,
     next_order: usize,
 }
 
 impl Facts {
     /// Takes one observation. Answers with the API address that a client failed to reach, if one did.
     pub(crate) fn take(&mut self, at: Mono, observation: Observation) -> Option<SocketAddr> {
+        self.now = at;
         match observation {
             Observation::Host(host) => self.host = host,
             Observation::ApiTarget(target) => self.target(target),
@@ -298,6 +301,7 @@ impl Facts {
 
     /// Forgets what is too old to count. Answers whether anything went.
     pub(crate) fn expire(&mut self, now: Mono) -> bool {
+        self.now = now;
         let mut gone = false;
         for ledger in self.targets.values_mut() {
             let stale = |failure: &Failure| now.since(failure.last) >= limits::CONNECT_FAILURE;
@@ -326,8 +330,9 @@ impl Facts {
         });
         let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
         let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
+        let rest = self.exits.back().map(|(at, _)| at.plus(limits::CRASH_REST)).filter(|at| *at > self.now);
         let lost = self.lost.values().map(|at| at.plus(limits::REREAD));
-        connects.chain(plugins).chain(exits).chain(lost).min()
+        connects.chain(plugins).chain(exits).chain(rest).chain(lost).min()
     }
 
     /// Addresses in the order in which they were named.
@@ -342,6 +347,19 @@ impl Facts {
         self.listeners.iter().any(|local| {
             local.port() == addr.port() && (local.ip() == addr.ip() || local.ip().is_unspecified())
         })
+    }
+
+    /// Addresses of this host where it should serve the API and nothing listens. Without the listeners that
+    /// are read at start, or after a loss, an absence proves nothing.
+    pub(crate) fn missing_listeners(&self) -> Vec<SocketAddr> {
+        let blind = self.snapshot_done.is_none()
+            || self.gaps.contains_key("tcp.listen")
+            || self.lost.contains_key(&Scope::Sockets);
+        if blind || !self.is_control_plane() {
+            return Vec::new();
+        }
+        let own = |addr: &SocketAddr| is_own(addr.ip(), &self.host.addresses) && !self.listens(addr);
+        self.targets_in_order().into_iter().map(|(addr, _)| *addr).filter(own).collect()
     }
 
     /// The control plane runs, or should run, on this host.

@@ -31,6 +31,8 @@ pub const PLUGIN_FAILURE: u64 = 600 * SECOND;
 pub const CRASHES: usize = 3;
 /// See [`CRASHES`].
 pub const CRASH_WINDOW: u64 = 600 * SECOND;
+/// How long nothing must end before a loop counts as over: longer than the kubelet's first back-offs.
+pub const CRASH_REST: u64 = 120 * SECOND;
 /// A loss whose state was not read again in this time makes the side Unknown. Reading takes milliseconds.
 pub const REREAD: u64 = 5 * SECOND;
 

@@ -21,8 +21,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // etcd first: kube-apiserver cannot live without it.
     let mut loops: Vec<_> = ends.into_iter().filter(|(_, ends)| ends.len() >= limits::CRASHES).collect();
     loops.sort_by_key(|(_, ends)| ends[0].1.class != ProcessClass::Etcd);
+    // A loop that has come to rest is over: nothing ended for a while, and what should listen does.
+    let own_down = !facts.missing_listeners().is_empty();
     loops
         .into_iter()
+        .filter(|(_, ends)| own_down || facts.now.since(ends[ends.len() - 1].0) < limits::CRASH_REST)
         .take(1)
         .map(|(name, ends)| {
             let (_, newest) = ends[ends.len() - 1];

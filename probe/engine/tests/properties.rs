@@ -1,0 +1,251 @@
+//! What must hold whatever comes in.
+
+use std::net::{IpAddr, SocketAddr};
+
+use probe_engine::{
+    Actor, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, ConditionType, ConfContent,
+    ConfFile, Config, Connect, ConnectEnd, Effect, Engine, ExitStatus, Gap, Host, Icmp, Listener, Lost, Mono,
+    Observation, Report, Role, Route, Scope, Status, TargetKind, limits,
+};
+use proptest::prelude::*;
+
+const SECOND: u64 = 1_000_000_000;
+const ROLES: [ClientRole; 3] = [ClientRole::Kubelet, ClientRole::CniAgent, ClientRole::Probe];
+const SCOPES: [Scope; 4] = [Scope::Sockets, Scope::Cni, Scope::Processes, Scope::Links];
+
+fn addr(index: usize) -> SocketAddr {
+    ["10.0.0.1:6443", "127.0.0.1:6443", "10.96.0.1:443", "[fd00::1]:6443"][index % 4]
+        .parse()
+        .expect("an address")
+}
+
+fn config(kind: usize) -> CniConfig {
+    let network =
+        ConfContent::Network { network: "pods".into(), plugins: vec!["bridge".into(), "host-local".into()] };
+    let file = |name: &str, content| ConfFile { name: name.into(), size: 1, content };
+    let files = match kind % 3 {
+        0 => vec![file("10-pods.conflist", network)],
+        1 => vec![],
+        _ => vec![file("00-bad.conf", ConfContent::Invalid { why: "it is empty".into() })],
+    };
+    let missing_plugins = if kind >= 3 { vec!["bridge".into()] } else { vec![] };
+    CniConfig { dir: "/etc/cni/net.d".into(), files, missing_plugins, ..CniConfig::default() }
+}
+
+fn add(plugin: &str, fails: bool, msg: &str) -> Observation {
+    let start = CniStart { command: "ADD".into(), plugin: plugin.into(), ..CniStart::default() };
+    let exit = ExitStatus { code: u8::from(fails), signal: 0 };
+    let error = fails.then(|| CniError { code: 999, msg: msg.into(), details: String::new() });
+    Observation::CniEnd(CniEnd { start, took_ns: 1, exit, error, delegates: vec![] })
+}
+
+fn connect(to: usize, role: ClientRole, host_netns: bool, took_ns: u64, end: ConnectEnd) -> Observation {
+    Observation::Connect(Connect { client: Actor::default(), role, host_netns, to: addr(to), took_ns, end })
+}
+
+prop_compose! {
+    fn ends()(
+        established in any::<bool>(), early_errno in prop::sample::select(vec![0, 0, 0, 1, 13, 99, 101, 113]),
+        sk_err in prop::sample::select(vec![0, 13, 101, 110, 111, 113, 9999]), sk_err_soft in prop::sample::select(vec![0, 111]),
+        rst in any::<bool>(), by_caller in any::<bool>(), retransmits in 0..4_u32, neighbour_failed in any::<bool>(),
+        icmp in prop::option::of((0..5_u8, 0..16_u8, any::<bool>())),
+    ) -> ConnectEnd {
+        let icmp = icmp.map(|(icmp_type, code, v6)| Icmp { v6, icmp_type, code, from: Some(IpAddr::from([10, 0, 0, 9])) });
+        ConnectEnd { established, early_errno, sk_err, sk_err_soft, rst, by_caller, retransmits, icmp, neighbour_failed }
+    }
+}
+
+fn observations() -> impl Strategy<Value = Observation> {
+    let roles = [Role::Unknown, Role::Worker, Role::ControlPlane];
+    prop_oneof![
+        prop::sample::select(roles.to_vec()).prop_map(|role| Observation::Host(Host {
+            role,
+            addresses: vec![IpAddr::from([10, 0, 0, 9])],
+            ..Host::default()
+        })),
+        (0..4_usize, any::<bool>()).prop_map(|(index, service)| Observation::ApiTarget(ApiTarget {
+            addr: addr(index),
+            kind: if service { TargetKind::Service } else { TargetKind::Direct },
+            source: String::new()
+        })),
+        (0..4_usize, 0..3_usize, any::<bool>(), 0..5 * SECOND, ends())
+            .prop_map(|(to, role, host, took, end)| connect(to, ROLES[role], host, took, end)),
+        (0..4_usize, any::<bool>()).prop_map(|(index, up)| Observation::Listener(Listener {
+            local: addr(index),
+            up,
+            process: Actor::default(),
+            host_netns: true
+        })),
+        (0..4_usize, prop::sample::select(vec![0, 101]))
+            .prop_map(|(index, errno)| Observation::Route(Route { to: addr(index).ip(), errno })),
+        (0..6_usize).prop_map(|kind| Observation::CniConfig(config(kind))),
+        (any::<bool>(), "\\PC{0,40}").prop_map(|(fails, msg)| add("bridge", fails, &msg)),
+        (0..4_usize, 1..1000_u64).prop_map(|(scope, count)| Observation::Lost(Lost {
+            hook: "h".into(),
+            scope: SCOPES[scope],
+            count
+        })),
+        (0..4_usize).prop_map(|scope| Observation::Reread { scope: SCOPES[scope] }),
+        any::<bool>().prop_map(|blind| Observation::Gap(Gap {
+            signal: "cni.exec".into(),
+            why: "w".into(),
+            blind
+        })),
+        Just(Observation::SnapshotDone),
+    ]
+}
+
+fn sequences() -> impl Strategy<Value = Vec<(u64, Observation)>> {
+    // Times are deltas, some of them backwards by up to the width of the reorder window.
+    prop::collection::vec((0..8 * SECOND, observations()), 0..60)
+}
+
+/// Feeds a sequence as the agent does; answers with every condition that was announced, and the end.
+fn feed(
+    engine: &mut Engine,
+    start: u64,
+    sequence: &[(u64, Observation)],
+    mut each: impl FnMut(Mono, &Effect),
+) -> Mono {
+    let mut at = Mono(start);
+    for (delta, observation) in sequence {
+        let next = at.plus(*delta);
+        pass(engine, next, &mut each);
+        at = next;
+        engine.observe(at, observation.clone());
+        while let Some(effect) = engine.poll_effect() {
+            each(at, &effect);
+        }
+    }
+    at
+}
+
+fn pass(engine: &mut Engine, until: Mono, mut each: impl FnMut(Mono, &Effect)) {
+    let mut turns = 0;
+    while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
+        engine.tick(deadline);
+        while let Some(effect) = engine.poll_effect() {
+            each(deadline, &effect);
+        }
+        turns += 1;
+        assert!(turns < 10_000, "the engine asks to be woken again and again");
+    }
+}
+
+fn small(report: &Report) {
+    assert!(report.evidence.len() <= limits::EVIDENCE && report.gaps.len() <= limits::GAPS);
+    let findings = [&report.because, &report.consequences, &report.also];
+    for finding in findings.into_iter().flatten().chain([&report.verdict]) {
+        assert!(finding.message.len() <= limits::MESSAGE, "{}", finding.message);
+        assert!(!finding.message.contains('\n') && finding.subject.len() <= limits::SUBJECT);
+    }
+    for condition in &report.conditions {
+        assert!(condition.message.len() <= limits::MESSAGE);
+    }
+}
+
+/// Everything that was wrong is right again.
+fn cure(engine: &mut Engine, from: Mono) -> Mono {
+    let mut cure =
+        vec![Observation::SnapshotDone, Observation::CniConfig(config(0)), add("bridge", false, "")];
+    cure.push(Observation::ApiTarget(ApiTarget {
+        addr: addr(0),
+        kind: TargetKind::Direct,
+        source: String::new(),
+    }));
+    cure.extend(SCOPES.map(|scope| Observation::Reread { scope }));
+    for index in 0..4 {
+        let (local, to) = (addr(index), addr(index).ip());
+        cure.push(Observation::Listener(Listener {
+            local,
+            up: true,
+            process: Actor::default(),
+            host_netns: true,
+        }));
+        cure.push(Observation::Route(Route { to, errno: 0 }));
+        for role in ROLES {
+            cure.push(connect(
+                index,
+                role,
+                true,
+                1,
+                ConnectEnd { established: true, ..ConnectEnd::default() },
+            ));
+        }
+    }
+    let cure: Vec<_> = cure.into_iter().map(|observation| (1, observation)).collect();
+    let end = feed(engine, from.0, &cure, |_, _| {});
+    let later = end.plus(60 * SECOND);
+    pass(engine, later, |_, _| {});
+    later
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_panics_and_reports_stay_small(sequence in sequences()) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        feed(&mut engine, SECOND, &sequence, |_, effect| if let Effect::Verdict(report) = effect { small(report) });
+        small(&engine.report());
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_output(sequence in sequences()) {
+        let run = || {
+            let mut engine = Engine::new(Config::default(), Mono(SECOND));
+            let mut said = Vec::new();
+            feed(&mut engine, SECOND, &sequence, |at, effect| said.push((at, effect.clone())));
+            said
+        };
+        prop_assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn a_condition_changes_at_most_once_in_ten_seconds_and_time_never_runs_back(sequence in sequences()) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut last: [Option<(Status, Mono)>; 2] = [None, None];
+        feed(&mut engine, SECOND, &sequence, |at, effect| {
+            if let Effect::Condition(condition) = effect {
+                let slot = &mut last[usize::from(condition.condition == ConditionType::APIServerReachable)];
+                assert!(condition.since <= at);
+                if let Some((status, since)) = *slot && status != condition.status {
+                    assert!(condition.since.since(since) >= 10 * SECOND || since == Mono(SECOND), "{condition:?} after {since:?}");
+                    assert!(condition.since >= since);
+                }
+                *slot = Some((condition.status, condition.since));
+            }
+        });
+    }
+
+    #[test]
+    fn everything_heals(sequence in sequences()) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
+        let healed = cure(&mut engine, end);
+        let report = engine.report();
+        prop_assert_eq!(report.status, Status::True, "{:#?}", report);
+        prop_assert!(report.conditions.iter().all(|condition| condition.status == Status::True), "{:?} {:#?}", healed, report);
+    }
+
+    /// Without the beginning of a story the engine may know less, but what it says to be false has failed in what it heard.
+    #[test]
+    fn a_lost_beginning_never_makes_a_fault(sequence in sequences(), cut in 0..60_usize) {
+        let heard = &sequence[cut.min(sequence.len())..];
+        let is_bad = |observation: &Observation| match observation {
+            Observation::Connect(connect) => !connect.end.established,
+            Observation::CniConfig(config) => config.files.is_empty() || !config.missing_plugins.is_empty()
+                || !matches!(config.files[0].content, ConfContent::Network { .. }),
+            Observation::CniEnd(end) => !end.exit.success(),
+            Observation::Route(route) => route.errno != 0,
+            // The absence of a listener is a fact of a complete state.
+            Observation::Host(host) => host.role == Role::ControlPlane,
+            _ => false,
+        };
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        feed(&mut engine, SECOND, heard, |_, _| {});
+        if engine.report().status == Status::False {
+            prop_assert!(heard.iter().any(|(_, observation)| is_bad(observation)), "{:#?}", engine.report());
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Recordings in, verdicts out: every folder of `tests/replay`. `NETREADY_BLESS=1` writes what is expected anew;
+//! the difference is then reviewed like any other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use probe_engine::{Effect, Engine, Finding, Line, Mono, RecordingHeader};
+use serde_json::{Value, json};
+
+fn cases() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/replay");
+    let entries =
+        fs::read_dir(&dir).expect("tests/replay is there").map(|entry| entry.expect("readable").path());
+    let mut cases: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    cases.sort();
+    cases
+}
+
+/// Everything that the engine says, at its own time.
+fn replay(recording: &str) -> Vec<Value> {
+    let mut lines = recording.lines();
+    let header: RecordingHeader = serde_json::from_str(lines.next().expect("a header")).expect("a header");
+    let mut engine = Engine::new(header.config, header.started);
+    let mut said = Vec::new();
+    let drain = |engine: &mut Engine, said: &mut Vec<Value>, at: Mono| {
+        while let Some(effect) = engine.poll_effect() {
+            said.extend(compact(&effect, at));
+        }
+    };
+    let mut last = header.started;
+    for line in lines {
+        let line: Line = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
+        pass(&mut engine, line.at, |engine, at| drain(engine, &mut said, at));
+        engine.observe(line.at, line.observation);
+        drain(&mut engine, &mut said, line.at);
+        last = line.at;
+    }
+    // A recording ends where somebody stopped it: what only time decides is decided in the half minute after.
+    pass(&mut engine, last.plus(30_000_000_000), |engine, at| drain(engine, &mut said, at));
+    said
+}
+
+fn pass(engine: &mut Engine, until: Mono, mut drain: impl FnMut(&mut Engine, Mono)) {
+    while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
+        engine.tick(deadline);
+        drain(engine, deadline);
+    }
+}
+
+fn compact(effect: &Effect, at: Mono) -> Option<Value> {
+    let reasons = |findings: &[Finding]| findings.iter().map(|finding| finding.reason).collect::<Vec<_>>();
+    let seconds = format!("{}.{:03}", at.0 / 1_000_000_000, at.0 % 1_000_000_000 / 1_000_000);
+    match effect {
+        Effect::Verdict(report) => Some(json!({
+            "at": seconds, "verdict": report.verdict.reason, "status": report.status,
+            "subject": report.verdict.subject, "because": reasons(&report.because),
+            "consequences": reasons(&report.consequences), "also": reasons(&report.also),
+        })),
+        Effect::Condition(condition) => Some(json!({
+            "at": seconds, "condition": condition.condition, "status": condition.status, "reason": condition.reason,
+        })),
+        Effect::Ask(_) | Effect::Reread(_) => None,
+    }
+}
+
+#[test]
+fn every_recording_gives_its_expected_verdicts() {
+    let cases = cases();
+    assert!(!cases.is_empty(), "there are no recordings");
+    let mut wrong = Vec::new();
+    for case in cases {
+        let name = case.file_name().expect("a name").to_string_lossy().into_owned();
+        let recording =
+            fs::read_to_string(case.join("input.jsonl")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let rows: Vec<_> = replay(&recording).iter().map(|row| format!("  {row}")).collect();
+        let said = format!("[\n{}\n]\n", rows.join(",\n"));
+        let path = case.join("expected.json");
+        if std::env::var_os("NETREADY_BLESS").is_some() {
+            fs::write(&path, &said).expect("written");
+        }
+        let expected = fs::read_to_string(&path).unwrap_or_default();
+        if said != expected {
+            wrong.push(format!("{name}: said\n{said}expected\n{expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
