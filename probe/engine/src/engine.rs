@@ -196,6 +196,8 @@ impl Engine {
 /// One side's answer without a fault.
 enum Proof {
     Good(String),
+    /// There was one, and events were lost since.
+    Lost(String),
     None(String),
 }
 
@@ -287,6 +289,7 @@ fn wanted(
 fn unproven(proof: Proof, facts: &Facts, grace_over: bool, now: Mono) -> Wanted {
     let (status, reason, message) = match proof {
         Proof::Good(message) => (Status::True, Reason::NetworkReady, message),
+        Proof::Lost(what) => (Status::Unknown, Reason::ProbeDegraded, what),
         Proof::None(missing) if grace_over || facts.gaps.values().any(|gap| gap.blind) => {
             (Status::Unknown, Reason::ProbeDegraded, degraded(facts, &missing))
         }
@@ -335,7 +338,7 @@ fn is_lost(facts: &Facts, scope: Scope, now: Mono) -> bool {
 
 fn network_proof(facts: &Facts, now: Mono) -> Proof {
     if is_lost(facts, Scope::Cni, now) {
-        return Proof::None("events of CNI runs were lost and the state was not read again yet".to_string());
+        return Proof::Lost("events of CNI runs were lost and the state was not read again yet".to_string());
     }
     match (&facts.config, facts.snapshot_done) {
         (Some((config, _)), Some(_)) => {
@@ -347,7 +350,7 @@ fn network_proof(facts: &Facts, now: Mono) -> Proof {
 
 fn api_proof(facts: &Facts, now: Mono) -> Proof {
     if is_lost(facts, Scope::Sockets, now) {
-        return Proof::None("events of connects were lost and the state was not read again yet".to_string());
+        return Proof::Lost("events of connects were lost and the state was not read again yet".to_string());
     }
     if facts.targets.is_empty() {
         return Proof::None("no address of the API server is known".to_string());
