@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides anything. Every record starts with a [`Header`] that names its [`Code`]; every byte
 //! of it is a named field, which `IntoBytes` proves at compile time, and any bytes at all are a valid value,
-//! which `FromBytes` proves. [`decode`] is total: whatever it is given, it answers with an event or an error.
+//! which `FromBytes` proves. [`decode()`] is total: whatever it is given, it answers with an event or an error.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -7,8 +7,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
-
+use crate::config::Config;
 use crate::evidence::Facts;
 use crate::explain::explain;
 use crate::hold::{Held, Wanted};
@@ -17,31 +16,6 @@ use crate::observation::{Gap, Mono, Observation, Role, Scope};
 use crate::reason::{Reason, Side, Status};
 use crate::rules::{self, Fault};
 use crate::verdict::{ConditionType, Effect, Finding, Report};
-
-/// Times of the verdict contract (`docs/verdicts.md` §4); nanoseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Config {
-    /// How long an agent without proof says `Learning`. Default 60 s.
-    pub start_grace_ns: u64,
-    /// How long a failure that retries must hold before a condition goes False. Default 5 s.
-    pub fail_hold_ns: u64,
-    /// How long a side must be clean before its condition goes True again. Default 10 s.
-    pub clean_ns: u64,
-    /// A condition's status changes at most once in this time. Default 10 s.
-    pub min_change_ns: u64,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            start_grace_ns: 60 * SECOND,
-            fail_hold_ns: 5 * SECOND,
-            clean_ns: 10 * SECOND,
-            min_change_ns: 10 * SECOND,
-        }
-    }
-}
 
 /// Clients' failures make the agent ask for itself, at most this often for one address.
 const ASK_AGAIN: u64 = SECOND;

@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use crate::engine::Config;
+use crate::config::Config;
 use crate::observation::Mono;
 use crate::reason::{Reason, Status};
 use crate::verdict::{Condition, ConditionType};

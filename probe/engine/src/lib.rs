@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod config;
 mod engine;
 mod evidence;
 pub mod explain;
@@ -20,7 +21,8 @@ mod recording;
 mod rules;
 mod verdict;
 
-pub use engine::{Config, Engine};
+pub use config::Config;
+pub use engine::Engine;
 pub use observation::*;
 pub use outcome::Outcome;
 pub use reason::{Reason, Side, Status};

@@ -4,7 +4,7 @@ use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Config;
+use crate::config::Config;
 use crate::observation::{Mono, Observation};
 
 /// First line of a recording.

@@ -6,7 +6,7 @@ use probe_common::{Task, text};
 use probe_engine::{Actor, ClientRole, ProcessClass};
 
 use super::NAME_MAX;
-use crate::node::processes;
+use crate::node::processes::{self, executable};
 use crate::text::clean;
 
 /// Most process ids whose names are kept; beyond that all are looked up anew.
@@ -93,14 +93,4 @@ impl Clients {
         self.seen.remove(&pid);
         self.watched.remove(&pid)
     }
-}
-
-/// Name of the file that a process executes; `None` when it is gone.
-fn executable(pid: u32) -> Option<String> {
-    use std::os::unix::ffi::OsStrExt as _;
-
-    let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    let name = path.file_name()?.as_bytes();
-    // A program that was replaced while it runs.
-    Some(clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME_MAX))
 }

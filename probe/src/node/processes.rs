@@ -141,8 +141,8 @@ fn pids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(PROCESSES)
 }
 
-/// Name of the file that a process executes.
-fn executable(pid: u32) -> Option<String> {
+/// Name of the file that a process executes; `None` when it is gone.
+pub(crate) fn executable(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = path.file_name()?.as_bytes();
     // A program that was replaced while it runs.
