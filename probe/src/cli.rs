@@ -12,7 +12,7 @@ use crate::sinks::trace::Topic;
 
 /// Says why a Kubernetes node is not ready, from inside the kernel.
 #[derive(Debug, Parser)]
-#[command(name = "probe", version, about, arg_required_else_help = true, propagate_version = true, after_help = EXAMPLES)]
+#[command(name = "probe", version, arg_required_else_help = true, propagate_version = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -26,13 +26,15 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  probe check                          one verdict, with its cause and what to look at
-  probe trace                          watch what happens, live
-  probe check --apiserver 10.0.0.1     when the address cannot be found by itself
-  probe explain CNIConfigMissing       what a reason means and what it is mistaken for
+  probe check                        one verdict, its cause, what to look at
+  probe trace                        watch what happens, live
+  probe check --apiserver 10.0.0.1   when the address is not found by itself
+  probe explain CNIConfigMissing     what a reason means
 
-Exit codes of `probe check`: 0 ready, 1 CNI, datapath or runtime fault, 2 usage, 3 API-side fault,
-4 not ready for another reason, 5 unknown, 6 not applicable, 77 missing privilege or unsupported kernel.";
+Exit codes of `probe check`:
+  0 ready            1 CNI, datapath or runtime fault   2 wrong use
+  3 API-side fault   4 not ready for another reason     5 unknown
+  6 not applicable   77 missing privilege or unsupported kernel";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Color {

@@ -123,7 +123,8 @@ pub(crate) fn resolve(settings: &Settings, server: &str) -> Option<SocketAddr> {
     if let Ok(addr) = authority.parse::<SocketAddr>() {
         return Some(addr);
     }
-    if let Ok(ip) = authority.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+    let bare = authority.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(authority);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
         return Some(SocketAddr::new(ip, default));
     }
     let (host, port) = match authority.rsplit_once(':') {
