@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, spawn};
 use crate::node::Node;
 
 /// A pod sandbox: a namespace that plugins set up.
@@ -31,20 +31,17 @@ impl Sandbox {
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID=x",
             self.pod
         );
-        let mut child = node
-            .netns
-            .command(node.bin_dir().join(plugin))?
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", format!("{:0>64}", self.netns.name().len()) + self.netns.name())
+        let mut run = node.netns.command(node.bin_dir().join(plugin))?;
+        run.env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", format!("{:0>64}", self.netns.name()))
             .env("CNI_NETNS", self.netns.path())
             .env("CNI_IFNAME", "eth0")
             .env("CNI_ARGS", args)
             .env("CNI_PATH", node.bin_dir())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("run the plugin {plugin}"))?;
+            .stderr(Stdio::piped());
+        let mut child = spawn(&mut run)?;
         child.stdin.take().context("the plugin has an input")?.write_all(config.to_string().as_bytes())?;
         Ok(child.wait_with_output()?)
     }

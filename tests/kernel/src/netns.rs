@@ -1,12 +1,14 @@
 //! Network namespaces.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -100,4 +102,18 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
+}
+
+/// Starts a program that was copied into place a moment ago. While another thread of the tests is between
+/// fork and exec, its child still holds the copy open for writing, and the kernel answers ETXTBSY.
+pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            spawned => return spawned.with_context(|| format!("start {}", command.get_program().display())),
+        }
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, spawn};
 
 /// Where the other host serves the API.
 pub const API: &str = "10.99.0.1:6443";
@@ -118,7 +118,7 @@ impl Node {
         }
         let mut command = self.netns.command(&path)?;
         command.arg("dial").arg(dial.to).args(dial.flags).stdout(Stdio::piped());
-        let mut child = command.spawn().context("start a client")?;
+        let mut child = spawn(&mut command)?;
         let lines = BufReader::new(child.stdout.take().context("the client has an output")?).lines();
         Ok(Client { child, lines })
     }
@@ -182,7 +182,7 @@ impl Server {
     }
 
     fn ready(mut command: Command) -> Result<Self> {
-        let mut child = command.spawn().context("start a server")?;
+        let mut child = spawn(&mut command)?;
         let output = child.stdout.take().context("the server has an output")?;
         let server = Self { child };
         let line = BufReader::new(output).lines().next().context("the server ended before it listened")??;
