@@ -22,7 +22,6 @@ pub(crate) struct Settings {
     /// Where the runtime looks for plugins, in order; inside `host_root`.
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// Where runtimes bind network namespaces; inside `host_root`.
-    #[expect(dead_code, reason = "part of the public command line; stale namespaces are not judged yet")]
     pub(crate) netns_dir: PathBuf,
     /// CRI socket; inside `host_root`. `None`: the usual ones are tried.
     pub(crate) runtime_endpoint: Option<PathBuf>,

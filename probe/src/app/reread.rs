@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use probe_engine::{
-    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Lost, Mono, Observation, Process, ProcessEvent,
-    Scope,
+    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Lost, Mono, Netns, Observation, Process,
+    ProcessEvent, Scope,
 };
 
 use super::App;
@@ -11,7 +11,7 @@ use crate::bpf::{HOOKS, HookState};
 use crate::clock;
 use crate::feed::Seen;
 use crate::node::ask::Asked;
-use crate::node::{cni_config, links, processes, role, sockets, targets};
+use crate::node::{cni_config, links, namespaces, processes, role, sockets, targets};
 use crate::sinks::Sink;
 
 impl App {
@@ -55,6 +55,10 @@ impl App {
             }
             Err(error) => self.early_gap("tcp.listen", &format!("{error:#}")),
         }
+        self.unanswered();
+        for inum in namespaces::bound(&self.settings) {
+            self.early(Observation::Netns(Netns { inum, up: true, process: Actor::default() }));
+        }
         match links::snapshot().await {
             Ok(links) => {
                 for link in links {
@@ -67,6 +71,20 @@ impl App {
         self.early(Observation::CniConfig(config));
         self.early(Observation::SnapshotDone);
         Ok(())
+    }
+
+    /// Connects that were under way before the kernel half: it reports only those whose start it saw.
+    fn unanswered(&mut self) {
+        let targets: Vec<_> = self.state.targets().collect();
+        let found = sockets::unanswered(&targets).unwrap_or_default();
+        for sockets::Connecting { to, retransmits, client } in found {
+            let class = processes::classify(&client.name);
+            let role = class.map_or(ClientRole::Other, processes::client_role);
+            // The first SYN is sent again after one second, and each further one after twice the time.
+            let took_ns = ((1_u64 << retransmits.min(16)) - 1) * 1_000_000_000;
+            let end = ConnectEnd { retransmits, ..ConnectEnd::default() };
+            self.early(Observation::Connect(Connect { client, role, host_netns: true, to, took_ns, end }));
+        }
     }
 
     fn note_gaps(&mut self) {

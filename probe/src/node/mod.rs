@@ -5,6 +5,7 @@ pub(crate) mod cni_config;
 mod cni_parse;
 mod file;
 pub(crate) mod links;
+pub(crate) mod namespaces;
 pub(crate) mod processes;
 pub(crate) mod role;
 pub(crate) mod routes;

@@ -1,4 +1,4 @@
-//! TCP listeners of the host's namespace, by sock_diag(7).
+//! TCP listeners and unanswered connects of the host's namespace, by sock_diag(7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, Timer,
+};
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 use probe_engine::{Actor, Listener};
 
@@ -20,12 +22,45 @@ const BUFFER: usize = 32 * 1024;
 /// Every listener, with the process that owns it where that can be found.
 pub(crate) fn snapshot() -> io::Result<Vec<Listener>> {
     let mut found = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        found.extend(dump(u8::try_from(family).unwrap_or_default())?);
+    for response in dump(&StateFlags::LISTEN)? {
+        let id = &response.header.socket_id;
+        found.push((SocketAddr::new(id.source_address, id.source_port), response.header.inode));
     }
     found.truncate(LISTENERS);
     let owners = processes::socket_owners(&found.iter().map(|(_, inode)| *inode).collect::<BTreeSet<_>>());
     Ok(listeners(found, &owners))
+}
+
+/// A connect that was under way before anybody watched.
+#[derive(Clone, Debug)]
+pub(crate) struct Connecting {
+    /// Address asked for.
+    pub(crate) to: SocketAddr,
+    /// How often its SYN was sent again.
+    pub(crate) retransmits: u32,
+    /// Who asked, where that can be found.
+    pub(crate) client: Actor,
+}
+
+/// Connects to `targets` whose SYN was sent again at least once: nobody has answered them so far.
+pub(crate) fn unanswered(targets: &[SocketAddr]) -> io::Result<Vec<Connecting>> {
+    let mut found = Vec::new();
+    for response in dump(&StateFlags::SYN_SENT)? {
+        let id = &response.header.socket_id;
+        let to = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
+        if let Some(Timer::Retransmit(_, again @ 1..)) = response.header.timer
+            && targets.contains(&to)
+        {
+            found.push((to, u32::from(again), response.header.inode));
+        }
+    }
+    found.truncate(LISTENERS);
+    let owners = processes::socket_owners(&found.iter().map(|(.., inode)| *inode).collect());
+    let client = |inode| owners.get(&inode).cloned().unwrap_or_default();
+    Ok(found
+        .into_iter()
+        .map(|(to, retransmits, inode)| Connecting { to, retransmits, client: client(inode) })
+        .collect())
 }
 
 fn listeners(found: Vec<(SocketAddr, u32)>, owners: &BTreeMap<u32, Actor>) -> Vec<Listener> {
@@ -34,7 +69,16 @@ fn listeners(found: Vec<(SocketAddr, u32)>, owners: &BTreeMap<u32, Actor>) -> Ve
     found.into_iter().map(row).collect()
 }
 
-fn dump(family: u8) -> io::Result<Vec<(SocketAddr, u32)>> {
+/// Every TCP socket of both families in these states.
+fn dump(states: &StateFlags) -> io::Result<Vec<InetResponse>> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        found.extend(dump_family(u8::try_from(family).unwrap_or_default(), states)?);
+    }
+    Ok(found)
+}
+
+fn dump_family(family: u8, states: &StateFlags) -> io::Result<Vec<InetResponse>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
@@ -45,7 +89,7 @@ fn dump(family: u8) -> io::Result<Vec<(SocketAddr, u32)>> {
         family,
         protocol: u8::try_from(libc::IPPROTO_TCP).unwrap_or_default(),
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
+        states: states.clone(),
         socket_id,
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -66,7 +110,7 @@ fn dump(family: u8) -> io::Result<Vec<(SocketAddr, u32)>> {
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    found.push(row(&response));
+                    found.push(*response);
                 }
                 _ => {}
             }
@@ -74,11 +118,6 @@ fn dump(family: u8) -> io::Result<Vec<(SocketAddr, u32)>> {
             rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
         }
     }
-}
-
-fn row(response: &InetResponse) -> (SocketAddr, u32) {
-    let id = &response.header.socket_id;
-    (SocketAddr::new(id.source_address, id.source_port), response.header.inode)
 }
 
 #[cfg(test)]

@@ -246,6 +246,11 @@ impl Metrics {
         }
     }
 
+    /// What was there before the agent did not come or go.
+    fn snapshot_done(&self) -> bool {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).snapshot
+    }
+
     fn set_verdict(&mut self, reason: Reason) {
         let labels = VerdictLabels { reason: reason.as_str(), side: reason.side().as_str() };
         if let Some(old) = self.shown.take().filter(|old| *old != labels) {
@@ -308,7 +313,7 @@ impl Sink for Metrics {
                     .get_or_create(&CniTimeLabels { command, plugin })
                     .observe(seconds(end.took_ns));
             }
-            Observation::Netns(netns) => {
+            Observation::Netns(netns) if self.snapshot_done() => {
                 let outcome = if netns.up { "created" } else { "ended" };
                 self.namespaces.get_or_create(&OutcomeLabels { outcome }).inc();
             }

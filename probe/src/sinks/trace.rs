@@ -267,7 +267,7 @@ impl<W: Write> Sink for Timeline<W> {
                 }
                 self.line(at, "cni", &config.dir, FAINT, &state);
             }
-            Observation::Netns(netns) => {
+            Observation::Netns(netns) if self.ready => {
                 let verb = if netns.up { "created by" } else { "ended, seen by" };
                 let who = format!("{verb} {}[{}]", netns.process.name, netns.process.pid);
                 self.line(at, "netns", &format!("net:[{}]", netns.inum), FAINT, &who);

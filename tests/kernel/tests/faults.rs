@@ -174,6 +174,26 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
     Ok(())
 }
 
+/// The kernel half reports only connects whose start it saw; sock_diag shows the others.
+#[test]
+fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
+    let (node, _server) = healthy()?;
+    node.peer.nft(
+        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
+         add rule ip lab in tcp dport 6443 counter drop",
+    )?;
+    let _client =
+        node.client("kubelet", &Dial { to: API, flags: &["--give-up", "60000", "--count", "1"] })?;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let check = verdict(&node, 1, &["--apiserver", API, "--no-ask"])?;
+        if check.reason() == "APITimeout" {
+            return expect(&check, "APITimeout", 3);
+        }
+        ensure!(std::time::Instant::now() < deadline, "{:#}", check.document);
+    }
+}
+
 #[test]
 fn a_drop_on_this_host_is_a_timeout() -> Result<()> {
     let (node, _server) = healthy()?;
