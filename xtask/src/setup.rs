@@ -136,7 +136,8 @@ fn core() -> Result<()> {
 
 fn linker() -> Result<()> {
     let prefix = format!("/usr/lib/llvm-{LLVM}");
-    if !Path::new(&prefix).join("lib").exists() {
+    // The libraries to link with: the directory itself is there as soon as anything uses LLVM.
+    if !Path::new(&prefix).join("lib/libLLVMCore.a").exists() {
         apt(&[&format!("llvm-{LLVM}-dev")], "LLVM for bpf-linker")?;
     }
     let feature = format!("llvm-{LLVM}");
