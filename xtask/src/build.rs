@@ -1,11 +1,11 @@
 //! The release binary: static, so that it runs on any x86-64 Linux from 5.10 on.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{setup, shown, target};
+use crate::{setup, shown, target, top};
 
 /// Named, so that the flags below are for the binary and not for build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -28,6 +28,39 @@ pub(crate) fn release() -> Result<PathBuf> {
 /// Builds the helper of the laboratory beside this program.
 pub(crate) fn lab() -> Result<()> {
     shown(cargo().args(["build", "--quiet", "--package", "kernel-tests"]))
+}
+
+/// Builds the live tests and their helper so that they run on a machine with nothing else.
+pub(crate) fn static_lab() -> Result<(PathBuf, Vec<PathBuf>)> {
+    let mut cargo = cargo();
+    cargo.args([
+        "test",
+        "--package",
+        "kernel-tests",
+        "--no-run",
+        "--target",
+        TARGET,
+        "--message-format",
+        "json",
+    ]);
+    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    // Copied into the memory of small machines.
+    cargo.env("CARGO_PROFILE_DEV_STRIP", "true").stderr(Stdio::inherit());
+    let output = cargo.current_dir(top()).output().context("build the live tests")?;
+    ensure!(output.status.success(), "the live tests do not build");
+    let (mut helper, mut tests) = (None, Vec::new());
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let Some(executable) = message["executable"].as_str().map(PathBuf::from) else { continue };
+        match (message["target"]["name"].as_str(), message["target"]["kind"][0].as_str()) {
+            (Some("lab-helper"), Some("bin")) if message["profile"]["test"] == false => {
+                helper = Some(executable);
+            }
+            (_, Some("test")) => tests.push(executable),
+            _ => {}
+        }
+    }
+    Ok((helper.context("cargo built no lab-helper")?, tests))
 }
 
 /// cargo, told which toolchain builds the kernel half.

@@ -8,6 +8,7 @@ mod demo;
 mod docs;
 mod setup;
 mod test;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -37,6 +38,14 @@ enum Task {
     Demo,
     /// Run every test, the live ones as root.
     Test,
+    /// Run the live tests inside machines with other kernels; needs root.
+    Vm {
+        /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confidentiality`.
+        kernels: Vec<String>,
+        /// Only tests whose name contains this.
+        #[arg(long, value_name = "TEXT")]
+        filter: Option<String>,
+    },
     /// Measure against the budgets; needs root.
     Bench,
     /// Write docs/reasons.md.
@@ -76,6 +85,10 @@ fn run(task: &Task) -> Result<bool> {
             demo::run()
         }
         Task::Test => test::run(),
+        Task::Vm { kernels, filter } => {
+            root("the machines' file systems are made of files that only root may read")?;
+            vm::run(kernels, filter.as_deref())
+        }
         Task::Bench => {
             root("the benchmarks load eBPF programs")?;
             let probe = build::release()?;

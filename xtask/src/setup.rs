@@ -31,6 +31,13 @@ const TOOLS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("cc", "gcc"),
     ("/usr/include/stdio.h", "libc6-dev"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("/bin/busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("cpio", "cpio"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    ("sysctl", "procps"),
 ];
 
 /// Debian's compiler with the source of its own `core`.

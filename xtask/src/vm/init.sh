@@ -1,0 +1,29 @@
+#!/usr/bin/dash
+# The first process of a machine of the kernel matrix: it readies the machine, runs the tests, and turns it off.
+export PATH=/usr/sbin:/usr/bin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+mount -t securityfs securityfs /sys/kernel/security
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
+# The second port carries the results: as they are, without the terminal's line ends.
+stty -F /dev/ttyS1 raw -echo
+exec </dev/null >/dev/ttyS1 2>&1
+ip link set lo up
+echo "machine: kernel $(uname -r)"
+for module in /modules/*.ko; do
+    insmod "$module" >/dev/null 2>&1 || echo "machine: refused ${module##*/}"
+done
+export NETREADY_PROBE=/lab/probe NETREADY_PATIENCE=4
+echo 'machine: doctor'
+/lab/probe doctor -o json
+echo 'machine: end'
+failed=0
+for test in /lab/tests/*; do
+    "$test" --test-threads 4 $(cat /lab/filter) || failed=1
+done
+echo "machine: exit $failed"
+poweroff -f

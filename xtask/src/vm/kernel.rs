@@ -1,0 +1,190 @@
+//! Debian's kernels: fetched as packages, unpacked, kept, never installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::quiet;
+
+/// One kernel of the matrix: Debian's release that carries it, and how its version starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Series {
+    /// As it is asked for on the command line.
+    pub(super) name: &'static str,
+    suite: &'static str,
+    /// More on its command line.
+    pub(super) append: &'static str,
+}
+
+/// What is supported: the oldest, three in wide use, the newest, and one that keeps its memory to itself.
+pub(super) const MATRIX: &[Series] = &[
+    Series { name: "5.10", suite: "bullseye", append: "" },
+    Series { name: "6.1", suite: "bookworm", append: "" },
+    Series { name: "6.12", suite: "trixie", append: "" },
+    Series { name: "7.2", suite: "sid", append: "" },
+    Series { name: "6.12-confidentiality", suite: "trixie", append: "lockdown=confidentiality" },
+];
+
+impl Series {
+    /// `6.12` of `6.12-confidentiality`.
+    fn version(&self) -> &'static str {
+        self.name.split('-').next().unwrap_or(self.name)
+    }
+}
+
+/// An unpacked kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Kernel {
+    /// As `uname -r` prints it.
+    pub(super) release: String,
+    /// The bootable image.
+    pub(super) image: PathBuf,
+    /// A root under which `lib/modules/RELEASE` lies, with its index of dependencies.
+    pub(super) root: PathBuf,
+}
+
+/// The packages of every release that is needed, through lists of our own: the machine's stay as they are.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Opens the store in `dir`.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let store = Self { dir: dir.to_owned() };
+        for part in ["lists/partial", "cache/archives/partial", "kernels"] {
+            fs::create_dir_all(store.dir.join(part))?;
+        }
+        Ok(store)
+    }
+
+    /// The kernel of `series`, from the store or from the mirror.
+    pub(super) fn kernel(&self, series: Series) -> Result<Kernel> {
+        let root = self.dir.join("kernels").join(series.version());
+        // Written last: a fetch that was cut off is done again.
+        let done = root.join("release");
+        if !done.exists() {
+            self.fetch(series, &root).with_context(|| format!("fetch Linux {}", series.version()))?;
+        }
+        let release = fs::read_to_string(done)?;
+        let boot = root.join("boot").join(format!("vmlinuz-{release}"));
+        let image =
+            if boot.exists() { boot } else { root.join("lib/modules").join(&release).join("vmlinuz") };
+        ensure!(image.exists(), "no bootable image for {release} in {}", root.display());
+        Ok(Kernel { release, image, root })
+    }
+
+    fn fetch(&self, series: Series, root: &Path) -> Result<()> {
+        let _ = fs::remove_dir_all(root);
+        fs::create_dir_all(root)?;
+        let names = match self.packages(series) {
+            Ok(names) if !names.is_empty() => names,
+            _ => {
+                self.update()?;
+                self.packages(series)?
+            }
+        };
+        // Versions sort as text only within one length: the longest, then the last, is the newest.
+        let newest =
+            names.iter().map(|name| release_of(name)).max_by_key(|release| (numbers(release), release.len()));
+        let Some(release) = newest else {
+            bail!("the mirror has no cloud kernel {} in {}", series.version(), series.suite)
+        };
+        println!("fetching Linux {release} from Debian {}", series.suite);
+        let wanted: Vec<&str> =
+            names.iter().map(String::as_str).filter(|name| release_of(name) == release).collect();
+        let debs = root.join("debs");
+        fs::create_dir_all(&debs)?;
+        quiet(self.apt("apt-get").arg("download").args(&wanted).current_dir(&debs))?;
+        for deb in fs::read_dir(&debs)? {
+            quiet(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(root))?;
+        }
+        fs::remove_dir_all(&debs)?;
+        // Newer packages put modules under /usr/lib, where `modprobe -d` does not look.
+        if !root.join("lib").exists() {
+            std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
+        }
+        quiet(Command::new("depmod").arg("-b").arg(root).arg(release))?;
+        fs::write(root.join("release"), release)?;
+        Ok(())
+    }
+
+    /// Image, binary and module packages of this series.
+    fn packages(&self, series: Series) -> Result<Vec<String>> {
+        let output = self.apt("apt-cache").args(["pkgnames", "linux-"]).output().context("run apt-cache")?;
+        let names = String::from_utf8_lossy(&output.stdout).into_owned();
+        let prefix = format!("{}.", series.version());
+        let fits = |name: &&str| {
+            let kind =
+                ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|kind| name.starts_with(kind));
+            kind && release_of(name).starts_with(&prefix) && name.ends_with("-cloud-amd64")
+        };
+        Ok(names.lines().filter(fits).map(str::to_owned).collect())
+    }
+
+    fn update(&self) -> Result<()> {
+        let mirror = mirror()?;
+        println!("reading the package lists of {mirror}");
+        let suites: std::collections::BTreeSet<_> = MATRIX.iter().map(|series| series.suite).collect();
+        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        let lines: Vec<_> =
+            suites.iter().map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n")).collect();
+        fs::write(self.dir.join("sources.list"), lines.concat())?;
+        fs::write(self.dir.join("status"), "")?;
+        quiet(self.apt("apt-get").arg("update"))
+    }
+
+    /// apt with its own lists.
+    fn apt(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        for (option, value) in [
+            ("Dir::Etc::sourcelist", self.dir.join("sources.list")),
+            ("Dir::Etc::sourceparts", "-".into()),
+            ("Dir::State::Lists", self.dir.join("lists")),
+            ("Dir::State::status", self.dir.join("status")),
+            ("Dir::Cache", self.dir.join("cache")),
+            ("Acquire::Languages", "none".into()),
+            ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".into()),
+            ("Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled", "false".into()),
+            ("APT::Sandbox::User", "root".into()),
+        ] {
+            apt.arg("-o").arg(format!("{option}={}", value.display()));
+        }
+        apt
+    }
+}
+
+/// The Debian mirror that this machine uses.
+fn mirror() -> Result<String> {
+    let mut ask = Command::new("apt-get");
+    ask.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+    let output = ask.output().context("run apt-get indextargets")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mirror = text.lines().find_map(|line| line.strip_prefix("Debian Debian "));
+    mirror.map(str::to_owned).context("this machine's apt knows no Debian mirror; run `apt-get update`")
+}
+
+/// `6.1.0-50-cloud-amd64` of `linux-image-6.1.0-50-cloud-amd64`.
+fn release_of(package: &str) -> &str {
+    package.splitn(3, '-').nth(2).unwrap_or_default()
+}
+
+/// The numbers of a release, to compare releases by.
+fn numbers(release: &str) -> Vec<u32> {
+    release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_their_numbers() {
+        assert_eq!(release_of("linux-image-6.1.0-50-cloud-amd64"), "6.1.0-50-cloud-amd64");
+        assert!(numbers("6.12.107+deb13-cloud-amd64") > numbers("6.12.94+deb13-cloud-amd64"));
+        assert!(numbers("5.10.0-32-cloud-amd64") > numbers("5.10.0-9-cloud-amd64"));
+    }
+}

@@ -1,0 +1,90 @@
+//! One boot of one kernel under QEMU, without KVM: the same on every machine that builds this.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::kernel::Kernel;
+
+/// Longest that a machine may run: several times what it takes.
+const PATIENCE: Duration = Duration::from_mins(12);
+/// Memory in MiB: the file system, two tests and their agents at a time.
+const MEMORY: &str = "1536";
+
+/// What a machine said.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    /// Its results, line by line.
+    pub(super) text: String,
+    /// From the start of QEMU to its end.
+    pub(super) took: Duration,
+}
+
+/// Boots `kernel` with the two archives and waits for its end; the consoles are kept in `dir`.
+pub(super) fn run(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path) -> Result<Said> {
+    // Now and then QEMU's emulation of cmpxchg16b ends a kernel with a double fault: not the kernel's doing.
+    for attempt in 1.. {
+        let said = boot(kernel, append, archives, dir)?;
+        let console = fs::read(dir.join("console.log")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console).into_owned();
+        if said.text.contains("machine: exit ") {
+            return Ok(said);
+        }
+        if attempt > 1 || !console.contains("double fault") {
+            let last: Vec<_> = console.lines().rev().take(12).collect();
+            let last: Vec<_> = last.into_iter().rev().collect();
+            bail!(
+                "the machine ended without a result; its console is in {}:\n{}",
+                dir.display(),
+                last.join("\n")
+            );
+        }
+    }
+    unreachable!("the loop ends by a return")
+}
+
+fn boot(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path) -> Result<Said> {
+    let initrd: PathBuf = dir.join("initrd");
+    // The kernel unpacks archives that follow each other, each compressed by itself.
+    let mut whole = fs::File::create(&initrd)?;
+    for archive in archives {
+        std::io::copy(&mut fs::File::open(archive)?, &mut whole)?;
+    }
+    drop(whole);
+    let (console, result) = (dir.join("console.log"), dir.join("result.log"));
+    let started = Instant::now();
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "1", "-m", MEMORY])
+        .args(["-nodefaults", "-nic", "none", "-display", "none", "-no-reboot"])
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", result.display()))
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(&initrd)
+        .arg("-append")
+        .arg(format!("console=ttyS0 panic=-1 quiet mitigations=off {append}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("start qemu-system-x86_64")?;
+    loop {
+        if qemu.try_wait()?.is_some() {
+            break;
+        }
+        if started.elapsed() > PATIENCE {
+            let _ = qemu.kill();
+            let _ = qemu.wait();
+            bail!("the machine did not end within {} s; see {}", PATIENCE.as_secs(), dir.display());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let _ = fs::remove_file(&initrd);
+    let text = String::from_utf8_lossy(&fs::read(&result).unwrap_or_default()).into_owned();
+    Ok(Said { text, took: started.elapsed() })
+}
