@@ -4,9 +4,10 @@ use core::mem::size_of;
 
 use zerocopy::FromBytes;
 
+use crate::hook::Hook;
 use crate::record::{
-    CniExec, Code, ConnectEnd, ConnectError, Exit, Header, Listen, Netns, ProcessExec, STDOUT_LEN, Stdout,
-    Task,
+    CniExec, Code, ConnectEnd, ConnectError, ConnectionEnd, Exit, Header, Listen, Netns, ProcessExec,
+    STDOUT_LEN, Stdout, Task, UnixConnect,
 };
 
 /// One record, checked and copied out of the ring.
@@ -38,9 +39,27 @@ pub enum Event<'a> {
     Exit(Exit),
     /// See [`Netns`].
     Netns(Netns),
+    /// See [`ConnectionEnd`].
+    ConnectionEnd(ConnectionEnd),
+    /// See [`UnixConnect`].
+    UnixConnect(UnixConnect),
 }
 
 impl Event<'_> {
+    /// The hook that saw it.
+    pub const fn hook(&self) -> Hook {
+        match self {
+            Self::ConnectEnd(_) | Self::ConnectionEnd(_) | Self::Listen(_) => Hook::InetSockSetState,
+            Self::ConnectError(_) | Self::UnixConnect(_) => Hook::Connect,
+            Self::CniExec(_) | Self::ProcessExec(_) => Hook::SchedProcessExec,
+            Self::Stdout { .. } => Hook::Write,
+            Self::Exit(_) => Hook::SchedProcessExit,
+            // clone(2) makes one, too; what counts is that it came.
+            Self::Netns(netns) if netns.up == 1 => Hook::Unshare,
+            Self::Netns(_) => Hook::QdiscDestroy,
+        }
+    }
+
     /// When the kernel saw it; clock as in [`Header`].
     pub const fn at_ns(&self) -> u64 {
         match self {
@@ -52,6 +71,8 @@ impl Event<'_> {
             Self::Stdout { at_ns, .. } => *at_ns,
             Self::Exit(e) => e.header.at_ns,
             Self::Netns(e) => e.header.at_ns,
+            Self::ConnectionEnd(e) => e.header.at_ns,
+            Self::UnixConnect(e) => e.header.at_ns,
         }
     }
 }
@@ -119,6 +140,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Code::Stdout => stdout(bytes)?,
         Code::Exit => Event::Exit(whole(code, bytes)?),
         Code::Netns => Event::Netns(whole(code, bytes)?),
+        Code::ConnectionEnd => Event::ConnectionEnd(whole(code, bytes)?),
+        Code::UnixConnect => Event::UnixConnect(whole(code, bytes)?),
     })
 }
 

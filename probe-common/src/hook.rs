@@ -11,7 +11,7 @@ macro_rules! hooks {
             /// Every hook, in order of its number.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The program's name in the object, which is the kernel's name of the hook.
+            /// The kernel's name of what is watched: a tracepoint, or a system call.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
@@ -26,22 +26,20 @@ hooks! {
     TcpReceiveReset = "tcp_receive_reset",
     /// `tp_btf/tcp_retransmit_skb`: a segment was sent again.
     TcpRetransmitSkb = "tcp_retransmit_skb",
-    /// `tracepoint/syscalls/sys_exit_connect`: connect(2) failed before a packet left.
-    SysExitConnect = "sys_exit_connect",
-    /// `tracepoint/syscalls/sys_enter_connect`: the same on kernels without `bpf_task_pt_regs` (< 5.15).
-    SysEnterConnect = "sys_enter_connect",
+    /// connect(2) failed before a packet left, or a plugin connected to a Unix socket.
+    Connect = "connect",
     /// `tp_btf/sched_process_exec`: a program was executed.
     SchedProcessExec = "sched_process_exec",
     /// `tp_btf/sched_process_exit`: a thread ended.
     SchedProcessExit = "sched_process_exit",
     /// `tp_btf/signal_generate`: a signal was sent.
     SignalGenerate = "signal_generate",
-    /// `tracepoint/oom/mark_victim`: the out-of-memory killer chose a process.
+    /// `tp_btf/mark_victim`: the out-of-memory killer chose a process.
     MarkVictim = "mark_victim",
-    /// `tracepoint/syscalls/sys_enter_write`: a plugin writes its result.
-    SysEnterWrite = "sys_enter_write",
-    /// `tracepoint/syscalls/sys_exit_unshare`: a namespace was made by unshare(2).
-    SysExitUnshare = "sys_exit_unshare",
+    /// A plugin writes its result.
+    Write = "write",
+    /// A namespace was made by unshare(2).
+    Unshare = "unshare",
     /// `tp_btf/task_newtask`: a namespace was made by clone(2).
     TaskNewtask = "task_newtask",
     /// `tp_btf/qdisc_destroy`: the loopback device of a dying namespace goes.

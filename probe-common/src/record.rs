@@ -43,11 +43,15 @@ pub enum Code {
     Exit = 7,
     /// [`Netns`]
     Netns = 8,
+    /// [`ConnectionEnd`]
+    ConnectionEnd = 9,
+    /// [`UnixConnect`]
+    UnixConnect = 10,
 }
 
 impl Code {
     /// Every code, in order of its number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::ConnectEnd,
         Self::ConnectError,
         Self::Listen,
@@ -56,6 +60,8 @@ impl Code {
         Self::Stdout,
         Self::Exit,
         Self::Netns,
+        Self::ConnectionEnd,
+        Self::UnixConnect,
     ];
 }
 
@@ -101,8 +107,11 @@ pub struct ConnectEnd {
     pub started_ns: u64,
     /// Local address; IPv4 in the first four bytes, the rest zero; IPv6 may be IPv4-mapped.
     pub saddr: [u8; 16],
-    /// Address asked for; layout as `saddr`.
+    /// Address on the socket; layout as `saddr`.
     pub daddr: [u8; 16],
+    /// Address that connect(2) was called with, layout as `saddr`; with flag `ASKED`. An eBPF program of a
+    /// Service implementation may have put another one on the socket.
+    pub asked: [u8; 16],
     /// Local port, host byte order; 0 when the kernel had released it already.
     pub sport: u16,
     /// Remote port, host byte order.
@@ -129,8 +138,10 @@ pub struct ConnectEnd {
     pub _pad: u8,
     /// IPv4 source of that ICMP message, network byte order; with flag `ICMP_FROM`.
     pub icmp_from: [u8; 4],
-    /// Always zero.
-    pub _pad2: [u8; 4],
+    /// Port that connect(2) was called with, host byte order; with flag `ASKED`.
+    pub asked_port: u16,
+    /// Family that connect(2) was called with, as `family`; with flag `ASKED`.
+    pub asked_family: u16,
 }
 
 impl ConnectEnd {
@@ -142,6 +153,71 @@ impl ConnectEnd {
     pub const ICMP: u8 = 4;
     /// `icmp_from` was read.
     pub const ICMP_FROM: u8 = 8;
+    /// `asked`, `asked_port` and `asked_family` were read.
+    pub const ASKED: u8 = 16;
+}
+
+/// An established connection to a watched address left `ESTABLISHED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ConnectionEnd {
+    /// Time of the transition.
+    pub header: Header,
+    /// Who called connect(2).
+    pub task: Task,
+    /// When it became established; clock as in [`Header`].
+    pub established_ns: u64,
+    /// Address on the socket; layout as in [`ConnectEnd`].
+    pub daddr: [u8; 16],
+    /// Remote port, host byte order.
+    pub dport: u16,
+    /// `AF_INET` = 2 or `AF_INET6` = 10.
+    pub family: u16,
+    /// `enum tcp_state`: 4 `FIN_WAIT1` (this side closed first), 7 `CLOSE`, 8 `CLOSE_WAIT` (the other side did).
+    pub state: u8,
+    /// Bits [`ConnectEnd::RST`], [`ConnectEnd::BY_CALLER`] and [`ConnectEnd::ASKED`].
+    pub flags: u8,
+    /// Local port, host byte order.
+    pub sport: u16,
+    /// `sk->sk_err` at the transition: positive errno or 0.
+    pub sk_err: u32,
+    /// Segments sent again since it was established.
+    pub retransmits: u32,
+    /// `tp->bytes_received`; counts the other side's FIN as one.
+    pub bytes_received: u64,
+    /// `tp->bytes_acked`; counts the SYN as one.
+    pub bytes_acked: u64,
+    /// `tp->bytes_sent`, what was sent again counted again.
+    pub bytes_sent: u64,
+    /// As [`ConnectEnd::asked`]; with flag [`ConnectEnd::ASKED`].
+    pub asked: [u8; 16],
+    /// As [`ConnectEnd::asked_port`].
+    pub asked_port: u16,
+    /// As [`ConnectEnd::asked_family`].
+    pub asked_family: u16,
+    /// Always zero.
+    pub _pad: [u8; 4],
+}
+
+/// Room for the path of a Unix socket: `UNIX_PATH_MAX`, include/uapi/linux/un.h, and a NUL.
+pub const UNIX_PATH_LEN: usize = 112;
+
+/// A CNI or watched process called connect(2) for a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct UnixConnect {
+    /// Time of the return.
+    pub header: Header,
+    /// The caller.
+    pub task: Task,
+    /// Path as given; starts with a NUL for an abstract name.
+    pub path: [u8; UNIX_PATH_LEN],
+    /// Positive errno, 0 when it is connected.
+    pub errno: u32,
+    /// 1: a CNI process, 0: one of the watch list.
+    pub cni: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
 }
 
 /// connect(2) returned an error that no socket state shows: nothing was sent.
@@ -193,9 +269,9 @@ pub struct CniExec {
     pub header: Header,
     /// The program, already under its new name.
     pub task: Task,
-    /// Path as given to execve(2).
+    /// Path as given to execve(2); only the executable's name where user memory cannot be read.
     pub path: [u8; PATH_LEN],
-    /// `CNI_COMMAND`
+    /// `CNI_COMMAND`; empty, with all that follows, where user memory cannot be read.
     pub command: [u8; COMMAND_LEN],
     /// `CNI_CONTAINERID`
     pub container_id: [u8; CONTAINER_ID_LEN],
@@ -286,7 +362,7 @@ pub struct Netns {
 // The sizes are part of the contract: a change here is a change of the wire.
 const _: () = assert!(size_of::<Header>() == 16);
 const _: () = assert!(size_of::<Task>() == 40);
-const _: () = assert!(size_of::<ConnectEnd>() == 128);
+const _: () = assert!(size_of::<ConnectEnd>() == 144);
 const _: () = assert!(size_of::<ConnectError>() == 80);
 const _: () = assert!(size_of::<Listen>() == 80);
 const _: () = assert!(size_of::<CniExec>() == 56 + 256 + 16 + 80 + 128 + 16 + 640 + 256);
@@ -294,6 +370,8 @@ const _: () = assert!(size_of::<ProcessExec>() == 56 + 256);
 const _: () = assert!(size_of::<Stdout>() == 56 + 16 + 4096);
 const _: () = assert!(size_of::<Exit>() == 56 + 8 + 16 + 16 + 8);
 const _: () = assert!(size_of::<Netns>() == 64);
+const _: () = assert!(size_of::<ConnectionEnd>() == 144);
+const _: () = assert!(size_of::<UnixConnect>() == 56 + 112 + 8);
 
 /// Key of the map of addresses whose connects are reported: exact, or a port at any address when `addr`
 /// is all zero.
@@ -354,6 +432,9 @@ pub const PORT_WORDS: u32 = 65536 / 64;
 pub const MAX_TARGETS: u32 = 256;
 /// Most processes that can be watched at once; the oldest is forgotten beyond that, and its end is missed.
 pub const MAX_PROCESSES: u32 = 4096;
+/// Value of a name on the watch list that belongs to a plugin; plugins are known by their environment, and
+/// by these names only where it cannot be read.
+pub const NAME_OF_PLUGIN: u8 = 2;
 /// Most names on the watch list.
 pub const MAX_NAMES: u32 = 128;
 /// Most connects under way at once; the oldest is forgotten beyond that.

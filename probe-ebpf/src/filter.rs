@@ -4,6 +4,8 @@ use probe_common::TargetKey;
 
 use crate::maps::{PORTS, PROCESSES, TARGETS};
 
+/// `AF_UNIX`, include/linux/socket.h.
+pub(crate) const AF_UNIX: u16 = 1;
 /// `AF_INET`, include/linux/socket.h.
 pub(crate) const AF_INET: u16 = 2;
 /// `AF_INET6`, include/linux/socket.h.
@@ -46,6 +48,13 @@ impl Address {
             self
         }
     }
+}
+
+/// Two words in memory order as one.
+#[inline(always)]
+pub(crate) fn pair(low: u32, high: u32) -> u64 {
+    let (low, high) = (low.to_ne_bytes(), high.to_ne_bytes());
+    u64::from_ne_bytes([low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]])
 }
 
 #[inline(always)]

@@ -16,15 +16,25 @@ from_loader! {
     NSPROXY_NET SIGNAL_LIVE SIGNAL_FLAGS SIGNAL_GROUP_EXIT_CODE
     MM_ENV_START MM_ENV_END BPRM_FILENAME SIGINFO_CODE
     QDISC_DEV_QUEUE DEV_QUEUE_DEV NET_DEVICE_NAME NET_DEVICE_NET
-    REGS_ARG1 REGS_ARG2 REGS_ARG3
+    REGS_ARG1 REGS_ARG2 REGS_ARG3 REGS_SYSCALL
+    TCP_BYTES_RECEIVED TCP_BYTES_ACKED TCP_BYTES_SENT
+    BPRM_FILE FILE_DENTRY DENTRY_SHORT_NAME
+    TASK_FILES FILES_FDT FDT_FD KIOCB_FILE ITER_KIND ITER_COUNT ITER_UBUF ITER_IOV
+    /// Numbers of the kinds of `struct iov_iter` that carry user memory; `ITER_KIND_MASK` takes the direction
+    /// off, which shared the field before 5.14.
+    ITER_IS_UBUF ITER_IS_IOVEC ITER_KIND_MASK
+    /// `__NR_connect` of this architecture.
+    NR_CONNECT
+    /// `mark_victim` gives a task and not a process id (6.9, and the stable kernels that took it over).
+    MARK_VICTIM_TASK
     /// `bpf_get_current_task_btf` exists (5.11): the current task can be read by typed loads.
     HAVE_TASK_BTF
     /// `NET_COUNT` was found: a namespace's end can be told from its loopback going down.
     HAVE_NET_COUNT
     /// `bpf_task_pt_regs` exists (5.15).
     HAVE_TASK_PT_REGS
-    /// Kernel memory may be read by address (not under `lockdown=confidentiality`).
-    HAVE_PROBE_READ_KERNEL
+    /// Memory may be read by address (not under `lockdown=confidentiality`).
+    HAVE_PROBE_READ
 }
 
 /// The loader's value of one of these.

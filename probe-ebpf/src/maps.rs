@@ -23,7 +23,7 @@ pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 #[map]
 pub(crate) static TARGETS: HashMap<TargetKey, u8> = HashMap::with_max_entries(MAX_TARGETS, 0);
 
-/// Names (as `comm`) of processes that are watched from their exec on.
+/// Names (as `comm`) of processes that are watched from their exec on, and of plugins.
 #[map]
 pub(crate) static NAMES: HashMap<[u8; COMM_LEN], u8> = HashMap::with_max_entries(MAX_NAMES, 0);
 
@@ -35,7 +35,7 @@ pub(crate) static PROCESSES: LruHashMap<u32, ProcessState> = LruHashMap::with_ma
 #[map]
 pub(crate) static CNI_RUNNING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Connects under way, by the address of their `struct sock`.
+/// Connects under way and connections to watched ports, by the address of their `struct sock`.
 #[map]
 pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_CONNECTS, 0);
 
@@ -55,12 +55,20 @@ pub(crate) struct Walk {
     pub(crate) inside: u64,
 }
 
-/// A connect between `SYN_SENT` and its end.
+/// A connect between `SYN_SENT` and its end, then the connection that came of it until it ends.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Pending {
     pub(crate) started_ns: u64,
+    /// 0 while it is under way.
+    pub(crate) established_ns: u64,
     pub(crate) task: Task,
+    /// As in `ConnectEnd`; a family of 0 when it is not known.
+    pub(crate) asked: [u64; 2],
+    pub(crate) asked_port: u16,
+    pub(crate) asked_family: u16,
+    /// Since it started, then since it is established.
     pub(crate) retransmits: u32,
     pub(crate) rst: u32,
+    pub(crate) _pad: u32,
 }

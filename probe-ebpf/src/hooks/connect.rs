@@ -1,20 +1,19 @@
-//! connect(2) calls that fail before a packet leaves: no socket state shows them.
+//! connect(2) as the caller sees it: failures before a packet leaves, which no socket state shows, and the
+//! Unix sockets of plugins and agents.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
-use probe_common::{Code, ConnectError, Hook, Skip};
+use aya_ebpf::macros::{fexit, tracepoint};
+use aya_ebpf::programs::{FExitContext, TracePointContext};
+use probe_common::{Code, ConnectError, Hook, Skip, UNIX_PATH_LEN, UnixConnect};
 
-use super::run;
+use super::{SYS_EXIT_RET, run};
 use crate::emit::{current_netns, current_tgid, record, write_current};
-use crate::filter::{AF_INET, AF_INET6, Address, address_watched, process_watched};
-use crate::layout::{HAVE_TASK_PT_REGS, REGS_ARG2, get};
+use crate::filter::{AF_INET, AF_INET6, AF_UNIX, Address, address_watched, pair, process_watched};
+use crate::layout::{HAVE_PROBE_READ, HAVE_TASK_PT_REGS, REGS_ARG2, get};
+use crate::maps::PROCESSES;
 use crate::read::{current, field};
-
-/// Where `ret` stands in every `sys_exit_*` record.
-const SYS_EXIT_RET: usize = 16;
 
 // include/uapi/asm-generic/errno.h: a connect under way, or one whose socket went through SYN_SENT.
 const EINTR: i64 = 4;
@@ -24,50 +23,95 @@ const ETIMEDOUT: i64 = 110;
 const ECONNREFUSED: i64 = 111;
 const EALREADY: i64 = 114;
 const EINPROGRESS: i64 = 115;
-/// connect(2) of another family: AF_UNIX sockets that are not there.
-const ENOENT: i64 = 2;
 
-/// tracepoint/syscalls/sys_exit_connect; the address is taken from the registers of the system call.
+/// fexit/`__sys_connect_file`, net/socket.c (v5.10):
+/// (struct file *file, struct sockaddr_storage *address, int addrlen, int file_flags) -> int.
+/// Costs nothing but connects.
+#[fexit(function = "__sys_connect_file")]
+pub(crate) fn sys_connect_file(ctx: FExitContext) -> i32 {
+    run!(Hook::Connect, returned(&Kernel(ctx.arg(1)), i64::from(ctx.arg::<i32>(4))))
+}
+
+/// tracepoint/syscalls/sys_exit_connect: where fexit does not load. The address is taken from the registers
+/// of the system call.
 #[tracepoint(category = "syscalls", name = "sys_exit_connect")]
 pub(crate) fn sys_exit_connect(ctx: TracePointContext) -> u32 {
-    run!(Hook::SysExitConnect, try_exit_connect(&ctx))
+    run!(Hook::Connect, try_exit_connect(&ctx))
 }
 
 #[inline(always)]
 fn try_exit_connect(ctx: &TracePointContext) -> Result<(), Skip> {
+    if get(&HAVE_TASK_PT_REGS) == 0 || get(&HAVE_PROBE_READ) == 0 {
+        return Ok(());
+    }
     // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
     let ret: i64 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) };
-    if ret >= 0 {
-        return Ok(());
-    }
-    if let EINTR | ERESTARTSYS | EISCONN | ETIMEDOUT | ECONNREFUSED | EALREADY | EINPROGRESS | ENOENT = -ret {
-        return Ok(());
-    }
-    if get(&HAVE_TASK_PT_REGS) == 0 {
-        return Ok(());
-    }
     // SAFETY: a typed pointer to the registers that the system call was entered with.
     let address = unsafe { field::<u64>(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG2) };
-    report(address as *const u8, -ret)
+    returned(&User(address as *const u8), ret)
+}
+
+/// A `struct sockaddr_*` somewhere.
+trait Sockaddr {
+    /// The value at `offset`, which must be inside `struct sockaddr_storage`.
+    fn read<T: Copy>(&self, offset: usize) -> Result<T, Skip>;
+}
+
+/// The kernel's own copy, behind a typed pointer.
+struct Kernel(*const u8);
+
+impl Sockaddr for Kernel {
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Result<T, Skip> {
+        // SAFETY: a typed argument; the verifier checks that the load is inside its type.
+        Ok(unsafe { core::ptr::read_volatile(self.0.add(offset).cast::<T>()) })
+    }
+}
+
+/// The caller's.
+struct User(*const u8);
+
+impl Sockaddr for User {
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Result<T, Skip> {
+        // SAFETY: the helper checks the address.
+        unsafe { bpf_probe_read_user(self.0.add(offset).cast::<T>()) }.map_err(|_| Skip::Unreadable)
+    }
 }
 
 #[inline(always)]
-fn report(sockaddr: *const u8, errno: i64) -> Result<(), Skip> {
-    // SAFETY: the helper checks the address. struct sockaddr_in and sockaddr_in6 both start with the
-    // family and the port.
-    let (family, port) = unsafe {
-        let [family, port]: [u16; 2] = bpf_probe_read_user(sockaddr.cast()).map_err(|_| Skip::Unreadable)?;
-        (family, u16::from_be(port))
-    };
-    // SAFETY: as above; an IPv4 address follows the port, an IPv6 address the flow information after it.
-    let address = unsafe {
-        match family {
-            AF_INET => bpf_probe_read_user(sockaddr.add(4).cast()).map(Address::v4),
-            AF_INET6 => bpf_probe_read_user(sockaddr.add(8).cast()).map(Address::v6),
-            _ => return Ok(()),
-        }
+fn returned(address: &impl Sockaddr, ret: i64) -> Result<(), Skip> {
+    let errno = -ret;
+    let early = !matches!(
+        errno,
+        0 | EINTR | ERESTARTSYS | EISCONN | ETIMEDOUT | ECONNREFUSED | EALREADY | EINPROGRESS
+    );
+    let state = PROCESSES.get_ptr(current_tgid());
+    if !early && state.is_none() {
+        return Ok(());
     }
-    .map_err(|_| Skip::Unreadable)?;
+    match address.read::<u16>(0)? {
+        AF_UNIX => match state {
+            // SAFETY: a live map value.
+            Some(state) => unix(address, errno, unsafe { (*state).cni } != 0),
+            None => Ok(()),
+        },
+        family @ (AF_INET | AF_INET6) if early => inet(address, family, errno),
+        _ => Ok(()),
+    }
+}
+
+/// struct `sockaddr_in` and `sockaddr_in6` both start with the family and the port; an IPv4 address follows,
+/// or the flow information and an IPv6 address.
+#[inline(always)]
+fn inet(sockaddr: &impl Sockaddr, family: u16, errno: i64) -> Result<(), Skip> {
+    let port = u16::from_be(sockaddr.read::<u16>(2)?);
+    let address = if family == AF_INET {
+        Address::v4(sockaddr.read::<u32>(4)?)
+    } else {
+        let word = |index: usize| sockaddr.read::<u32>(8 + index * 4);
+        Address::v6([pair(word(0)?, word(1)?), pair(word(2)?, word(3)?)])
+    };
     if !address_watched(address, port) && !process_watched(current_tgid()) {
         return Ok(());
     }
@@ -81,6 +125,34 @@ fn report(sockaddr: *const u8, errno: i64) -> Result<(), Skip> {
         (&raw mut (*r).dport).write(port);
         (&raw mut (*r).family).write(address.family);
         (&raw mut (*r).errno).write(errno as u32);
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+/// The path follows the family.
+#[inline(always)]
+fn unix(sockaddr: &impl Sockaddr, errno: i64, cni: bool) -> Result<(), Skip> {
+    // Before the record is reserved: a failed read must not leave a reserved record behind.
+    let mut path = [0_u16; UNIX_PATH_LEN / 2 - 2];
+    for (index, pair) in path.iter_mut().enumerate() {
+        // Volatile, so that this stays stores and does not become a call.
+        // SAFETY: a live reference.
+        unsafe { core::ptr::write_volatile(pair, sockaddr.read::<u16>(2 + index * 2)?) };
+    }
+    let netns = current_netns();
+    let mut entry = record::<UnixConnect>(Code::UnixConnect)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        let to = (&raw mut (*r).path).cast::<u16>();
+        for (index, pair) in path.iter().enumerate() {
+            to.add(index).write_volatile(*pair);
+        }
+        to.add(UNIX_PATH_LEN / 2 - 2).cast::<u32>().write_unaligned(0);
+        (&raw mut (*r).errno).write(errno as u32);
+        (&raw mut (*r).cni).cast::<u32>().write(u32::from(cni).to_le());
     }
     entry.submit(0);
     Ok(())

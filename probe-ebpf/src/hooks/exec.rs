@@ -4,14 +4,16 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_get_current_comm;
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel_str, bpf_probe_read_user_str};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use probe_common::{CniExec, Code, Hook, PATH_LEN, ProcessExec, ProcessState, Skip};
+use probe_common::{CniExec, Code, Hook, NAME_OF_PLUGIN, PATH_LEN, ProcessExec, ProcessState, Skip};
 
 use super::run;
 use crate::emit::{current_netns, current_tgid, now, record, write_current};
-use crate::layout::{BPRM_FILENAME, MM_ENV_END, MM_ENV_START, TASK_MM};
+use crate::layout::{
+    BPRM_FILE, DENTRY_SHORT_NAME, FILE_DENTRY, HAVE_PROBE_READ, MM_ENV_END, MM_ENV_START, TASK_MM, get,
+};
 use crate::maps::{CNI_RUNNING, NAMES, PROCESSES, WALKS, Walk};
 use crate::read::{field, pointer};
 
@@ -47,11 +49,10 @@ pub(crate) fn sched_process_exec_unrolled(ctx: BtfTracePointContext) -> i32 {
 fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<(), Skip> {
     let task: *const u8 = ctx.arg(0);
     let bprm: *const u8 = ctx.arg(2);
-    // SAFETY: typed arguments; each pointer behind them is checked. A plain char pointer is a number to
-    // the verifier and is only handed to a helper that checks it.
-    let (at, end, filename) = unsafe {
+    // SAFETY: typed arguments; each pointer behind them is checked.
+    let (at, end) = unsafe {
         let Some(mm) = pointer(task, &TASK_MM) else { return Ok(()) };
-        (field(mm, &MM_ENV_START), field(mm, &MM_ENV_END), field::<u64>(bprm, &BPRM_FILENAME))
+        (field(mm, &MM_ENV_START), field(mm, &MM_ENV_END))
     };
     // Not on the stack: there the verifier would follow every combination of variables found.
     let Some(walk) = WALKS.get_ptr_mut(0) else { return Ok(()) };
@@ -65,15 +66,22 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
         // SAFETY: a live reference.
         unsafe { core::ptr::write_volatile(value, 0) };
     }
-    walk_all(walk);
-    if walk.values[COMMAND] != 0 {
-        return cni_exec(walk, filename);
+    if get(&HAVE_PROBE_READ) != 0 {
+        walk_all(walk);
+        if walk.values[COMMAND] != 0 {
+            return cni_exec(walk, bprm);
+        }
     }
     let comm = bpf_get_current_comm().unwrap_or_default();
-    if NAMES.get_ptr(comm).is_some() {
-        return process_exec(filename);
+    match NAMES.get_ptr(comm) {
+        // SAFETY: a live map value. Where the environment cannot be read, plugins are known by their names.
+        Some(kind) if unsafe { *kind } == NAME_OF_PLUGIN && get(&HAVE_PROBE_READ) == 0 => {
+            cni_exec(walk, bprm)
+        }
+        // SAFETY: as above.
+        Some(kind) if unsafe { *kind } != NAME_OF_PLUGIN => process_exec(end, bprm),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[inline(always)]
@@ -166,19 +174,34 @@ unsafe fn value<const N: usize>(to: *mut [u8; N], from: u64) {
     }
 }
 
+/// The path as it was given to execve(2): the kernel keeps it on the new program's stack, right behind the
+/// environment (`AT_EXECFN`, fs/exec.c). Where user memory cannot be read: the file's own name, which the
+/// kernel keeps in place up to 31 bytes.
+///
 /// # Safety
-/// `to` points to a writable path field; `filename` is the kernel's own pointer.
+/// `to` points to a writable path field; `bprm` is the typed argument.
 #[inline(always)]
-unsafe fn path(to: *mut [u8; PATH_LEN], filename: u64) {
-    // SAFETY: by the caller; the helper checks the source and ends the text with a NUL.
+unsafe fn path(to: *mut [u8; PATH_LEN], env_end: u64, bprm: *const u8) {
+    // SAFETY: by the caller; the helper checks the source and ends the text with a NUL; each pointer is
+    // checked, and the verifier checks that the loads are inside their types.
     unsafe {
         to.cast::<u8>().write(0);
-        bpf_probe_read_kernel_str(to.cast(), PATH_LEN as u32, filename as *const c_void);
+        if get(&HAVE_PROBE_READ) != 0 {
+            bpf_probe_read_user_str(to.cast(), PATH_LEN as u32, env_end as *const c_void);
+            return;
+        }
+        let Some(file) = pointer(bprm, &BPRM_FILE) else { return };
+        let Some(dentry) = pointer(file, &FILE_DENTRY) else { return };
+        let name = dentry.add(get(&DENTRY_SHORT_NAME)).cast::<u64>();
+        for index in 0..4 {
+            to.cast::<u64>().add(index).write(core::ptr::read_volatile(name.add(index)));
+        }
+        to.cast::<u8>().add(32).write(0);
     }
 }
 
 #[inline(always)]
-fn cni_exec(walk: &Walk, filename: u64) -> Result<(), Skip> {
+fn cni_exec(walk: &Walk, bprm: *const u8) -> Result<(), Skip> {
     let tgid = current_tgid();
     if PROCESSES.get_ptr(tgid).is_none()
         && let Some(running) = CNI_RUNNING.get_ptr_mut(0)
@@ -194,7 +217,7 @@ fn cni_exec(walk: &Walk, filename: u64) -> Result<(), Skip> {
     // SAFETY: `r` is the reserved record; every destination is a field of it.
     unsafe {
         write_current(&raw mut (*r).task, netns);
-        path(&raw mut (*r).path, filename);
+        path(&raw mut (*r).path, walk.end, bprm);
         value(&raw mut (*r).command, walk.values[COMMAND]);
         value(&raw mut (*r).container_id, walk.values[CONTAINER_ID]);
         value(&raw mut (*r).netns, walk.values[NETNS]);
@@ -207,7 +230,7 @@ fn cni_exec(walk: &Walk, filename: u64) -> Result<(), Skip> {
 }
 
 #[inline(always)]
-fn process_exec(filename: u64) -> Result<(), Skip> {
+fn process_exec(env_end: u64, bprm: *const u8) -> Result<(), Skip> {
     let tgid = current_tgid();
     let state = ProcessState { started_ns: now(), ..ProcessState::default() };
     PROCESSES.insert(tgid, state, 0).map_err(|_| Skip::MapFull)?;
@@ -217,7 +240,7 @@ fn process_exec(filename: u64) -> Result<(), Skip> {
     // SAFETY: `r` is the reserved record.
     unsafe {
         write_current(&raw mut (*r).task, netns);
-        path(&raw mut (*r).path, filename);
+        path(&raw mut (*r).path, env_end, bprm);
     }
     entry.submit(0);
     Ok(())

@@ -1,17 +1,16 @@
 //! How watched and CNI processes end, and who sent the signal.
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::bpf_get_current_comm;
-use aya_ebpf::macros::{btf_tracepoint, tracepoint};
-use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_probe_read_kernel};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::debug;
 use probe_common::{Code, Exit, Hook, ProcessState, Skip};
 
 use super::run;
 use crate::emit::{current_netns, current_tgid, record, write_current};
 use crate::layout::{
-    SIGINFO_CODE, SIGNAL_FLAGS, SIGNAL_GROUP_EXIT_CODE, SIGNAL_LIVE, TASK_EXIT_CODE, TASK_GROUP_LEADER,
-    TASK_SIGNAL, TASK_TGID,
+    HAVE_PROBE_READ, MARK_VICTIM_TASK, SIGINFO_CODE, SIGNAL_FLAGS, SIGNAL_GROUP_EXIT_CODE, SIGNAL_LIVE,
+    TASK_EXIT_CODE, TASK_GROUP_LEADER, TASK_SIGNAL, TASK_TGID, get,
 };
 use crate::maps::{CNI_RUNNING, PROCESSES};
 use crate::read::{field, pointer};
@@ -122,13 +121,16 @@ pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: `task` is the typed argument.
     let tgid: u32 = unsafe { field(task, &TASK_TGID) };
     let Some(state) = PROCESSES.get_ptr_mut(tgid) else { return 0 };
-    let info: *const u8 = ctx.arg(1);
-    // SEND_SIG_NOINFO is 0 and SEND_SIG_PRIV is 1, include/linux/sched/signal.h: no pointers.
-    let code = match info as u64 {
+    let info: u64 = ctx.arg(1);
+    // SEND_SIG_NOINFO is 0 and SEND_SIG_PRIV is 1, include/linux/sched/signal.h: no pointers, and newer
+    // verifiers take none of the values for one.
+    let code = match info {
         0 => SI_USER,
         1 => SI_KERNEL,
-        // SAFETY: the typed argument; a fault reads 0.
-        _ => unsafe { field::<i32>(info, &SIGINFO_CODE) },
+        _ if get(&HAVE_PROBE_READ) == 0 => SI_USER,
+        // SAFETY: the helper checks the address.
+        _ => unsafe { bpf_probe_read_kernel((info as usize + get(&SIGINFO_CODE)) as *const i32) }
+            .unwrap_or(SI_USER),
     };
     let comm = bpf_get_current_comm().unwrap_or_default();
     // SAFETY: a live map value; two senders at once may mix their fields, and either is a true sender.
@@ -143,14 +145,15 @@ pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Where `pid` stands in the record of oom/mark_victim on all kernels.
-const MARK_VICTIM_PID: usize = 8;
-
-/// tracepoint/oom/mark_victim
-#[tracepoint(category = "oom", name = "mark_victim")]
-pub(crate) fn mark_victim(ctx: TracePointContext) -> u32 {
-    // SAFETY: the record holds at least the pid.
-    let pid: u32 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(MARK_VICTIM_PID).cast()) };
+/// proto(v5.10): include/trace/events/oom.h: (int pid); proto(v6.9): (struct task_struct *task, uid_t uid)
+#[btf_tracepoint(function = "mark_victim")]
+pub(crate) fn mark_victim(ctx: BtfTracePointContext) -> i32 {
+    let pid = if get(&MARK_VICTIM_TASK) != 0 {
+        // SAFETY: the typed argument.
+        unsafe { field::<u32>(ctx.arg(0), &TASK_TGID) }
+    } else {
+        ctx.arg::<u32>(0)
+    };
     if let Some(state) = PROCESSES.get_ptr_mut(pid) {
         // SAFETY: a live map value.
         unsafe { (*state).oom = 1 };

@@ -17,3 +17,6 @@ macro_rules! run {
     }};
 }
 use run;
+
+/// Where `ret` stands in every `sys_exit_*` record.
+const SYS_EXIT_RET: usize = 16;

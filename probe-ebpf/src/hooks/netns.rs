@@ -2,11 +2,11 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
-use aya_ebpf::macros::{btf_tracepoint, tracepoint};
-use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
 use probe_common::{Code, Hook, Netns, Skip};
 
-use super::run;
+use super::{SYS_EXIT_RET, run};
 use crate::emit::{current_netns, record, write_current};
 use crate::layout::{
     DEV_QUEUE_DEV, HAVE_NET_COUNT, HAVE_TASK_PT_REGS, NET_COUNT, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM,
@@ -16,27 +16,37 @@ use crate::read::{current, field, pointer};
 
 /// include/uapi/linux/sched.h
 const CLONE_NEWNET: u64 = 0x4000_0000;
-/// Where `ret` stands in every `sys_exit_*` record.
-const SYS_EXIT_RET: usize = 16;
 /// `lo\0`, as the first bytes of a device name.
 const LOOPBACK: [u8; 3] = *b"lo\0";
 
-/// tracepoint/syscalls/sys_exit_unshare; the flags are taken from the registers of the system call.
+/// fexit/`ksys_unshare`, kernel/fork.c (v5.10): (unsigned long unshare_flags) -> int
+#[fexit(function = "ksys_unshare")]
+pub(crate) fn ksys_unshare(ctx: FExitContext) -> i32 {
+    run!(Hook::Unshare, unshared(ctx.arg(0), i64::from(ctx.arg::<i32>(1))))
+}
+
+/// tracepoint/syscalls/sys_exit_unshare: where fexit does not load. The flags are taken from the registers
+/// of the system call.
 #[tracepoint(category = "syscalls", name = "sys_exit_unshare")]
 pub(crate) fn sys_exit_unshare(ctx: TracePointContext) -> u32 {
-    run!(Hook::SysExitUnshare, try_unshare(&ctx))
+    run!(Hook::Unshare, try_unshare(&ctx))
 }
 
 #[inline(always)]
 fn try_unshare(ctx: &TracePointContext) -> Result<(), Skip> {
     // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
     let ret: i64 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) };
-    if ret != 0 || get(&HAVE_TASK_PT_REGS) == 0 {
+    if get(&HAVE_TASK_PT_REGS) == 0 {
         return Ok(());
     }
     // SAFETY: a typed pointer to the registers that the system call was entered with.
     let flags: u64 = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG1) };
-    if flags & CLONE_NEWNET == 0 {
+    unshared(flags, ret)
+}
+
+#[inline(always)]
+fn unshared(flags: u64, ret: i64) -> Result<(), Skip> {
+    if ret != 0 || flags & CLONE_NEWNET == 0 {
         return Ok(());
     }
     report(current_netns(), true)

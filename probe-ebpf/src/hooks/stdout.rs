@@ -1,24 +1,97 @@
 //! What CNI plugins write to their standard output: the result or the error object.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::macros::{fentry, tracepoint};
+use aya_ebpf::programs::{FEntryContext, TracePointContext};
 use probe_common::{Code, Hook, STDOUT_LEN, Skip, Stdout};
 
 use super::run;
 use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::layout::{
+    FDT_FD, FILES_FDT, HAVE_PROBE_READ, ITER_COUNT, ITER_IOV, ITER_IS_IOVEC, ITER_IS_UBUF, ITER_KIND,
+    ITER_KIND_MASK, ITER_UBUF, KIOCB_FILE, TASK_FILES, get,
+};
 use crate::maps::{CNI_RUNNING, PROCESSES};
+use crate::read::{current, field, of_current, pointer};
 
 // Where the arguments stand in every sys_enter_* record: eight bytes each, from 16 on.
 const ARG_FD: usize = 16;
 const ARG_BUF: usize = 24;
 const ARG_COUNT: usize = 32;
+/// Most pieces of one writev(2) that are looked at: what C libraries use for a flush.
+const PIECES: usize = 2;
 
-/// tracepoint/syscalls/sys_enter_write
+/// fentry/`pipe_write` (`anon_pipe_write` from 6.15 on), fs/pipe.c: (struct kiocb *iocb, struct iov_iter *from).
+/// Runtimes read a plugin's output through a pipe, so that only writes to pipes cost anything; write(2) and
+/// writev(2) both come through here.
+#[fentry(function = "pipe_write")]
+pub(crate) fn pipe_write(ctx: FEntryContext) -> i32 {
+    run!(Hook::Write, try_pipe_write(&ctx))
+}
+
+#[inline(always)]
+fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
+    if !cni_process() || get(&HAVE_PROBE_READ) == 0 {
+        return Ok(());
+    }
+    let iocb: *const u8 = ctx.arg(0);
+    let from: *const u8 = ctx.arg(1);
+    // SAFETY: typed arguments; each pointer behind them is checked.
+    unsafe {
+        let file: u64 = field(iocb, &KIOCB_FILE);
+        if file != stdout_file() {
+            return Ok(());
+        }
+        let kind = usize::from(field::<u8>(from, &ITER_KIND)) & get(&ITER_KIND_MASK);
+        if get(&ITER_UBUF) != 0 && kind == get(&ITER_IS_UBUF) {
+            return report(field(from, &ITER_UBUF), field(from, &ITER_COUNT));
+        }
+        if kind != get(&ITER_IS_IOVEC) {
+            return Ok(());
+        }
+        let Some(iov) = pointer(from, &ITER_IOV) else { return Ok(()) };
+        let mut left: u64 = field(from, &ITER_COUNT);
+        for index in 0..PIECES {
+            // struct iovec, include/uapi/linux/uio.h: address, then length.
+            let [base, len] = bpf_probe_read_kernel(iov.add(index * 16).cast::<[u64; 2]>())
+                .map_err(|_| Skip::Unreadable)?;
+            if len > 0 {
+                report(base, len)?;
+            }
+            if len >= left {
+                break;
+            }
+            left -= len;
+        }
+    }
+    Ok(())
+}
+
+/// Address of the open file behind descriptor 1 of the running task.
+#[inline(always)]
+fn stdout_file() -> u64 {
+    // SAFETY: the chain hangs from `current` and each link is checked; the array of descriptors is read
+    // through a helper that checks the address, and always has room for the first three.
+    unsafe {
+        let files: u64 = of_current(current(), &TASK_FILES);
+        if files == 0 {
+            return 0;
+        }
+        let fdt: u64 = of_current(files as *const u8, &FILES_FDT);
+        if fdt == 0 {
+            return 0;
+        }
+        let descriptors: u64 = of_current(fdt as *const u8, &FDT_FD);
+        bpf_probe_read_kernel((descriptors + 8) as *const u64).unwrap_or(0)
+    }
+}
+
+/// tracepoint/syscalls/sys_enter_write: where fentry does not load.
 #[tracepoint(category = "syscalls", name = "sys_enter_write")]
 pub(crate) fn sys_enter_write(ctx: TracePointContext) -> u32 {
-    run!(Hook::SysEnterWrite, try_write(&ctx))
+    run!(Hook::Write, try_write(&ctx))
 }
 
 #[inline(always)]
@@ -29,15 +102,23 @@ fn argument(ctx: &TracePointContext, offset: usize) -> u64 {
 
 #[inline(always)]
 fn try_write(ctx: &TracePointContext) -> Result<(), Skip> {
-    if CNI_RUNNING.get(0).is_none_or(|running| *running == 0) || argument(ctx, ARG_FD) != 1 {
+    if argument(ctx, ARG_FD) != 1 || !cni_process() || get(&HAVE_PROBE_READ) == 0 {
         return Ok(());
     }
-    match PROCESSES.get_ptr(current_tgid()) {
-        // SAFETY: a live map value.
-        Some(state) if unsafe { (*state).cni } != 0 => {}
-        _ => return Ok(()),
+    report(argument(ctx, ARG_BUF), argument(ctx, ARG_COUNT))
+}
+
+#[inline(always)]
+fn cni_process() -> bool {
+    if CNI_RUNNING.get(0).is_none_or(|running| *running == 0) {
+        return false;
     }
-    let asked = argument(ctx, ARG_COUNT);
+    // SAFETY: a live map value.
+    PROCESSES.get_ptr(current_tgid()).is_some_and(|state| unsafe { (*state).cni } != 0)
+}
+
+#[inline(always)]
+fn report(buffer: u64, asked: u64) -> Result<(), Skip> {
     let len = if asked > STDOUT_LEN as u64 { STDOUT_LEN as u64 } else { asked };
     let netns = current_netns();
     let mut entry = record::<Stdout>(Code::Stdout)?;
@@ -48,7 +129,7 @@ fn try_write(ctx: &TracePointContext) -> Result<(), Skip> {
         write_current(&raw mut (*r).task, netns);
         (&raw mut (*r).asked).write(asked);
         (&raw mut (*r)._pad).write(0);
-        bpf_probe_read_user((&raw mut (*r).data).cast(), len as u32, argument(ctx, ARG_BUF) as *const _)
+        bpf_probe_read_user((&raw mut (*r).data).cast(), len as u32, buffer as *const _)
     };
     if read != 0 {
         entry.discard(0);

@@ -1,23 +1,28 @@
 //! TCP sockets: how connects end, which listeners come and go.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_skc_to_tcp_sock, bpf_task_pt_regs,
+};
+use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use probe_common::{Code, ConnectEnd, Hook, Listen, Skip, Task};
+use probe_common::{Code, ConnectEnd, ConnectionEnd, Hook, Listen, Skip, Task};
 
 use super::run;
 use crate::emit::{current_tgid, now, record, write_current};
-use crate::filter::{AF_INET6, Address, address_watched, port_watched, process_watched};
+use crate::filter::{AF_INET, AF_INET6, Address, address_watched, pair, port_watched, process_watched};
 use crate::layout::{
-    HAVE_PROBE_READ_KERNEL, NET_INUM, SK_BUFF_CB, SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, SOCK_DADDR,
-    SOCK_DPORT, SOCK_ERR, SOCK_ERR_SOFT, SOCK_ERROR_QUEUE_PREV, SOCK_ERROR_QUEUE_QLEN, SOCK_EXTERR_EE,
-    SOCK_FAMILY, SOCK_NET, SOCK_NUM, SOCK_PROTOCOL, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, get,
+    HAVE_PROBE_READ, HAVE_TASK_PT_REGS, NET_INUM, NR_CONNECT, REGS_ARG2, REGS_SYSCALL, SK_BUFF_CB,
+    SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, SOCK_DADDR, SOCK_DPORT, SOCK_ERR, SOCK_ERR_SOFT,
+    SOCK_ERROR_QUEUE_PREV, SOCK_ERROR_QUEUE_QLEN, SOCK_EXTERR_EE, SOCK_FAMILY, SOCK_NET, SOCK_NUM,
+    SOCK_PROTOCOL, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, TCP_BYTES_ACKED, TCP_BYTES_RECEIVED,
+    TCP_BYTES_SENT, get,
 };
 use crate::maps::{CONNECTS, Pending};
-use crate::read::{field, pointer};
+use crate::read::{current, field, pointer};
 
 // include/net/tcp_states.h
+const TCP_ESTABLISHED: i32 = 1;
 const TCP_SYN_SENT: i32 = 2;
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
@@ -37,6 +42,9 @@ fn try_set_state(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     let new: i32 = ctx.arg(2);
     if old == TCP_SYN_SENT {
         return connect_ended(sk, new);
+    }
+    if old == TCP_ESTABLISHED {
+        return connection_ended(sk, new);
     }
     // Only between LISTEN and CLOSE: an accepted socket starts as a copy of its listener and shows
     // LISTEN -> SYN_RECV, an MPTCP socket LISTEN -> LISTEN beside its real TCP socket.
@@ -83,10 +91,6 @@ unsafe fn v6(sk: *const u8, offset: &'static u32) -> Address {
     // SAFETY: by the caller; an in6_addr is sixteen bytes.
     unsafe {
         let word = |index: usize| core::ptr::read_volatile(sk.add(get(offset) + index * 4).cast::<u32>());
-        let pair = |low: u32, high: u32| {
-            let (low, high) = (low.to_ne_bytes(), high.to_ne_bytes());
-            u64::from_ne_bytes([low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]])
-        };
         Address::v6([pair(word(0), word(1)), pair(word(2), word(3))])
     }
 }
@@ -101,24 +105,137 @@ fn netns_of(sk: *const u8) -> u32 {
 #[inline(always)]
 fn connect_started(sk: *const u8) -> Result<(), Skip> {
     let (address, port) = remote(sk);
-    if !address_watched(address, port) && !process_watched(current_tgid()) {
+    let (asked, asked_port) = asked();
+    let watched = address_watched(address, port)
+        || address_watched(asked, asked_port)
+        || process_watched(current_tgid());
+    if !watched {
         return Ok(());
     }
     // SAFETY: the helpers have no precondition.
     let (id, cgroup) = unsafe { (bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id()) };
     let comm = aya_ebpf::helpers::bpf_get_current_comm().unwrap_or_default();
     let task = Task { tgid: (id >> 32) as u32, tid: id as u32, ppid: 0, netns: netns_of(sk), cgroup, comm };
-    let pending = Pending { started_ns: now(), task, retransmits: 0, rst: 0 };
+    let pending = Pending {
+        started_ns: now(),
+        established_ns: 0,
+        task,
+        asked: asked.words,
+        asked_port,
+        asked_family: asked.family,
+        retransmits: 0,
+        rst: 0,
+        _pad: 0,
+    };
     CONNECTS.insert(sk as u64, pending, 0).map_err(|_| Skip::MapFull)
+}
+
+/// The address that connect(2) was called with: an eBPF program of a Service implementation may have put
+/// another one on the socket. The family is 0 where it is not known: before 5.15, for io_uring, and where user
+/// memory cannot be read. (No `Option`: half of it would be memory that nobody has written, which verifiers
+/// before 6.12 do not let a program copy.)
+#[inline(always)]
+fn asked() -> (Address, u16) {
+    let nothing = (Address { words: [0; 2], family: 0 }, 0);
+    if get(&HAVE_TASK_PT_REGS) == 0 || get(&HAVE_PROBE_READ) == 0 {
+        return nothing;
+    }
+    // SAFETY: a typed pointer to the registers that the system call was entered with; the helper checks the
+    // address that they hold. A whole struct sockaddr_in6 is read only where one was given.
+    unsafe {
+        let regs = bpf_task_pt_regs(current() as _) as *const u8;
+        if field::<u64>(regs, &REGS_SYSCALL) != get(&NR_CONNECT) as u64 {
+            return nothing;
+        }
+        let sockaddr = field::<u64>(regs, &REGS_ARG2) as *const u8;
+        let head: [u32; 2] = bpf_probe_read_user(sockaddr.cast()).unwrap_or_default();
+        let port = u16::from_be((head[0] >> 16) as u16);
+        match head[0] as u16 {
+            AF_INET => (Address::v4(head[1]), port),
+            AF_INET6 => {
+                let words: [u32; 4] = bpf_probe_read_user(sockaddr.add(8).cast()).unwrap_or_default();
+                (Address::v6([pair(words[0], words[1]), pair(words[2], words[3])]), port)
+            }
+            _ => nothing,
+        }
+    }
 }
 
 #[inline(always)]
 fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
-    let Some(pending) = CONNECTS.get_ptr(sk as u64) else { return Ok(()) };
+    let Some(pending) = CONNECTS.get_ptr_mut(sk as u64) else { return Ok(()) };
     let done = report_end(sk, state, pending);
+    // SAFETY: a live map value; only this socket's own transitions write it.
+    let port = unsafe { (*pending).asked_port };
+    // SAFETY: the typed argument.
+    let dport = u16::from_be(unsafe { field(sk, &SOCK_DPORT) });
+    if state == TCP_ESTABLISHED && (port_watched(dport) || port_watched(port)) {
+        // Followed to its end: whether a byte came back is known only then.
+        // SAFETY: as above.
+        unsafe {
+            (*pending).established_ns = now();
+            (*pending).retransmits = 0;
+        }
+        return done;
+    }
     // It was there a moment ago and nobody else ends this socket.
     let _ = CONNECTS.remove(sk as u64);
     done
+}
+
+#[inline(always)]
+fn connection_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
+    let Some(pending) = CONNECTS.get_ptr(sk as u64) else { return Ok(()) };
+    let done = report_connection_end(sk, state, pending);
+    let _ = CONNECTS.remove(sk as u64);
+    done
+}
+
+#[inline(always)]
+fn report_connection_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), Skip> {
+    let (address, port) = remote(sk);
+    // SAFETY: the helper takes any socket and answers with a typed pointer or null.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(sk as *mut _) } as *const u8;
+    if tcp.is_null() {
+        return Ok(());
+    }
+    let mut entry = record::<ConnectionEnd>(Code::ConnectionEnd)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record; `pending` is a live map value; the pointers are typed.
+    unsafe {
+        (&raw mut (*r).task).cast::<[u64; 5]>().write((&raw const (*pending).task).cast::<[u64; 5]>().read());
+        (&raw mut (*r).established_ns).write((*pending).established_ns);
+        (&raw mut (*r).daddr).cast::<[u64; 2]>().write(address.words);
+        (&raw mut (*r).dport).write(port);
+        (&raw mut (*r).family).write(address.family);
+        (&raw mut (*r).state).write(state as u8);
+        (&raw mut (*r).flags).write(flags(pending));
+        (&raw mut (*r).sport).write(field(sk, &SOCK_NUM));
+        (&raw mut (*r).sk_err).write(field(sk, &SOCK_ERR));
+        (&raw mut (*r).retransmits).write((*pending).retransmits);
+        (&raw mut (*r).bytes_received).write(field(tcp, &TCP_BYTES_RECEIVED));
+        (&raw mut (*r).bytes_acked).write(field(tcp, &TCP_BYTES_ACKED));
+        (&raw mut (*r).bytes_sent).write(field(tcp, &TCP_BYTES_SENT));
+        (&raw mut (*r).asked).cast::<[u64; 2]>().write((*pending).asked);
+        (&raw mut (*r).asked_port).write((*pending).asked_port);
+        (&raw mut (*r).asked_family).write((*pending).asked_family);
+        (&raw mut (*r)._pad).cast::<u32>().write(0);
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+/// # Safety
+/// `pending` is a live map value.
+#[inline(always)]
+unsafe fn flags(pending: *const Pending) -> u8 {
+    // SAFETY: by the caller.
+    unsafe {
+        let rst = if (*pending).rst != 0 { ConnectEnd::RST } else { 0 };
+        let by_caller = if current_tgid() == (*pending).task.tgid { ConnectEnd::BY_CALLER } else { 0 };
+        let asked = if (*pending).asked_family != 0 { ConnectEnd::ASKED } else { 0 };
+        rst | by_caller | asked
+    }
 }
 
 #[inline(always)]
@@ -129,13 +246,7 @@ fn report_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), 
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record; `pending` is a live map value; `sk` is the typed argument.
     unsafe {
-        let mut flags = 0;
-        if (*pending).rst != 0 {
-            flags |= ConnectEnd::RST;
-        }
-        if current_tgid() == (*pending).task.tgid {
-            flags |= ConnectEnd::BY_CALLER;
-        }
+        let mut flags = flags(pending);
         (&raw mut (*r).task).cast::<[u64; 5]>().write((&raw const (*pending).task).cast::<[u64; 5]>().read());
         (&raw mut (*r).started_ns).write((*pending).started_ns);
         (&raw mut (*r).saddr).cast::<[u64; 2]>().write(own.words);
@@ -149,7 +260,9 @@ fn report_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), 
         (&raw mut (*r).retransmits).write((*pending).retransmits);
         (&raw mut (*r).icmp_origin).cast::<u32>().write(0);
         (&raw mut (*r).icmp_from).cast::<u32>().write(0);
-        (&raw mut (*r)._pad2).cast::<u32>().write(0);
+        (&raw mut (*r).asked).cast::<[u64; 2]>().write((*pending).asked);
+        (&raw mut (*r).asked_port).write((*pending).asked_port);
+        (&raw mut (*r).asked_family).write((*pending).asked_family);
         if state == TCP_CLOSE {
             flags |= write_icmp(sk, r);
         }
@@ -181,7 +294,7 @@ unsafe fn write_icmp(sk: *const u8, r: *mut ConnectEnd) -> u8 {
         (&raw mut (*r).icmp_code).write(byte(6));
         // SO_EE_ORIGIN_ICMP = 2. The queued buffer still has the ICMP message's own IP header; its source
         // stands 12 bytes into it (RFC 791).
-        if byte(4) != 2 || get(&HAVE_PROBE_READ_KERNEL) == 0 {
+        if byte(4) != 2 || get(&HAVE_PROBE_READ) == 0 {
             return ConnectEnd::ICMP;
         }
         let head: u64 = field(skb, &SK_BUFF_HEAD);

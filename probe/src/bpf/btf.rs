@@ -23,6 +23,7 @@ const MAX_DEPTH: usize = 16;
 
 // Kinds, include/uapi/linux/btf.h.
 const INT: u32 = 1;
+const PTR: u32 = 2;
 const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
@@ -44,12 +45,12 @@ pub(super) struct Btf<'a> {
     strings: &'a [u8],
     /// Where type `id` starts in `types`; type 0 is void.
     starts: Vec<u32>,
-    /// Structs by name, of those asked for.
-    structs: BTreeMap<&'a str, u32>,
+    /// Structs, enums and typedefs by name, of those asked for.
+    named: BTreeMap<&'a str, u32>,
 }
 
 impl<'a> Btf<'a> {
-    /// Indexes `data`, keeping the structs (and enums) of `wanted` by name.
+    /// Indexes `data`, keeping what `wanted` names.
     pub(super) fn parse(data: &'a [u8], wanted: &[&str]) -> Result<Self, BtfError> {
         let word = |at: usize| read(data, at).ok_or(BtfError::Header);
         if data.get(..2) != Some(&0xeb9f_u16.to_ne_bytes()) {
@@ -64,7 +65,7 @@ impl<'a> Btf<'a> {
             let range = section(word(at)?, word(at + 4)?).ok_or(BtfError::Header)?;
             data.get(range).ok_or(BtfError::Header)
         };
-        let mut btf = Self { types: part(8)?, strings: part(16)?, starts: vec![0], structs: BTreeMap::new() };
+        let mut btf = Self { types: part(8)?, strings: part(16)?, starts: vec![0], named: BTreeMap::new() };
         btf.index(wanted)?;
         Ok(btf)
     }
@@ -79,10 +80,10 @@ impl<'a> Btf<'a> {
             if at + size > self.types.len() {
                 return Err(cut());
             }
-            if matches!(kind(info), STRUCT | ENUM) {
+            if matches!(kind(info), STRUCT | ENUM | TYPEDEF) {
                 let name = self.name(read(self.types, at).ok_or_else(cut)?);
                 if wanted.contains(&name) {
-                    self.structs.insert(name, u32::try_from(id).map_err(|_| cut())?);
+                    self.named.insert(name, u32::try_from(id).map_err(|_| cut())?);
                 }
             }
             self.starts.push(u32::try_from(at).map_err(|_| cut())?);
@@ -117,7 +118,7 @@ impl<'a> Btf<'a> {
 
     /// Byte offset of `path` (`a.b.c`) in struct `name`; `None` when this kernel has no such member.
     pub(super) fn offset(&self, name: &str, path: &str) -> Option<u32> {
-        let mut id = *self.structs.get(name)?;
+        let mut id = *self.named.get(name)?;
         let mut offset = 0;
         for part in path.split('.') {
             let (inner, member) = self.member(id, part, 0)?;
@@ -152,14 +153,28 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Does enum `name` have this enumerator?
-    pub(super) fn has_enumerator(&self, name: &str, enumerator: &str) -> bool {
-        let found = || -> Option<bool> {
-            let (start, info) = self.at(*self.structs.get(name)?)?;
-            let names = (0..vlen(info)).filter_map(|index| read(self.types, start + 12 + index * 8));
-            Some(kind(info) == ENUM && names.into_iter().any(|offset| self.name(offset) == enumerator))
-        };
-        found().unwrap_or(false)
+    /// Value of an enumerator of enum `name`; `None` when this kernel does not have it.
+    pub(super) fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
+        let (start, info) = self.at(*self.named.get(name)?)?;
+        if kind(info) != ENUM {
+            return None;
+        }
+        let places = (0..vlen(info)).map(|index| start + 12 + index * 8);
+        let is_it = |at: &usize| read(self.types, *at).is_some_and(|offset| self.name(offset) == enumerator);
+        let place = places.into_iter().find(is_it)?;
+        read(self.types, place + 4)
+    }
+
+    /// Is the first argument of this raw tracepoint a pointer? `None` when this kernel does not have it.
+    pub(super) fn takes_pointer(&self, tracepoint: &str) -> Option<bool> {
+        let (start, info) = self.resolve(*self.named.get(tracepoint)?)?;
+        // typedef void (*btf_trace_X)(void *__data, …)
+        let (proto, info) = self.resolve((kind(info) == PTR).then(|| read(self.types, start + 8))??)?;
+        if kind(info) != FUNC_PROTO || vlen(info) < 2 {
+            return None;
+        }
+        let (_, info) = self.resolve(read(self.types, proto + 12 + 8 + 4)?)?;
+        Some(kind(info) == PTR)
     }
 }
 
@@ -184,7 +199,7 @@ const fn extra(info: u32) -> Option<usize> {
         STRUCT | UNION | DATASEC | ENUM64 => 12 * vlen(info),
         ENUM | FUNC_PROTO => 8 * vlen(info),
         // Pointer, forward, typedef, qualifiers, function, float, type tag.
-        2 | 7..=12 | 16 | 18 => 0,
+        PTR | 7..=12 | 16 | 18 => 0,
         _ => return None,
     })
 }
@@ -215,8 +230,19 @@ mod tests {
     fn enumerators_are_found() {
         let data = kernel();
         let btf = Btf::parse(&data, &["bpf_func_id"]).expect("parses");
-        assert!(btf.has_enumerator("bpf_func_id", "BPF_FUNC_ringbuf_reserve"));
-        assert!(!btf.has_enumerator("bpf_func_id", "BPF_FUNC_no_such"));
+        // include/uapi/linux/bpf.h, where numbers never change.
+        assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_ringbuf_reserve"), Some(131));
+        assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_no_such"), None);
+    }
+
+    #[test]
+    fn arguments_of_tracepoints_are_told_apart() {
+        let data = kernel();
+        let wanted = ["btf_trace_sched_process_exit", "btf_trace_signal_generate"];
+        let btf = Btf::parse(&data, &wanted).expect("parses");
+        assert_eq!(btf.takes_pointer("btf_trace_sched_process_exit"), Some(true));
+        assert_eq!(btf.takes_pointer("btf_trace_signal_generate"), Some(false));
+        assert_eq!(btf.takes_pointer("btf_trace_no_such"), None);
     }
 
     #[test]

@@ -3,13 +3,81 @@
 use probe_common::Hook;
 use probe_engine::Scope;
 
+use super::layout::Abilities;
+
+/// How much may be spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HookSet {
+    /// Everything that this kernel offers.
+    #[default]
+    Full,
+    /// Without tracepoints of system calls, which cost every system call of the machine 12 to 15 ns.
+    Lean,
+}
+
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attach {
     /// `tp_btf` of this tracepoint.
     Btf(&'static str),
-    /// Perf tracepoint: category and name.
-    Tracepoint(&'static str, &'static str),
+    /// `fentry` of the first of these functions that the kernel has.
+    Entry(&'static [&'static str]),
+    /// `fexit`, as above.
+    Exit(&'static [&'static str]),
+    /// Perf tracepoint of a system call: taxes every system call of the machine.
+    Syscall(&'static str),
+}
+
+impl Attach {
+    /// As people write it.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Btf(name) => format!("tp_btf/{name}"),
+            Self::Entry(names) => format!("fentry/{}", names.join("|")),
+            Self::Exit(names) => format!("fexit/{}", names.join("|")),
+            Self::Syscall(name) => format!("tracepoint/syscalls/{name}"),
+        }
+    }
+}
+
+/// What a program needs beyond the kernel's consent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    Nothing,
+    /// `bpf_loop`.
+    Loop,
+    /// Memory that may be read by address.
+    Memory,
+    /// That, and `bpf_task_pt_regs`.
+    Registers,
+}
+
+impl Needs {
+    /// Why this kernel does not do.
+    pub(super) fn missing(self, abilities: Abilities) -> Option<&'static str> {
+        match self {
+            Self::Loop if !abilities.bpf_loop => Some("the helper bpf_loop (Linux 5.17) is not there"),
+            Self::Registers if !abilities.task_pt_regs => {
+                Some("the helper bpf_task_pt_regs (Linux 5.15) is not there")
+            }
+            Self::Registers | Self::Memory if !abilities.probe_read => {
+                Some("memory may not be read by address (lockdown=confidentiality)")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One way to watch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    /// The program's name in the object.
+    pub(super) program: &'static str,
+    /// How it is attached.
+    pub(super) attach: Attach,
+    pub(super) needs: Needs,
+    /// What the better source sees and this one does not: the signal, and why.
+    pub(super) less: Option<(&'static str, &'static str)>,
 }
 
 /// One hook.
@@ -17,8 +85,8 @@ pub(super) enum Attach {
 pub(crate) struct Row {
     /// Which one.
     pub(crate) hook: Hook,
-    /// How it is attached.
-    pub(super) attach: Attach,
+    /// The ways to watch it, the best first: the first that the kernel takes is used.
+    pub(super) sources: &'static [Source],
     /// The signal that it feeds, as verdicts name it in their gaps.
     pub(crate) signal: &'static str,
     /// What must be read again when it lost events.
@@ -29,15 +97,32 @@ pub(crate) struct Row {
     pub(crate) blind: bool,
 }
 
+const fn source(program: &'static str, attach: Attach, needs: Needs) -> Source {
+    Source { program, attach, needs, less: None }
+}
+
+impl Source {
+    const fn less(mut self, signal: &'static str, why: &'static str) -> Self {
+        self.less = Some((signal, why));
+        self
+    }
+}
+
+macro_rules! btf {
+    ($name:literal) => {
+        &[source($name, Attach::Btf($name), Needs::Nothing)]
+    };
+}
+
 const fn row(
     hook: Hook,
-    attach: Attach,
+    sources: &'static [Source],
     signal: &'static str,
     scope: Scope,
     blind: bool,
     cost: &'static str,
 ) -> Row {
-    Row { hook, attach, signal, scope, cost, blind }
+    Row { hook, sources, signal, scope, cost, blind }
 }
 
 /// Every hook, in the order in which they are attached: exits before executions, so that no process is
@@ -45,7 +130,7 @@ const fn row(
 pub(crate) const HOOKS: &[Row] = &[
     row(
         Hook::TcpReceiveReset,
-        Attach::Btf("tcp_receive_reset"),
+        btf!("tcp_receive_reset"),
         "tcp.reset",
         Scope::Sockets,
         false,
@@ -53,7 +138,7 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::TcpRetransmitSkb,
-        Attach::Btf("tcp_retransmit_skb"),
+        btf!("tcp_retransmit_skb"),
         "tcp.retransmit",
         Scope::Sockets,
         false,
@@ -61,15 +146,18 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::InetSockSetState,
-        Attach::Btf("inet_sock_set_state"),
+        btf!("inet_sock_set_state"),
         "tcp.connect",
         Scope::Sockets,
         false,
         "how the clients' connects end; the agent's own questions stand in",
     ),
     row(
-        Hook::SysExitConnect,
-        Attach::Tracepoint("syscalls", "sys_exit_connect"),
+        Hook::Connect,
+        &[
+            source("sys_connect_file", Attach::Exit(&["__sys_connect_file"]), Needs::Nothing),
+            source("sys_exit_connect", Attach::Syscall("sys_exit_connect"), Needs::Registers),
+        ],
         "tcp.connect.early",
         Scope::Sockets,
         false,
@@ -77,7 +165,7 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::SignalGenerate,
-        Attach::Btf("signal_generate"),
+        btf!("signal_generate"),
         "process.signal",
         Scope::Processes,
         false,
@@ -85,7 +173,7 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::MarkVictim,
-        Attach::Tracepoint("oom", "mark_victim"),
+        btf!("mark_victim"),
         "process.oom",
         Scope::Processes,
         false,
@@ -93,15 +181,21 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::SchedProcessExit,
-        Attach::Btf("sched_process_exit"),
+        btf!("sched_process_exit"),
         "process.exit",
         Scope::Processes,
         false,
         "how processes and plugins end; /proc stands in for processes",
     ),
     row(
-        Hook::SysEnterWrite,
-        Attach::Tracepoint("syscalls", "sys_enter_write"),
+        Hook::Write,
+        &[
+            source("pipe_write", Attach::Entry(&["anon_pipe_write", "pipe_write"]), Needs::Memory),
+            source("sys_enter_write", Attach::Syscall("sys_enter_write"), Needs::Memory).less(
+                "cni.stdout.writev",
+                "fentry does not load here; what plugins write by writev(2) is not seen",
+            ),
+        ],
         "cni.stdout",
         Scope::Cni,
         false,
@@ -109,7 +203,13 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::SchedProcessExec,
-        Attach::Btf("sched_process_exec"),
+        &[
+            source("sched_process_exec", Attach::Btf("sched_process_exec"), Needs::Loop),
+            source("sched_process_exec_unrolled", Attach::Btf("sched_process_exec"), Needs::Nothing).less(
+                "cni.exec.environment",
+                "bpf_loop (Linux 5.17) is not there; only the first 256 variables of a program are looked at",
+            ),
+        ],
         "cni.exec",
         Scope::Cni,
         true,
@@ -117,26 +217,42 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::TaskNewtask,
-        Attach::Btf("task_newtask"),
+        btf!("task_newtask"),
         "netns.clone",
         Scope::Links,
         false,
         "namespaces made by clone(2); runtimes use unshare(2)",
     ),
     row(
-        Hook::SysExitUnshare,
-        Attach::Tracepoint("syscalls", "sys_exit_unshare"),
+        Hook::Unshare,
+        &[
+            source("ksys_unshare", Attach::Exit(&["ksys_unshare"]), Needs::Nothing),
+            source("sys_exit_unshare", Attach::Syscall("sys_exit_unshare"), Needs::Registers),
+        ],
         "netns.create",
         Scope::Links,
         false,
         "namespaces made by unshare(2)",
     ),
-    row(
-        Hook::QdiscDestroy,
-        Attach::Btf("qdisc_destroy"),
-        "netns.end",
-        Scope::Links,
-        false,
-        "the end of namespaces",
-    ),
+    row(Hook::QdiscDestroy, btf!("qdisc_destroy"), "netns.end", Scope::Links, false, "the end of namespaces"),
 ];
+
+/// What programs that load everywhere cannot see with less: the ability, the signal, and why.
+pub(super) fn less(abilities: Abilities) -> Vec<(&'static str, &'static str)> {
+    let mut less = Vec::new();
+    if !abilities.probe_read {
+        less.push((
+            "cni.exec.environment",
+            "memory may not be read by address; plugins are known by the names of the installed ones, and what \
+             they were told is read from /proc while they run",
+        ));
+    }
+    if !abilities.probe_read || !abilities.task_pt_regs {
+        less.push((
+            "tcp.connect.asked",
+            "the address that connect(2) was called with cannot be read; where eBPF sends a Service on, only the \
+             backend is seen",
+        ));
+    }
+    less
+}

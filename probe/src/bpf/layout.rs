@@ -38,7 +38,19 @@ const FIELDS: &[Field] = &[
     Field("SIGNAL_GROUP_EXIT_CODE", "signal_struct", &["group_exit_code"]),
     Field("MM_ENV_START", "mm_struct", &["env_start"]),
     Field("MM_ENV_END", "mm_struct", &["env_end"]),
-    Field("BPRM_FILENAME", "linux_binprm", &["filename"]),
+    Field("BPRM_FILE", "linux_binprm", &["file"]),
+    Field("FILE_DENTRY", "file", &["f_path.dentry"]),
+    Field("DENTRY_SHORT_NAME", "dentry", &["d_shortname", "d_iname"]),
+    Field("TASK_FILES", "task_struct", &["files"]),
+    Field("FILES_FDT", "files_struct", &["fdt"]),
+    Field("FDT_FD", "fdtable", &["fd"]),
+    Field("KIOCB_FILE", "kiocb", &["ki_filp"]),
+    Field("ITER_KIND", "iov_iter", &["iter_type", "type"]),
+    Field("ITER_COUNT", "iov_iter", &["count"]),
+    Field("ITER_IOV", "iov_iter", &["__iov", "iov"]),
+    Field("TCP_BYTES_RECEIVED", "tcp_sock", &["bytes_received"]),
+    Field("TCP_BYTES_ACKED", "tcp_sock", &["bytes_acked"]),
+    Field("TCP_BYTES_SENT", "tcp_sock", &["bytes_sent"]),
     Field("SIGINFO_CODE", "kernel_siginfo", &["si_code"]),
     Field("QDISC_DEV_QUEUE", "Qdisc", &["dev_queue"]),
     Field("DEV_QUEUE_DEV", "netdev_queue", &["dev"]),
@@ -50,10 +62,15 @@ const FIELDS: &[Field] = &[
     Field("REGS_ARG2", "pt_regs", &["si"]),
     #[cfg(target_arch = "x86_64")]
     Field("REGS_ARG3", "pt_regs", &["dx"]),
+    #[cfg(target_arch = "x86_64")]
+    Field("REGS_SYSCALL", "pt_regs", &["orig_ax"]),
 ];
 
 /// The reference count of a network namespace: 6.18, 5.11, before.
 const NET_COUNT: Field = Field("NET_COUNT", "net", &["ns.__ns_ref", "ns.count", "count"]);
+/// User memory in one piece: 6.0 and later.
+const ITER_UBUF: Field = Field("ITER_UBUF", "iov_iter", &["ubuf"]);
+const MARK_VICTIM: &str = "btf_trace_mark_victim";
 
 /// Values for the kernel half's globals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,26 +79,36 @@ pub(super) struct Layout {
     pub(super) globals: Vec<(&'static str, u32)>,
     /// Fields that this kernel does not have under any known name.
     pub(super) missing: Vec<&'static str>,
+    /// What programs need beyond that.
+    pub(super) abilities: Abilities,
+}
+
+/// What a kernel can do for a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Abilities {
     /// `bpf_loop` exists (5.17).
     pub(super) bpf_loop: bool,
     /// `bpf_task_pt_regs` exists (5.15).
     pub(super) task_pt_regs: bool,
+    /// Memory may be read by address.
+    pub(super) probe_read: bool,
 }
 
 impl Layout {
-    /// From the kernel's type information. `readable` says whether kernel memory may be read by address.
-    pub(super) fn read(data: &[u8], readable: bool) -> Result<Self, super::btf::BtfError> {
-        let mut structs: Vec<_> = FIELDS.iter().map(|field| field.1).collect();
-        structs.push("bpf_func_id");
-        let btf = Btf::parse(data, &structs)?;
+    /// From the kernel's type information. `probe_read` says whether memory may be read by address.
+    pub(super) fn read(data: &[u8], probe_read: bool) -> Result<Self, super::btf::BtfError> {
+        let mut wanted: Vec<_> = FIELDS.iter().map(|field| field.1).collect();
+        wanted.extend(["bpf_func_id", "iter_type", MARK_VICTIM]);
+        let btf = Btf::parse(data, &wanted)?;
         let find = |field: &Field| field.2.iter().find_map(|path| btf.offset(field.1, path));
-        let helper = |name| btf.has_enumerator("bpf_func_id", name);
+        let helper = |name| btf.enumerator("bpf_func_id", name).is_some();
 
-        let mut layout = Self {
+        let abilities = Abilities {
             bpf_loop: helper("BPF_FUNC_loop"),
             task_pt_regs: helper("BPF_FUNC_task_pt_regs"),
-            ..Self::default()
+            probe_read,
         };
+        let mut layout = Self { abilities, ..Self::default() };
         for field in FIELDS {
             match find(field) {
                 Some(offset) => layout.globals.push((field.0, offset)),
@@ -91,10 +118,21 @@ impl Layout {
         if let Some(offset) = find(&NET_COUNT) {
             layout.globals.extend([(NET_COUNT.0, offset), ("HAVE_NET_COUNT", 1)]);
         }
+        if let Some(offset) = find(&ITER_UBUF) {
+            layout.globals.push((ITER_UBUF.0, offset));
+        }
+        let kind = |name| btf.enumerator("iter_type", name).unwrap_or(u32::MAX);
+        // Before 5.14 the lowest bit of the kind was the direction.
+        let has_direction = btf.offset("iov_iter", "iter_type").is_none();
         layout.globals.extend([
+            ("ITER_IS_UBUF", kind("ITER_UBUF")),
+            ("ITER_IS_IOVEC", kind("ITER_IOVEC")),
+            ("ITER_KIND_MASK", if has_direction { !1 } else { !0 }),
+            ("NR_CONNECT", u32::try_from(libc::SYS_connect).unwrap_or(u32::MAX)),
+            ("MARK_VICTIM_TASK", u32::from(btf.takes_pointer(MARK_VICTIM).unwrap_or(false))),
             ("HAVE_TASK_BTF", u32::from(helper("BPF_FUNC_get_current_task_btf"))),
-            ("HAVE_TASK_PT_REGS", u32::from(layout.task_pt_regs)),
-            ("HAVE_PROBE_READ_KERNEL", u32::from(readable)),
+            ("HAVE_TASK_PT_REGS", u32::from(abilities.task_pt_regs)),
+            ("HAVE_PROBE_READ", u32::from(probe_read)),
         ]);
         Ok(layout)
     }

@@ -1,14 +1,13 @@
 //! Loads and attaches every program that this kernel takes, by trying.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, ProgramType};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
-use probe_common::Hook;
 
 use super::btf::VMLINUX;
-use super::hooks::{Attach, HOOKS, Row};
+use super::hooks::{self, Attach, HOOKS, HookSet, Row, Source};
 use super::layout::Layout;
 use crate::clock;
 
@@ -22,6 +21,8 @@ pub(crate) struct Kernel {
     pub(crate) programs: Ebpf,
     /// What became of each hook, in the order of [`HOOKS`].
     pub(crate) hooks: Vec<HookStatus>,
+    /// What attached programs cannot see on this kernel: the signal, and why.
+    pub(crate) less: Vec<(&'static str, &'static str)>,
     /// The events.
     pub(crate) reader: Reader,
     /// What was not reported.
@@ -32,12 +33,13 @@ pub(crate) struct Kernel {
     pub(crate) took: std::time::Duration,
 }
 
-/// Loads everything. A hook that the kernel refuses is a row in `hooks`, not an error.
+/// Loads everything that `set` names; `verbose` keeps the verifier's words on what it refuses. A hook that the kernel refuses is a row in `hooks`, not an error.
 ///
 /// # Errors
 /// [`Unsupported`] when nothing can be loaded here: no privilege, no type information, no ring buffer.
-pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
+pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kernel> {
     privilege()?;
+    unlock_memory();
     // Without it every tracepoint below says so, and the rest works.
     let tracefs = tracefs::ensure();
     let data = std::fs::read(VMLINUX).map_err(|error| {
@@ -48,7 +50,7 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     // Three passes over the same type information, two of them inside the library: side by side.
     let (mut loader, layout, btf) = std::thread::scope(|scope| {
         let btf = scope.spawn(|| Btf::parse(&data, Endianness::default()));
-        let layout = scope.spawn(|| Layout::read(&data, kernel_readable()));
+        let layout = scope.spawn(|| Layout::read(&data, probe_read()));
         let loader = EbpfLoader::new();
         let lost = |_| anyhow!("a loader thread ended early");
         Ok::<_, anyhow::Error>((loader, layout.join().map_err(lost)??, btf.join().map_err(lost)??))
@@ -56,7 +58,8 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     .with_context(|| format!("read {VMLINUX}"))?;
     drop(data);
 
-    loader.verifier_log_level(VerifierLogLevel::DISABLE).map_max_entries("EVENTS", ring_bytes);
+    let log = if verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE };
+    loader.verifier_log_level(log).map_max_entries("EVENTS", ring_bytes);
     for (name, value) in &layout.globals {
         loader.override_global(name, value, true);
     }
@@ -68,11 +71,11 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     let watch = Watch::take(&mut programs)?;
     let reader = Reader::take(&mut programs)?;
     let skips = Skips::take(&mut programs)?;
-    let hooks = attach_all(&mut programs, &layout, &btf, &tracefs)?;
-    if hooks.iter().all(|status| status.state != HookState::Attached) {
+    let hooks = attach_all(&mut programs, &Ground { layout: &layout, btf: &btf, tracefs: &tracefs, set });
+    if hooks.iter().all(|status| !status.attached()) {
         let why = hooks.iter().find_map(|status| match &status.state {
             HookState::Missing { why, .. } => Some(why.as_str()),
-            HookState::Attached => None,
+            HookState::Attached { .. } => None,
         });
         return Err(Unsupported::Kernel(format!(
             "attach any eBPF program: {}",
@@ -85,91 +88,150 @@ pub(crate) fn load(ring_bytes: u32) -> Result<Kernel> {
     // The kernel's type information took 20 MB for a moment; the allocator keeps them unless it is told.
     // SAFETY: no precondition.
     unsafe { libc::malloc_trim(0) };
-    Ok(Kernel { programs, hooks, reader, skips, watch, took })
+    let in_use = hooks.iter().filter_map(|status| match &status.state {
+        HookState::Attached { less, .. } => *less,
+        HookState::Missing { .. } => None,
+    });
+    let less = hooks::less(layout.abilities).into_iter().chain(in_use).collect();
+    Ok(Kernel { programs, hooks, less, reader, skips, watch, took })
 }
 
 /// How many programs are verified side by side: verification is most of the start, and nodes have two CPUs
 /// at the least.
 const VERIFIERS: usize = 2;
 
-/// Loads every program, side by side, then attaches them in the order of the table.
-fn attach_all(
-    programs: &mut Ebpf,
-    layout: &Layout,
-    btf: &Btf,
-    tracefs: &std::io::Result<()>,
-) -> Result<Vec<HookStatus>> {
-    let mut wanted: Vec<_> = programs
-        .programs_mut()
-        .filter_map(|(name, program)| Some((row_of(name, layout)?, program)))
-        .collect();
-    let share = wanted.len().div_ceil(VERIFIERS);
-    let (mine, others) = wanted.split_at_mut(share);
-    let load = |(row, program): &mut (usize, &mut Program)| (*row, try_load(&HOOKS[*row], program, btf));
-    let mut loaded: BTreeMap<usize, Result<()>> = std::thread::scope(|scope| {
-        let others = scope.spawn(|| others.iter_mut().map(load).collect::<Vec<_>>());
-        let mine: Vec<_> = mine.iter_mut().map(load).collect();
-        let others = others.join().map_err(|_| anyhow!("a loader thread ended early"))?;
-        Ok::<_, anyhow::Error>(mine.into_iter().chain(others).collect())
-    })?;
-    let mut by_row: BTreeMap<usize, &mut Program> = wanted.into_iter().collect();
-    let status = |(index, row): (usize, &Row)| {
-        let done = match (refused(row, layout, tracefs), loaded.remove(&index), by_row.get_mut(&index)) {
-            (Some(why), ..) => Err(anyhow!(why)),
-            (None, Some(Ok(())), Some(program)) => try_attach(row, program),
-            (None, Some(Err(error)), _) => Err(error),
-            _ => Err(ProgramError::InvalidName { name: row.hook.name().to_owned() }.into()),
-        };
-        let missing =
-            |error: anyhow::Error| HookState::Missing { why: chain(error.as_ref()), cost: row.cost };
-        HookStatus { hook: row.hook, state: done.map_or_else(missing, |()| HookState::Attached) }
-    };
-    Ok(HOOKS.iter().enumerate().map(status).collect())
+/// What every attempt to load needs to know.
+#[derive(Clone, Copy)]
+struct Ground<'a> {
+    layout: &'a Layout,
+    btf: &'a Btf,
+    tracefs: &'a std::io::Result<()>,
+    set: HookSet,
 }
 
-/// The row that a program of the object belongs to on this kernel.
-fn row_of(program: &str, layout: &Layout) -> Option<usize> {
-    let name = |row: &Row| match row.hook {
-        Hook::SchedProcessExec if !layout.bpf_loop => "sched_process_exec_unrolled",
-        hook => hook.name(),
-    };
-    HOOKS.iter().position(|row| name(row) == program)
+/// One hook on its way: the sources that were not tried yet, and why the others do not work.
+struct Attempt<'a> {
+    row: &'static Row,
+    left: VecDeque<(usize, &'a mut Program)>,
+    why: Vec<String>,
 }
 
-/// Why a hook cannot work here, whatever the kernel says to its program.
-fn refused(row: &Row, layout: &Layout, tracefs: &std::io::Result<()>) -> Option<String> {
-    match (tracefs, row.attach) {
-        (Err(error), Attach::Tracepoint(..)) => Some(format!("mount tracefs: {error}")),
-        _ if !layout.task_pt_regs && matches!(row.hook, Hook::SysExitConnect | Hook::SysExitUnshare) => {
-            Some("the helper bpf_task_pt_regs (Linux 5.15) is not there".to_owned())
+impl Attempt<'_> {
+    /// Loads the first source that the kernel takes; it stays at the front.
+    fn load(&mut self, ground: &Ground<'_>) {
+        while let Some((index, program)) = self.left.front_mut() {
+            let source = &self.row.sources[*index];
+            match refused(source, ground) {
+                None => match try_load(source, program, ground.btf) {
+                    Ok(()) => return,
+                    Err(error) => {
+                        self.why.push(format!("{}: {}", source.attach.name(), chain(error.as_ref())));
+                    }
+                },
+                Some(why) => self.why.push(format!("{}: {why}", source.attach.name())),
+            }
+            self.left.pop_front();
         }
+    }
+
+    /// Attaches what was loaded, or the next that can be.
+    fn attach(mut self, ground: &Ground<'_>) -> HookStatus {
+        let hook = self.row.hook;
+        while let Some((index, program)) = self.left.pop_front() {
+            let source = &self.row.sources[index];
+            match try_attach(source, program) {
+                Ok(()) => {
+                    let state = HookState::Attached {
+                        source: source.attach.name(),
+                        program: source.program,
+                        stand_in: index > 0,
+                        less: source.less,
+                    };
+                    return HookStatus { hook, state };
+                }
+                Err(error) => self.why.push(format!("{}: {}", source.attach.name(), chain(error.as_ref()))),
+            }
+            self.load(ground);
+        }
+        HookStatus { hook, state: HookState::Missing { why: self.why.join("; "), cost: self.row.cost } }
+    }
+}
+
+/// Loads every program, side by side, then attaches them in the order of the table.
+fn attach_all(programs: &mut Ebpf, ground: &Ground<'_>) -> Vec<HookStatus> {
+    let mut by_name: BTreeMap<&str, &mut Program> = programs.programs_mut().collect();
+    let mut attempts: Vec<_> = HOOKS
+        .iter()
+        .map(|row| {
+            let sources = row.sources.iter().enumerate();
+            let left = sources.filter_map(|(index, source)| Some((index, by_name.remove(source.program)?)));
+            Attempt { row, left: left.collect(), why: Vec::new() }
+        })
+        .collect();
+    let share = attempts.len().div_ceil(VERIFIERS);
+    std::thread::scope(|scope| {
+        for share in attempts.chunks_mut(share) {
+            scope.spawn(move || share.iter_mut().for_each(|attempt| attempt.load(ground)));
+        }
+    });
+    attempts.into_iter().map(|attempt| attempt.attach(ground)).collect()
+}
+
+/// Why a source cannot work here, whatever the kernel says to its program.
+fn refused(source: &Source, ground: &Ground<'_>) -> Option<String> {
+    if let Some(why) = source.needs.missing(ground.layout.abilities) {
+        return Some(why.to_owned());
+    }
+    match (source.attach, ground.set, ground.tracefs) {
+        (Attach::Syscall(_), HookSet::Lean, _) => Some("left out by --hooks lean".to_owned()),
+        (Attach::Syscall(_), _, Err(error)) => Some(format!("mount tracefs: {error}")),
         _ => None,
     }
 }
 
-fn try_load(row: &Row, program: &mut Program, btf: &Btf) -> Result<()> {
-    match (program, row.attach) {
+fn try_load(source: &Source, program: &mut Program, btf: &Btf) -> Result<()> {
+    match (program, source.attach) {
         (Program::BtfTracePoint(program), Attach::Btf(tracepoint)) => Ok(program.load(tracepoint, btf)?),
-        (Program::TracePoint(program), Attach::Tracepoint(..)) => Ok(program.load()?),
+        (Program::TracePoint(program), Attach::Syscall(_)) => Ok(program.load()?),
+        (Program::FEntry(program), Attach::Entry(names)) => first(names, |name| program.load(name, btf)),
+        (Program::FExit(program), Attach::Exit(names)) => first(names, |name| program.load(name, btf)),
         _ => bail!("the object has a program of another kind under this name"),
     }
 }
 
-fn try_attach(row: &Row, program: &mut Program) -> Result<()> {
-    match (program, row.attach) {
-        (Program::BtfTracePoint(program), Attach::Btf(_)) => {
-            program.attach()?;
+/// The first of several names that works; the error of the last.
+fn first(names: &[&str], mut load: impl FnMut(&str) -> Result<(), ProgramError>) -> Result<()> {
+    let mut last = None;
+    for name in names {
+        match load(name) {
+            Ok(()) => return Ok(()),
+            Err(error) => last = Some(error),
         }
-        (Program::TracePoint(program), Attach::Tracepoint(category, name)) => {
-            program.attach(category, name)?;
-        }
+    }
+    Err(last.map_or_else(|| anyhow!("no function is named"), Into::into))
+}
+
+fn try_attach(source: &Source, program: &mut Program) -> Result<()> {
+    match (program, source.attach) {
+        (Program::BtfTracePoint(program), Attach::Btf(_)) => _ = program.attach()?,
+        (Program::TracePoint(program), Attach::Syscall(name)) => _ = program.attach("syscalls", name)?,
+        (Program::FEntry(program), Attach::Entry(_)) => _ = program.attach()?,
+        (Program::FExit(program), Attach::Exit(_)) => _ = program.attach()?,
         _ => bail!("the object has a program of another kind under this name"),
     }
     Ok(())
 }
 
-/// Everything an error says, on one line.
+/// Everything an error says, on one line; of the verifier's log the end, where the reason stands.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    const LOG_LINES: usize = 4;
+    if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
+        let log = verifier_log.to_string();
+        let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        let log = if end.is_empty() { String::new() } else { format!("; the verifier: {}", end.join(" | ")) };
+        return format!("the kernel refuses the program: {io_error}{log}");
+    }
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
@@ -213,8 +275,17 @@ fn privilege() -> Result<(), Unsupported> {
     )))
 }
 
-/// Under `lockdown=confidentiality` the helpers that read kernel memory by address are refused.
-fn kernel_readable() -> bool {
-    std::fs::read_to_string("/sys/kernel/security/lockdown")
-        .map_or(true, |mode| !mode.contains("[confidentiality]"))
+/// Before 5.11 the kernel counts maps and programs against the limit of locked memory; where it may not be
+/// raised, the first map says so.
+fn unlock_memory() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is live.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
+
+/// Under `lockdown=confidentiality` the helpers that read kernel memory by address are refused, and the
+/// library then replaces those that read user memory by one that is refused, too.
+fn probe_read() -> bool {
+    let helper = aya::sys::BpfHelper::BPF_FUNC_probe_read_kernel;
+    matches!(aya::sys::is_helper_supported(ProgramType::TracePoint, helper), Ok(true))
 }

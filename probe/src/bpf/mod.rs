@@ -1,6 +1,7 @@
 //! The kernel half, from user space: load, attach, read, count.
 
 mod btf;
+pub(crate) mod cost;
 mod hooks;
 mod layout;
 mod load;
@@ -10,7 +11,7 @@ mod status;
 mod tracefs;
 mod watch;
 
-pub(crate) use hooks::HOOKS;
+pub(crate) use hooks::{HOOKS, HookSet, Row};
 pub(crate) use load::{Kernel, load};
 pub(crate) use reader::Reader;
 pub(crate) use skips::Skips;

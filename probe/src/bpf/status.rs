@@ -11,11 +11,27 @@ pub(crate) struct HookStatus {
     pub(crate) state: HookState,
 }
 
+impl HookStatus {
+    /// In use.
+    pub(crate) fn attached(&self) -> bool {
+        matches!(self.state, HookState::Attached { .. })
+    }
+}
+
 /// Probed by trying, never by reading a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HookState {
     /// In use.
-    Attached,
+    Attached {
+        /// How the kernel is watched: `tp_btf/…`, `fentry/…`, `fexit/…`, `tracepoint/syscalls/…`.
+        source: String,
+        /// The program's name in the object.
+        program: &'static str,
+        /// A better one is not there.
+        stand_in: bool,
+        /// What that one sees and this one does not: the signal, and why.
+        less: Option<(&'static str, &'static str)>,
+    },
     /// The kernel refused it.
     Missing {
         /// One line: the kernel's words.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
-use probe_common::{COMM_LEN, MAX_TARGETS, PORT_WORDS, ProcessState, TargetKey};
+use probe_common::{COMM_LEN, MAX_NAMES, MAX_TARGETS, NAME_OF_PLUGIN, PORT_WORDS, ProcessState, TargetKey};
 
 type Name = [u8; COMM_LEN];
 
@@ -59,10 +59,12 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches processes of these names from their exec on.
-    pub(crate) fn set_names(&mut self, names: &[Name]) -> Result<()> {
-        for name in names {
-            self.names.insert(name, 1, 0).context("watch a process name")?;
+    /// Watches processes of these names from their exec on, and plugins where their environment cannot tell.
+    pub(crate) fn set_names(&mut self, processes: &[Name], plugins: &[Name]) -> Result<()> {
+        let plugins = plugins.iter().map(|name| (name, NAME_OF_PLUGIN));
+        let names = plugins.chain(processes.iter().map(|name| (name, 1)));
+        for (name, kind) in names.take(MAX_NAMES as usize) {
+            self.names.insert(name, kind, 0).context("watch a process name")?;
         }
         Ok(())
     }
