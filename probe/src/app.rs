@@ -16,7 +16,7 @@ use crate::bpf::{self, HookStatus, Kernel, Unsupported};
 use crate::clock::{self, Wall};
 use crate::enrich::Enricher;
 use crate::feed::Seen;
-use crate::node::ask::Asked;
+use crate::node::ask::{Asked, Targets};
 use crate::settings::Settings;
 use crate::sinks::Sink;
 
@@ -38,7 +38,7 @@ pub(crate) struct App {
     queue: mpsc::Receiver<Seen>,
     asked: mpsc::Receiver<Asked>,
     wake: mpsc::Sender<SocketAddr>,
-    targets: watch::Sender<Vec<SocketAddr>>,
+    targets: watch::Sender<Targets>,
     addresses_changed: mpsc::Receiver<()>,
     /// What was observed before the loop runs: the state at start.
     early: Vec<Seen>,
@@ -53,7 +53,7 @@ impl App {
     /// with what else there is: see [`Self::unsupported`].
     pub(crate) async fn start(settings: Arc<Settings>) -> Result<Self> {
         let started = clock::now();
-        let (kernel, unsupported) = match bpf::load(settings.ring_bytes) {
+        let (kernel, unsupported) = match bpf::load(settings.ring_bytes, settings.hooks, false) {
             Ok(kernel) => (Some(kernel), None),
             Err(error) => match error.downcast_ref::<Unsupported>() {
                 Some(Unsupported::Kernel(why)) => (None, Some(why.clone())),
@@ -69,10 +69,10 @@ impl App {
         let (feed, queue) = mpsc::channel(QUEUE);
         let (done, asked) = mpsc::channel(QUEUE);
         let (wake, woken) = mpsc::channel(QUEUE);
-        let (targets, watched_targets) = watch::channel(Vec::new());
+        let (targets, watched_targets) = watch::channel(Targets::new());
         let (address_feed, addresses_changed) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
-        sources::spawn(&mut tasks, &settings, &feed, address_feed);
+        sources::spawn(&mut tasks, &settings, &feed, address_feed, watched_targets.clone());
         if settings.ask {
             tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
         }
@@ -223,15 +223,16 @@ impl App {
 
     /// Addresses whose connects the kernel half reports and that are asked.
     fn watch_targets(&mut self) {
-        let addresses: Vec<_> = self.state.targets().collect();
+        let targets = self.state.targets().clone();
+        let addresses: Vec<_> = targets.keys().copied().collect();
         if let Some(kernel) = &mut self.kernel
             && let Err(error) = kernel.watch.set_targets(&addresses, sources::PORTS)
         {
             self.state.gap("tcp.connect", format!("{error:#}"));
         }
         self.targets.send_if_modified(|current| {
-            let new = *current != addresses;
-            current.clone_from(&addresses);
+            let new = *current != targets;
+            current.clone_from(&targets);
             new
         });
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use probe_engine::{Pod, Role, TargetKind};
 
+use crate::bpf::HookSet;
 use crate::settings::{ApiServer, Settings};
 use crate::sinks::trace::Topic;
 
@@ -147,6 +148,14 @@ pub(crate) struct ExplainArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// How long to watch what each hook does.
+    #[arg(long = "for", default_value = "1s", value_parser = duration, value_name = "TIME")]
+    pub(crate) watch: Duration,
+    /// Let the kernel measure its eBPF programs meanwhile; costs each run of one about 20 ns.
+    #[arg(long)]
+    pub(crate) stats: bool,
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
@@ -205,6 +214,9 @@ pub(crate) struct NodeArgs {
     /// Size of the ring buffer: a power of two, at least 4096.
     #[arg(long, value_name = "BYTES", value_parser = ring, default_value_t = probe_common::RING_BYTES, help_heading = "Tuning", env = "NETREADY_RING_BYTES")]
     ring_bytes: u32,
+    /// How much watching may cost the machine.
+    #[arg(long, value_enum, default_value_t = HookSet::Full, help_heading = "Tuning", env = "NETREADY_HOOKS")]
+    hooks: HookSet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -246,6 +258,7 @@ impl NodeArgs {
             },
             host_root: self.host_root,
             ring_bytes: self.ring_bytes,
+            hooks: self.hooks,
             ask: !self.no_ask,
             ask_timeout: self.ask_timeout,
             ask_every: ASK_EVERY,

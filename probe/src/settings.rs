@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use probe_engine::{Role, TargetKind};
 
+use crate::bpf::HookSet;
+
 /// How the node is looked at. Everything has a default that fits a usual node.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -31,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) host_root: PathBuf,
     /// Bytes of the ring buffer; a power of two and a multiple of the page size.
     pub(crate) ring_bytes: u32,
+    /// How much may be spent on watching.
+    pub(crate) hooks: HookSet,
     /// Ask the API addresses now and then (`--no-ask` turns it off): connect, then close.
     pub(crate) ask: bool,
     /// How long one such question may take.

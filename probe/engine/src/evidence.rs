@@ -8,8 +8,9 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::limits;
 use crate::observation::{
-    ApiTarget, ClientRole, CniConfig, CniEnd, CniError, Connect, Gap, Host, Listener, Mono, Observation,
-    Process, ProcessClass, ProcessEvent, Role, Scope, TargetKind,
+    AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, Connect, Connection, Gap, Host,
+    Listener, Mono, Observation, Process, ProcessClass, ProcessEvent, Role, Scope, SocketConnect, TargetKind,
+    TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
@@ -30,13 +31,47 @@ pub(crate) struct Failure {
 pub(crate) struct Ledger {
     pub(crate) kind: TargetKind,
     pub(crate) source: String,
+    /// Clients use exactly this address or name: it stands in a kubeconfig.
+    pub(crate) is_clients_name: bool,
     /// Order in which the addresses were named: the first is the one that clients use first.
     pub(crate) order: usize,
     pub(crate) last_ok: Option<Mono>,
     /// On the network: disproved by anybody's success.
     pub(crate) failure: Option<Failure>,
+    /// After the handshake: disproved only by bytes that come back.
+    pub(crate) broken: Option<Failure>,
+    /// What it said when it was asked, and since when it says that.
+    pub(crate) answer: Option<(Answer, Mono)>,
+    /// A connection that worked and is not acknowledged any more: disproved only by a look at those that are
+    /// left, for a new one says nothing of it.
+    pub(crate) stalled: Option<Failure>,
     /// Before the network: disproved only by a success of the same kind of client.
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
+}
+
+/// A Unix socket that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketFailure {
+    pub(crate) path: String,
+    pub(crate) errno: u32,
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+}
+
+/// Sockets of container runtimes, wherever an installer puts them.
+fn is_cri_socket(path: &str) -> bool {
+    ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
+}
+
+/// A positive errno of connect(2) for a Unix socket, in plain words that follow its path.
+pub fn socket_errno(errno: u32) -> String {
+    match errno {
+        2 => "is not there".to_string(),
+        111 => "is there and nobody listens".to_string(),
+        11 => "is there and its queue is full".to_string(),
+        1 | 13 => "may not be used".to_string(),
+        other => format!("fails with errno {other}"),
+    }
 }
 
 /// The newest failed ADD of one plugin.
@@ -47,6 +82,8 @@ pub(crate) struct PluginFailure {
     pub(crate) error: Option<CniError>,
     pub(crate) code: u8,
     pub(crate) signal: u8,
+    /// The first Unix socket that did not answer it.
+    pub(crate) socket: Option<AgentSocket>,
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
@@ -62,6 +99,7 @@ pub(crate) struct Facts {
     pub(crate) listeners_since: Mono,
     pub(crate) config: Option<(CniConfig, Mono)>,
     pub(crate) plugins: BTreeMap<String, PluginFailure>,
+    pub(crate) runtime_down: Option<SocketFailure>,
     pub(crate) exits: VecDeque<(Mono, Process)>,
     pub(crate) lost: BTreeMap<Scope, Mono>,
     pub(crate) gaps: BTreeMap<String, Gap>,
@@ -93,6 +131,9 @@ impl Facts {
                 }
             }
             Observation::CniConfig(config) => self.config = Some((config, at)),
+            Observation::Answer(answer) => self.answer(at, answer),
+            Observation::Connection(connection) => self.connection(at, &connection),
+            Observation::SocketConnect(connect) => self.socket(at, connect),
             Observation::CniStart(_) | Observation::Netns(_) | Observation::Link(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
@@ -124,14 +165,19 @@ impl Facts {
     fn target(&mut self, target: ApiTarget) {
         if let Some(known) = self.targets.get_mut(&target.addr) {
             known.kind = target.kind;
+            known.is_clients_name = target.source.starts_with('/');
             known.source = target.source;
         } else if self.targets.len() < limits::TARGETS {
             let ledger = Ledger {
                 kind: target.kind,
+                is_clients_name: target.source.starts_with('/'),
                 source: target.source,
                 order: self.next_order,
                 last_ok: None,
                 failure: None,
+                broken: None,
+                stalled: None,
+                answer: None,
                 denied: BTreeMap::new(),
             };
             self.next_order += 1;
@@ -193,6 +239,89 @@ impl Facts {
         }
     }
 
+    /// The agent's own question was answered, or came to nothing after the handshake.
+    fn answer(&mut self, at: Mono, answer: Answer) {
+        let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
+        if answer.status.is_some() {
+            ledger.broken = None;
+        }
+        let kind = |answer: &Answer| (answer.tls.clone(), answer.status, answer.failing.clone());
+        let known = ledger.answer.as_ref().filter(|(known, _)| kind(known) == kind(&answer));
+        let (since, first) = known.map_or((at, true), |(_, since)| (*since, false));
+        if first {
+            let text = match (&answer.tls, answer.status) {
+                (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
+                (Some(TlsFailure::Silent), _) => "is silent after the handshake of TCP".to_string(),
+                (Some(TlsFailure::Alert { alert }), _) => format!("sent the TLS alert {alert}"),
+                (Some(TlsFailure::Other { why }), _) => format!("failed in TLS: {why}"),
+                (None, Some(status)) => format!("answered /readyz with {status}"),
+                (None, None) => "answered".to_string(),
+            };
+            self.line(at, "api.answer", format!("{} {text}", answer.to));
+        }
+        if let Some(ledger) = self.targets.get_mut(&answer.to) {
+            ledger.answer = Some((answer, since));
+        }
+    }
+
+    /// What follows the handshake. A connect that succeeds says nothing of it.
+    fn connection(&mut self, at: Mono, connection: &Connection) {
+        if !connection.host_netns {
+            return;
+        }
+        let Some(ledger) = self.targets.get_mut(&connection.to) else { return };
+        let Some(outcome) = Outcome::of_connection(connection) else { return };
+        if outcome == Outcome::Ok {
+            ledger.broken = None;
+            if !connection.ended {
+                ledger.stalled = None;
+            }
+            return;
+        }
+        let worked = outcome == Outcome::Stalled && connection.received > 0;
+        let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
+        let first = known.as_ref().is_none_or(|known| known.outcome != outcome);
+        let since = known.as_ref().map_or(at, |known| known.since);
+        *known = Some(Failure { outcome, from: None, since, last: at });
+        if first || connection.role != ClientRole::Probe {
+            let client = &connection.client;
+            let seconds = connection.age_ns / 1_000_000_000;
+            let text = format!(
+                "{}[{}] → {} {}, {} bytes out, {} in, after {seconds} s",
+                client.name,
+                client.pid,
+                connection.to,
+                outcome.words(),
+                connection.acked,
+                connection.received
+            );
+            self.line(at, "tcp.connection", text);
+        }
+    }
+
+    /// The CRI socket as the kubelet finds it.
+    fn socket(&mut self, at: Mono, connect: SocketConnect) {
+        if connect.class != ProcessClass::Kubelet || !is_cri_socket(&connect.path) {
+            return;
+        }
+        if connect.errno == 0 {
+            self.runtime_down = None;
+            return;
+        }
+        let since = self.runtime_down.as_ref().map_or(at, |known| known.since);
+        let text = format!(
+            "{}[{}] → {} {}",
+            connect.client.name,
+            connect.client.pid,
+            connect.path,
+            socket_errno(connect.errno)
+        );
+        if self.runtime_down.as_ref().is_none_or(|known| known.errno != connect.errno) {
+            self.line(at, "runtime.socket", text);
+        }
+        self.runtime_down = Some(SocketFailure { path: connect.path, errno: connect.errno, since, last: at });
+    }
+
     fn connect_line(&mut self, at: Mono, connect: &Connect, outcome: Outcome) {
         let mut text =
             format!("{}[{}] → {} {}", connect.client.name, connect.client.pid, connect.to, outcome.words());
@@ -244,6 +373,7 @@ impl Facts {
             error: spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone()),
             code: end.exit.code,
             signal: end.exit.signal,
+            socket: end.sockets.iter().find(|socket| socket.errno != 0).cloned(),
             since: self.plugins.get(name).map_or(at, |known| known.since),
             last: at,
         };
@@ -305,14 +435,15 @@ impl Facts {
         let mut gone = false;
         for ledger in self.targets.values_mut() {
             let stale = |failure: &Failure| now.since(failure.last) >= limits::CONNECT_FAILURE;
-            if ledger.failure.as_ref().is_some_and(stale) {
-                ledger.failure = None;
-                gone = true;
+            for failure in [&mut ledger.failure, &mut ledger.broken, &mut ledger.stalled] {
+                gone |= failure.take_if(|failure| stale(failure)).is_some();
             }
             let before = ledger.denied.len();
             ledger.denied.retain(|_, failure| !stale(failure));
             gone |= ledger.denied.len() != before;
         }
+        let old = |failure: &mut SocketFailure| now.since(failure.last) >= limits::CONNECT_FAILURE;
+        gone |= self.runtime_down.take_if(old).is_some();
         let before = self.plugins.len();
         self.plugins.retain(|_, failure| now.since(failure.last) < limits::PLUGIN_FAILURE);
         gone |= self.plugins.len() != before;
@@ -326,13 +457,16 @@ impl Facts {
     /// When something will be too old to count.
     pub(crate) fn next_expiry(&self) -> Option<Mono> {
         let connects = self.targets.values().flat_map(|ledger| {
-            ledger.failure.iter().chain(ledger.denied.values()).map(|f| f.last.plus(limits::CONNECT_FAILURE))
+            let failures = ledger.failure.iter().chain(&ledger.broken).chain(&ledger.stalled);
+            let failures = failures.chain(ledger.denied.values());
+            failures.map(|failure| failure.last.plus(limits::CONNECT_FAILURE))
         });
+        let sockets = self.runtime_down.iter().map(|failure| failure.last.plus(limits::CONNECT_FAILURE));
         let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
         let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
         let rest = self.exits.back().map(|(at, _)| at.plus(limits::CRASH_REST)).filter(|at| *at > self.now);
         let lost = self.lost.values().map(|at| at.plus(limits::REREAD));
-        connects.chain(plugins).chain(exits).chain(rest).chain(lost).min()
+        connects.chain(sockets).chain(plugins).chain(exits).chain(rest).chain(lost).min()
     }
 
     /// Addresses in the order in which they were named.

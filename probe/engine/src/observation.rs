@@ -41,6 +41,12 @@ pub enum Observation {
     },
     /// A TCP connect ended, or connect(2) failed.
     Connect(Connect),
+    /// What an API server said when it was asked for itself.
+    Answer(Answer),
+    /// What is known of a connection to an API address after its handshake.
+    Connection(Connection),
+    /// A process that matters called connect(2) for a Unix socket.
+    SocketConnect(SocketConnect),
     /// A TCP listener on this host came or went, or was found at start.
     Listener(Listener),
     /// The kernel's answer to a route look-up in the host's namespace.
@@ -145,6 +151,9 @@ pub struct ApiTarget {
     /// Where it was found, for people: `--apiserver`, `/etc/kubernetes/kubelet.conf`, …
     #[serde(default)]
     pub source: String,
+    /// The name that clients use for it, when they do not use its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// Who a client of the API server is; also the closed label set of the connect metrics.
@@ -207,11 +216,129 @@ pub struct Connect {
     pub host_netns: bool,
     /// Address asked for.
     pub to: SocketAddr,
+    /// The address on the socket, when it is another one: a Service implementation in eBPF put it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<SocketAddr>,
     /// Nanoseconds from connect(2) to this end.
     pub took_ns: u64,
     /// How it ended.
     #[serde(flatten)]
     pub end: ConnectEnd,
+}
+
+/// See [`Observation::Connection`]. Bytes are of the application: SYN and FIN do not count.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Who called connect(2).
+    pub client: Actor,
+    /// What the caller is.
+    #[serde(default)]
+    pub role: ClientRole,
+    /// As [`Connect::host_netns`].
+    pub host_netns: bool,
+    /// Address asked for.
+    pub to: SocketAddr,
+    /// Nanoseconds since the handshake.
+    pub age_ns: u64,
+    /// Bytes that came back.
+    pub received: u64,
+    /// Bytes of the client that the other side acknowledged.
+    pub acked: u64,
+    /// It has ended; else this is a look at one that lives.
+    #[serde(default)]
+    pub ended: bool,
+    /// The other side ended it, by FIN or by reset.
+    #[serde(default)]
+    pub by_peer: bool,
+    /// A reset arrived.
+    #[serde(default)]
+    pub rst: bool,
+    /// `sk->sk_err` at the end: positive errno or 0.
+    #[serde(default)]
+    pub sk_err: u32,
+    /// Nanoseconds for which something was sent again without any acknowledgement; 0 when nothing is.
+    #[serde(default)]
+    pub unacked_ns: u64,
+}
+
+/// See [`Observation::SocketConnect`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketConnect {
+    /// Who called connect(2).
+    pub client: Actor,
+    /// What the caller is.
+    pub class: ProcessClass,
+    /// Path of the socket; control characters are escaped, an abstract name starts with `@`.
+    pub path: String,
+    /// Positive errno; 0 when it is connected.
+    pub errno: u32,
+}
+
+/// See [`Observation::Answer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Who was asked.
+    pub to: SocketAddr,
+    /// Why TLS, or HTTP behind it, did not come about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFailure>,
+    /// The certificate that it showed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+    /// HTTP status of `/readyz`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The checks that `/readyz` names as failing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<String>,
+}
+
+/// How a TLS handshake, or the question after it, failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tls", rename_all = "snake_case")]
+pub enum TlsFailure {
+    /// The other side ended the connection without a word.
+    Closed,
+    /// Nothing came in time.
+    Silent,
+    /// It sent an alert.
+    Alert {
+        /// Its name, RFC 8446 section 6.
+        alert: String,
+    },
+    /// Anything else.
+    Other {
+        /// One line.
+        why: String,
+    },
+}
+
+/// A certificate, with its times relative to when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Distinguished name; control characters are escaped.
+    pub subject: String,
+    /// Seconds until it is valid; negative when it is.
+    pub valid_in_s: i64,
+    /// Seconds until it expires; negative when it has.
+    pub expires_in_s: i64,
+    /// It is for the name or address that clients use.
+    pub fits: bool,
+    /// Names and addresses that it is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// A plugin's connect to the Unix socket of its agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentSocket {
+    /// Path of the socket; control characters are escaped.
+    pub path: String,
+    /// Positive errno of the newest try; 0 when it is connected.
+    pub errno: u32,
+    /// How often it was tried.
+    pub tries: u32,
 }
 
 /// What the kernel showed when the connect ended.
@@ -398,6 +525,9 @@ pub struct CniEnd {
     /// Plugins that it started itself, in order of their start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delegates: Vec<Delegate>,
+    /// Unix sockets that it or a delegate connected to, in order of the first try.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<AgentSocket>,
 }
 
 /// A plugin started by a plugin.

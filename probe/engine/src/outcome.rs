@@ -6,7 +6,7 @@ use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::observation::{Connect, Icmp};
+use crate::observation::{Connect, Connection, Icmp};
 
 /// How a connect ended; the label set of the connect metrics, but for [`Outcome::Cancelled`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,6 +52,10 @@ const EHOSTUNREACH: u32 = 113;
 /// A client that closes its socket earlier than this, before any retransmission (the first is due after
 /// 1 s, RFC 6298), learned nothing: Go and others cancel the slower of two connects in parallel.
 const NOTHING_KNOWN_NS: u64 = 1_000_000_000;
+
+/// How long a server may be silent after the client spoke: Go's clients give up their TLS handshake after
+/// 10 s (`TLSHandshakeTimeout` of their default transport).
+const SILENCE_NS: u64 = 9_500_000_000;
 
 impl Outcome {
     /// Every outcome.
@@ -146,6 +150,25 @@ impl Outcome {
         }
     }
 
+    /// Judges what followed the handshake; `None` when it shows nothing yet.
+    pub fn of_connection(connection: &Connection) -> Option<Self> {
+        if connection.unacked_ns >= SILENCE_NS {
+            return Some(Self::Stalled);
+        }
+        if connection.received > 0 {
+            return Some(Self::Ok);
+        }
+        // A load balancer without a backend ends a connection at once, often before the client has spoken;
+        // later, an end without a word from either side is an idle connection's.
+        let spoke = connection.acked > 0 || connection.age_ns < NOTHING_KNOWN_NS;
+        match (connection.ended, connection.by_peer) {
+            (true, true) if connection.rst || spoke => Some(Self::Reset),
+            // The client gave up waiting, or waits still.
+            (_, false) if connection.acked > 0 && connection.age_ns >= SILENCE_NS => Some(Self::Stalled),
+            _ => None,
+        }
+    }
+
     const fn early(errno: u32) -> Self {
         match errno {
             EPERM | EACCES => Self::Denied,
@@ -191,6 +214,7 @@ mod tests {
             role: ClientRole::Kubelet,
             host_netns: true,
             to,
+            via: None,
             took_ns: took_ms * 1_000_000,
             end,
         };

@@ -36,11 +36,19 @@ fn add(plugin: &str, fails: bool, msg: &str) -> Observation {
     let start = CniStart { command: "ADD".into(), plugin: plugin.into(), ..CniStart::default() };
     let exit = ExitStatus { code: u8::from(fails), signal: 0 };
     let error = fails.then(|| CniError { code: 999, msg: msg.into(), details: String::new() });
-    Observation::CniEnd(CniEnd { start, took_ns: 1, exit, error, delegates: vec![] })
+    Observation::CniEnd(CniEnd { start, took_ns: 1, exit, error, delegates: vec![], sockets: vec![] })
 }
 
 fn connect(to: usize, role: ClientRole, host_netns: bool, took_ns: u64, end: ConnectEnd) -> Observation {
-    Observation::Connect(Connect { client: Actor::default(), role, host_netns, to: addr(to), took_ns, end })
+    Observation::Connect(Connect {
+        client: Actor::default(),
+        role,
+        host_netns,
+        to: addr(to),
+        via: None,
+        took_ns,
+        end,
+    })
 }
 
 prop_compose! {
@@ -66,7 +74,8 @@ fn observations() -> impl Strategy<Value = Observation> {
         (0..4_usize, any::<bool>()).prop_map(|(index, service)| Observation::ApiTarget(ApiTarget {
             addr: addr(index),
             kind: if service { TargetKind::Service } else { TargetKind::Direct },
-            source: String::new()
+            source: String::new(),
+            name: None,
         })),
         (0..4_usize, 0..3_usize, any::<bool>(), 0..5 * SECOND, ends())
             .prop_map(|(to, role, host, took, end)| connect(to, ROLES[role], host, took, end)),
@@ -152,6 +161,7 @@ fn cure(engine: &mut Engine, from: Mono) -> Mono {
         addr: addr(0),
         kind: TargetKind::Direct,
         source: String::new(),
+        name: None,
     }));
     cure.extend(SCOPES.map(|scope| Observation::Reread { scope }));
     for index in 0..4 {

@@ -21,7 +21,7 @@ impl App {
         self.note_gaps();
         let found = processes::scan();
         if let Some(kernel) = &mut self.kernel {
-            kernel.watch.set_names(&processes::watch_names())?;
+            kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(&self.settings))?;
         }
         for process in &found {
             if let Some(kernel) = &mut self.kernel {
@@ -75,7 +75,7 @@ impl App {
 
     /// Connects that were under way before the kernel half: it reports only those whose start it saw.
     fn unanswered(&mut self) {
-        let targets: Vec<_> = self.state.targets().collect();
+        let targets: Vec<_> = self.state.targets().keys().copied().collect();
         let found = sockets::unanswered(&targets).unwrap_or_default();
         for sockets::Connecting { to, retransmits, client } in found {
             let class = processes::classify(&client.name);
@@ -83,7 +83,15 @@ impl App {
             // The first SYN is sent again after one second, and each further one after twice the time.
             let took_ns = ((1_u64 << retransmits.min(16)) - 1) * 1_000_000_000;
             let end = ConnectEnd { retransmits, ..ConnectEnd::default() };
-            self.early(Observation::Connect(Connect { client, role, host_netns: true, to, took_ns, end }));
+            self.early(Observation::Connect(Connect {
+                client,
+                role,
+                host_netns: true,
+                to,
+                via: None,
+                took_ns,
+                end,
+            }));
         }
     }
 
@@ -91,6 +99,10 @@ impl App {
         if let Some(why) = self.unsupported.clone() {
             let why = format!("no eBPF: {why}; the agent's own questions and /proc stand in");
             self.early(Observation::Gap(Gap { signal: "ebpf".to_owned(), why, blind: false }));
+        }
+        let less = self.kernel.as_ref().map(|kernel| kernel.less.clone()).unwrap_or_default();
+        for (signal, why) in less {
+            self.early_gap(signal, why);
         }
         for (row, status) in HOOKS.iter().zip(self.hooks.clone()) {
             if let HookState::Missing { why, cost } = status.state {
@@ -114,6 +126,9 @@ impl App {
     /// already, with more detail; here remains what only the asker knows.
     pub(super) fn take_answer(&mut self, asked: Asked, sinks: &mut [&mut dyn Sink]) {
         self.deliver(asked.at, Observation::Route(asked.route), sinks);
+        if let Some(answer) = asked.answer {
+            self.deliver(clock::now(), Observation::Answer(answer), sinks);
+        }
         if self.kernel.is_some() && !asked.neighbour_failed {
             return;
         }
@@ -134,6 +149,7 @@ impl App {
             role: ClientRole::Probe,
             host_netns: true,
             to: asked.to,
+            via: None,
             took_ns: asked.took_ns,
             end,
         };
@@ -181,7 +197,7 @@ impl App {
                     self.state.must_reread(scope);
                     return;
                 }
-                let targets: Vec<_> = self.state.targets().collect();
+                let targets: Vec<_> = self.state.targets().keys().copied().collect();
                 for addr in targets {
                     // A full queue means that this address is about to be asked anyway.
                     let _ = self.wake.try_send(addr);

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use probe_engine::{Gap, Host, Observation, Scope};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::feed::Feed;
+use crate::node::ask::Targets;
 use crate::node::{self, processes};
 use crate::settings::Settings;
 
@@ -22,8 +23,10 @@ pub(super) fn spawn(
     settings: &Arc<Settings>,
     feed: &Feed,
     addresses_changed: mpsc::Sender<()>,
+    targets: watch::Receiver<Targets>,
 ) {
     tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
+    tasks.spawn(node::connections::watch(targets, feed.clone()));
     tasks.spawn(node::links::watch(feed.clone(), addresses_changed));
 }
 
@@ -35,7 +38,7 @@ pub(super) fn own_netns() -> Option<u32> {
 /// What was observed last, where a re-read has to be compared with it.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    targets: BTreeSet<SocketAddr>,
+    targets: Targets,
     listeners: BTreeSet<SocketAddr>,
     pub(super) host: Option<Host>,
     reread: BTreeSet<Scope>,
@@ -47,7 +50,7 @@ impl State {
     pub(super) fn note(&mut self, observation: &Observation) {
         match observation {
             Observation::ApiTarget(target) => {
-                self.targets.insert(target.addr);
+                self.targets.insert(target.addr, target.name.clone());
             }
             Observation::ApiTargetGone { addr } => {
                 self.targets.remove(addr);
@@ -64,8 +67,8 @@ impl State {
         }
     }
 
-    pub(super) fn targets(&self) -> impl Iterator<Item = SocketAddr> {
-        self.targets.iter().copied()
+    pub(super) fn targets(&self) -> &Targets {
+        &self.targets
     }
 
     pub(super) fn listeners(&self) -> &BTreeSet<SocketAddr> {

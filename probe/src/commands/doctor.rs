@@ -1,71 +1,202 @@
-//! `probe doctor`: what this kernel and this process allow.
+//! `probe doctor`: what this kernel and this process allow, and what watching costs here.
 
-use anyhow::Result;
-use serde_json::json;
+use std::collections::BTreeMap;
 
-use crate::bpf::{self, HOOKS, HookState, Unsupported};
+use anyhow::{Context as _, Result};
+use probe_common::Hook;
+use serde::Serialize;
+
+use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported, cost};
 use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
+use crate::node::{cni_config, processes, targets};
+use crate::settings::Settings;
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 
-/// See the module. Loads everything once and drops it again.
-#[expect(clippy::unused_async, reason = "the ring buffer registers with the loop")]
+/// Everything that is found out; additions allowed, no removals.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Findings {
+    schema_version: u32,
+    kernel: String,
+    btf_bytes: Option<u64>,
+    lockdown: String,
+    /// Why no program can be loaded at all.
+    unsupported: Option<String>,
+    attached_in_ms: Option<u128>,
+    watched_for_ms: u128,
+    hooks: Vec<HookFinding>,
+    /// What attached programs cannot see here.
+    less: Vec<Less>,
+}
+
+/// See [`Findings::less`].
+#[derive(Debug, Serialize)]
+struct Less {
+    signal: &'static str,
+    why: &'static str,
+}
+
+/// One hook.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HookFinding {
+    hook: &'static str,
+    signal: &'static str,
+    /// `attached`, `stand-in` (a better source is not there) or `missing`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<&'static str>,
+    events: u64,
+    lost: u64,
+    /// As the kernel measures it; nothing while it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ns_per_run: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs: Option<u64>,
+}
+
+/// See the module. Loads everything, watches for a moment and drops it again.
 pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
+    let settings = args.node.settings()?;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let btf = std::fs::metadata("/sys/kernel/btf/vmlinux").map(|metadata| metadata.len()).ok();
-    let lockdown = match read("/sys/kernel/security/lockdown").split_once('[') {
-        Some((_, rest)) => rest.split(']').next().unwrap_or_default().to_owned(),
-        None => "not known".to_owned(),
+    let mut findings = Findings {
+        schema_version: 1,
+        kernel: read("/proc/sys/kernel/osrelease"),
+        btf_bytes: std::fs::metadata("/sys/kernel/btf/vmlinux").map(|metadata| metadata.len()).ok(),
+        lockdown: match read("/sys/kernel/security/lockdown").split_once('[') {
+            Some((_, rest)) => rest.split(']').next().unwrap_or_default().to_owned(),
+            None => "not known".to_owned(),
+        },
+        unsupported: None,
+        attached_in_ms: None,
+        watched_for_ms: args.watch.as_millis(),
+        hooks: Vec::new(),
+        less: Vec::new(),
     };
-    let loaded = match bpf::load(probe_common::RING_BYTES) {
-        Ok(kernel) => Ok((kernel.hooks.clone(), kernel.took)),
-        Err(error) => Err(error.downcast::<Unsupported>()?.to_string()),
-    };
-    let exit = if loaded.is_ok() { Exit::Ready } else { Exit::Unsupported };
-    if args.output == Output::Json {
-        let hooks: Vec<_> = loaded
-            .as_ref()
-            .map(|(hooks, _)| hooks.as_slice())
-            .unwrap_or_default()
-            .iter()
-            .map(|status| match &status.state {
-                HookState::Attached => json!({"hook": status.hook.name(), "state": "attached"}),
-                HookState::Missing { why, cost } => {
-                    json!({"hook": status.hook.name(), "state": "missing", "why": why, "cost": cost})
-                }
-            })
-            .collect();
-        let value = json!({
-            "schemaVersion": 1, "kernel": kernel, "btfBytes": btf, "lockdown": lockdown,
-            "unsupported": loaded.as_ref().err(), "hooks": hooks,
-        });
-        anstream::println!("{}", serde_json::to_string_pretty(&value)?);
-        return Ok(exit);
+    // Held until the end: closing it ends the measuring.
+    let measure = || aya::sys::enable_stats(aya::sys::Stats::RunTime);
+    let _stats = args.stats.then(measure).transpose().context("let the kernel measure its eBPF programs")?;
+    match bpf::load(settings.ring_bytes, settings.hooks, true) {
+        Ok(mut kernel) => {
+            findings.attached_in_ms = Some(kernel.took.as_millis());
+            let events = watch(&settings, &mut kernel, args.watch).await?;
+            findings.hooks = hooks(&mut kernel, &events)?;
+            findings.less = kernel.less.iter().map(|(signal, why)| Less { signal, why }).collect();
+        }
+        Err(error) => findings.unsupported = Some(error.downcast::<Unsupported>()?.to_string()),
     }
-    anstream::println!("kernel    {kernel}");
-    anstream::println!(
-        "types     {}",
-        btf.map_or("missing".to_owned(), |bytes| format!("{} KiB of BTF", bytes / 1024))
-    );
-    anstream::println!("lockdown  {lockdown}");
-    match loaded {
-        Err(why) => anstream::println!("{}", paint(BAD, &format!("eBPF      {why}"))),
-        Ok((hooks, took)) => {
-            anstream::println!("eBPF      {} hooks in {} ms\n", hooks.len(), took.as_millis());
-            for (status, row) in hooks.iter().zip(HOOKS) {
-                let name = format!("{:<22} {:<18}", status.hook.name(), row.signal);
-                match &status.state {
-                    HookState::Attached => anstream::println!("{name} {}", paint(GOOD, "attached")),
-                    HookState::Missing { why, cost } => {
-                        anstream::println!("{name} {}", paint(UNSURE, "missing"));
-                        for line in wrap(&format!("{why}; not seen: {cost}"), width().saturating_sub(4)) {
-                            anstream::println!("    {}", paint(FAINT, &line));
-                        }
-                    }
-                }
+    match args.output {
+        Output::Json => anstream::println!("{}", serde_json::to_string_pretty(&findings)?),
+        Output::Text => print(&findings),
+    }
+    Ok(if findings.unsupported.is_none() { Exit::Ready } else { Exit::Unsupported })
+}
+
+/// Looks at what the agent would look at; counts what comes.
+async fn watch(
+    settings: &Settings,
+    kernel: &mut Kernel,
+    time: std::time::Duration,
+) -> Result<BTreeMap<Hook, u64>> {
+    kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(settings))?;
+    for process in processes::scan() {
+        kernel.watch.add_process(process.actor.pid)?;
+    }
+    let addresses: Vec<_> = targets::find(settings).targets.iter().map(|target| target.addr).collect();
+    kernel.watch.set_targets(&addresses, &[])?;
+    let mut events = BTreeMap::new();
+    let end = tokio::time::sleep(time);
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => return Ok(events),
+            ready = kernel.reader.wait() => {
+                ready?;
+                while kernel.reader.take_batch(|event| *events.entry(event.hook()).or_default() += 1) {}
             }
         }
     }
-    Ok(exit)
+}
+
+fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFinding>> {
+    let losses = kernel.skips.take_new()?;
+    let rows = kernel.hooks.iter().zip(HOOKS);
+    let finding = |(status, row): (&bpf::HookStatus, &bpf::Row)| {
+        let mut finding = HookFinding {
+            hook: status.hook.name(),
+            signal: row.signal,
+            state: "missing",
+            source: None,
+            why: None,
+            cost: None,
+            events: events.get(&status.hook).copied().unwrap_or(0),
+            lost: losses.iter().filter(|loss| loss.hook == status.hook).map(|loss| loss.count).sum(),
+            ns_per_run: None,
+            runs: None,
+        };
+        match &status.state {
+            HookState::Attached { source, program, stand_in, .. } => {
+                finding.state = if *stand_in { "stand-in" } else { "attached" };
+                finding.source = Some(source.clone());
+                if let Some(cost) = cost::of(&kernel.programs, program).filter(|cost| cost.runs > 0) {
+                    finding.ns_per_run = Some(cost.ns / cost.runs);
+                    finding.runs = Some(cost.runs);
+                }
+            }
+            HookState::Missing { why, cost } => {
+                finding.why = Some(why.clone());
+                finding.cost = Some(cost);
+            }
+        }
+        finding
+    };
+    Ok(rows.map(finding).collect())
+}
+
+fn print(findings: &Findings) {
+    anstream::println!("kernel    {}", findings.kernel);
+    let types =
+        findings.btf_bytes.map_or("missing".to_owned(), |bytes| format!("{} KiB of BTF", bytes / 1024));
+    anstream::println!("types     {types}");
+    anstream::println!("lockdown  {}", findings.lockdown);
+    if let Some(why) = &findings.unsupported {
+        anstream::println!("{}", paint(BAD, &format!("eBPF      {why}")));
+        return;
+    }
+    anstream::println!(
+        "eBPF      {} hooks in {} ms, watched for {:.1} s\n",
+        findings.hooks.len(),
+        findings.attached_in_ms.unwrap_or(0),
+        std::time::Duration::from_millis(u64::try_from(findings.watched_for_ms).unwrap_or(0)).as_secs_f64()
+    );
+    let head = format!("{:<18} {:<36} {:>7} {:>5} {:>6}", "signal", "watched by", "events", "lost", "ns/run");
+    anstream::println!("{}", paint(FAINT, &head));
+    for hook in &findings.hooks {
+        let style = if hook.state == "attached" { GOOD } else { UNSURE };
+        let source = format!("{:<36}", hook.source.as_deref().unwrap_or("missing"));
+        let ns = hook.ns_per_run.map_or_else(|| "-".to_owned(), |ns| ns.to_string());
+        anstream::println!(
+            "{:<18} {} {:>7} {:>5} {ns:>6}",
+            hook.signal,
+            paint(style, &source),
+            hook.events,
+            hook.lost
+        );
+        if let (Some(why), Some(cost)) = (&hook.why, hook.cost) {
+            for line in wrap(&format!("{why}; not seen: {cost}"), width().saturating_sub(4)) {
+                anstream::println!("    {}", paint(FAINT, &line));
+            }
+        }
+    }
+    for less in &findings.less {
+        anstream::println!("{}", paint(UNSURE, less.signal));
+        for line in wrap(less.why, width().saturating_sub(4)) {
+            anstream::println!("    {}", paint(FAINT, &line));
+        }
+    }
 }

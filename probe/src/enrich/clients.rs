@@ -83,6 +83,11 @@ impl Clients {
         self.watched.insert(actor.pid, (actor, class));
     }
 
+    /// A watched process by its id.
+    pub(super) fn watched_by(&self, pid: u32) -> Option<(Actor, ProcessClass)> {
+        self.watched.get(&pid).cloned()
+    }
+
     /// The watched processes that are thought to be alive.
     pub(crate) fn watched(&self) -> impl Iterator<Item = &(Actor, ProcessClass)> {
         self.watched.values()

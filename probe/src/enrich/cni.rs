@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use probe_common::{CniExec, Exit, text};
-use probe_engine::{Actor, CniEnd, CniError, CniStart, Delegate, ExitStatus, Pod};
+use probe_common::{CniExec, Exit, UnixConnect, text};
+use probe_engine::{Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, Pod};
 use serde::Deserialize;
 
+use super::connects::socket_path;
 use super::{NAME_MAX, VALUE_MAX};
 use crate::text::clean;
 
@@ -13,6 +14,8 @@ use crate::text::clean;
 const RUNS: usize = 2048;
 /// Most delegates that are kept of one operation.
 const DELEGATES: usize = 32;
+/// Most Unix sockets that are kept of one operation.
+const SOCKETS: usize = 8;
 /// Most output that is kept of one process: the error objects of real plugins reach 6 KB, with the cause at
 /// their end.
 const OUTPUT: usize = 16 * 1024;
@@ -24,7 +27,7 @@ const MESSAGE: usize = 512;
 #[derive(Debug)]
 enum Part {
     /// Started by a runtime.
-    Root { start: CniStart, delegates: Vec<Delegate> },
+    Root { start: CniStart, delegates: Vec<Delegate>, sockets: Vec<AgentSocket> },
     /// A plugin started by a plugin; the root's process.
     Delegate { root: u32 },
     /// Anything else that inherited the environment (`cat`, `jq`, `ip` in a shell plugin).
@@ -65,7 +68,7 @@ impl CniRuns {
             (root, false) => Part::Helper { root },
             (None, true) => {
                 let start = start(record, pid, plugin.clone(), parent);
-                Part::Root { start, delegates: Vec::new() }
+                Part::Root { start, delegates: Vec::new(), sockets: Vec::new() }
             }
         };
         let started = match &part {
@@ -103,6 +106,26 @@ impl CniRuns {
         }
     }
 
+    /// A CNI process connected to a Unix socket, or failed to: kept with the operation.
+    pub(super) fn connected(&mut self, record: &UnixConnect) {
+        let pid = record.task.tgid;
+        let Some(root) = self.runs.get(&pid).and_then(|run| match run.part {
+            Part::Root { .. } => Some(pid),
+            Part::Delegate { root } => Some(root),
+            Part::Helper { root } => root,
+        }) else {
+            return;
+        };
+        let Some(Run { part: Part::Root { sockets, .. }, .. }) = self.runs.get_mut(&root) else { return };
+        let path = socket_path(record);
+        if let Some(known) = sockets.iter_mut().find(|known| known.path == path) {
+            known.errno = record.errno;
+            known.tries += 1;
+        } else if sockets.len() < SOCKETS {
+            sockets.push(AgentSocket { path, errno: record.errno, tries: 1 });
+        }
+    }
+
     /// A CNI process ended. Answers with the operation when it is one that a runtime started.
     pub(super) fn ended(&mut self, record: &Exit) -> Option<CniEnd> {
         let run = self.runs.remove(&record.task.tgid)?;
@@ -110,7 +133,9 @@ impl CniRuns {
         let took_ns = record.header.at_ns.saturating_sub(run.started_ns);
         let error = if exit.success() { None } else { error_in(&run.output) };
         match run.part {
-            Part::Root { start, delegates } => Some(CniEnd { start, took_ns, exit, error, delegates }),
+            Part::Root { start, delegates, sockets } => {
+                Some(CniEnd { start, took_ns, exit, error, delegates, sockets })
+            }
             Part::Delegate { root } => {
                 if let Some(Run { part: Part::Root { delegates, .. }, .. }) = self.runs.get_mut(&root)
                     && delegates.len() < DELEGATES

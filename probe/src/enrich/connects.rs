@@ -3,14 +3,16 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use probe_common::{ConnectEnd, ConnectError};
-use probe_engine::{Connect, ConnectEnd as End, Icmp, Observation};
+use probe_common::{ConnectEnd, ConnectError, ConnectionEnd, UnixConnect, text};
+use probe_engine::{Connect, ConnectEnd as End, Connection, Icmp, Observation};
 
-use super::address;
 use super::clients::Client;
+use super::{VALUE_MAX, address};
+use crate::text::clean;
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
+const TCP_CLOSE_WAIT: u8 = 8;
 /// `SO_EE_ORIGIN_ICMP6`, include/uapi/linux/errqueue.h; 2 is ICMP.
 const ORIGIN_ICMP6: u8 = 3;
 const ORIGIN_ICMP: u8 = 2;
@@ -25,11 +27,17 @@ pub(super) fn ended(record: &ConnectEnd, client: Client, host_netns: bool) -> Ob
         code: record.icmp_code,
         from: has(ConnectEnd::ICMP_FROM).then(|| IpAddr::V4(Ipv4Addr::from(record.icmp_from))),
     });
+    let (to, via) = asked(
+        SocketAddr::new(address(record.family, record.daddr), record.dport),
+        has(ConnectEnd::ASKED),
+        (record.asked_family, record.asked, record.asked_port),
+    );
     Observation::Connect(Connect {
         client: client.actor,
         role: client.role,
         host_netns,
-        to: SocketAddr::new(address(record.family, record.daddr), record.dport),
+        to,
+        via,
         took_ns: record.header.at_ns.saturating_sub(record.started_ns),
         end: End {
             established: record.state == TCP_ESTABLISHED,
@@ -44,6 +52,55 @@ pub(super) fn ended(record: &ConnectEnd, client: Client, host_netns: bool) -> Ob
     })
 }
 
+/// What connect(2) was called with, and what stands on the socket when that is another address.
+fn asked(
+    on_socket: SocketAddr,
+    known: bool,
+    (family, bytes, port): (u16, [u8; 16], u16),
+) -> (SocketAddr, Option<SocketAddr>) {
+    let asked = SocketAddr::new(address(family, bytes), port);
+    // The unspecified address is a way to write loopback, which is what stands on the socket then.
+    if !known || asked == on_socket || asked.ip().is_unspecified() {
+        (on_socket, None)
+    } else {
+        (asked, Some(on_socket))
+    }
+}
+
+/// A connection that left `ESTABLISHED`.
+pub(super) fn connection_ended(record: &ConnectionEnd, client: Client, host_netns: bool) -> Observation {
+    let has = |flag| record.flags & flag != 0;
+    let (to, _) = asked(
+        SocketAddr::new(address(record.family, record.daddr), record.dport),
+        has(ConnectEnd::ASKED),
+        (record.asked_family, record.asked, record.asked_port),
+    );
+    let by_peer = record.state == TCP_CLOSE_WAIT || has(ConnectEnd::RST);
+    Observation::Connection(Connection {
+        client: client.actor,
+        role: client.role,
+        host_netns,
+        to,
+        age_ns: record.header.at_ns.saturating_sub(record.established_ns),
+        // The kernel counts SYN and FIN.
+        received: record.bytes_received.saturating_sub(u64::from(record.state == TCP_CLOSE_WAIT)),
+        acked: record.bytes_acked.saturating_sub(1),
+        ended: true,
+        by_peer,
+        rst: has(ConnectEnd::RST),
+        sk_err: record.sk_err,
+        unacked_ns: 0,
+    })
+}
+
+/// The path of a Unix socket as people write it.
+pub(super) fn socket_path(record: &UnixConnect) -> String {
+    match record.path.as_slice() {
+        [0, name @ ..] => format!("@{}", clean(text(name), VALUE_MAX)),
+        path => clean(text(path), VALUE_MAX),
+    }
+}
+
 /// A connect(2) that failed before a packet left.
 pub(super) fn failed(record: &ConnectError, client: Client, host_netns: bool) -> Observation {
     Observation::Connect(Connect {
@@ -51,6 +108,7 @@ pub(super) fn failed(record: &ConnectError, client: Client, host_netns: bool) ->
         role: client.role,
         host_netns,
         to: SocketAddr::new(address(record.family, record.daddr), record.dport),
+        via: None,
         took_ns: 0,
         end: End { early_errno: record.errno, ..End::default() },
     })

@@ -4,11 +4,14 @@
 mod clients;
 mod cni;
 mod connects;
+mod environ;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use probe_common::{Event, text};
-use probe_engine::{Actor, ExitStatus, Listener, Mono, Netns, Observation, Process, ProcessEvent};
+use probe_engine::{
+    Actor, ExitStatus, Listener, Mono, Netns, Observation, Process, ProcessEvent, SocketConnect,
+};
 
 use crate::text::clean;
 pub(crate) use clients::Clients;
@@ -65,6 +68,18 @@ impl Enricher {
                     emit(at, connects::failed(record, client, self.is_host(record.task.netns)));
                 }
             }
+            Event::ConnectionEnd(record) => {
+                let client = self.clients.find(&record.task);
+                emit(at, connects::connection_ended(record, client, self.is_host(record.task.netns)));
+            }
+            Event::UnixConnect(record) if record.cni != 0 => self.cni.connected(record),
+            Event::UnixConnect(record) => {
+                if let Some((client, class)) = self.clients.watched_by(record.task.tgid) {
+                    let path = connects::socket_path(record);
+                    let errno = record.errno;
+                    emit(at, Observation::SocketConnect(SocketConnect { client, class, path, errno }));
+                }
+            }
             Event::Listen(record) => emit(
                 at,
                 Observation::Listener(Listener {
@@ -79,6 +94,11 @@ impl Enricher {
             Event::CniExec(record) if !self.is_host(record.task.netns) => {}
             Event::ProcessExec(record) if !self.is_host(record.task.netns) => {}
             Event::CniExec(record) => {
+                let mut record = *record;
+                if text(&record.command).is_empty() {
+                    environ::fill(&mut record);
+                }
+                let record = &record;
                 let parent = self.clients.name_of(record.task.ppid);
                 if let Some(start) = self.cni.started(record, parent) {
                     emit(at, Observation::CniStart(start));

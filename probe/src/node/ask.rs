@@ -6,15 +6,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Mono, Route};
+use probe_engine::{Answer, Mono, Route};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::routes;
+use super::{routes, tls};
 use crate::clock;
 use crate::settings::Settings;
+
+/// The API addresses, each with the name that clients use for it when that is not the address.
+pub(crate) type Targets = BTreeMap<SocketAddr, Option<String>>;
+
+/// Between two questions that go on to `/readyz` when the last was answered well, ± 20 %: a handshake costs
+/// the server about a millisecond, and there are many nodes.
+const READY_EVERY: Duration = Duration::from_mins(5);
+/// The same when it was not, or when a client failed.
+const READY_AGAIN: Duration = Duration::from_secs(10);
 
 /// One question and its answer.
 #[derive(Clone, Debug)]
@@ -31,47 +40,65 @@ pub(crate) struct Asked {
     pub(crate) neighbour_failed: bool,
     /// How the kernel would get there.
     pub(crate) route: Route,
+    /// What the server said, when it was asked for more than a connection.
+    pub(crate) answer: Option<Answer>,
+}
+
+/// When an address is asked next.
+#[derive(Clone, Debug)]
+struct Due {
+    name: Option<String>,
+    /// `None` while it is being asked.
+    at: Option<Instant>,
+    /// When it is asked for `/readyz` at the earliest.
+    ready_at: Instant,
 }
 
 /// Asks each target now and then, and at once when woken; at most one question to each at a time.
 pub(crate) async fn run(
     settings: Arc<Settings>,
-    mut targets: watch::Receiver<Vec<SocketAddr>>,
+    mut targets: watch::Receiver<Targets>,
     mut wake: mpsc::Receiver<SocketAddr>,
     done: mpsc::Sender<Asked>,
 ) {
-    // When each is asked next; `None` while it is being asked.
-    let mut due: BTreeMap<SocketAddr, Option<Instant>> = BTreeMap::new();
+    let mut due: BTreeMap<SocketAddr, Due> = BTreeMap::new();
     let mut asking = JoinSet::new();
     loop {
         let now = Instant::now();
-        for (addr, at) in &mut due {
-            if at.is_some_and(|at| at <= now) {
-                *at = None;
-                asking.spawn(ask(*addr, settings.ask_timeout));
+        for (addr, due) in &mut due {
+            if due.at.is_some_and(|at| at <= now) {
+                due.at = None;
+                let ready = due.ready_at <= now;
+                asking.spawn(ask(*addr, due.name.clone(), ready, settings.ask_timeout));
             }
         }
-        let next = due.values().flatten().min().copied();
+        let next = due.values().filter_map(|due| due.at).min();
         tokio::select! {
             changed = targets.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let wanted = targets.borrow_and_update().clone();
-                due.retain(|addr, _| wanted.contains(addr));
-                for addr in wanted {
-                    due.entry(addr).or_insert(Some(now));
+                due.retain(|addr, _| wanted.contains_key(addr));
+                for (addr, name) in wanted {
+                    due.entry(addr).or_insert(Due { name, at: Some(now), ready_at: now });
                 }
             }
             Some(addr) = wake.recv() => {
-                if let Some(at @ Some(_)) = due.get_mut(&addr) {
-                    *at = Some(now);
+                if let Some(due) = due.get_mut(&addr) {
+                    due.ready_at = due.ready_at.min(now + READY_AGAIN);
+                    due.at = due.at.map(|_| now);
                 }
             }
             Some(Ok(asked)) = asking.join_next() => {
-                let every = if asked.result.is_ok() { settings.ask_every } else { settings.ask_again };
-                if let Some(at) = due.get_mut(&asked.to) {
-                    *at = Some(Instant::now() + jitter(every));
+                if let Some(due) = due.get_mut(&asked.to) {
+                    let now = Instant::now();
+                    let every = if asked.result.is_ok() { settings.ask_every } else { settings.ask_again };
+                    due.at = Some(now + jitter(every));
+                    if let Some(answer) = &asked.answer {
+                        let well = answer.status.is_some_and(|status| status < 500);
+                        due.ready_at = now + jitter(if well { READY_EVERY } else { READY_AGAIN });
+                    }
                 }
                 if done.send(asked).await.is_err() {
                     return;
@@ -89,18 +116,26 @@ async fn sleep_until(next: Option<Instant>) {
     }
 }
 
-async fn ask(to: SocketAddr, patience: Duration) -> Asked {
+/// Connects; when that works and `ready` is wanted, asks on.
+async fn ask(to: SocketAddr, name: Option<String>, ready: bool, patience: Duration) -> Asked {
     let started = clock::now();
     let answer = tokio::time::timeout(patience, TcpStream::connect(to)).await;
     let at = clock::now();
-    let result = match answer {
+    let result = match &answer {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(errno(&error)),
+        Ok(Err(error)) => Err(errno(error)),
         Err(_) => Err(0),
     };
     let route = routes::lookup(to.ip()).await;
     let neighbour_failed = result.is_err() && route.errno == 0 && routes::neighbour_failed(to.ip()).await;
-    Asked { at, to, took_ns: at.since(started), result, neighbour_failed, route }
+    let answer = match answer {
+        Ok(Ok(stream)) if ready => {
+            let asked = tokio::time::timeout(patience, tls::ask(stream, to, name.as_deref())).await;
+            Some(asked.unwrap_or_else(|_| tls::silent(to)))
+        }
+        _ => None,
+    };
+    Asked { at, to, took_ns: at.since(started), result, neighbour_failed, route, answer }
 }
 
 fn errno(error: &io::Error) -> u32 {

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
+use probe_common::COMM_LEN;
 use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation};
 
-use super::{cni_parse, file};
+use super::{cni_parse, file, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -58,6 +59,19 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
         .collect();
     config.missing_plugins = missing;
     config
+}
+
+/// Names of the plugins that are installed, as the kernel cuts them: for kernels where a plugin can only be
+/// known by its name.
+pub(crate) fn plugin_names(settings: &Settings) -> Vec<[u8; COMM_LEN]> {
+    let dirs = settings.cni_bin_dirs.iter().filter_map(|dir| fs::read_dir(settings.on_host(dir)).ok());
+    let names: BTreeSet<_> = dirs
+        .flatten()
+        .flatten()
+        .filter(|entry| is_executable(&entry.path()))
+        .map(|entry| processes::comm(entry.file_name().as_bytes()))
+        .collect();
+    names.into_iter().collect()
 }
 
 /// File names in the order in which runtimes read them.

@@ -1,8 +1,10 @@
 //! The node without eBPF: its files, sockets, links, routes and processes, read and watched.
 
 pub(crate) mod ask;
+mod certificate;
 pub(crate) mod cni_config;
 mod cni_parse;
+pub(crate) mod connections;
 mod file;
 pub(crate) mod links;
 pub(crate) mod namespaces;
@@ -11,3 +13,4 @@ pub(crate) mod role;
 pub(crate) mod routes;
 pub(crate) mod sockets;
 pub(crate) mod targets;
+mod tls;

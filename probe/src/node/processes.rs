@@ -78,14 +78,16 @@ pub(crate) const fn client_role(class: ProcessClass) -> ClientRole {
 
 /// The names of the table as the kernel cuts them, for its watch list.
 pub(crate) fn watch_names() -> Vec<[u8; COMM_LEN]> {
-    let cut = |name: &str| {
-        let mut comm = [0; COMM_LEN];
-        let length = name.len().min(COMM_LEN - 1);
-        comm[..length].copy_from_slice(&name.as_bytes()[..length]);
-        comm
-    };
-    let names: BTreeSet<_> = CLASSES.iter().map(|(name, _)| cut(name)).collect();
+    let names: BTreeSet<_> = CLASSES.iter().map(|(name, _)| comm(name.as_bytes())).collect();
     names.into_iter().collect()
+}
+
+/// The kernel's own name of a process that executes a file of this name.
+pub(crate) fn comm(name: &[u8]) -> [u8; COMM_LEN] {
+    let mut comm = [0; COMM_LEN];
+    let length = name.len().min(COMM_LEN - 1);
+    comm[..length].copy_from_slice(&name[..length]);
+    comm
 }
 
 /// Processes of the table that run now, in this process' own network namespace: pods of the host's network

@@ -40,7 +40,7 @@ pub(crate) fn find(settings: &Settings) -> Targets {
     let mut found = Targets::default();
     for named in &settings.apiservers {
         let kind = named.kind.unwrap_or_else(|| guess(settings, named.addr));
-        found.add(named.addr, kind, "--apiserver");
+        found.add(named.addr, kind, "--apiserver", None);
     }
     if !settings.only_named {
         let paths = match &settings.kubeconfig {
@@ -51,7 +51,7 @@ pub(crate) fn find(settings: &Settings) -> Targets {
             found.kubeconfig(settings, &path, false);
         }
         if let Some(addr) = service_in_environment() {
-            found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST");
+            found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST", None);
         }
         for name in CNI_KUBECONFIGS {
             found.kubeconfig(settings, &settings.cni_conf_dir.join(name), true);
@@ -64,9 +64,9 @@ pub(crate) fn find(settings: &Settings) -> Targets {
 }
 
 impl Targets {
-    fn add(&mut self, addr: SocketAddr, kind: TargetKind, source: &str) {
+    fn add(&mut self, addr: SocketAddr, kind: TargetKind, source: &str, name: Option<String>) {
         if !self.targets.iter().any(|known| known.addr == addr) {
-            self.targets.push(ApiTarget { addr, kind, source: source.to_owned() });
+            self.targets.push(ApiTarget { addr, kind, source: source.to_owned(), name });
         }
     }
 
@@ -88,7 +88,7 @@ impl Targets {
                 Some(addr) => {
                     // A plugin's kubeconfig mostly names the Service.
                     let kind = if of_cni { guess(settings, addr) } else { kind_of(settings, addr) };
-                    self.add(addr, kind, &shown);
+                    self.add(addr, kind, &shown, name_in(&server));
                 }
                 None => self.gap(format!(
                     "the server {:?} in {shown} is not in /etc/hosts; name its address with --apiserver",
@@ -97,6 +97,14 @@ impl Targets {
             }
         }
     }
+}
+
+/// The host name in a URL; `None` for an address.
+fn name_in(server: &str) -> Option<String> {
+    let authority = server.strip_prefix("https://").unwrap_or(server).split('/').next()?;
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let is_address = authority.starts_with('[') || host.parse::<IpAddr>().is_ok();
+    (!is_address).then(|| clean(host.as_bytes(), 253))
 }
 
 fn servers(kubeconfig: &Value) -> Vec<String> {

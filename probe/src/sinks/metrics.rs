@@ -18,7 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::Sink;
-use crate::bpf::{HookState, HookStatus};
+use crate::bpf::HookStatus;
 
 /// Label sets are closed: every value is a name from our own tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -279,12 +279,12 @@ impl Metrics {
 impl Sink for Metrics {
     fn hooks(&mut self, hooks: &[HookStatus]) {
         for status in hooks {
-            let attached = i64::from(status.state == HookState::Attached);
+            let attached = i64::from(status.attached());
             self.attached.get_or_create(&HookLabels { hook: status.hook.name() }).set(attached);
             self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
         }
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        ready.hooks = hooks.iter().any(|status| status.state == HookState::Attached);
+        ready.hooks = hooks.iter().any(HookStatus::attached);
     }
 
     fn observation(&mut self, _at: Mono, observation: &Observation) {
@@ -373,6 +373,9 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::ApiTarget(_) => "api_target",
         Observation::ApiTargetGone { .. } => "api_target_gone",
         Observation::Connect(_) => "connect",
+        Observation::Answer(_) => "answer",
+        Observation::Connection(_) => "connection",
+        Observation::SocketConnect(_) => "socket_connect",
         Observation::Listener(_) => "listener",
         Observation::Route(_) => "route",
         Observation::CniConfig(_) => "cni_config",

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anstyle::Style;
 use probe_engine::{
-    ClientRole, CniEnd, Connect, Effect, Finding, Mono, Observation, Outcome, Pod, Process, ProcessEvent,
-    Report, Status,
+    Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome, Pod,
+    Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, socket_errno,
 };
 
 use super::Sink;
@@ -56,11 +56,15 @@ impl Filter {
 
 fn topic(observation: &Observation) -> Option<Topic> {
     Some(match observation {
-        Observation::Connect(_) | Observation::Listener(_) | Observation::ApiTarget(_) => Topic::Api,
+        Observation::Answer(_)
+        | Observation::Connect(_)
+        | Observation::Connection(_)
+        | Observation::Listener(_)
+        | Observation::ApiTarget(_) => Topic::Api,
         Observation::CniConfig(_) | Observation::CniStart(_) | Observation::CniEnd(_) => Topic::Cni,
         Observation::Netns(_) => Topic::Netns,
         Observation::Link(_) => Topic::Link,
-        Observation::Process(_) => Topic::Process,
+        Observation::Process(_) | Observation::SocketConnect(_) => Topic::Process,
         _ => return None,
     })
 }
@@ -136,7 +140,9 @@ impl<W: Write> Timeline<W> {
             FAINT
         };
         let elsewhere = if connect.host_netns { "" } else { " (in a pod)" };
-        let what = format!("{}[{}]{elsewhere} → {}", connect.client.name, connect.client.pid, connect.to);
+        let via = connect.via.map(|via| format!(" (sent to {via})")).unwrap_or_default();
+        let what =
+            format!("{}[{}]{elsewhere} → {}{via}", connect.client.name, connect.client.pid, connect.to);
         let syn = match connect.end.retransmits {
             0 => String::new(),
             again => format!(", {} SYN", again + 1),
@@ -144,6 +150,39 @@ impl<W: Write> Timeline<W> {
         let from = connect.end.icmp.and_then(|icmp| icmp.from).map(|from| format!(", ICMP from {from}"));
         let end = format!("{}{syn}{}  {}", outcome.words(), from.unwrap_or_default(), took(connect.took_ns));
         self.line(at, "api", &what, style, &end);
+    }
+
+    fn answer(&mut self, at: Mono, answer: &Answer) {
+        let (style, how) = match (&answer.tls, answer.status) {
+            (Some(TlsFailure::Closed), _) => (BAD, "ends the connection before an answer".to_owned()),
+            (Some(TlsFailure::Silent), _) => (BAD, "is silent after the handshake of TCP".to_owned()),
+            (Some(TlsFailure::Alert { alert }), _) => (BAD, format!("TLS alert {alert}")),
+            (Some(TlsFailure::Other { why }), _) => (BAD, format!("TLS: {why}")),
+            (None, Some(status @ 500..)) => (BAD, format!("/readyz {status} {}", answer.failing.join(", "))),
+            (None, status) => (GOOD, format!("/readyz {}", status.unwrap_or(0))),
+        };
+        self.line(at, "api", &format!("asked {}", answer.to), style, &how);
+    }
+
+    /// Only what is worth a line: an end without an answer, and silence.
+    fn connection(&mut self, at: Mono, connection: &Connection) {
+        let Some(outcome) = Outcome::of_connection(connection).filter(|outcome| outcome.is_failure()) else {
+            return;
+        };
+        let elsewhere = if connection.host_netns { "" } else { " (in a pod)" };
+        let client = &connection.client;
+        let what = format!("{}[{}]{elsewhere} → {}", client.name, client.pid, connection.to);
+        let bytes = format!("{} bytes out, {} in", connection.acked, connection.received);
+        let age = connection.age_ns.max(connection.unacked_ns);
+        self.line(at, "api", &what, BAD, &format!("{}, {bytes}  {}", outcome.words(), took(age)));
+    }
+
+    fn socket(&mut self, at: Mono, connect: &SocketConnect) {
+        // What works is too much to read: runtimes and their clients talk all the time.
+        if connect.errno != 0 {
+            let what = format!("{}[{}] → {}", connect.client.name, connect.client.pid, connect.path);
+            self.line(at, "socket", &what, BAD, &socket_errno(connect.errno));
+        }
     }
 
     fn cni(&mut self, at: Mono, end: &CniEnd) {
@@ -168,7 +207,10 @@ impl<W: Write> Timeline<W> {
             // DEL fails in ordinary clean-up.
             (false, _) => UNSURE,
         };
-        self.line(at, "cni", &what, style, &format!("{how}  {}", took(end.took_ns)));
+        let refused = end.sockets.iter().find(|socket| socket.errno != 0 && !end.exit.success());
+        let socket = refused.map(|socket| format!("; {} {}", socket.path, socket_errno(socket.errno)));
+        let socket = socket.unwrap_or_default();
+        self.line(at, "cni", &what, style, &format!("{how}{socket}  {}", took(end.took_ns)));
     }
 
     fn process(&mut self, at: Mono, process: &Process) {
@@ -241,6 +283,9 @@ impl<W: Write> Sink for Timeline<W> {
         match observation {
             Observation::SnapshotDone => self.ready = true,
             Observation::Connect(connect) => self.connect(at, connect),
+            Observation::Answer(answer) => self.answer(at, answer),
+            Observation::Connection(connection) => self.connection(at, connection),
+            Observation::SocketConnect(connect) => self.socket(at, connect),
             Observation::CniEnd(end) => self.cni(at, end),
             Observation::Process(process) => self.process(at, process),
             Observation::ApiTarget(target) => {

@@ -3,14 +3,15 @@
 //! Everything that is made here has a name that starts with `nrlab-`, is removed when it is dropped, and is
 //! swept away by the next run when its maker was killed. All of it needs root, and says so.
 
+mod cgroup;
 mod cni;
-mod deny;
 mod netns;
 mod node;
 mod probe;
+pub mod tls;
 
+pub use cgroup::Cgroup;
 pub use cni::Sandbox;
-pub use deny::Denied;
 pub use netns::Namespace;
 pub use node::{API, Client, Dial, Node, Server};
-pub use probe::{Check, Trace, Verdict, now_ns, probe_binary};
+pub use probe::{Check, Trace, Verdict, now_ns, patience, probe_binary};

@@ -110,14 +110,20 @@ impl Node {
         Server::start(&self.peer, API, &[])
     }
 
-    /// A client on this node, whose executable has this name.
-    pub fn client(&self, name: &str, dial: &Dial<'_>) -> Result<Client> {
+    /// The helper under another name, among the plugins.
+    pub fn helper_as(&self, name: &str) -> Result<PathBuf> {
         let path = self.path("bin").join(name);
         if !path.exists() {
-            std::fs::copy(helper()?, &path).with_context(|| format!("make the client {}", path.display()))?;
+            std::fs::copy(helper()?, &path).with_context(|| format!("make {}", path.display()))?;
         }
-        let mut command = self.netns.command(&path)?;
-        command.arg("dial").arg(dial.to).args(dial.flags).stdout(Stdio::piped());
+        Ok(path)
+    }
+
+    /// A client on this node, whose executable has this name.
+    pub fn client(&self, name: &str, dial: &Dial<'_>) -> Result<Client> {
+        let verb = if dial.to.starts_with('/') { "unix" } else { "dial" };
+        let mut command = self.netns.command(self.helper_as(name)?)?;
+        command.arg(verb).arg(dial.to).args(dial.flags).stdout(Stdio::piped());
         let mut child = spawn(&mut command)?;
         let lines = BufReader::new(child.stdout.take().context("the client has an output")?).lines();
         Ok(Client { child, lines })
@@ -127,9 +133,9 @@ impl Node {
 /// What a client does.
 #[derive(Clone, Copy, Debug)]
 pub struct Dial<'a> {
-    /// Address and port.
+    /// Address and port, or the path of a Unix socket.
     pub to: &'a str,
-    /// Flags of the helper: `--go`, `--give-up MS`, `--count N`, `--every MS`, `--cgroup DIR`.
+    /// Flags of the helper: `--go`, `--give-up MS`, `--count N`, `--every MS`, `--cgroup DIR`, `--talk MS`.
     pub flags: &'a [&'a str],
 }
 
@@ -159,7 +165,7 @@ impl Drop for Client {
     }
 }
 
-/// A server that accepts and closes; ended, and with it its socket, when dropped.
+/// A server; ended, and with it its socket, when dropped.
 #[derive(Debug)]
 pub struct Server {
     child: Child,

@@ -29,6 +29,12 @@ pub fn now_ns() -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
+/// How much slower than a machine of its own this one is: `NETREADY_PATIENCE`, 1 when it is not set. Only
+/// deadlines are stretched by it.
+pub fn patience() -> u32 {
+    std::env::var("NETREADY_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
 /// `probe ARGS` on `node`, pointed at the node's directories.
 pub(crate) fn command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> {
     let mut command = node.netns.command(probe_binary()?)?;
@@ -115,7 +121,7 @@ impl Trace {
 
     /// Waits for a line.
     pub fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<(u64, Value)> {
-        self.wait(Duration::from_secs(20), what, wanted)
+        self.wait(Duration::from_secs(20) * patience(), what, wanted)
     }
 
     /// Waits for a line, so long.
@@ -154,6 +160,12 @@ impl Trace {
         let (arrived_ns, line) = self.wait_for(&format!("the verdict {reason}"), is_it)?;
         let at_ns = line["atNs"].as_u64().unwrap_or_default();
         Ok(Verdict { reason: reason.to_owned(), line, at_ns, arrived_ns })
+    }
+
+    /// Why a signal is not available here, when it is not: what the state at start said.
+    pub fn gap(&self, signal: &str) -> Option<&str> {
+        let gap = self.seen.iter().find(|line| line["kind"] == "gap" && line["signal"] == signal)?;
+        gap["why"].as_str()
     }
 
     /// Events that the kernel half lost, as far as it has told.

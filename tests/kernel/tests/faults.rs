@@ -1,7 +1,7 @@
 //! One fault each, for real, and the verdict that must follow. Needs root and the reference plugins.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Check, Denied, Dial, Node, Sandbox, Server, Trace};
+use kernel_tests::{API, Cgroup, Check, Dial, Node, Sandbox, Server, Trace};
 
 const SERVICE: &str = "10.96.0.1:443";
 const REJECT_SERVICE: &str = "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
@@ -142,7 +142,7 @@ fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
 #[test]
 fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
     let (node, _server) = healthy()?;
-    let denied = Denied::new()?;
+    let denied = Cgroup::that_denies()?;
     let dir = denied.dir().to_string_lossy().into_owned();
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;

@@ -16,9 +16,15 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .targets_in_order()
         .into_iter()
         .filter_map(|(addr, ledger)| {
-            let failure = ledger.failure.as_ref()?;
-            let (reason, words) = verdict(facts, addr, ledger, failure)?;
-            Some(Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since))
+            if let Some(failure) = ledger.failure.as_ref().or(ledger.broken.as_ref()) {
+                let (reason, words) = verdict(facts, addr, ledger, failure)?;
+                return Some(Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since));
+            }
+            let stalled = ledger.stalled.as_ref()?;
+            let words =
+                "acknowledges nothing any more on a connection that worked, and nobody opens a new one";
+            let message = format!("{addr} {words}");
+            Some(Fault::new(Reason::APIConnectionStalled, addr.to_string(), message, stalled.since))
         })
         .collect()
 }
@@ -47,7 +53,10 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
         Outcome::Reset => {
             (Reason::APIServerReset, "accepts the connection and resets it before an answer".to_string())
         }
-        Outcome::Stalled => (Reason::APITLSStalled, "accepts the connection and sends nothing".to_string()),
+        Outcome::Stalled => (
+            Reason::APITLSStalled,
+            "accepts the connection, takes the client's bytes and sends nothing".to_string(),
+        ),
         Outcome::Ok | Outcome::Cancelled | Outcome::Denied => return None,
     })
 }

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Fault, depth};
-use crate::evidence::{Facts, PluginFailure};
+use crate::evidence::{Facts, PluginFailure, socket_errno};
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
@@ -27,7 +27,9 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     let said =
         failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
     let lower = said.to_lowercase();
-    let (reason, subject) = if EXHAUSTED.iter().any(|text| lower.contains(text)) {
+    let (reason, subject) = if let Some(socket) = &failure.socket {
+        (Reason::CNIAgentNotReady, agent_of(&socket.path))
+    } else if EXHAUSTED.iter().any(|text| lower.contains(text)) {
         (Reason::IPAMExhausted, failure.speaker.as_str())
     } else {
         (Reason::CNIPluginFailed, plugin)
@@ -41,7 +43,29 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     }
 }
 
+/// Who answers on a socket: every CNI that talks to an agent has its own. A new one is one row; the path
+/// itself says enough for the others.
+const AGENTS: &[(&str, &str)] = &[
+    ("/cilium.sock", "cilium-agent"),
+    ("/kube-ovn-daemon.sock", "kube-ovn-cni"),
+    ("/multus.sock", "multus-daemon"),
+    ("/ovn-cni-server.sock", "ovnkube-node"),
+    ("/ipamd.sock", "aws-node"),
+    ("/cni.sock", "antrea-agent"),
+];
+
+fn agent_of(path: &str) -> &str {
+    AGENTS.iter().find(|(end, _)| path.ends_with(end)).map_or(path, |(_, agent)| *agent)
+}
+
 fn words(plugin: &str, failure: &PluginFailure) -> String {
+    if let Some(socket) = &failure.socket {
+        return format!(
+            "plugin {plugin} failed because its agent's socket {} {}",
+            socket.path,
+            socket_errno(socket.errno)
+        );
+    }
     let through =
         if failure.speaker == plugin { String::new() } else { format!(" (through {})", failure.speaker) };
     match (&failure.error, failure.signal) {

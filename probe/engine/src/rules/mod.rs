@@ -1,5 +1,6 @@
 //! One rule per file: from facts to faults. A rule is a pure function; it knows no other rule.
 
+mod api_answer;
 mod api_connect;
 mod api_denied;
 mod api_listener;
@@ -8,6 +9,7 @@ mod cni_binary;
 mod cni_config;
 mod cni_plugin;
 mod control_plane;
+mod runtime;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -34,6 +36,7 @@ pub(crate) struct Fault {
 /// Depths, in the order of the contract: API path → runtime → configuration → plugin → datapath.
 mod depth {
     pub(super) const API: u8 = 0;
+    pub(super) const RUNTIME: u8 = 1;
     pub(super) const CONFIGURATION: u8 = 2;
     pub(super) const PLUGIN: u8 = 3;
 }
@@ -82,6 +85,8 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         api_denied::judge,
         api_route::judge,
         api_connect::judge,
+        api_answer::judge,
+        runtime::judge,
         cni_config::judge,
         cni_binary::judge,
         cni_plugin::judge,

@@ -1,14 +1,24 @@
-//! A client and a server for the laboratory; copied under the names of the programs they play.
+//! Clients, servers and plugins of the laboratory; copied under the names of the programs they play.
 //!
-//! `lab-helper serve ADDR [--mptcp]` prints `listening`, then accepts and closes.
-//! `lab-helper dial ADDR [--go] [--give-up MS] [--count N] [--every MS] [--cgroup DIR]` prints an errno for
-//! each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
+//! - `lab-helper serve ADDR [--mptcp] [--status N] [--expired | --silent | --answer | --close | --reset]` prints
+//!   `listening`, then plays an API server; or reads and never answers; or answers what it reads; or closes, or
+//!   resets, without a word.
+//! - `lab-helper dial ADDR [--go] [--give-up MS] [--count N] [--every MS] [--cgroup DIR] [--talk MS]` prints an
+//!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
+//!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
+//!   stays on one connection and does so again and again.
+//! - `lab-helper unix PATH [--count N] [--every MS]` connects to a Unix socket, with the same answers.
+//! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
+//!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true.
 
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use kernel_tests::tls::{self, Health};
 
 /// `IPPROTO_MPTCP`, include/uapi/linux/in.h.
 const IPPROTO_MPTCP: i32 = 262;
@@ -17,9 +27,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        [_, "serve", on, flags @ ..] => serve(on, flags.contains(&"--mptcp")),
+        _ if std::env::var_os("CNI_COMMAND").is_some() => plugin(),
+        [_, "serve", on, flags @ ..] => serve(on, flags),
         [_, "dial", to, flags @ ..] => dial(to, flags),
-        _ => Err(io::Error::other("usage: serve ADDR | dial ADDR")),
+        [_, "unix", path, flags @ ..] => unix(path, flags),
+        _ => Err(io::Error::other("usage: serve ADDR | dial ADDR | unix PATH")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,20 +42,90 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(on: &str, mptcp: bool) -> io::Result<()> {
+fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
+    let has = |flag| flags.contains(&flag);
     let addr: SocketAddr = on.parse().map_err(io::Error::other)?;
-    let listener = if mptcp { listen_mptcp(addr)? } else { TcpListener::bind(addr)? };
+    let listener = if has("--mptcp") { listen_mptcp(addr)? } else { TcpListener::bind(addr)? };
+    let status = number(flags, "--status").and_then(|status| status.try_into().ok()).unwrap_or(200);
+    let health = Health { status, expired: has("--expired") };
+    let config = tls::config(addr.ip(), health).map_err(io::Error::other)?;
+    let (silent, echo, close, reset) = (has("--silent"), has("--answer"), has("--close"), has("--reset"));
     writeln!(io::stdout(), "listening")?;
     loop {
-        drop(listener.accept()?);
+        let (mut connection, _) = listener.accept()?;
+        if reset {
+            // What it does not read makes the end a reset.
+            let mut first = [0; 1];
+            let _ = connection.read(&mut first);
+        }
+        if close || reset {
+            continue;
+        }
+        let config = config.clone();
+        std::thread::spawn(move || -> anyhow::Result<()> {
+            if silent {
+                io::copy(&mut connection, &mut io::sink())?;
+            } else if echo {
+                let mut heard = [0; 64];
+                while let size @ 1.. = connection.read(&mut heard)? {
+                    connection.write_all(&heard[..size])?;
+                }
+            } else {
+                tls::answer(connection, config, health)?;
+            }
+            Ok(())
+        });
     }
 }
 
-/// As Go's listeners do since 1.24.
+/// A plugin that asks an agent.
+fn plugin() -> io::Result<()> {
+    let mut config = String::new();
+    io::stdin().read_to_string(&mut config)?;
+    let config: serde_json::Value = serde_json::from_str(&config)?;
+    let answer = config["socket"].as_str().map_or(Ok(()), |path| UnixStream::connect(path).map(drop));
+    let words = match &answer {
+        Ok(()) => r#"{"cniVersion":"0.4.0","interfaces":[]}"#.to_owned(),
+        Err(error) => format!(r#"{{"code":11,"msg":"RPC failed: {error}"}}"#),
+    };
+    if config["writev"] == true {
+        let (head, tail) = words.as_bytes().split_at(9);
+        let written = io::stdout().write_vectored(&[IoSlice::new(head), IoSlice::new(tail)])?;
+        io::stdout().write_all(&words.as_bytes()[written..])?;
+    } else {
+        io::stdout().write_all(words.as_bytes())?;
+    }
+    io::stdout().flush()?;
+    if answer.is_err() {
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn unix(path: &str, flags: &[&str]) -> io::Result<()> {
+    for _ in 0..number(flags, "--count").unwrap_or(u64::MAX) {
+        let errno = UnixStream::connect(path).map_or_else(|error| error.raw_os_error().unwrap_or(-1), |_| 0);
+        writeln!(io::stdout(), "{errno}")?;
+        std::thread::sleep(Duration::from_millis(number(flags, "--every").unwrap_or(100)));
+    }
+    Ok(())
+}
+
+fn value<'a>(flags: &[&'a str], name: &str) -> Option<&'a str> {
+    flags.iter().position(|flag| *flag == name).and_then(|at| flags.get(at + 1)).copied()
+}
+
+fn number(flags: &[&str], name: &str) -> Option<u64> {
+    value(flags, name)?.parse().ok()
+}
+
+/// As Go's listeners do since 1.24: by plain TCP where the kernel has no MPTCP.
 fn listen_mptcp(addr: SocketAddr) -> io::Result<TcpListener> {
     // SAFETY: no memory is involved.
-    let fd =
-        check(unsafe { libc::socket(family(addr), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, IPPROTO_MPTCP) })?;
+    let fd = unsafe { libc::socket(family(addr), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, IPPROTO_MPTCP) };
+    if fd < 0 {
+        return TcpListener::bind(addr);
+    }
     // SAFETY: socket(2) has just answered with this new descriptor.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let (name, length) = sockaddr(addr);
@@ -56,15 +138,14 @@ fn listen_mptcp(addr: SocketAddr) -> io::Result<TcpListener> {
 
 fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
     let addr: SocketAddr = to.parse().map_err(io::Error::other)?;
-    let value =
-        |name: &str| flags.iter().position(|flag| *flag == name).and_then(|at| flags.get(at + 1)).copied();
-    let number = |name: &str| value(name).and_then(|text| text.parse::<u64>().ok());
-    if let Some(dir) = value("--cgroup") {
+    if let Some(dir) = value(flags, "--cgroup") {
         std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string())?;
     }
-    let every = Duration::from_millis(number("--every").unwrap_or(100));
-    for _ in 0..number("--count").unwrap_or(u64::MAX) {
-        let errno = match number("--give-up") {
+    let every = Duration::from_millis(number(flags, "--every").unwrap_or(100));
+    for _ in 0..number(flags, "--count").unwrap_or(u64::MAX) {
+        let errno = match number(flags, "--give-up") {
+            _ if flags.contains(&"--pause") => return chat(addr, number(flags, "--pause").unwrap_or(1000)),
+            _ if flags.contains(&"--talk") => talk(addr, number(flags, "--talk").unwrap_or(1000)),
             Some(ms) => give_up(addr, ms)?,
             None if flags.contains(&"--go") => non_blocking(addr, 30_000)?,
             None => match TcpStream::connect(addr) {
@@ -78,6 +159,30 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says something again and again on one connection; one answer a line.
+fn chat(addr: SocketAddr, pause_ms: u64) -> io::Result<()> {
+    let mut connection = TcpStream::connect(addr)?;
+    loop {
+        connection.write_all(b"hello")?;
+        let mut answer = [0; 5];
+        connection.read_exact(&mut answer)?;
+        writeln!(io::stdout(), "0")?;
+        std::thread::sleep(Duration::from_millis(pause_ms));
+    }
+}
+
+/// Says something and waits for an answer.
+fn talk(addr: SocketAddr, ms: u64) -> i32 {
+    let answered = || -> io::Result<i32> {
+        let mut connection = TcpStream::connect(addr)?;
+        connection.set_read_timeout(Some(Duration::from_millis(ms)))?;
+        connection.write_all(b"hello")?;
+        let mut answer = [0; 5];
+        Ok(if connection.read(&mut answer)? > 0 { 0 } else { libc::ECONNRESET })
+    };
+    answered().unwrap_or_else(|error| error.raw_os_error().unwrap_or(-1))
 }
 
 fn give_up(addr: SocketAddr, ms: u64) -> io::Result<i32> {

@@ -1,8 +1,11 @@
-//! A cgroup whose processes may not connect: a real eBPF program that says no.
+//! A cgroup with a real eBPF program at connect(2): one that says no, or one that sends on to another address
+//! as Service implementations do.
 
 use std::fs::File;
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 
@@ -13,6 +16,25 @@ const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 /// `r0 = 0; exit`: connect(2) answers EPERM.
 const DENY: [u64; 2] = [0xb7, 0x95];
+
+/// `*(u32 *)(r1 + 4) = ip; *(u32 *)(r1 + 24) = port; r0 = 1; exit`: `user_ip4` and `user_port` of
+/// `struct bpf_sock_addr`, both in network byte order.
+fn rewrite(to: SocketAddrV4) -> [u64; 6] {
+    // An instruction: opcode, registers (destination in the low half), offset, constant.
+    let insn = |code: u64, registers: u64, offset: u64, constant: u32| {
+        code | registers << 8 | offset << 16 | u64::from(constant) << 32
+    };
+    let ip = u32::from_ne_bytes(to.ip().octets());
+    let port = u32::from(to.port().to_be());
+    [
+        insn(0xb4, 2, 0, ip),
+        insn(0x63, 0x21, 4, 0),
+        insn(0xb4, 2, 0, port),
+        insn(0x63, 0x21, 24, 0),
+        insn(0xb7, 0, 0, 1),
+        insn(0x95, 0, 0, 0),
+    ]
+}
 
 /// First part of `union bpf_attr` for `BPF_PROG_LOAD`, up to `expected_attach_type`.
 #[repr(C)]
@@ -44,38 +66,51 @@ struct Attach {
 
 /// The cgroup; removed when dropped, when its processes have ended.
 #[derive(Debug)]
-pub struct Denied {
+pub struct Cgroup {
     dir: PathBuf,
 }
 
-impl Denied {
+impl Cgroup {
+    /// One whose processes may not connect.
+    pub fn that_denies() -> Result<Self> {
+        Self::with(&DENY)
+    }
+
+    /// One whose processes reach `to` whatever they ask for.
+    pub fn that_rewrites(to: SocketAddrV4) -> Result<Self> {
+        Self::with(&rewrite(to))
+    }
+
     /// Makes the cgroup under the host's cgroup2 root and attaches the program.
-    pub fn new() -> Result<Self> {
+    fn with(program: &[u64]) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = cgroup2().context("find a cgroup2 mount")?;
-        let dir = root.join(format!("nrlab-{}", std::process::id()));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = root.join(format!("nrlab-{}-{number}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
-        let denied = Self { dir };
+        let made = Self { dir };
+        unlock_memory();
         let license = c"GPL";
         let load = Load {
             prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
-            insn_cnt: 2,
-            insns: DENY.as_ptr() as u64,
+            insn_cnt: u32::try_from(program.len())?,
+            insns: program.as_ptr() as u64,
             license: license.as_ptr() as u64,
             expected_attach_type: BPF_CGROUP_INET4_CONNECT,
             ..Load::default()
         };
-        let program = bpf(BPF_PROG_LOAD, &load).context("load the program that denies")?;
+        let program = bpf(BPF_PROG_LOAD, &load).context("load the program of a cgroup")?;
         // SAFETY: bpf(2) has just answered with this new descriptor.
         let program = unsafe { OwnedFd::from_raw_fd(program) };
-        let cgroup = File::open(&denied.dir)?;
+        let cgroup = File::open(&made.dir)?;
         let attach = Attach {
             target_fd: cgroup.as_raw_fd().unsigned_abs(),
             bpf_fd: program.as_raw_fd().unsigned_abs(),
             kind: BPF_CGROUP_INET4_CONNECT,
             ..Attach::default()
         };
-        bpf(BPF_PROG_ATTACH, &attach).context("attach the program that denies")?;
-        Ok(denied)
+        bpf(BPF_PROG_ATTACH, &attach).context("attach the program of a cgroup")?;
+        Ok(made)
     }
 
     /// Where a process enters it.
@@ -84,10 +119,17 @@ impl Denied {
     }
 }
 
-impl Drop for Denied {
+impl Drop for Cgroup {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir(&self.dir);
     }
+}
+
+/// Before 5.11 the kernel counts eBPF programs against the limit of locked memory.
+fn unlock_memory() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is live.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> Result<i32> {

@@ -1,0 +1,19 @@
+//! The container runtime does not serve CRI.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::{Fault, depth};
+use crate::evidence::{Facts, socket_errno};
+use crate::reason::Reason;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let down = facts.runtime_down.iter();
+    down.map(|failure| {
+        let words = socket_errno(failure.errno);
+        let message = format!("the kubelet cannot reach the container runtime: {} {words}", failure.path);
+        Fault::new(Reason::RuntimeDown, failure.path.as_str(), message, failure.since)
+            .at_depth(depth::RUNTIME)
+    })
+    .collect()
+}

@@ -1,0 +1,191 @@
+//! What follows the handshake, and what no packet shows. Needs root.
+
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kernel_tests::{API, Cgroup, Dial, Node, Sandbox, Server, Trace, patience};
+use serde_json::{Value, json};
+
+fn node_with(server: &[&str]) -> Result<(Node, Server)> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let server = Server::start(&node.peer, API, server)?;
+    Ok((node, server))
+}
+
+fn of_the_node(line: &Value, kind: &str) -> bool {
+    line["kind"] == kind && line["host_netns"] == true
+}
+
+#[test]
+fn a_connection_that_is_closed_before_an_answer_is_a_reset_server() -> Result<()> {
+    for how in ["--close", "--reset"] {
+        let (node, server) = node_with(&[how])?;
+        let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+        let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &["--talk", "2000"] })?;
+        ensure!(kubelet.errno()? != 0, "the server answered");
+        let (_, line) = trace.wait_for("the connection", |line| of_the_node(line, "connection"))?;
+        ensure!(line["by_peer"] == true && line["received"] == 0 && line["role"] == "kubelet", "{line}");
+        trace.wait_for_verdict("APIServerReset")?;
+        // An answer ends it; a handshake alone would not.
+        drop(server);
+        let _server = node.serve_api()?;
+        trace.wait_for_verdict("NetworkReady")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_takes_bytes_and_stays_silent_is_told_from_one_that_does_not_answer() -> Result<()> {
+    let (node, _server) = node_with(&["--silent"])?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let flags = ["--talk", "60000", "--count", "1"];
+    let _kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
+    let is_it = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APITLSStalled";
+    trace.wait(Duration::from_secs(30) * patience(), "the verdict APITLSStalled", is_it)?;
+    let silent = trace.seen.iter().rfind(|line| of_the_node(line, "connection")).expect("it was told");
+    ensure!(silent["acked"] == 5 && silent["received"] == 0, "{silent}");
+    ensure!(silent["client"]["name"] == "kubelet", "{silent}");
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_worked_and_is_not_acknowledged_any_more_is_told() -> Result<()> {
+    let (node, _server) = node_with(&["--answer"])?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let flags = ["--talk", "60000", "--pause", "2000"];
+    let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
+    ensure!(kubelet.errno()? == 0);
+    node.peer.nft(
+        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
+         add rule ip lab in tcp dport 6443 drop",
+    )?;
+    let is_it =
+        |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APIConnectionStalled";
+    trace.wait(Duration::from_secs(45) * patience(), "the verdict APIConnectionStalled", is_it)?;
+    node.peer.nft("delete table ip lab")?;
+    trace.wait_for_verdict("NetworkReady")?;
+    Ok(())
+}
+
+/// A Service implementation in eBPF changes the address inside connect(2): both are kept, and the outcome is
+/// the asked address's.
+#[test]
+fn an_address_that_ebpf_rewrites_keeps_its_name() -> Result<()> {
+    let (node, _server) = node_with(&["--answer"])?;
+    let service = "10.96.0.1:443";
+    let named = format!("service={service}");
+    let mut trace = Trace::start(&node, &["--apiserver", &named, "--no-ask"])?;
+    let cgroup = Cgroup::that_rewrites(API.parse()?)?;
+    let dir = cgroup.dir().to_string_lossy().into_owned();
+    let mut agent =
+        node.client("cilium-agent", &Dial { to: service, flags: &["--cgroup", &dir, "--talk", "2000"] })?;
+    ensure!(agent.errno()? == 0);
+    let (_, line) = trace.wait_for("the connect", |line| of_the_node(line, "connect"))?;
+    let gap = trace.gap("tcp.connect.asked");
+    if gap.is_some() {
+        ensure!(line["to"] == API, "{line}");
+        return Ok(());
+    }
+    ensure!(line["to"] == service && line["via"] == API && line["outcome"] == "ok", "{line}");
+    ensure!(line["role"] == "cni_agent", "{line}");
+    trace.wait_for_verdict("NetworkReady")?;
+    Ok(())
+}
+
+#[test]
+fn a_plugin_whose_agent_does_not_answer_names_the_agent_and_why() -> Result<()> {
+    let (node, _server) = node_with(&["--answer"])?;
+    node.helper_as("kube-ovn")?;
+    let socket = node.dir().join("kube-ovn-daemon.sock");
+    let config = json!({"cniVersion": "0.4.0", "name": "ovn", "type": "kube-ovn", "socket": socket});
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    // Not there; there without anybody behind it; there with somebody.
+    for (errno, prepare) in [(libc::ENOENT, false), (libc::ECONNREFUSED, true)] {
+        if prepare {
+            drop(UnixListener::bind(&socket)?);
+        }
+        let output = Sandbox::new("web-1")?.run(&node, "ADD", &config)?;
+        ensure!(!output.status.success());
+        let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+        ensure!(end["sockets"][0]["errno"] == errno, "{end}");
+        ensure!(end["sockets"][0]["path"].as_str() == socket.to_str(), "{end}");
+        if trace.gap("cni.stdout").is_none() {
+            ensure!(end["error"]["code"] == 11, "{end}");
+        }
+    }
+    let verdict = trace.wait_for_verdict("CNIAgentNotReady")?;
+    ensure!(verdict.line["verdict"]["subject"] == "kube-ovn-cni", "{}", verdict.line);
+    std::fs::remove_file(&socket)?;
+    let _agent = UnixListener::bind(&socket)?;
+    ensure!(Sandbox::new("web-2")?.run(&node, "ADD", &config)?.status.success());
+    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+    ensure!(end["sockets"][0]["errno"] == 0 && end["exit"]["code"] == 0, "{end}");
+    Ok(())
+}
+
+/// C libraries flush with writev(2), and the answer may come in two pieces.
+#[test]
+fn an_answer_by_writev_is_read_whole() -> Result<()> {
+    let (node, _server) = node_with(&["--answer"])?;
+    node.helper_as("shell-plugin")?;
+    let config = json!({
+        "cniVersion": "0.4.0", "name": "w", "type": "shell-plugin", "socket": "/nowhere/x.sock", "writev": true
+    });
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    ensure!(!Sandbox::new("web-1")?.run(&node, "ADD", &config)?.status.success());
+    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+    if trace.gap("cni.stdout").is_some() || trace.gap("cni.stdout.writev").is_some() {
+        ensure!(end["exit"]["code"] == 1, "{end}");
+        return Ok(());
+    }
+    ensure!(end["error"]["code"] == 11, "{end}");
+    Ok(())
+}
+
+#[test]
+fn a_runtime_that_does_not_listen_is_told_by_the_kubelet_s_own_tries() -> Result<()> {
+    let (node, _server) = node_with(&["--answer"])?;
+    let socket = node.dir().join("containerd.sock");
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let path = socket.to_string_lossy().into_owned();
+    let mut kubelet = node.client("kubelet", &Dial { to: &path, flags: &["--every", "300"] })?;
+    ensure!(kubelet.errno()? == libc::ENOENT);
+    let verdict = trace.wait_for_verdict("RuntimeDown")?;
+    ensure!(
+        verdict.line["verdict"]["message"].as_str().is_some_and(|m| m.contains("is not there")),
+        "{}",
+        verdict.line
+    );
+    let _runtime = UnixListener::bind(&socket)?;
+    trace.wait_for("the end of it", |line| {
+        line["kind"] == "verdict" && line["verdict"]["reason"] != "RuntimeDown"
+    })?;
+    Ok(())
+}
+
+/// What the agent finds out by asking: one row for each way in which a server can answer.
+#[test]
+fn asking_tells_a_server_that_is_unwell_from_one_that_is_away() -> Result<()> {
+    let rows = [
+        (&["--status", "500"][..], "APIServerUnhealthy", "it names etcd"),
+        (&["--expired"], "APITLSFailed", "expired 60 min ago"),
+        (&["--silent"], "APITLSStalled", "sends nothing"),
+        (&["--close"], "APIServerReset", "before an answer"),
+        (&["--answer"], "APITLSFailed", "TLS handshake"),
+        (&["--status", "401"], "NetworkReady", "accepts connections"),
+    ];
+    for (server, reason, words) in rows {
+        let (node, _server) = node_with(server)?;
+        let mut trace = Trace::start(&node, &["--apiserver", API, "--ask-timeout", "2s"])?;
+        trace.wait_for("the answer", |line| line["kind"] == "answer")?;
+        let verdict = match trace.seen.iter().rfind(|line| line["kind"] == "verdict") {
+            Some(line) if line["verdict"]["reason"] == reason => line.clone(),
+            _ => trace.wait_for_verdict(reason)?.line,
+        };
+        let message = verdict["verdict"]["message"].as_str().unwrap_or_default();
+        ensure!(message.contains(words), "{server:?}: {message}");
+    }
+    Ok(())
+}
