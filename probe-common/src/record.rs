@@ -432,8 +432,10 @@ pub const PORT_WORDS: u32 = 65536 / 64;
 pub const MAX_TARGETS: u32 = 256;
 /// Most processes that can be watched at once; the oldest is forgotten beyond that, and its end is missed.
 pub const MAX_PROCESSES: u32 = 4096;
-/// Value of a name on the watch list that belongs to a plugin; plugins are known by their environment, and
-/// by these names only where it cannot be read.
+/// Bit of a name on the watch list that belongs to a process that is watched.
+pub const NAME_OF_PROCESS: u8 = 1;
+/// Bit of a name that belongs to a plugin; plugins are known by their environment, and by these names only
+/// where it cannot be read.
 pub const NAME_OF_PLUGIN: u8 = 2;
 /// Most names on the watch list.
 pub const MAX_NAMES: u32 = 128;

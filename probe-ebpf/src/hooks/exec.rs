@@ -7,7 +7,9 @@ use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use probe_common::{CniExec, Code, Hook, NAME_OF_PLUGIN, PATH_LEN, ProcessExec, ProcessState, Skip};
+use probe_common::{
+    CniExec, Code, Hook, NAME_OF_PLUGIN, NAME_OF_PROCESS, PATH_LEN, ProcessExec, ProcessState, Skip,
+};
 
 use super::run;
 use crate::emit::{current_netns, current_tgid, now, record, write_current};
@@ -73,15 +75,16 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
         }
     }
     let comm = bpf_get_current_comm().unwrap_or_default();
-    match NAMES.get_ptr(comm) {
-        // SAFETY: a live map value. Where the environment cannot be read, plugins are known by their names.
-        Some(kind) if unsafe { *kind } == NAME_OF_PLUGIN && get(&HAVE_PROBE_READ) == 0 => {
-            cni_exec(walk, bprm)
-        }
-        // SAFETY: as above.
-        Some(kind) if unsafe { *kind } != NAME_OF_PLUGIN => process_exec(end, bprm),
-        _ => Ok(()),
+    // SAFETY: a live map value.
+    let kind = NAMES.get_ptr(comm).map_or(0, |kind| unsafe { *kind });
+    // Where the environment cannot be read, plugins are known by their names.
+    if kind & NAME_OF_PLUGIN != 0 && get(&HAVE_PROBE_READ) == 0 {
+        return cni_exec(walk, bprm);
     }
+    if kind & NAME_OF_PROCESS != 0 {
+        return process_exec(end, bprm);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -168,7 +171,7 @@ unsafe fn value<const N: usize>(to: *mut [u8; N], from: u64) {
     // SAFETY: by the caller; the helper checks the source and ends the text with a NUL.
     unsafe {
         to.cast::<u8>().write(0);
-        if from != 0 {
+        if from != 0 && get(&HAVE_PROBE_READ) != 0 {
             bpf_probe_read_user_str(to.cast(), N as u32, from as *const c_void);
         }
     }

@@ -8,9 +8,9 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::limits;
 use crate::observation::{
-    AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, Connect, Connection, Gap, Host,
-    Listener, Mono, Observation, Process, ProcessClass, ProcessEvent, Role, Scope, SocketConnect, TargetKind,
-    TlsFailure,
+    Access, Actor, AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, ConfAccess,
+    Connect, Connection, Gap, Host, Listener, Mono, Observation, Process, ProcessClass, ProcessEvent, Role,
+    Scope, SocketConnect, TargetKind, TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
@@ -74,6 +74,14 @@ pub fn socket_errno(errno: u32) -> String {
     }
 }
 
+/// What was done to one configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accesses {
+    pub(crate) changed: Option<(Mono, Access, Actor)>,
+    /// By the runtime.
+    pub(crate) opened: Option<Mono>,
+}
+
 /// The newest failed ADD of one plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PluginFailure {
@@ -98,7 +106,11 @@ pub(crate) struct Facts {
     /// When the set of listeners last changed for the API's ports.
     pub(crate) listeners_since: Mono,
     pub(crate) config: Option<(CniConfig, Mono)>,
+    /// By file: who changed it last, and when the runtime opened it last.
+    pub(crate) accesses: BTreeMap<String, Accesses>,
     pub(crate) plugins: BTreeMap<String, PluginFailure>,
+    /// The container runtime that runs.
+    pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
     pub(crate) exits: VecDeque<(Mono, Process)>,
     pub(crate) lost: BTreeMap<Scope, Mono>,
@@ -134,6 +146,7 @@ impl Facts {
             Observation::Answer(answer) => self.answer(at, answer),
             Observation::Connection(connection) => self.connection(at, &connection),
             Observation::SocketConnect(connect) => self.socket(at, connect),
+            Observation::ConfAccess(access) => self.access(at, access),
             Observation::CniStart(_) | Observation::Netns(_) | Observation::Link(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
@@ -299,6 +312,32 @@ impl Facts {
         }
     }
 
+    fn access(&mut self, at: Mono, access: ConfAccess) {
+        let ConfAccess { process, class, file, access } = access;
+        if self.accesses.len() >= limits::FILES && !self.accesses.contains_key(&file) {
+            return;
+        }
+        let known = self.accesses.entry(file.clone()).or_default();
+        match access {
+            Access::Opened => {
+                if class == Some(ProcessClass::Runtime) {
+                    known.opened = Some(at);
+                }
+                return;
+            }
+            _ => known.changed = Some((at, access, process.clone())),
+        }
+        let what = match access {
+            Access::Opened | Access::Written => "wrote",
+            Access::Created => "created",
+            Access::Removed => "removed",
+            Access::RenamedFrom => "renamed away",
+            Access::RenamedTo => "renamed into place",
+            Access::DirectoryReplaced => "replaced the directory",
+        };
+        self.line(at, "cni.config", format!("{}[{}] {what} {file}", process.name, process.pid));
+    }
+
     /// The CRI socket as the kubelet finds it.
     fn socket(&mut self, at: Mono, connect: SocketConnect) {
         if connect.class != ProcessClass::Kubelet || !is_cri_socket(&connect.path) {
@@ -396,6 +435,14 @@ impl Facts {
     }
 
     fn process(&mut self, at: Mono, process: Process) {
+        if process.class == ProcessClass::Runtime {
+            let alive = !matches!(process.event, ProcessEvent::Exited { .. });
+            if alive {
+                self.runtime = Some(process.process.clone());
+            } else {
+                self.runtime.take_if(|known| known.pid == process.process.pid);
+            }
+        }
         let ProcessEvent::Exited { exit, sender, oom } = &process.event else { return };
         let mut text = format!("{}[{}] ended", process.process.name, process.process.pid);
         match exit.signal {
@@ -464,9 +511,11 @@ impl Facts {
         let sockets = self.runtime_down.iter().map(|failure| failure.last.plus(limits::CONNECT_FAILURE));
         let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
         let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
+        let loads = self.accesses.values().filter_map(|known| known.changed.as_ref());
+        let loads = loads.map(|(at, ..)| at.plus(limits::LOAD)).filter(|at| *at > self.now);
         let rest = self.exits.back().map(|(at, _)| at.plus(limits::CRASH_REST)).filter(|at| *at > self.now);
         let lost = self.lost.values().map(|at| at.plus(limits::REREAD));
-        connects.chain(sockets).chain(plugins).chain(exits).chain(rest).chain(lost).min()
+        connects.chain(sockets).chain(loads).chain(plugins).chain(exits).chain(rest).chain(lost).min()
     }
 
     /// Addresses in the order in which they were named.

@@ -8,6 +8,10 @@ pub const TARGETS: usize = 256;
 pub const LISTENERS: usize = 4096;
 /// Plugins whose last failure is remembered.
 pub const PLUGINS: usize = 64;
+/// Configuration files whose changes are remembered.
+pub const FILES: usize = 64;
+/// How long a runtime has to open a configuration that was changed: containerd and CRI-O do so at once.
+pub const LOAD: u64 = 10 * SECOND;
 /// Route look-ups that are remembered.
 pub const ROUTES: usize = 256;
 /// Gaps that are remembered.

@@ -53,6 +53,8 @@ pub enum Observation {
     Route(Route),
     /// The whole state of the CNI configuration, after each change.
     CniConfig(CniConfig),
+    /// Somebody opened or changed a file in the configuration directory.
+    ConfAccess(ConfAccess),
     /// A CNI plugin was started by a runtime (delegates are not reported here).
     CniStart(CniStart),
     /// A CNI plugin started by a runtime ended; carries its delegates.
@@ -437,6 +439,40 @@ pub struct CniConfig {
     /// Plugins named by any readable file, and `loopback`, that are not in any of `bin_dirs`.
     #[serde(default)]
     pub missing_plugins: Vec<String>,
+}
+
+/// See [`Observation::ConfAccess`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfAccess {
+    /// Who.
+    pub process: Actor,
+    /// What the process is, when it is one that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ProcessClass>,
+    /// File name without directory; empty for the directory itself.
+    pub file: String,
+    /// What was done.
+    pub access: Access,
+}
+
+/// What was done to a configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Opened.
+    Opened,
+    /// Closed after it was open for writing.
+    Written,
+    /// Created.
+    Created,
+    /// Removed.
+    Removed,
+    /// It had this name until it was renamed.
+    RenamedFrom,
+    /// It has this name since it was renamed.
+    RenamedTo,
+    /// The directory itself was removed or moved: who watches it sees nothing any more.
+    DirectoryReplaced,
 }
 
 /// One configuration file.

@@ -129,7 +129,8 @@ impl App {
         if let Some(answer) = asked.answer {
             self.deliver(clock::now(), Observation::Answer(answer), sinks);
         }
-        if self.kernel.is_some() && !asked.neighbour_failed {
+        // The sender of an ICMP message is not always known to the kernel half, and always to the asker.
+        if self.kernel.is_some() && !asked.neighbour_failed && asked.icmp.is_none() {
             return;
         }
         let errno = asked.result.err();
@@ -137,7 +138,8 @@ impl App {
             established: errno.is_none(),
             // Without the kernel half a reset and an ICMP message look alike: the more common one is taken,
             // and the gap says so.
-            rst: errno == Some(libc::ECONNREFUSED.unsigned_abs()),
+            rst: errno == Some(libc::ECONNREFUSED.unsigned_abs()) && asked.icmp.is_none(),
+            icmp: asked.icmp,
             sk_err: errno.unwrap_or(0),
             by_caller: errno == Some(0),
             neighbour_failed: asked.neighbour_failed,

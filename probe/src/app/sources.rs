@@ -26,6 +26,7 @@ pub(super) fn spawn(
     targets: watch::Receiver<Targets>,
 ) {
     tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
+    tasks.spawn(node::conf_access::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::connections::watch(targets, feed.clone()));
     tasks.spawn(node::links::watch(feed.clone(), addresses_changed));
 }

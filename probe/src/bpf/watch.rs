@@ -1,12 +1,14 @@
 //! What the kernel half looks at: addresses, names, processes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
-use probe_common::{COMM_LEN, MAX_NAMES, MAX_TARGETS, NAME_OF_PLUGIN, PORT_WORDS, ProcessState, TargetKey};
+use probe_common::{
+    COMM_LEN, MAX_NAMES, MAX_TARGETS, NAME_OF_PLUGIN, NAME_OF_PROCESS, PORT_WORDS, ProcessState, TargetKey,
+};
 
 type Name = [u8; COMM_LEN];
 
@@ -61,9 +63,13 @@ impl Watch {
 
     /// Watches processes of these names from their exec on, and plugins where their environment cannot tell.
     pub(crate) fn set_names(&mut self, processes: &[Name], plugins: &[Name]) -> Result<()> {
-        let plugins = plugins.iter().map(|name| (name, NAME_OF_PLUGIN));
-        let names = plugins.chain(processes.iter().map(|name| (name, 1)));
-        for (name, kind) in names.take(MAX_NAMES as usize) {
+        let mut names: BTreeMap<&Name, u8> = processes.iter().map(|name| (name, NAME_OF_PROCESS)).collect();
+        for name in plugins {
+            if names.len() < MAX_NAMES as usize || names.contains_key(name) {
+                *names.entry(name).or_default() |= NAME_OF_PLUGIN;
+            }
+        }
+        for (name, kind) in names {
             self.names.insert(name, kind, 0).context("watch a process name")?;
         }
         Ok(())

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Answer, Mono, Route};
-use tokio::net::TcpStream;
+use probe_engine::{Answer, Icmp, Mono, Route};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{routes, tls};
+use super::{errqueue, routes, tls};
 use crate::clock;
 use crate::settings::Settings;
 
@@ -38,6 +39,8 @@ pub(crate) struct Asked {
     pub(crate) result: Result<(), u32>,
     /// The next hop leaves neighbour discovery unanswered.
     pub(crate) neighbour_failed: bool,
+    /// The ICMP message that ended it, with its sender.
+    pub(crate) icmp: Option<Icmp>,
     /// How the kernel would get there.
     pub(crate) route: Route,
     /// What the server said, when it was asked for more than a connection.
@@ -119,7 +122,7 @@ async fn sleep_until(next: Option<Instant>) {
 /// Connects; when that works and `ready` is wanted, asks on.
 async fn ask(to: SocketAddr, name: Option<String>, ready: bool, patience: Duration) -> Asked {
     let started = clock::now();
-    let answer = tokio::time::timeout(patience, TcpStream::connect(to)).await;
+    let (answer, icmp) = connect(to, patience).await;
     let at = clock::now();
     let result = match &answer {
         Ok(Ok(_)) => Ok(()),
@@ -135,7 +138,26 @@ async fn ask(to: SocketAddr, name: Option<String>, ready: bool, patience: Durati
         }
         _ => None,
     };
-    Asked { at, to, took_ns: at.since(started), result, neighbour_failed, route, answer }
+    Asked { at, to, took_ns: at.since(started), result, neighbour_failed, icmp, route, answer }
+}
+
+/// The socket is kept beside its connect: what is left in its error queue tells who sent an ICMP message.
+async fn connect(
+    to: SocketAddr,
+    patience: Duration,
+) -> (Result<io::Result<TcpStream>, tokio::time::error::Elapsed>, Option<Icmp>) {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let kept = socket.and_then(|socket| Ok((socket.as_fd().try_clone_to_owned()?, socket)));
+    let (kept, socket) = match kept {
+        Ok(both) => both,
+        Err(error) => return (Ok(Err(error)), None),
+    };
+    let answer = tokio::time::timeout(patience, socket.connect(to)).await;
+    let icmp = match &answer {
+        Ok(Err(_)) => errqueue::icmp(kept.as_fd()),
+        _ => None,
+    };
+    (answer, icmp)
 }
 
 fn errno(error: &io::Error) -> u32 {

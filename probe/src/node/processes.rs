@@ -151,6 +151,12 @@ pub(crate) fn executable(pid: u32) -> Option<String> {
     Some(clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME))
 }
 
+/// That, or the kernel's name of a process without a file; empty when it is gone.
+pub(crate) fn name(pid: u32) -> String {
+    let comm = || fs::read(format!("/proc/{pid}/comm")).ok().map(|name| clean(name.trim_ascii(), NAME));
+    executable(pid).or_else(comm).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -379,6 +379,7 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::Listener(_) => "listener",
         Observation::Route(_) => "route",
         Observation::CniConfig(_) => "cni_config",
+        Observation::ConfAccess(_) => "conf_access",
         Observation::CniStart(_) => "cni_start",
         Observation::CniEnd(_) => "cni_end",
         Observation::Netns(_) => "netns",

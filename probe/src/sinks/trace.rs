@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anstyle::Style;
 use probe_engine::{
-    Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome, Pod,
-    Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, socket_errno,
+    Access, Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome,
+    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, socket_errno,
 };
 
 use super::Sink;
@@ -61,7 +61,10 @@ fn topic(observation: &Observation) -> Option<Topic> {
         | Observation::Connection(_)
         | Observation::Listener(_)
         | Observation::ApiTarget(_) => Topic::Api,
-        Observation::CniConfig(_) | Observation::CniStart(_) | Observation::CniEnd(_) => Topic::Cni,
+        Observation::CniConfig(_)
+        | Observation::ConfAccess(_)
+        | Observation::CniStart(_)
+        | Observation::CniEnd(_) => Topic::Cni,
         Observation::Netns(_) => Topic::Netns,
         Observation::Link(_) => Topic::Link,
         Observation::Process(_) | Observation::SocketConnect(_) => Topic::Process,
@@ -311,6 +314,19 @@ impl<W: Write> Sink for Timeline<W> {
                     state.push_str(&format!(", missing {}", config.missing_plugins.join(", ")));
                 }
                 self.line(at, "cni", &config.dir, FAINT, &state);
+            }
+            Observation::ConfAccess(access) if self.ready => {
+                let verb = match access.access {
+                    Access::Opened => "opened by",
+                    Access::Written => "written by",
+                    Access::Created => "created by",
+                    Access::Removed => "removed by",
+                    Access::RenamedFrom => "renamed away by",
+                    Access::RenamedTo => "renamed into place by",
+                    Access::DirectoryReplaced => "directory replaced by",
+                };
+                let who = format!("{verb} {}[{}]", access.process.name, access.process.pid);
+                self.line(at, "cni", &access.file, FAINT, &who);
             }
             Observation::Netns(netns) if self.ready => {
                 let verb = if netns.up { "created by" } else { "ended, seen by" };

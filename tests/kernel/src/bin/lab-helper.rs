@@ -7,7 +7,8 @@
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
 //!   stays on one connection and does so again and again.
-//! - `lab-helper unix PATH [--count N] [--every MS]` connects to a Unix socket, with the same answers.
+//! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
+//!   same answers.
 //! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
 //!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true.
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         _ if std::env::var_os("CNI_COMMAND").is_some() => plugin(),
         [_, "serve", on, flags @ ..] => serve(on, flags),
         [_, "dial", to, flags @ ..] => dial(to, flags),
+        [_, "unix", path, flags @ ..] if flags.contains(&"--read") => read(path, flags),
         [_, "unix", path, flags @ ..] => unix(path, flags),
         _ => Err(io::Error::other("usage: serve ADDR | dial ADDR | unix PATH")),
     };
@@ -109,6 +111,14 @@ fn unix(path: &str, flags: &[&str]) -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(number(flags, "--every").unwrap_or(100)));
     }
     Ok(())
+}
+
+fn read(path: &str, flags: &[&str]) -> io::Result<()> {
+    loop {
+        let errno = std::fs::read(path).map_or_else(|error| error.raw_os_error().unwrap_or(-1), |_| 0);
+        writeln!(io::stdout(), "{errno}")?;
+        std::thread::sleep(Duration::from_millis(number(flags, "--every").unwrap_or(100)));
+    }
 }
 
 fn value<'a>(flags: &[&'a str], name: &str) -> Option<&'a str> {

@@ -1,0 +1,65 @@
+//! Who reads and writes the runtime's configuration. Needs root.
+
+use anyhow::{Result, ensure};
+use kernel_tests::{API, Client, Dial, Node, Server, Trace};
+use serde_json::Value;
+
+fn node() -> Result<(Node, Server)> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let server = node.serve_api()?;
+    Ok((node, server))
+}
+
+/// A process that is called like a runtime and reads one file now and then, as the helper does it.
+fn runtime(node: &Node, file: &str, every_ms: &str) -> Result<Client> {
+    let path = node.conf_dir().join(file);
+    let path = path.to_string_lossy().into_owned();
+    node.client("containerd", &Dial { to: &path, flags: &["--read", "--every", every_ms] })
+}
+
+#[test]
+fn who_removed_the_configuration_is_named() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let path = node.conf_dir().join("10-pods.conflist");
+    std::fs::remove_file(&path)?;
+    trace.wait_for_verdict("CNIConfigMissing")?;
+    if trace.gap("cni.config.access").is_some() {
+        return Ok(());
+    }
+    let me = std::process::id();
+    let told = |line: &Value| {
+        let message = line["verdict"]["message"].as_str().unwrap_or_default();
+        message.contains("10-pods.conflist was removed by configuration")
+            && message.contains(&format!("[{me}]"))
+    };
+    if !trace.seen.iter().any(told) {
+        trace.wait_for("who removed it", told)?;
+    }
+    Ok(())
+}
+
+/// containerd does not look at a file that was renamed into place from another directory.
+#[test]
+fn a_valid_file_that_the_runtime_has_not_opened_is_told() -> Result<()> {
+    let (node, _server) = node()?;
+    let runtime_that_waits = runtime(&node, "10-pods.conflist", "600000")?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    node.install_config()?;
+    if trace.gap("cni.config.access").is_some() {
+        // Renames are not seen on this file system; writing is.
+        let path = node.conf_dir().join("10-pods.conflist");
+        let bytes = std::fs::read(&path)?;
+        std::fs::write(&path, bytes)?;
+    }
+    let verdict = trace.wait_for_verdict("CNIConfigNotLoaded")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("containerd") && message.contains("has not opened it"), "{message}");
+    drop(runtime_that_waits);
+    let _runtime = runtime(&node, "10-pods.conflist", "500")?;
+    trace.wait_for("the end of it", |line| {
+        line["kind"] == "verdict" && line["verdict"]["reason"] != "CNIConfigNotLoaded"
+    })?;
+    Ok(())
+}
