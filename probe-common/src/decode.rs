@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 use crate::hook::Hook;
 use crate::record::{
     CniExec, Code, ConnectEnd, ConnectError, ConnectionEnd, Exit, Header, Listen, Netns, ProcessExec,
-    STDOUT_LEN, Stdout, Task, UnixConnect,
+    Rtnetlink, STDOUT_LEN, Stdout, Task, UnixConnect,
 };
 
 /// One record, checked and copied out of the ring.
@@ -43,6 +43,8 @@ pub enum Event<'a> {
     ConnectionEnd(ConnectionEnd),
     /// See [`UnixConnect`].
     UnixConnect(UnixConnect),
+    /// See [`Rtnetlink`].
+    Rtnetlink(Rtnetlink),
 }
 
 impl Event<'_> {
@@ -52,6 +54,7 @@ impl Event<'_> {
             Self::ConnectEnd(_) | Self::ConnectionEnd(_) | Self::Listen(_) => Hook::InetSockSetState,
             Self::ConnectError(_) | Self::UnixConnect(_) => Hook::Connect,
             Self::CniExec(_) | Self::ProcessExec(_) => Hook::SchedProcessExec,
+            Self::Rtnetlink(_) => Hook::Rtnetlink,
             Self::Stdout { .. } => Hook::Write,
             Self::Exit(_) => Hook::SchedProcessExit,
             // clone(2) makes one, too; what counts is that it came.
@@ -73,6 +76,7 @@ impl Event<'_> {
             Self::Netns(e) => e.header.at_ns,
             Self::ConnectionEnd(e) => e.header.at_ns,
             Self::UnixConnect(e) => e.header.at_ns,
+            Self::Rtnetlink(e) => e.header.at_ns,
         }
     }
 }
@@ -142,6 +146,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Code::Netns => Event::Netns(whole(code, bytes)?),
         Code::ConnectionEnd => Event::ConnectionEnd(whole(code, bytes)?),
         Code::UnixConnect => Event::UnixConnect(whole(code, bytes)?),
+        Code::Rtnetlink => Event::Rtnetlink(whole(code, bytes)?),
     })
 }
 

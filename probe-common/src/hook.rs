@@ -42,6 +42,8 @@ hooks! {
     Unshare = "unshare",
     /// `tp_btf/task_newtask`: a namespace was made by clone(2).
     TaskNewtask = "task_newtask",
+    /// The kernel refused a change of a link, address, route or rule, or took a route or rule away.
+    Rtnetlink = "rtnetlink",
     /// `tp_btf/qdisc_destroy`: the loopback device of a dying namespace goes.
     QdiscDestroy = "qdisc_destroy",
 }

@@ -47,11 +47,13 @@ pub enum Code {
     ConnectionEnd = 9,
     /// [`UnixConnect`]
     UnixConnect = 10,
+    /// [`Rtnetlink`]
+    Rtnetlink = 11,
 }
 
 impl Code {
     /// Every code, in order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ConnectEnd,
         Self::ConnectError,
         Self::Listen,
@@ -62,6 +64,7 @@ impl Code {
         Self::Netns,
         Self::ConnectionEnd,
         Self::UnixConnect,
+        Self::Rtnetlink,
     ];
 }
 
@@ -359,6 +362,37 @@ pub struct Netns {
     pub _pad: [u8; 3],
 }
 
+/// Room for the text with which the kernel explains an error; the longest have about 80 bytes.
+pub const EXTACK_LEN: usize = 128;
+/// Room for the head of a request: its header, its object and the attributes that name it.
+pub const REQUEST_LEN: usize = 256;
+
+/// The kernel answered a request of rtnetlink(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Rtnetlink {
+    /// Time of the answer.
+    pub header: Header,
+    /// Who asked.
+    pub task: Task,
+    /// Positive errno; 0 for success, and where only the text is known.
+    pub errno: u32,
+    /// `nlmsg_type`, include/uapi/linux/rtnetlink.h; 0 where only the text is known.
+    pub kind: u16,
+    /// 1: a CNI process asked.
+    pub cni: u8,
+    /// Always zero.
+    pub _pad: u8,
+    /// Bytes of `request` that are valid.
+    pub len: u32,
+    /// Always zero.
+    pub _pad2: u32,
+    /// The kernel's explanation; ends with a NUL unless it was cut.
+    pub text: [u8; EXTACK_LEN],
+    /// The request from its header on, cut.
+    pub request: [u8; REQUEST_LEN],
+}
+
 // The sizes are part of the contract: a change here is a change of the wire.
 const _: () = assert!(size_of::<Header>() == 16);
 const _: () = assert!(size_of::<Task>() == 40);
@@ -371,6 +405,7 @@ const _: () = assert!(size_of::<Stdout>() == 56 + 16 + 4096);
 const _: () = assert!(size_of::<Exit>() == 56 + 8 + 16 + 16 + 8);
 const _: () = assert!(size_of::<Netns>() == 64);
 const _: () = assert!(size_of::<ConnectionEnd>() == 144);
+const _: () = assert!(size_of::<Rtnetlink>() == 56 + 16 + 128 + 256);
 const _: () = assert!(size_of::<UnixConnect>() == 56 + 112 + 8);
 
 /// Key of the map of addresses whose connects are reported: exact, or a port at any address when `addr`

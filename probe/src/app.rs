@@ -72,7 +72,8 @@ impl App {
         let (targets, watched_targets) = watch::channel(Targets::new());
         let (address_feed, addresses_changed) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
-        sources::spawn(&mut tasks, &settings, &feed, address_feed, watched_targets.clone());
+        let routes_seen = hooks.iter().any(HookStatus::sees_routes);
+        sources::spawn(&mut tasks, &settings, &feed, address_feed, watched_targets.clone(), !routes_seen);
         if settings.ask {
             tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
         }

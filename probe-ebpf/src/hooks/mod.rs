@@ -4,6 +4,7 @@ mod connect;
 mod exec;
 mod exit;
 mod netns;
+mod rtnetlink;
 mod stdout;
 mod tcp;
 

@@ -9,8 +9,8 @@ use core::net::{IpAddr, SocketAddr};
 use crate::limits;
 use crate::observation::{
     Access, Actor, AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, ConfAccess,
-    Connect, Connection, Gap, Host, Listener, Mono, Observation, Process, ProcessClass, ProcessEvent, Role,
-    Scope, SocketConnect, TargetKind, TlsFailure,
+    Connect, Connection, Gap, Host, Listener, Mono, NetlinkError, Observation, Process, ProcessClass,
+    ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind, TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
@@ -63,6 +63,39 @@ fn is_cri_socket(path: &str) -> bool {
     ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
 }
 
+/// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
+pub(crate) const ERRNOS: &[(u32, &str)] = &[
+    (1, "operation not permitted"),
+    (16, "device or resource busy"),
+    (17, "file exists"),
+    (19, "no such device"),
+    (22, "invalid argument"),
+    (34, "numerical result out of range"),
+    (95, "operation not supported"),
+    (97, "address family not supported"),
+    (98, "address already in use"),
+    (99, "cannot assign requested address"),
+    (101, "network is unreachable"),
+    (113, "no route to host"),
+];
+
+/// What the kernel refused, in plain words: `newlink vxlan0: errno 98 (address already in use): …`.
+pub fn refusal(error: &NetlinkError) -> String {
+    let mut text = error.request.clone();
+    if !error.object.is_empty() {
+        text.push_str(&format!(" {}", error.object));
+    }
+    if error.errno != 0 {
+        let name = ERRNOS.iter().find(|(errno, _)| *errno == error.errno);
+        let name = name.map(|(_, name)| format!(" ({name})")).unwrap_or_default();
+        text.push_str(&format!(": errno {}{name}", error.errno));
+    }
+    if !error.text.is_empty() {
+        text.push_str(&format!(": {}", error.text));
+    }
+    text.trim_start_matches([':', ' ']).to_string()
+}
+
 /// A positive errno of connect(2) for a Unix socket, in plain words that follow its path.
 pub fn socket_errno(errno: u32) -> String {
     match errno {
@@ -92,6 +125,8 @@ pub(crate) struct PluginFailure {
     pub(crate) signal: u8,
     /// The first Unix socket that did not answer it.
     pub(crate) socket: Option<AgentSocket>,
+    /// The last thing that the kernel refused it.
+    pub(crate) refusal: Option<NetlinkError>,
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
@@ -146,6 +181,8 @@ impl Facts {
             Observation::Answer(answer) => self.answer(at, answer),
             Observation::Connection(connection) => self.connection(at, &connection),
             Observation::SocketConnect(connect) => self.socket(at, connect),
+            Observation::NetlinkError(error) => self.netlink_error(at, &error),
+            Observation::RouteGone(gone) => self.route_gone(at, &gone),
             Observation::ConfAccess(access) => self.access(at, access),
             Observation::CniStart(_) | Observation::Netns(_) | Observation::Link(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
@@ -312,6 +349,20 @@ impl Facts {
         }
     }
 
+    fn netlink_error(&mut self, at: Mono, error: &NetlinkError) {
+        // Anybody may try anything; what plugins, agents and runtimes are refused is of the node.
+        if error.cni || error.class.is_some() {
+            let who = &error.process;
+            self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
+        }
+    }
+
+    fn route_gone(&mut self, at: Mono, gone: &RouteGone) {
+        let what = if gone.rule { "the rule from" } else { "the route to" };
+        let who = &gone.process;
+        self.line(at, "route.gone", format!("{}[{}] removed {what} {}", who.name, who.pid, gone.object));
+    }
+
     fn access(&mut self, at: Mono, access: ConfAccess) {
         let ConfAccess { process, class, file, access } = access;
         if self.accesses.len() >= limits::FILES && !self.accesses.contains_key(&file) {
@@ -412,6 +463,7 @@ impl Facts {
             error: spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone()),
             code: end.exit.code,
             signal: end.exit.signal,
+            refusal: end.refusals.last().cloned(),
             socket: end.sockets.iter().find(|socket| socket.errno != 0).cloned(),
             since: self.plugins.get(name).map_or(at, |known| known.since),
             last: at,

@@ -23,7 +23,7 @@ mod verdict;
 
 pub use config::Config;
 pub use engine::Engine;
-pub use evidence::socket_errno;
+pub use evidence::{refusal, socket_errno};
 pub use observation::*;
 pub use outcome::Outcome;
 pub use reason::{Reason, Side, Status};

@@ -63,6 +63,10 @@ pub enum Observation {
     Netns(Netns),
     /// A network link of the host's namespace came, changed or went.
     Link(Link),
+    /// The kernel refused a change of a link, an address, a route or a rule.
+    NetlinkError(NetlinkError),
+    /// A route or a rule of the host's namespace went.
+    RouteGone(RouteGone),
     /// A process that matters started, was found at start, or ended.
     Process(Process),
     /// Events were lost; `scope` must be read again before it can be trusted.
@@ -561,6 +565,9 @@ pub struct CniEnd {
     /// Plugins that it started itself, in order of their start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delegates: Vec<Delegate>,
+    /// What the kernel refused it or a delegate, newest last; it may have been of no consequence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<NetlinkError>,
     /// Unix sockets that it or a delegate connected to, in order of the first try.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<AgentSocket>,
@@ -642,6 +649,43 @@ pub struct Link {
     /// `IFF_UP`
     #[serde(default)]
     pub up: bool,
+}
+
+/// See [`Observation::NetlinkError`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetlinkError {
+    /// Who asked.
+    pub process: Actor,
+    /// What the process is, when it is one that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ProcessClass>,
+    /// A CNI plugin, or something that it started, asked.
+    #[serde(default)]
+    pub cni: bool,
+    /// `newlink`, `setlink`, `newaddr`, `newroute`, …; empty when it is not known.
+    #[serde(default)]
+    pub request: String,
+    /// The link or the destination that it was about; control characters are escaped.
+    #[serde(default)]
+    pub object: String,
+    /// Positive errno; 0 when it is not known.
+    #[serde(default)]
+    pub errno: u32,
+    /// The kernel's own explanation; empty when it gave none.
+    #[serde(default)]
+    pub text: String,
+}
+
+/// See [`Observation::RouteGone`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteGone {
+    /// Who asked for it.
+    pub process: Actor,
+    /// A policy rule and not a route.
+    #[serde(default)]
+    pub rule: bool,
+    /// Destination as people write it: `10.244.0.0/16`, `default`; of a rule, the source.
+    pub object: String,
 }
 
 /// What a watched process is.

@@ -36,7 +36,15 @@ fn add(plugin: &str, fails: bool, msg: &str) -> Observation {
     let start = CniStart { command: "ADD".into(), plugin: plugin.into(), ..CniStart::default() };
     let exit = ExitStatus { code: u8::from(fails), signal: 0 };
     let error = fails.then(|| CniError { code: 999, msg: msg.into(), details: String::new() });
-    Observation::CniEnd(CniEnd { start, took_ns: 1, exit, error, delegates: vec![], sockets: vec![] })
+    Observation::CniEnd(CniEnd {
+        start,
+        took_ns: 1,
+        exit,
+        error,
+        delegates: vec![],
+        refusals: vec![],
+        sockets: vec![],
+    })
 }
 
 fn connect(to: usize, role: ClientRole, host_netns: bool, took_ns: u64, end: ConnectEnd) -> Observation {

@@ -24,11 +24,12 @@ pub(super) fn spawn(
     feed: &Feed,
     addresses_changed: mpsc::Sender<()>,
     targets: watch::Receiver<Targets>,
+    routes: bool,
 ) {
     tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::conf_access::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::connections::watch(targets, feed.clone()));
-    tasks.spawn(node::links::watch(feed.clone(), addresses_changed));
+    tasks.spawn(node::links::watch(feed.clone(), addresses_changed, routes));
 }
 
 /// Inode number of the agent's own network namespace.

@@ -234,6 +234,21 @@ pub(crate) const HOOKS: &[Row] = &[
         false,
         "namespaces made by unshare(2)",
     ),
+    row(
+        Hook::Rtnetlink,
+        &[
+            source("rtnetlink_rcv_msg", Attach::Exit(&["rtnetlink_rcv_msg"]), Needs::Nothing),
+            source("netlink_extack", Attach::Btf("netlink_extack"), Needs::Memory).less(
+                "link.error.errno",
+                "fexit does not load here; of refused links and routes only the kernel's text is seen, where there is \
+                 one, and not the errno; who takes routes away is told by the port id of the request",
+            ),
+        ],
+        "link.error",
+        Scope::Links,
+        false,
+        "why the kernel refuses links, addresses and routes, and who asked",
+    ),
     row(Hook::QdiscDestroy, btf!("qdisc_destroy"), "netns.end", Scope::Links, false, "the end of namespaces"),
 ];
 
@@ -245,6 +260,13 @@ pub(super) fn less(abilities: Abilities) -> Vec<(&'static str, &'static str)> {
             "cni.exec.environment",
             "memory may not be read by address; plugins are known by the names of the installed ones, and what \
              they were told is read from /proc while they run",
+        ));
+    }
+    if !abilities.probe_read {
+        less.push((
+            "link.error.text",
+            "memory may not be read by address; of what the kernel refuses the errno and the process are seen, not \
+             its words and not the link or route",
         ));
     }
     if !abilities.probe_read || !abilities.task_pt_regs {

@@ -12,6 +12,11 @@ pub(crate) struct HookStatus {
 }
 
 impl HookStatus {
+    /// Tells who takes routes away: nothing else has to.
+    pub(crate) fn sees_routes(&self) -> bool {
+        self.hook == Hook::Rtnetlink && matches!(self.state, HookState::Attached { stand_in: false, .. })
+    }
+
     /// In use.
     pub(crate) fn attached(&self) -> bool {
         matches!(self.state, HookState::Attached { .. })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use probe_common::{CniExec, Exit, UnixConnect, text};
-use probe_engine::{Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, Pod};
+use probe_engine::{Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, NetlinkError, Pod};
 use serde::Deserialize;
 
 use super::connects::socket_path;
@@ -14,6 +14,8 @@ use crate::text::clean;
 const RUNS: usize = 2048;
 /// Most delegates that are kept of one operation.
 const DELEGATES: usize = 32;
+/// Most refusals of the kernel that are kept of one operation, the newest.
+const REFUSALS: usize = 8;
 /// Most Unix sockets that are kept of one operation.
 const SOCKETS: usize = 8;
 /// Most output that is kept of one process: the error objects of real plugins reach 6 KB, with the cause at
@@ -27,7 +29,7 @@ const MESSAGE: usize = 512;
 #[derive(Debug)]
 enum Part {
     /// Started by a runtime.
-    Root { start: CniStart, delegates: Vec<Delegate>, sockets: Vec<AgentSocket> },
+    Root { start: CniStart, delegates: Vec<Delegate>, refusals: Vec<NetlinkError>, sockets: Vec<AgentSocket> },
     /// A plugin started by a plugin; the root's process.
     Delegate { root: u32 },
     /// Anything else that inherited the environment (`cat`, `jq`, `ip` in a shell plugin).
@@ -68,7 +70,7 @@ impl CniRuns {
             (root, false) => Part::Helper { root },
             (None, true) => {
                 let start = start(record, pid, plugin.clone(), parent);
-                Part::Root { start, delegates: Vec::new(), sockets: Vec::new() }
+                Part::Root { start, delegates: Vec::new(), refusals: Vec::new(), sockets: Vec::new() }
             }
         };
         let started = match &part {
@@ -106,17 +108,25 @@ impl CniRuns {
         }
     }
 
+    /// The operation that a CNI process works for.
+    fn operation(&mut self, pid: u32) -> Option<&mut Part> {
+        let root = self.root_of(pid)?;
+        self.runs.get_mut(&root).map(|run| &mut run.part)
+    }
+
+    /// The kernel refused a CNI process something: kept with the operation.
+    pub(super) fn refused(&mut self, pid: u32, error: &NetlinkError) {
+        if let Some(Part::Root { refusals, .. }) = self.operation(pid) {
+            if refusals.len() == REFUSALS {
+                refusals.remove(0);
+            }
+            refusals.push(error.clone());
+        }
+    }
+
     /// A CNI process connected to a Unix socket, or failed to: kept with the operation.
     pub(super) fn connected(&mut self, record: &UnixConnect) {
-        let pid = record.task.tgid;
-        let Some(root) = self.runs.get(&pid).and_then(|run| match run.part {
-            Part::Root { .. } => Some(pid),
-            Part::Delegate { root } => Some(root),
-            Part::Helper { root } => root,
-        }) else {
-            return;
-        };
-        let Some(Run { part: Part::Root { sockets, .. }, .. }) = self.runs.get_mut(&root) else { return };
+        let Some(Part::Root { sockets, .. }) = self.operation(record.task.tgid) else { return };
         let path = socket_path(record);
         if let Some(known) = sockets.iter_mut().find(|known| known.path == path) {
             known.errno = record.errno;
@@ -133,8 +143,8 @@ impl CniRuns {
         let took_ns = record.header.at_ns.saturating_sub(run.started_ns);
         let error = if exit.success() { None } else { error_in(&run.output) };
         match run.part {
-            Part::Root { start, delegates, sockets } => {
-                Some(CniEnd { start, took_ns, exit, error, delegates, sockets })
+            Part::Root { start, delegates, refusals, sockets } => {
+                Some(CniEnd { start, took_ns, exit, error, delegates, refusals, sockets })
             }
             Part::Delegate { root } => {
                 if let Some(Run { part: Part::Root { delegates, .. }, .. }) = self.runs.get_mut(&root)

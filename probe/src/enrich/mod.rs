@@ -5,14 +5,16 @@ mod clients;
 mod cni;
 mod connects;
 mod environ;
+mod rtnetlink;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use probe_common::{Event, text};
+use probe_common::{Event, Rtnetlink, text};
 use probe_engine::{
     Actor, ExitStatus, Listener, Mono, Netns, Observation, Process, ProcessEvent, SocketConnect,
 };
 
+use crate::node::processes;
 use crate::text::clean;
 pub(crate) use clients::Clients;
 use cni::CniRuns;
@@ -80,6 +82,7 @@ impl Enricher {
                     emit(at, Observation::SocketConnect(SocketConnect { client, class, path, errno }));
                 }
             }
+            Event::Rtnetlink(record) => self.rtnetlink(at, record, emit),
             Event::Listen(record) => emit(
                 at,
                 Observation::Listener(Listener {
@@ -137,6 +140,26 @@ impl Enricher {
                     process: Actor { pid: record.task.tgid, name: clean(text(&record.task.comm), NAME_MAX) },
                 }),
             ),
+        }
+    }
+
+    fn rtnetlink(&mut self, at: Mono, record: &Rtnetlink, mut emit: impl FnMut(Mono, Observation)) {
+        let process = self.clients.find(&record.task).actor;
+        let host = self.is_host(record.task.netns);
+        if let Some(gone) = rtnetlink::gone(record, process.clone()) {
+            if host {
+                emit(at, Observation::RouteGone(gone));
+            }
+            return;
+        }
+        let class = processes::classify(&process.name);
+        let error = rtnetlink::refused(record, process, class);
+        if record.cni != 0 {
+            self.cni.refused(record.task.tgid, &error);
+        }
+        // Of other namespaces, only what plugins do there.
+        if host || record.cni != 0 {
+            emit(at, Observation::NetlinkError(error));
         }
     }
 

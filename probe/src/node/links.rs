@@ -9,10 +9,13 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use probe_engine::{Gap, Link, Observation};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use probe_engine::{Actor, Gap, Link, Observation, RouteGone};
 use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
 use tokio::sync::mpsc;
 
+use super::processes;
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::text::clean;
@@ -88,9 +91,52 @@ fn link(message: &LinkMessage, present: bool) -> Link {
     link
 }
 
-/// Sends changes of links, and a note when addresses changed; runs for ever.
-pub(crate) async fn watch(feed: Feed, addresses_changed: mpsc::Sender<()>) {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+fn route_gone(route: &RouteMessage) -> RouteGone {
+    let destination = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
+        RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    });
+    let length = route.header.destination_prefix_length;
+    let object = destination.map_or_else(|| "default".to_owned(), |addr| format!("{addr}/{length}"));
+    RouteGone { process: Actor::default(), rule: false, object }
+}
+
+fn rule_gone(rule: &RuleMessage) -> RouteGone {
+    let source = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Source(addr) => Some(format!("{addr}/{}", rule.header.src_len)),
+        _ => None,
+    });
+    RouteGone {
+        process: Actor::default(),
+        rule: true,
+        object: source.unwrap_or_else(|| "default".to_owned()),
+    }
+}
+
+/// The port id of a request is the process id of its sender, unless that has several such sockets; 0 is the
+/// kernel, which takes routes away with their link. False when nobody listens any more.
+async fn tell_gone(feed: &Feed, port: u32, gone: RouteGone) -> bool {
+    if port == 0 {
+        return true;
+    }
+    let process = Actor { pid: port, name: processes::name(port) };
+    let observation = Observation::RouteGone(RouteGone { process, ..gone });
+    feed.send(Seen { at: clock::now(), observation }).await.is_ok()
+}
+
+/// Sends changes of links, and a note when addresses changed; with `routes`, also who took routes and rules
+/// away, as far as the port id of the request tells it. Runs for ever.
+pub(crate) async fn watch(feed: Feed, addresses_changed: mpsc::Sender<()>, routes: bool) {
+    let mut groups = vec![MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    if routes {
+        groups.extend([
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ]);
+    }
     let mut messages = match new_multicast_connection(&groups) {
         Ok((connection, _, messages)) => {
             tokio::spawn(connection);
@@ -105,7 +151,20 @@ pub(crate) async fn watch(feed: Feed, addresses_changed: mpsc::Sender<()>) {
     };
     let mut known = std::collections::BTreeMap::new();
     while let Some((message, _)) = messages.next().await {
+        let port = message.header.port_number;
         let seen = match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
+                if tell_gone(&feed, port, route_gone(&route)).await {
+                    continue;
+                }
+                return;
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(rule)) => {
+                if tell_gone(&feed, port, rule_gone(&rule)).await {
+                    continue;
+                }
+                return;
+            }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => link(&message, true),
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => link(&message, false),
             NetlinkPayload::InnerMessage(

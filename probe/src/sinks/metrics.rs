@@ -384,6 +384,8 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::CniEnd(_) => "cni_end",
         Observation::Netns(_) => "netns",
         Observation::Link(_) => "link",
+        Observation::NetlinkError(_) => "netlink_error",
+        Observation::RouteGone(_) => "route_gone",
         Observation::Process(_) => "process",
         Observation::Lost(_) => "lost",
         Observation::Reread { .. } => "reread",

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use anstyle::Style;
 use probe_engine::{
     Access, Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome,
-    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, socket_errno,
+    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, refusal, socket_errno,
 };
 
 use super::Sink;
@@ -66,7 +66,7 @@ fn topic(observation: &Observation) -> Option<Topic> {
         | Observation::CniStart(_)
         | Observation::CniEnd(_) => Topic::Cni,
         Observation::Netns(_) => Topic::Netns,
-        Observation::Link(_) => Topic::Link,
+        Observation::Link(_) | Observation::NetlinkError(_) | Observation::RouteGone(_) => Topic::Link,
         Observation::Process(_) | Observation::SocketConnect(_) => Topic::Process,
         _ => return None,
     })
@@ -340,6 +340,15 @@ impl<W: Write> Sink for Timeline<W> {
                     (true, false) => "down",
                 };
                 self.line(at, "link", &format!("{} {}", link.name, link.link_kind), FAINT, state);
+            }
+            Observation::NetlinkError(error) => {
+                let what = format!("{}[{}]", error.process.name, error.process.pid);
+                self.line(at, "link", &what, UNSURE, &format!("refused {}", refusal(error)));
+            }
+            Observation::RouteGone(gone) => {
+                let what = format!("{}[{}]", gone.process.name, gone.process.pid);
+                let kind = if gone.rule { "rule from" } else { "route to" };
+                self.line(at, "link", &what, UNSURE, &format!("removed the {kind} {}", gone.object));
             }
             Observation::Lost(lost) => {
                 self.line(

@@ -5,7 +5,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Fault, depth};
-use crate::evidence::{Facts, PluginFailure, socket_errno};
+use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
+use crate::observation::NetlinkError;
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
@@ -31,10 +32,23 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         (Reason::CNIAgentNotReady, agent_of(&socket.path))
     } else if EXHAUSTED.iter().any(|text| lower.contains(text)) {
         (Reason::IPAMExhausted, failure.speaker.as_str())
+    } else if let Some(refusal) = &failure.refusal
+        && blames(refusal, &lower)
+    {
+        let object = if refusal.object.is_empty() { plugin } else { &refusal.object };
+        let conflict = matches!(refusal.errno, EEXIST | EADDRINUSE);
+        (if conflict { Reason::LinkConflict } else { Reason::LinkSetupFailed }, object)
     } else {
         (Reason::CNIPluginFailed, plugin)
     };
-    let fault = Fault::new(reason, subject, words, failure.since).at_depth(depth::PLUGIN);
+    let words = match &failure.refusal {
+        Some(error) if reason.side() == Side::Datapath => {
+            format!("{words}; the kernel refused {}", refusal(error))
+        }
+        _ => words,
+    };
+    let depth = if reason.side() == Side::Datapath { depth::DATAPATH } else { depth::PLUGIN };
+    let fault = Fault::new(reason, subject, words, failure.since).at_depth(depth);
     // Only a plugin that names the API's address failed because of it.
     if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
         fault.may_come_from(Side::Api)
@@ -53,6 +67,17 @@ const AGENTS: &[(&str, &str)] = &[
     ("/ipamd.sock", "aws-node"),
     ("/cni.sock", "antrea-agent"),
 ];
+
+const EEXIST: u32 = 17;
+const EADDRINUSE: u32 = 98;
+
+/// Plugins try things that may fail and go on: a refusal is the reason only when the plugin says so, by the
+/// text of the errno (of any, where it is not known) or by the kernel's own words.
+fn blames(refusal: &NetlinkError, said: &str) -> bool {
+    let mut errnos = ERRNOS.iter().filter(|(errno, _)| refusal.errno == 0 || refusal.errno == *errno);
+    errnos.any(|(_, text)| said.contains(text))
+        || (!refusal.text.is_empty() && said.contains(&refusal.text.to_lowercase()))
+}
 
 fn agent_of(path: &str) -> &str {
     AGENTS.iter().find(|(end, _)| path.ends_with(end)).map_or(path, |(_, agent)| *agent)

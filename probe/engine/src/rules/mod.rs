@@ -39,6 +39,7 @@ mod depth {
     pub(super) const RUNTIME: u8 = 1;
     pub(super) const CONFIGURATION: u8 = 2;
     pub(super) const PLUGIN: u8 = 3;
+    pub(super) const DATAPATH: u8 = 4;
 }
 
 impl Fault {
