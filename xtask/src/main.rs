@@ -36,11 +36,15 @@ enum Task {
     Build,
     /// Play real faults in namespaces and show what the probe says; needs root.
     Demo,
-    /// Run every test, the live ones as root.
-    Test,
+    /// Run every test, the live ones as root, on this kernel and on those of the matrix.
+    Test {
+        /// Only on this kernel.
+        #[arg(long)]
+        no_matrix: bool,
+    },
     /// Run the live tests inside machines with other kernels; needs root.
     Vm {
-        /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confidentiality`.
+        /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confid.` (with lockdown=confidentiality).
         kernels: Vec<String>,
         /// Only tests whose name contains this.
         #[arg(long, value_name = "TEXT")]
@@ -84,10 +88,10 @@ fn run(task: &Task) -> Result<bool> {
             build::lab()?;
             demo::run()
         }
-        Task::Test => test::run(),
+        Task::Test { no_matrix } => test::run(!no_matrix),
         Task::Vm { kernels, filter } => {
             root("the machines' file systems are made of files that only root may read")?;
-            vm::run(kernels, filter.as_deref())
+            vm::command(kernels, filter.as_deref())
         }
         Task::Bench => {
             root("the benchmarks load eBPF programs")?;

@@ -1,14 +1,17 @@
 //! Every test, with one summary at the end.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
-use crate::{build, root, top};
+use crate::vm::table::{self, Column};
+use crate::{build, root, top, vm};
 
 /// Runs what needs no root, then the live tests; false when one failed.
-pub(crate) fn run() -> Result<bool> {
+pub(crate) fn run(matrix: bool) -> Result<bool> {
     root("the live tests make network namespaces and load eBPF programs")?;
     let probe = build::release()?;
     let mut total = Counts::default();
@@ -18,9 +21,25 @@ pub(crate) fn run() -> Result<bool> {
     let mut live = build::cargo();
     // Two at a time: each has a probe, a client and a server of its own, and this is for two cores.
     live.args(["test", "--package", "kernel-tests", "--no-fail-fast", "--", "--test-threads", "2"]);
-    total.add("live tests on this kernel", live.env("NETREADY_PROBE", probe))?;
+    let lines = total.add("live tests on this kernel", live.env("NETREADY_PROBE", &probe))?;
+    if matrix {
+        println!("\n── live tests on other kernels");
+        let here = Column::new("here", lines.iter().map(String::as_str), doctor(&probe)?);
+        let matrix = vm::run(&[], None)?;
+        total.passed += matrix.passed;
+        total.failed += matrix.failed;
+        total.broken |= matrix.broken;
+        let columns: Vec<_> = std::iter::once(here).chain(matrix.columns).collect();
+        table::print(&columns);
+    }
     println!("\n{} passed, {} failed", total.passed, total.failed);
     Ok(total.failed == 0 && !total.broken)
+}
+
+/// What this kernel allows.
+fn doctor(probe: &Path) -> Result<Value> {
+    let output = Command::new(probe).args(["doctor", "-o", "json"]).output().context("run probe doctor")?;
+    serde_json::from_slice(&output.stdout).context("read the answer of probe doctor")
 }
 
 /// What the test runner's own summaries say, added up.
@@ -33,20 +52,23 @@ struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, what: &str, command: &mut Command) -> Result<()> {
+    /// Runs the tests, shows their lines, and answers with them.
+    fn add(&mut self, what: &str, command: &mut Command) -> Result<Vec<String>> {
         println!("\n── {what}");
         let mut child = command.current_dir(top()).stdout(Stdio::piped()).spawn().context("run the tests")?;
         let before = self.failed;
+        let mut lines = Vec::new();
         for line in BufReader::new(child.stdout.take().context("the tests have an output")?).lines() {
             let line = line?;
             self.count(&line);
             println!("{line}");
+            lines.push(line);
         }
         if !child.wait()?.success() && self.failed == before {
             self.broken = true;
             println!("the test runner failed without a failed test");
         }
-        Ok(())
+        Ok(lines)
     }
 
     /// `test result: ok. 25 passed; 0 failed; …`

@@ -24,7 +24,7 @@ pub(super) const MATRIX: &[Series] = &[
     Series { name: "6.1", suite: "bookworm", append: "" },
     Series { name: "6.12", suite: "trixie", append: "" },
     Series { name: "7.2", suite: "sid", append: "" },
-    Series { name: "6.12-confidentiality", suite: "trixie", append: "lockdown=confidentiality" },
+    Series { name: "6.12-confid.", suite: "trixie", append: "lockdown=confidentiality" },
 ];
 
 impl Series {
