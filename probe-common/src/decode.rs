@@ -6,8 +6,8 @@ use zerocopy::FromBytes;
 
 use crate::hook::Hook;
 use crate::record::{
-    CniExec, Code, ConnectEnd, ConnectError, ConnectionEnd, Exit, Header, Listen, Netns, ProcessExec,
-    Rtnetlink, STDOUT_LEN, Stdout, Task, UnixConnect,
+    CniExec, Code, ConnectEnd, ConnectError, ConnectionEnd, Exit, Header, LimitHit, Listen, ModuleRequest,
+    Netns, ProcessExec, Rtnetlink, STDOUT_LEN, Stdout, Task, UnixConnect,
 };
 
 /// One record, checked and copied out of the ring.
@@ -45,6 +45,10 @@ pub enum Event<'a> {
     UnixConnect(UnixConnect),
     /// See [`Rtnetlink`].
     Rtnetlink(Rtnetlink),
+    /// See [`LimitHit`].
+    LimitHit(LimitHit),
+    /// See [`ModuleRequest`].
+    ModuleRequest(ModuleRequest),
 }
 
 impl Event<'_> {
@@ -55,6 +59,9 @@ impl Event<'_> {
             Self::ConnectError(_) | Self::UnixConnect(_) => Hook::Connect,
             Self::CniExec(_) | Self::ProcessExec(_) => Hook::SchedProcessExec,
             Self::Rtnetlink(_) => Hook::Rtnetlink,
+            Self::LimitHit(hit) if hit.what == LimitHit::INOTIFY => Hook::InotifyInit,
+            Self::LimitHit(_) => Hook::Clone,
+            Self::ModuleRequest(_) => Hook::ModuleRequest,
             Self::Stdout { .. } => Hook::Write,
             Self::Exit(_) => Hook::SchedProcessExit,
             // clone(2) makes one, too; what counts is that it came.
@@ -77,6 +84,8 @@ impl Event<'_> {
             Self::ConnectionEnd(e) => e.header.at_ns,
             Self::UnixConnect(e) => e.header.at_ns,
             Self::Rtnetlink(e) => e.header.at_ns,
+            Self::LimitHit(e) => e.header.at_ns,
+            Self::ModuleRequest(e) => e.header.at_ns,
         }
     }
 }
@@ -147,6 +156,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Code::ConnectionEnd => Event::ConnectionEnd(whole(code, bytes)?),
         Code::UnixConnect => Event::UnixConnect(whole(code, bytes)?),
         Code::Rtnetlink => Event::Rtnetlink(whole(code, bytes)?),
+        Code::LimitHit => Event::LimitHit(whole(code, bytes)?),
+        Code::ModuleRequest => Event::ModuleRequest(whole(code, bytes)?),
     })
 }
 

@@ -44,6 +44,12 @@ hooks! {
     TaskNewtask = "task_newtask",
     /// The kernel refused a change of a link, address, route or rule, or took a route or rule away.
     Rtnetlink = "rtnetlink",
+    /// A watched process asked for an inotify instance and got none.
+    InotifyInit = "inotify_init",
+    /// A watched process asked for a process or thread and got none.
+    Clone = "clone",
+    /// `tp_btf/module_request`: the kernel asked for a module.
+    ModuleRequest = "module_request",
     /// `tp_btf/qdisc_destroy`: the loopback device of a dying namespace goes.
     QdiscDestroy = "qdisc_destroy",
 }

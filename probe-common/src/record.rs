@@ -49,11 +49,15 @@ pub enum Code {
     UnixConnect = 10,
     /// [`Rtnetlink`]
     Rtnetlink = 11,
+    /// [`LimitHit`]
+    LimitHit = 12,
+    /// [`ModuleRequest`]
+    ModuleRequest = 13,
 }
 
 impl Code {
     /// Every code, in order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::ConnectEnd,
         Self::ConnectError,
         Self::Listen,
@@ -65,6 +69,8 @@ impl Code {
         Self::ConnectionEnd,
         Self::UnixConnect,
         Self::Rtnetlink,
+        Self::LimitHit,
+        Self::ModuleRequest,
     ];
 }
 
@@ -393,6 +399,42 @@ pub struct Rtnetlink {
     pub request: [u8; REQUEST_LEN],
 }
 
+/// A watched process did not get what it asked the kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct LimitHit {
+    /// Time of the answer.
+    pub header: Header,
+    /// Who asked.
+    pub task: Task,
+    /// Positive errno: EMFILE for inotify instances, EAGAIN for processes.
+    pub errno: u32,
+    /// [`LimitHit::INOTIFY`] or [`LimitHit::PROCESSES`].
+    pub what: u32,
+}
+
+impl LimitHit {
+    /// `fs.inotify.max_user_instances`, or descriptors.
+    pub const INOTIFY: u32 = 1;
+    /// `kernel.pid_max`, `RLIMIT_NPROC` or a cgroup's `pids.max`.
+    pub const PROCESSES: u32 = 2;
+}
+
+/// `MODULE_NAME_LEN`, include/linux/module.h.
+pub const MODULE_LEN: usize = 56;
+
+/// The kernel asked user space for a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ModuleRequest {
+    /// Time of the request.
+    pub header: Header,
+    /// Whose doing needs it.
+    pub task: Task,
+    /// Name or alias, for example `rtnl-link-geneve`; ends with a NUL unless it was cut.
+    pub name: [u8; MODULE_LEN],
+}
+
 // The sizes are part of the contract: a change here is a change of the wire.
 const _: () = assert!(size_of::<Header>() == 16);
 const _: () = assert!(size_of::<Task>() == 40);
@@ -405,6 +447,8 @@ const _: () = assert!(size_of::<Stdout>() == 56 + 16 + 4096);
 const _: () = assert!(size_of::<Exit>() == 56 + 8 + 16 + 16 + 8);
 const _: () = assert!(size_of::<Netns>() == 64);
 const _: () = assert!(size_of::<ConnectionEnd>() == 144);
+const _: () = assert!(size_of::<LimitHit>() == 64);
+const _: () = assert!(size_of::<ModuleRequest>() == 56 + 56);
 const _: () = assert!(size_of::<Rtnetlink>() == 56 + 16 + 128 + 256);
 const _: () = assert!(size_of::<UnixConnect>() == 56 + 112 + 8);
 

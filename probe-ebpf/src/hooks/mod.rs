@@ -3,6 +3,7 @@
 mod connect;
 mod exec;
 mod exit;
+mod limits;
 mod netns;
 mod rtnetlink;
 mod stdout;

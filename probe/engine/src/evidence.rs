@@ -9,8 +9,9 @@ use core::net::{IpAddr, SocketAddr};
 use crate::limits;
 use crate::observation::{
     Access, Actor, AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, ConfAccess,
-    Connect, Connection, Gap, Host, Listener, Mono, NetlinkError, Observation, Process, ProcessClass,
-    ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind, TlsFailure,
+    Connect, Connection, Credential, Gap, Host, Limit, LimitHit, Listener, ModuleMissing, Mono, NetlinkError,
+    Observation, Process, ProcessClass, ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind,
+    TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
@@ -144,6 +145,15 @@ pub(crate) struct Facts {
     /// By file: who changed it last, and when the runtime opened it last.
     pub(crate) accesses: BTreeMap<String, Accesses>,
     pub(crate) plugins: BTreeMap<String, PluginFailure>,
+    /// What is full, by what and subject, and since when.
+    pub(crate) full: BTreeMap<(String, String), (Limit, Mono)>,
+    /// By what was asked for: the newest that was refused.
+    pub(crate) hits: BTreeMap<String, (LimitHit, Mono, Mono)>,
+    /// By file.
+    pub(crate) credentials: BTreeMap<String, (Credential, Mono)>,
+    /// By module.
+    pub(crate) modules: BTreeMap<String, (ModuleMissing, Mono)>,
+    pub(crate) sysctls: BTreeMap<String, String>,
     /// The container runtime that runs.
     pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
@@ -183,6 +193,18 @@ impl Facts {
             Observation::SocketConnect(connect) => self.socket(at, connect),
             Observation::NetlinkError(error) => self.netlink_error(at, &error),
             Observation::RouteGone(gone) => self.route_gone(at, &gone),
+            Observation::Limit(limit) => self.limit(at, limit),
+            Observation::LimitHit(hit) => self.limit_hit(at, hit),
+            Observation::Credential(credential) => self.credential(at, credential),
+            Observation::ClockStep { by_ms } => {
+                self.line(at, "clock", format!("the wall clock was set by {by_ms} ms"));
+            }
+            Observation::ModuleMissing(missing) => self.module(at, missing),
+            Observation::Sysctl { name, value } => {
+                if self.sysctls.len() < limits::SYSCTLS || self.sysctls.contains_key(&name) {
+                    self.sysctls.insert(name, value);
+                }
+            }
             Observation::ConfAccess(access) => self.access(at, access),
             Observation::CniStart(_) | Observation::Netns(_) | Observation::Link(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
@@ -363,6 +385,46 @@ impl Facts {
         self.line(at, "route.gone", format!("{}[{}] removed {what} {}", who.name, who.pid, gone.object));
     }
 
+    fn limit(&mut self, at: Mono, limit: Limit) {
+        let key = (limit.what.clone(), limit.subject.clone());
+        if limit.used < limit.max {
+            self.full.remove(&key);
+            return;
+        }
+        if self.full.len() < limits::FULL || self.full.contains_key(&key) {
+            let text = format!("{} {} is full: {} of {}", limit.what, limit.subject, limit.used, limit.max);
+            self.line(at, "limit", text);
+            let since = self.full.get(&key).map_or(at, |(_, since)| *since);
+            self.full.insert(key, (limit, since));
+        }
+    }
+
+    fn limit_hit(&mut self, at: Mono, hit: LimitHit) {
+        if hit.class.is_none() {
+            return;
+        }
+        let who = &hit.process;
+        self.line(at, "limit", format!("{}[{}] got no {}: errno {}", who.name, who.pid, hit.what, hit.errno));
+        let since = self.hits.get(&hit.what).map_or(at, |(_, since, _)| *since);
+        self.hits.insert(hit.what.clone(), (hit, since, at));
+    }
+
+    fn credential(&mut self, at: Mono, credential: Credential) {
+        if self.credentials.len() < limits::FILES || self.credentials.contains_key(&credential.file) {
+            self.credentials.insert(credential.file.clone(), (credential, at));
+        }
+    }
+
+    fn module(&mut self, at: Mono, missing: ModuleMissing) {
+        let who = &missing.process;
+        let text = format!("module {} did not come; {}[{}] needs it", missing.name, who.name, who.pid);
+        self.line(at, "module.request", text);
+        if self.modules.len() < limits::FULL || self.modules.contains_key(&missing.name) {
+            let since = self.modules.get(&missing.name).map_or(at, |(_, since)| *since);
+            self.modules.insert(missing.name.clone(), (missing, since));
+        }
+    }
+
     fn access(&mut self, at: Mono, access: ConfAccess) {
         let ConfAccess { process, class, file, access } = access;
         if self.accesses.len() >= limits::FILES && !self.accesses.contains_key(&file) {
@@ -541,6 +603,9 @@ impl Facts {
             ledger.denied.retain(|_, failure| !stale(failure));
             gone |= ledger.denied.len() != before;
         }
+        let before = self.hits.len();
+        self.hits.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
+        gone |= self.hits.len() != before;
         let old = |failure: &mut SocketFailure| now.since(failure.last) >= limits::CONNECT_FAILURE;
         gone |= self.runtime_down.take_if(old).is_some();
         let before = self.plugins.len();
@@ -563,11 +628,28 @@ impl Facts {
         let sockets = self.runtime_down.iter().map(|failure| failure.last.plus(limits::CONNECT_FAILURE));
         let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
         let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
+        let hits = self.hits.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
+        let credentials = self.credentials.values().flat_map(|(credential, at)| {
+            let times = [credential.valid_in_s, credential.expires_in_s];
+            times
+                .into_iter()
+                .filter_map(|s| Some(at.plus(u64::try_from(s).ok()?.saturating_mul(limits::SECOND))))
+        });
+        let credentials = credentials.filter(|at| *at > self.now);
         let loads = self.accesses.values().filter_map(|known| known.changed.as_ref());
         let loads = loads.map(|(at, ..)| at.plus(limits::LOAD)).filter(|at| *at > self.now);
         let rest = self.exits.back().map(|(at, _)| at.plus(limits::CRASH_REST)).filter(|at| *at > self.now);
         let lost = self.lost.values().map(|at| at.plus(limits::REREAD));
-        connects.chain(sockets).chain(loads).chain(plugins).chain(exits).chain(rest).chain(lost).min()
+        connects
+            .chain(sockets)
+            .chain(loads)
+            .chain(hits)
+            .chain(credentials)
+            .chain(plugins)
+            .chain(exits)
+            .chain(rest)
+            .chain(lost)
+            .min()
     }
 
     /// Addresses in the order in which they were named.

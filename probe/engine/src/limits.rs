@@ -12,6 +12,10 @@ pub const PLUGINS: usize = 64;
 pub const FILES: usize = 64;
 /// How long a runtime has to open a configuration that was changed: containerd and CRI-O do so at once.
 pub const LOAD: u64 = 10 * SECOND;
+/// Things that are full, or missing, that are remembered.
+pub const FULL: usize = 64;
+/// Settings of the kernel that are remembered.
+pub const SYSCTLS: usize = 256;
 /// Route look-ups that are remembered.
 pub const ROUTES: usize = 256;
 /// Gaps that are remembered.

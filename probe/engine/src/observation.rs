@@ -67,6 +67,26 @@ pub enum Observation {
     NetlinkError(NetlinkError),
     /// A route or a rule of the host's namespace went.
     RouteGone(RouteGone),
+    /// How full something is that fills up; when that changes.
+    Limit(Limit),
+    /// A process that matters did not get what it asked the kernel for.
+    LimitHit(LimitHit),
+    /// How long a credential on disk is valid.
+    Credential(Credential),
+    /// The wall clock was set.
+    ClockStep {
+        /// Milliseconds forward; negative for back.
+        by_ms: i64,
+    },
+    /// A module that the kernel asked for did not come.
+    ModuleMissing(ModuleMissing),
+    /// A setting of the kernel that pod networks depend on, at start and when it changes.
+    Sysctl {
+        /// `net.ipv4.ip_forward`, …
+        name: String,
+        /// As the kernel prints it.
+        value: String,
+    },
     /// A process that matters started, was found at start, or ended.
     Process(Process),
     /// Events were lost; `scope` must be read again before it can be trusted.
@@ -686,6 +706,56 @@ pub struct RouteGone {
     pub rule: bool,
     /// Destination as people write it: `10.244.0.0/16`, `default`; of a rule, the source.
     pub object: String,
+}
+
+/// See [`Observation::Limit`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// `conntrack`, `processes`, `inotify`, `files`, `disk`, `inodes`.
+    pub what: String,
+    /// The process of `files`, the path of `disk` and `inodes`; else empty.
+    #[serde(default)]
+    pub subject: String,
+    /// How much is used; bytes for `disk`.
+    pub used: u64,
+    /// How much there is.
+    pub max: u64,
+}
+
+/// See [`Observation::LimitHit`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitHit {
+    /// Who asked.
+    pub process: Actor,
+    /// What the process is, when it is one that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ProcessClass>,
+    /// `inotify`, `processes`.
+    pub what: String,
+    /// Positive errno.
+    pub errno: u32,
+}
+
+/// See [`Observation::Credential`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Path on the host; control characters are escaped.
+    pub file: String,
+    /// Whose it is: `kubelet`, or a CNI.
+    pub owner: String,
+    /// Seconds until it is valid; negative when it is.
+    pub valid_in_s: i64,
+    /// Seconds until it expires; negative when it has.
+    pub expires_in_s: i64,
+}
+
+/// See [`Observation::ModuleMissing`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleMissing {
+    /// The module, or the alias under which the kernel asked for it; control characters are escaped.
+    pub name: String,
+    /// Whose doing needs it.
+    pub process: Actor,
 }
 
 /// What a watched process is.

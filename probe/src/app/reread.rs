@@ -182,6 +182,9 @@ impl App {
             let lost = Lost { hook: loss.hook.name().to_owned(), scope, count: loss.count };
             self.deliver(now, Observation::Lost(lost), sinks);
         }
+        for missing in self.enricher.missing_modules(now) {
+            self.deliver(now, Observation::ModuleMissing(missing), sinks);
+        }
         for gap in self.state.take_gaps() {
             self.deliver(now, Observation::Gap(gap), sinks);
         }

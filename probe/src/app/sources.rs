@@ -28,6 +28,7 @@ pub(super) fn spawn(
 ) {
     tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::conf_access::watch(Arc::clone(settings), feed.clone()));
+    tasks.spawn(node::limits::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::connections::watch(targets, feed.clone()));
     tasks.spawn(node::links::watch(feed.clone(), addresses_changed, routes));
 }

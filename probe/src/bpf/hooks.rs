@@ -249,6 +249,30 @@ pub(crate) const HOOKS: &[Row] = &[
         false,
         "why the kernel refuses links, addresses and routes, and who asked",
     ),
+    row(
+        Hook::InotifyInit,
+        &[source("do_inotify_init", Attach::Exit(&["do_inotify_init"]), Needs::Nothing)],
+        "limit.inotify",
+        Scope::Processes,
+        false,
+        "a runtime or kubelet that gets no inotify instance; how many there are stands in",
+    ),
+    row(
+        Hook::Clone,
+        &[source("kernel_clone", Attach::Exit(&["kernel_clone"]), Needs::Nothing)],
+        "limit.processes",
+        Scope::Processes,
+        false,
+        "a runtime or kubelet that gets no process; how many there are stands in",
+    ),
+    row(
+        Hook::ModuleRequest,
+        &[source("module_request", Attach::Btf("module_request"), Needs::Memory)],
+        "module.request",
+        Scope::Links,
+        false,
+        "modules that the kernel asks for; the kernel's words on refused links stand in",
+    ),
     row(Hook::QdiscDestroy, btf!("qdisc_destroy"), "netns.end", Scope::Links, false, "the end of namespaces"),
 ];
 

@@ -5,13 +5,15 @@ mod clients;
 mod cni;
 mod connects;
 mod environ;
+mod modules;
 mod rtnetlink;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use probe_common::{Event, Rtnetlink, text};
+use probe_common::{Event, LimitHit, Rtnetlink, text};
 use probe_engine::{
-    Actor, ExitStatus, Listener, Mono, Netns, Observation, Process, ProcessEvent, SocketConnect,
+    Actor, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, Process, ProcessEvent,
+    SocketConnect,
 };
 
 use crate::node::processes;
@@ -19,6 +21,7 @@ use crate::text::clean;
 pub(crate) use clients::Clients;
 use cni::CniRuns;
 use connects::EarlyErrors;
+use modules::Modules;
 
 /// Longest name that is kept; an executable's name may be 255 bytes (`NAME_MAX`).
 const NAME_MAX: usize = 64;
@@ -32,6 +35,7 @@ pub(crate) struct Enricher {
     clients: Clients,
     cni: CniRuns,
     early: EarlyErrors,
+    modules: Modules,
 }
 
 impl Enricher {
@@ -42,12 +46,18 @@ impl Enricher {
             clients: Clients::new(own_pid),
             cni: CniRuns::default(),
             early: EarlyErrors::default(),
+            modules: Modules::default(),
         }
     }
 
     /// Processes that were found without a record.
     pub(crate) fn clients(&mut self) -> &mut Clients {
         &mut self.clients
+    }
+
+    /// Modules that were asked for long enough ago and have not come.
+    pub(crate) fn missing_modules(&mut self, now: Mono) -> Vec<ModuleMissing> {
+        self.modules.missing(now)
     }
 
     /// Forgets CNI runs whose process is gone without a record of its end.
@@ -81,6 +91,17 @@ impl Enricher {
                     let errno = record.errno;
                     emit(at, Observation::SocketConnect(SocketConnect { client, class, path, errno }));
                 }
+            }
+            Event::LimitHit(record) => {
+                let process = self.clients.find(&record.task).actor;
+                let class = processes::classify(&process.name);
+                let what = if record.what == LimitHit::INOTIFY { "inotify" } else { "processes" }.to_owned();
+                let hit = probe_engine::LimitHit { process, class, what, errno: record.errno };
+                emit(at, Observation::LimitHit(hit));
+            }
+            Event::ModuleRequest(record) => {
+                let process = self.clients.find(&record.task).actor;
+                self.modules.requested(at, clean(text(&record.name), NAME_MAX), process);
             }
             Event::Rtnetlink(record) => self.rtnetlink(at, record, emit),
             Event::Listen(record) => emit(

@@ -1,7 +1,6 @@
 //! Certificates: whose, for which names, and how long yet.
 
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use probe_engine::Certificate;
 use x509_parser::extensions::GeneralName;
@@ -19,8 +18,7 @@ pub(crate) fn read(der: &[u8], wanted: Option<&str>) -> Option<Certificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names = certificate.subject_alternative_name().ok().flatten();
     let names: Vec<_> = names.iter().flat_map(|names| &names.value.general_names).filter_map(name).collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let now = super::limits::unix_now();
     let validity = certificate.validity();
     Some(Certificate {
         subject: clean(certificate.subject().to_string().as_bytes(), NAME),

@@ -143,6 +143,11 @@ fn pids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(PROCESSES)
 }
 
+/// Process ids of root's processes.
+pub(crate) fn pids_of_root() -> impl Iterator<Item = u32> {
+    pids().filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0))
+}
+
 /// Name of the file that a process executes; `None` when it is gone.
 pub(crate) fn executable(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;

@@ -8,6 +8,7 @@ pub(crate) mod socket;
 pub(crate) mod state;
 pub(crate) mod trace;
 pub(crate) mod trace_json;
+mod trace_node;
 
 use probe_engine::{Effect, Mono, Observation, Report};
 

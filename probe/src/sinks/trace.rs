@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use anstyle::Style;
 use probe_engine::{
     Access, Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome,
-    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, refusal, socket_errno,
+    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, socket_errno,
 };
 
 use super::Sink;
@@ -84,7 +84,7 @@ pub(crate) struct Timeline<W> {
     own: Vec<IpAddr>,
     /// How the agent's own questions ended last: only a change is worth a line.
     asked: BTreeMap<SocketAddr, Outcome>,
-    ready: bool,
+    pub(super) ready: bool,
     said: Option<Finding>,
     /// The first failure of the output; the command ends with it.
     pub(crate) broken: Option<std::io::Error>,
@@ -107,7 +107,7 @@ impl<W: Write> Timeline<W> {
     }
 
     /// One line: what happened, then how it ended, in its colour.
-    fn line(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str) {
+    pub(super) fn line(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str) {
         let room = self.width.saturating_sub(MARGIN);
         let time = time_of_day(self.wall, at);
         let whole = format!("{what}  {end}");
@@ -328,28 +328,6 @@ impl<W: Write> Sink for Timeline<W> {
                 let who = format!("{verb} {}[{}]", access.process.name, access.process.pid);
                 self.line(at, "cni", &access.file, FAINT, &who);
             }
-            Observation::Netns(netns) if self.ready => {
-                let verb = if netns.up { "created by" } else { "ended, seen by" };
-                let who = format!("{verb} {}[{}]", netns.process.name, netns.process.pid);
-                self.line(at, "netns", &format!("net:[{}]", netns.inum), FAINT, &who);
-            }
-            Observation::Link(link) if self.ready => {
-                let state = match (link.present, link.up) {
-                    (false, _) => "gone",
-                    (true, true) => "up",
-                    (true, false) => "down",
-                };
-                self.line(at, "link", &format!("{} {}", link.name, link.link_kind), FAINT, state);
-            }
-            Observation::NetlinkError(error) => {
-                let what = format!("{}[{}]", error.process.name, error.process.pid);
-                self.line(at, "link", &what, UNSURE, &format!("refused {}", refusal(error)));
-            }
-            Observation::RouteGone(gone) => {
-                let what = format!("{}[{}]", gone.process.name, gone.process.pid);
-                let kind = if gone.rule { "rule from" } else { "route to" };
-                self.line(at, "link", &what, UNSURE, &format!("removed the {kind} {}", gone.object));
-            }
             Observation::Lost(lost) => {
                 self.line(
                     at,
@@ -360,7 +338,7 @@ impl<W: Write> Sink for Timeline<W> {
                 );
             }
             Observation::Gap(gap) => self.line(at, "gap", &gap.signal, UNSURE, &gap.why),
-            _ => {}
+            other => self.of_node(at, other),
         }
     }
 

@@ -9,6 +9,7 @@ mod cni_binary;
 mod cni_config;
 mod cni_plugin;
 mod control_plane;
+mod resources;
 mod runtime;
 
 use alloc::string::String;
@@ -88,6 +89,7 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         api_connect::judge,
         api_answer::judge,
         runtime::judge,
+        resources::judge,
         cni_config::judge,
         cni_binary::judge,
         cni_plugin::judge,

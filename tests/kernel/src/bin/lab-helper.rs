@@ -9,6 +9,7 @@
 //!   stays on one connection and does so again and again.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
 //!   same answers.
+//! - `lab-helper unix / --inotify` asks for inotify instances beyond its limit, with the same answers.
 //! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
 //!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true.
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         _ if std::env::var_os("CNI_COMMAND").is_some() => plugin(),
         [_, "serve", on, flags @ ..] => serve(on, flags),
         [_, "dial", to, flags @ ..] => dial(to, flags),
+        [_, "unix", _, "--inotify"] => inotify(),
         [_, "unix", path, flags @ ..] if flags.contains(&"--read") => read(path, flags),
         [_, "unix", path, flags @ ..] => unix(path, flags),
         _ => Err(io::Error::other("usage: serve ADDR | dial ADDR | unix PATH")),
@@ -111,6 +113,23 @@ fn unix(path: &str, flags: &[&str]) -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(number(flags, "--every").unwrap_or(100)));
     }
     Ok(())
+}
+
+/// Asks for one inotify instance more than there are descriptors, now and then.
+fn inotify() -> io::Result<()> {
+    // SAFETY: all zero is a valid value.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    limit.rlim_cur = 3;
+    limit.rlim_max = 3;
+    // SAFETY: `limit` is live.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    loop {
+        // SAFETY: no memory is involved.
+        let errno = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })
+            .map_or_else(|error| error.raw_os_error().unwrap_or(-1), |_| 0);
+        writeln!(io::stdout(), "{errno}")?;
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 fn read(path: &str, flags: &[&str]) -> io::Result<()> {

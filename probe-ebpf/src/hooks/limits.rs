@@ -1,0 +1,65 @@
+//! Limits where they hit, and modules that the kernel asks for.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::macros::{btf_tracepoint, fexit};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
+use probe_common::{Code, Hook, LimitHit, MODULE_LEN, ModuleRequest, Skip};
+
+use super::run;
+use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::filter::process_watched;
+use crate::layout::{HAVE_PROBE_READ, get};
+
+/// fexit/`do_inotify_init`, fs/notify/inotify/inotify_user.c (v5.10): (int flags) -> int
+#[fexit(function = "do_inotify_init")]
+pub(crate) fn do_inotify_init(ctx: FExitContext) -> i32 {
+    run!(Hook::InotifyInit, hit(LimitHit::INOTIFY, ctx.arg(1)))
+}
+
+/// fexit/`kernel_clone`, kernel/fork.c (v5.10): (struct kernel_clone_args *args) -> pid_t
+#[fexit(function = "kernel_clone")]
+pub(crate) fn kernel_clone(ctx: FExitContext) -> i32 {
+    run!(Hook::Clone, hit(LimitHit::PROCESSES, ctx.arg(1)))
+}
+
+#[inline(always)]
+fn hit(what: u32, ret: i32) -> Result<(), Skip> {
+    if ret >= 0 || !process_watched(current_tgid()) {
+        return Ok(());
+    }
+    let netns = current_netns();
+    let mut entry = record::<LimitHit>(Code::LimitHit)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        (&raw mut (*r).errno).write(ret.unsigned_abs());
+        (&raw mut (*r).what).write(what);
+    }
+    entry.submit(0);
+    Ok(())
+}
+
+/// proto(v5.10): include/trace/events/module.h: (char *name, bool wait, unsigned long ip)
+#[btf_tracepoint(function = "module_request")]
+pub(crate) fn module_request(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::ModuleRequest, requested(ctx.arg(0)))
+}
+
+#[inline(always)]
+fn requested(name: u64) -> Result<(), Skip> {
+    if get(&HAVE_PROBE_READ) == 0 {
+        return Ok(());
+    }
+    let netns = current_netns();
+    let mut entry = record::<ModuleRequest>(Code::ModuleRequest)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record; the helper checks the source and ends the text with a NUL.
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        (&raw mut (*r).name).cast::<u8>().write(0);
+        bpf_probe_read_kernel_str((&raw mut (*r).name).cast(), MODULE_LEN as u32, name as *const _);
+    }
+    entry.submit(0);
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Tables, disks and limits that are full, credentials that are over, modules that are not there.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::{Fault, depth};
+use crate::evidence::Facts;
+use crate::limits::SECOND;
+use crate::reason::Reason;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    faults.extend(credentials(facts));
+    for (hit, since, _) in facts.hits.values() {
+        let message = format!(
+            "{}[{}] asked for {} and got none (errno {}): the limit is reached",
+            hit.process.name, hit.process.pid, hit.what, hit.errno
+        );
+        let fault = Fault::new(Reason::RuntimeLimitExceeded, hit.what.as_str(), message, *since);
+        faults.push(fault.at_depth(depth::RUNTIME));
+    }
+    for (limit, since) in facts.full.values() {
+        if limit.what == "conntrack" {
+            let message = format!(
+                "the connection tracking table is full ({} of {}): new connections are dropped, old ones go on",
+                limit.used, limit.max
+            );
+            let fault = Fault::new(Reason::ConntrackExhausted, "nf_conntrack", message, *since);
+            faults.push(fault.state().at_depth(depth::DATAPATH));
+        }
+    }
+    for (missing, since) in facts.modules.values() {
+        let message = format!(
+            "the kernel asked for the module {} for {}[{}] and did not get it",
+            missing.name, missing.process.name, missing.process.pid
+        );
+        let fault = Fault::new(Reason::KernelModuleMissing, missing.name.as_str(), message, *since);
+        faults.push(fault.at_depth(depth::DATAPATH));
+    }
+    faults
+}
+
+/// Judged by the boot clock from when they were read: a credential expires while nobody touches it.
+fn credentials(facts: &Facts) -> Vec<Fault> {
+    let seconds = |credential: i64, at: crate::Mono| {
+        let passed = i64::try_from(facts.now.since(at) / SECOND).unwrap_or(i64::MAX);
+        credential.saturating_sub(passed)
+    };
+    let mut faults = Vec::new();
+    for (credential, at) in facts.credentials.values() {
+        let (owner, file) = (&credential.owner, &credential.file);
+        let message = if seconds(credential.valid_in_s, *at) > 0 {
+            format!("the credential of {owner} in {file} is not valid yet: this host's clock may be wrong")
+        } else if seconds(credential.expires_in_s, *at) <= 0 {
+            format!("the credential of {owner} in {file} has expired")
+        } else {
+            continue;
+        };
+        faults.push(Fault::new(Reason::CredentialExpired, file.as_str(), message, *at).state());
+    }
+    faults
+}

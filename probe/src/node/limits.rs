@@ -1,0 +1,266 @@
+//! What fills up on a node, and what drifts: read now and then, told when it changes.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use probe_engine::{Limit, Observation, ProcessClass};
+
+use super::{credentials, processes};
+use crate::clock;
+use crate::feed::{Feed, Seen};
+use crate::settings::Settings;
+
+/// Between two looks at what costs a few reads.
+const LOOK: Duration = Duration::from_secs(5);
+/// How many of those pass between two looks at what costs a walk through `/proc` or a parse.
+const RARELY: u32 = 12;
+/// Of all there is, from which on it counts as near: a first word before it is full.
+const NEAR_PERCENT: u64 = 90;
+/// The kernel's own time keeping moves the wall clock by at most 500 ppm (adjtimex(2)), 2.5 ms between two
+/// looks; more than this was set by somebody.
+const STEP_MS: i64 = 500;
+
+/// File systems that kubelet, runtime, etcd and plugins write to.
+const DISKS: &[&str] =
+    &["/", "/var/lib/etcd", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/run"];
+/// Settings that pod networks depend on.
+const SYSCTLS: &[&str] = &[
+    "net.ipv4.ip_forward",
+    "net.ipv6.conf.all.forwarding",
+    "net.bridge.bridge-nf-call-iptables",
+    "net.ipv4.conf.all.rp_filter",
+];
+
+/// Runs for ever.
+pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
+    let mut told = Told::default();
+    let mut wall = wall_offset_ms();
+    let mut turn = 0_u32;
+    loop {
+        let mut seen = Vec::new();
+        for limit in often(&settings) {
+            told.limit(limit, &mut seen);
+        }
+        if turn.is_multiple_of(RARELY) {
+            for limit in rarely() {
+                told.limit(limit, &mut seen);
+            }
+            for credential in credentials::find(&settings) {
+                told.credential(credential, &mut seen);
+            }
+            told.sysctls(&mut seen);
+        }
+        turn = turn.wrapping_add(1);
+        let now = wall_offset_ms();
+        if (now - wall).abs() >= STEP_MS {
+            seen.push(Observation::ClockStep { by_ms: now - wall });
+        }
+        wall = now;
+        for observation in seen {
+            if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What was told last.
+#[derive(Default)]
+struct Told {
+    /// Below, near, or full.
+    limits: BTreeMap<(String, String), u8>,
+    credentials: BTreeMap<String, (bool, bool, i64)>,
+    sysctls: BTreeMap<String, String>,
+}
+
+impl Told {
+    fn limit(&mut self, limit: Limit, seen: &mut Vec<Observation>) {
+        if limit.max == 0 {
+            return;
+        }
+        let level = if limit.used >= limit.max {
+            2
+        } else {
+            u8::from(limit.used.saturating_mul(100) >= limit.max.saturating_mul(NEAR_PERCENT))
+        };
+        let key = (limit.what.clone(), limit.subject.clone());
+        if self.limits.insert(key, level).unwrap_or(0) != level {
+            seen.push(Observation::Limit(limit));
+        }
+    }
+
+    /// When it changes: another file in the same place, or a border that was crossed.
+    fn credential(&mut self, credential: probe_engine::Credential, seen: &mut Vec<Observation>) {
+        let expires_at = unix_now().saturating_add(credential.expires_in_s);
+        // To the minute: the remaining time and the clock are not read at the same moment.
+        let state = (credential.valid_in_s > 0, credential.expires_in_s <= 0, expires_at / 60);
+        let near = |known: &(bool, bool, i64)| {
+            (known.0, known.1) == (state.0, state.1) && (known.2 - state.2).abs() <= 1
+        };
+        if !self.credentials.get(&credential.file).is_some_and(near) {
+            self.credentials.insert(credential.file.clone(), state);
+            seen.push(Observation::Credential(credential));
+        }
+    }
+
+    fn sysctls(&mut self, seen: &mut Vec<Observation>) {
+        for name in sysctl_names() {
+            let path = Path::new("/proc/sys")
+                .join(name.replace('/', "\u{0}").replace('.', "/").replace('\u{0}', "."));
+            let Ok(value) = fs::read_to_string(path) else { continue };
+            let value = value.trim().to_owned();
+            if self.sysctls.get(&name) != Some(&value) {
+                self.sysctls.insert(name.clone(), value.clone());
+                seen.push(Observation::Sysctl { name, value });
+            }
+        }
+    }
+}
+
+/// The fixed ones, and the reverse path filter of links that a CNI made. A dot in a link's name is written as
+/// a slash, as sysctl(8) does.
+fn sysctl_names() -> Vec<String> {
+    let links = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
+    let of_cni = links.filter_map(|entry| {
+        let name = entry.file_name().to_str()?.to_owned();
+        let ours =
+            ["cilium_", "lxc", "cali", "cni", "flannel", "ovn"].iter().any(|known| name.starts_with(known));
+        ours.then(|| format!("net.ipv4.conf.{}.rp_filter", name.replace('.', "/")))
+    });
+    SYSCTLS.iter().map(|name| (*name).to_owned()).chain(of_cni.take(64)).collect()
+}
+
+fn often(settings: &Settings) -> Vec<Limit> {
+    let mut found = Vec::new();
+    let conntrack = "/proc/sys/net/netfilter/nf_conntrack_";
+    if let (Some(used), Some(max)) =
+        (number(&format!("{conntrack}count")), number(&format!("{conntrack}max")))
+    {
+        // The table drops when it holds this many; a few of them are on their way out at any time.
+        found.push(limit("conntrack", "", used, max - max / 100));
+    }
+    if let (Some(used), Some(max)) = (tasks(), number("/proc/sys/kernel/pid_max")) {
+        found.push(limit("processes", "", used, max));
+    }
+    for path in DISKS {
+        found.extend(disk(&settings.on_host(Path::new(path)), path));
+    }
+    found
+}
+
+/// Needs a walk through `/proc`.
+fn rarely() -> Vec<Limit> {
+    let mut found = Vec::new();
+    for process in processes::scan() {
+        if !matches!(process.class, ProcessClass::Kubelet | ProcessClass::Runtime | ProcessClass::CniAgent) {
+            continue;
+        }
+        let pid = process.actor.pid;
+        let used = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+        let max = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok());
+        if let Some(max) = max {
+            found.push(limit("files", &process.actor.name, used as u64, max));
+        }
+    }
+    if let Some(max) = number("/proc/sys/fs/inotify/max_user_instances") {
+        found.push(limit("inotify", "", inotify_instances(), max));
+    }
+    found
+}
+
+fn limit(what: &str, subject: &str, used: u64, max: u64) -> Limit {
+    Limit { what: what.to_owned(), subject: subject.to_owned(), used, max }
+}
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Threads of the whole machine: `0.00 0.01 0.05 1/1234 567`, proc(5).
+fn tasks() -> Option<u64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
+}
+
+/// Blocks and inodes that a process without privilege could still have.
+fn disk(path: &Path, shown: &str) -> Vec<Limit> {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return Vec::new() };
+    // SAFETY: all zero is a valid value.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends with a NUL, and `stat` is live and of the type that is filled.
+    if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
+        return Vec::new();
+    }
+    let blocks = stat.f_blocks - (stat.f_bfree - stat.f_bavail);
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    vec![
+        limit("disk", shown, bytes(stat.f_blocks - stat.f_bfree), bytes(blocks)),
+        // File systems without a fixed number say 0.
+        limit("inodes", shown, stat.f_files - stat.f_ffree, stat.f_files),
+    ]
+}
+
+/// inotify instances of root's processes: runtimes and kubelets are root's.
+fn inotify_instances() -> u64 {
+    let mut count = 0;
+    for pid in processes::pids_of_root() {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let inotify = descriptors.filter(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:inotify")
+        });
+        count += inotify.count() as u64;
+    }
+    count
+}
+
+/// Seconds of the wall clock since 1970.
+pub(super) fn unix_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// The wall clock against the boot clock, which nobody can set.
+fn wall_offset_ms() -> i64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
+    let boot = u128::from(clock::now().0 / 1_000_000);
+    i64::try_from(wall).unwrap_or(i64::MAX) - i64::try_from(boot).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_change_of_level_is_told() {
+        let mut told = Told::default();
+        let mut seen = Vec::new();
+        for used in [1, 50, 89, 90, 95, 100, 101, 40] {
+            told.limit(limit("conntrack", "", used, 100), &mut seen);
+        }
+        let used: Vec<_> = seen
+            .iter()
+            .map(|seen| match seen {
+                Observation::Limit(limit) => limit.used,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(used, [90, 100, 40]);
+    }
+
+    #[test]
+    fn this_machine_can_be_read() {
+        assert!(tasks().is_some_and(|tasks| tasks > 0));
+        let disk = disk(Path::new("/"), "/");
+        assert!(disk[0].max > 0 && disk[0].used <= disk[0].max);
+        assert!(sysctl_names().iter().any(|name| name == "net.ipv4.ip_forward"));
+    }
+}
