@@ -15,6 +15,8 @@ use crate::build;
 /// A port of the loopback on which nobody listens, watched; and one that is not watched.
 const WATCHED: &str = "127.0.0.1:6443";
 const UNWATCHED: &str = "127.0.0.1:6553";
+/// Where the agent's metrics are read.
+const METRICS: &str = "127.0.0.1:9729";
 /// How often on and off are compared, in turn.
 const ROUNDS: usize = 7;
 /// How long each turn takes.
@@ -39,27 +41,58 @@ pub(crate) fn run(probe: &Path) -> Result<bool> {
     }];
     rows.extend(start(probe)?);
     rows.extend(latency(probe)?);
-    for (what, addr, budget) in [
-        ("refused connects on/off, unwatched", UNWATCHED, ">= 0.93"),
-        ("refused connects on/off, watched", WATCHED, ">= 0.93"),
-    ] {
-        let ratio = on_off(probe, || connects(addr))?;
-        rows.push(Row { what, measured: format!("{ratio:.3}"), budget, met: ratio >= 0.93 });
-    }
-    let ratio = on_off(probe, execs)?;
-    rows.push(Row {
-        what: "exec of a static binary on/off",
-        measured: format!("{ratio:.3}"),
-        budget: ">= 0.98",
-        met: ratio >= 0.98,
-    });
-    println!("\n{:<36} {:>16} {:>12}", "what", "measured", "budget");
-    println!("{}", "─".repeat(72));
+    rows.extend(load(probe)?);
+    print(&rows);
+    costs(probe)?;
+    Ok(true)
+}
+
+fn print(rows: &[Row]) {
+    println!("\n{:<40} {:>16} {:>12}", "what", "measured", "budget");
+    println!("{}", "─".repeat(76));
     for row in rows {
         let mark = if row.met { "✔" } else { "✘" };
-        println!("{:<36} {:>16} {:>12}  {mark}", row.what, row.measured, row.budget);
+        println!("{:<40} {:>16} {:>12}  {mark}", row.what, row.measured, row.budget);
     }
-    Ok(true)
+}
+
+/// Answers with how often a second it could be done.
+type Work = fn() -> Result<f64>;
+
+/// What watching costs whom: the agent, the agent without tracepoints of system calls, and the one-liners that
+/// people write for the same events.
+fn costs(probe: &Path) -> Result<()> {
+    let works: [(&str, &str, Work); 5] = [
+        ("refused connect, unwatched", ">= 0.93", || connects(UNWATCHED)),
+        ("refused connect, watched", ">= 0.93", || connects(WATCHED)),
+        ("exec of a static binary", ">= 0.98", execs),
+        ("getppid", "+ 5 ns", getppids),
+        ("write of a byte to a file", "+ 25 ns", writes),
+    ];
+    let watchers: [(&str, &dyn Fn() -> Result<Agent>); 3] = [
+        ("agent", &|| Ok(Agent::start(probe, &[])?.0)),
+        ("lean", &|| Ok(Agent::start(probe, &["--hooks", "lean"])?.0)),
+        ("bpftrace", &bpftrace),
+    ];
+    println!("\nrate with a watcher / without, and nanoseconds more for each\n");
+    print!("{:<28}", "");
+    for (name, _) in watchers {
+        print!("{name:>20}");
+    }
+    println!("{:>12}", "budget");
+    println!("{}", "─".repeat(100));
+    for (what, budget, work) in works {
+        print!("{what:<28}");
+        for (_, start) in watchers {
+            match on_off(start, work) {
+                Ok(cost) => print!("{:>20}", format!("{:.3} {:>+7.0} ns", cost.ratio, cost.more_ns)),
+                Err(_) => print!("{:>20}", "not here"),
+            }
+            std::io::Write::flush(&mut std::io::stdout())?;
+        }
+        println!("{budget:>12}");
+    }
+    Ok(())
 }
 
 /// The agent, with files of its own; ended when dropped.
@@ -67,11 +100,12 @@ struct Agent(Child);
 
 impl Agent {
     /// Starts it and waits until it says that it watches; also answers how long that took.
-    fn start(probe: &Path) -> Result<(Self, Duration)> {
+    fn start(probe: &Path, args: &[&str]) -> Result<(Self, Duration)> {
         let dir = std::env::temp_dir().join(format!("netready-bench-{}", std::process::id()));
         let started = Instant::now();
         let mut child = Command::new(probe)
-            .args(["run", "--apiserver", WATCHED, "--no-ask", "--metrics-address", "127.0.0.1:0"])
+            .args(["run", "--apiserver", WATCHED, "--no-ask", "--metrics-address", METRICS])
+            .args(args)
             .arg("--state-file")
             .arg(dir.join("state.json"))
             .arg("--socket")
@@ -94,6 +128,14 @@ impl Agent {
         Ok((agent, took))
     }
 
+    /// Processor time of the agent so far, in clock ticks: utime and stime, proc(5).
+    fn cpu_ticks(&self) -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let times = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+        Ok(times.sum())
+    }
+
     fn resident_kb(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -112,7 +154,7 @@ fn start(probe: &Path) -> Result<Vec<Row>> {
     let mut times = Vec::new();
     let mut resident = 0;
     for _ in 0..ROUNDS {
-        let (agent, took) = Agent::start(probe)?;
+        let (agent, took) = Agent::start(probe, &[])?;
         times.push(took);
         // Once the state at start is read and the loop turns.
         std::thread::sleep(Duration::from_millis(500));
@@ -184,20 +226,174 @@ fn latency(probe: &Path) -> Result<Vec<Row>> {
     ])
 }
 
-/// The median of the ratios with the agent and without, in turn, so that a drifting machine does not matter.
-fn on_off(probe: &Path, work: impl Fn() -> Result<f64>) -> Result<f64> {
-    work()?;
-    let mut ratios = Vec::new();
-    for _ in 0..ROUNDS {
-        let off = work()?;
-        let (agent, _) = Agent::start(probe)?;
-        let on = work()?;
-        drop(agent);
-        let again = work()?;
-        ratios.push(on * 2.0 / (off + again));
+/// The same events by bpftrace one-liners, as somebody would watch them by hand.
+fn bpftrace() -> Result<Agent> {
+    let script = "tracepoint:sock:inet_sock_set_state /args->oldstate == 2/ { printf(\"%d %d %s\\n\", args->newstate, args->dport, comm); }
+tracepoint:tcp:tcp_receive_reset { printf(\"rst %d\\n\", args->dport); }
+tracepoint:tcp:tcp_retransmit_skb { printf(\"again %d\\n\", args->dport); }
+tracepoint:syscalls:sys_exit_connect /args->ret < 0/ { printf(\"connect %d %s\\n\", args->ret, comm); }
+tracepoint:syscalls:sys_enter_write /args->fd == 1 && comm == \"bridge\"/ { printf(\"%s\\n\", str(args->buf)); }
+tracepoint:syscalls:sys_exit_unshare { printf(\"unshare %d\\n\", args->ret); }
+tracepoint:sched:sched_process_exec { printf(\"exec %s\\n\", str(args->filename)); }
+tracepoint:sched:sched_process_exit { printf(\"exit %s\\n\", comm); }
+tracepoint:signal:signal_generate /args->sig == 9 || args->sig == 15/ { printf(\"%d to %d\\n\", args->sig, args->pid); }
+BEGIN { printf(\"watching\\n\"); }";
+    let mount = "mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; exec bpftrace -e \"$1\"";
+    let mut child = Command::new("unshare")
+        .args(["--mount", "sh", "-c", mount, "sh", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start bpftrace")?;
+    let mut said = BufReader::new(child.stdout.take().context("it has an output")?);
+    let agent = Agent(child);
+    let mut line = String::new();
+    while !line.contains("watching") {
+        line.clear();
+        ensure!(said.read_line(&mut line)? > 0, "bpftrace does not work here");
     }
-    ratios.sort_by(f64::total_cmp);
-    Ok(ratios[ratios.len() / 2])
+    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    Ok(agent)
+}
+
+/// What watching costs.
+#[derive(Clone, Copy)]
+struct Cost {
+    /// Rate with it / rate without.
+    ratio: f64,
+    /// Nanoseconds more for each.
+    more_ns: f64,
+}
+
+/// The median of the comparisons with the watcher and without, in turn, so that a drifting machine does not
+/// matter.
+fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work) -> Result<Cost> {
+    work()?;
+    let mut costs = Vec::new();
+    for _ in 0..ROUNDS {
+        let before = work()?;
+        let watcher = start()?;
+        let on = work()?;
+        drop(watcher);
+        let off = f64::midpoint(before, work()?);
+        costs.push(Cost { ratio: on / off, more_ns: 1e9 / on - 1e9 / off });
+    }
+    costs.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+    Ok(costs[costs.len() / 2])
+}
+
+/// A node under load for a minute: connects and execs of anybody, and a kubelet that is refused.
+fn load(probe: &Path) -> Result<Vec<Row>> {
+    const TIME: Duration = Duration::from_mins(1);
+    let (agent, _) = Agent::start(probe, &[])?;
+    let before = agent.resident_kb()?;
+    let stop = Instant::now() + TIME;
+    let started = agent.cpu_ticks()?;
+    let dir = tempfile::TempDir::new()?;
+    let kubelet = dir.path().join("kubelet");
+    let helper = crate::target().join("debug/lab-helper");
+    std::fs::copy(&helper, &kubelet).with_context(|| format!("copy {}", helper.display()))?;
+    let mut watched = Command::new(&kubelet)
+        .args(["dial", WATCHED, "--every", "10", "--count", "3000"])
+        .stdout(Stdio::null())
+        .spawn()?;
+    let (done, execs) = std::thread::scope(|scope| {
+        let connects = scope.spawn(|| paced(20_000, stop, || drop(TcpStream::connect(UNWATCHED))));
+        let execs = scope.spawn(|| {
+            paced(200, stop, || {
+                let mut command = Command::new("/sbin/ldconfig");
+                drop(command.arg("--version").stdout(Stdio::null()).status());
+            })
+        });
+        (connects.join().unwrap_or(0), execs.join().unwrap_or(0))
+    });
+    watched.wait()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let ticks = agent.cpu_ticks()? - started;
+    let grown = agent.resident_kb()?.saturating_sub(before);
+    let metrics = metrics()?;
+    let sum = |name: &str| -> u64 {
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    let seen = sum("netready_api_connects_total{client=\"kubelet\"");
+    let lost = sum("netready_events_lost_total");
+    // A clock tick is 10 ms on every Linux that this runs on (USER_HZ).
+    #[expect(clippy::cast_precision_loss, reason = "a share")]
+    let percent = ticks as f64 / TIME.as_secs_f64();
+    println!("load: {done} connects, {execs} execs, {} by a watched process", 3000);
+    Ok(vec![
+        Row {
+            what: "load: events of the watched process",
+            measured: format!("{seen} of 3000"),
+            budget: "all",
+            met: seen == 3000 && lost == 0,
+        },
+        Row {
+            what: "load: agent's share of one core",
+            measured: format!("{percent:.1} %"),
+            budget: "<= 15 %",
+            met: percent <= 15.0,
+        },
+        Row {
+            what: "load: memory that it grew by",
+            measured: format!("{:.1} MB", build::megabytes(grown << 10)),
+            budget: "flat",
+            met: grown <= 2 << 10,
+        },
+    ])
+}
+
+/// Does it so often a second until the time is over; answers with how often it was done.
+fn paced(rate: u32, until: Instant, once: impl Fn()) -> u64 {
+    let started = Instant::now();
+    let mut count = 0_u32;
+    while Instant::now() < until {
+        if started.elapsed() < Duration::from_secs(1) * count / rate {
+            std::thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        once();
+        count += 1;
+    }
+    u64::from(count)
+}
+
+fn metrics() -> Result<String> {
+    let mut stream = TcpStream::connect(METRICS).context("ask for the metrics")?;
+    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn getppids() -> Result<f64> {
+    // SAFETY: no precondition.
+    Ok(many(|| _ = unsafe { libc::syscall(libc::SYS_getppid) }))
+}
+
+fn writes() -> Result<f64> {
+    use std::os::fd::AsRawFd as _;
+
+    let file = tempfile::tempfile_in("/dev/shm").context("make a file in memory")?;
+    let fd = file.as_raw_fd();
+    // SAFETY: an open descriptor and one live byte.
+    Ok(many(|| _ = unsafe { libc::write(fd, [0_u8].as_ptr().cast(), 1) }))
+}
+
+/// As [`rate`], for what takes less than looking at the clock.
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn many(once: impl Fn()) -> f64 {
+    const BATCH: u64 = 10_000;
+    let started = Instant::now();
+    let mut count = 0_u64;
+    while started.elapsed() < TURN {
+        for _ in 0..BATCH {
+            once();
+        }
+        count += BATCH;
+    }
+    count as f64 / started.elapsed().as_secs_f64()
 }
 
 fn connects(addr: &str) -> Result<f64> {
