@@ -6,8 +6,8 @@ use zerocopy::FromBytes;
 
 use crate::hook::Hook;
 use crate::record::{
-    CniExec, Code, ConnectEnd, ConnectError, ConnectionEnd, Exit, Header, LimitHit, Listen, ModuleRequest,
-    Netns, ProcessExec, Rtnetlink, STDOUT_LEN, Stdout, Task, UnixConnect,
+    CniExec, Code, ConnectEnd, ConnectError, ConnectionEnd, Drops, Exit, FileRefused, Header, LimitHit,
+    Listen, ModuleRequest, Netns, ProcessExec, Rtnetlink, STDOUT_LEN, Stdout, Task, UnixConnect,
 };
 
 /// One record, checked and copied out of the ring.
@@ -49,6 +49,10 @@ pub enum Event<'a> {
     LimitHit(LimitHit),
     /// See [`ModuleRequest`].
     ModuleRequest(ModuleRequest),
+    /// See [`FileRefused`].
+    FileRefused(FileRefused),
+    /// See [`Drops`].
+    Drops(Drops),
 }
 
 impl Event<'_> {
@@ -62,6 +66,9 @@ impl Event<'_> {
             Self::LimitHit(hit) if hit.what == LimitHit::INOTIFY => Hook::InotifyInit,
             Self::LimitHit(_) => Hook::Clone,
             Self::ModuleRequest(_) => Hook::ModuleRequest,
+            Self::FileRefused(refused) if refused.write == 1 => Hook::Openat,
+            Self::FileRefused(_) => Hook::Execve,
+            Self::Drops(_) => Hook::KfreeSkb,
             Self::Stdout { .. } => Hook::Write,
             Self::Exit(_) => Hook::SchedProcessExit,
             // clone(2) makes one, too; what counts is that it came.
@@ -86,6 +93,8 @@ impl Event<'_> {
             Self::Rtnetlink(e) => e.header.at_ns,
             Self::LimitHit(e) => e.header.at_ns,
             Self::ModuleRequest(e) => e.header.at_ns,
+            Self::FileRefused(e) => e.header.at_ns,
+            Self::Drops(e) => e.header.at_ns,
         }
     }
 }
@@ -158,6 +167,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Code::Rtnetlink => Event::Rtnetlink(whole(code, bytes)?),
         Code::LimitHit => Event::LimitHit(whole(code, bytes)?),
         Code::ModuleRequest => Event::ModuleRequest(whole(code, bytes)?),
+        Code::FileRefused => Event::FileRefused(whole(code, bytes)?),
+        Code::Drops => Event::Drops(whole(code, bytes)?),
     })
 }
 
@@ -211,6 +222,13 @@ mod tests {
         every_cut_is_an_error::<Stdout>(Code::Stdout);
         every_cut_is_an_error::<Exit>(Code::Exit);
         every_cut_is_an_error::<Netns>(Code::Netns);
+        every_cut_is_an_error::<ConnectionEnd>(Code::ConnectionEnd);
+        every_cut_is_an_error::<UnixConnect>(Code::UnixConnect);
+        every_cut_is_an_error::<Rtnetlink>(Code::Rtnetlink);
+        every_cut_is_an_error::<LimitHit>(Code::LimitHit);
+        every_cut_is_an_error::<ModuleRequest>(Code::ModuleRequest);
+        every_cut_is_an_error::<FileRefused>(Code::FileRefused);
+        every_cut_is_an_error::<Drops>(Code::Drops);
     }
 
     #[test]

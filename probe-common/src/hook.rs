@@ -50,6 +50,12 @@ hooks! {
     Clone = "clone",
     /// `tp_btf/module_request`: the kernel asked for a module.
     ModuleRequest = "module_request",
+    /// `tp_btf/kfree_skb`: a packet was dropped, and why.
+    KfreeSkb = "kfree_skb",
+    /// A program could not be executed.
+    Execve = "execve",
+    /// A file could not be opened for writing because it runs.
+    Openat = "openat",
     /// `tp_btf/qdisc_destroy`: the loopback device of a dying namespace goes.
     QdiscDestroy = "qdisc_destroy",
 }

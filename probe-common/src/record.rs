@@ -53,11 +53,15 @@ pub enum Code {
     LimitHit = 12,
     /// [`ModuleRequest`]
     ModuleRequest = 13,
+    /// [`FileRefused`]
+    FileRefused = 14,
+    /// [`Drops`]
+    Drops = 15,
 }
 
 impl Code {
     /// Every code, in order of its number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::ConnectEnd,
         Self::ConnectError,
         Self::Listen,
@@ -71,6 +75,8 @@ impl Code {
         Self::Rtnetlink,
         Self::LimitHit,
         Self::ModuleRequest,
+        Self::FileRefused,
+        Self::Drops,
     ];
 }
 
@@ -151,6 +157,11 @@ pub struct ConnectEnd {
     pub asked_port: u16,
     /// Family that connect(2) was called with, as `family`; with flag `ASKED`.
     pub asked_family: u16,
+    /// `enum skb_drop_reason`, include/net/dropreason-core.h: why this host dropped the newest of its own
+    /// packets; 0 when it dropped none. The numbers are each kernel's own.
+    pub dropped: u32,
+    /// Always zero.
+    pub _pad2: u32,
 }
 
 impl ConnectEnd {
@@ -435,10 +446,44 @@ pub struct ModuleRequest {
     pub name: [u8; MODULE_LEN],
 }
 
+/// A program could not be executed, or a running one could not be opened for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct FileRefused {
+    /// Time of the answer.
+    pub header: Header,
+    /// Who tried.
+    pub task: Task,
+    /// Positive errno: ETXTBSY, EACCES, EPERM.
+    pub errno: u32,
+    /// 1: it was to be opened for writing; 0: it was to be executed.
+    pub write: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+    /// As it was given, or the name without its directory; ends with a NUL unless it was cut.
+    pub path: [u8; PATH_LEN],
+}
+
+/// Packets that came in and were dropped by the reverse path filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Drops {
+    /// Time of the newest.
+    pub header: Header,
+    /// How many since the last record about this device.
+    pub count: u64,
+    /// Inode number of the device's namespace.
+    pub netns: u32,
+    /// `enum skb_drop_reason`, as [`ConnectEnd::dropped`].
+    pub reason: u32,
+    /// Name of the device.
+    pub device: [u8; IFNAME_LEN],
+}
+
 // The sizes are part of the contract: a change here is a change of the wire.
 const _: () = assert!(size_of::<Header>() == 16);
 const _: () = assert!(size_of::<Task>() == 40);
-const _: () = assert!(size_of::<ConnectEnd>() == 144);
+const _: () = assert!(size_of::<ConnectEnd>() == 152);
 const _: () = assert!(size_of::<ConnectError>() == 80);
 const _: () = assert!(size_of::<Listen>() == 80);
 const _: () = assert!(size_of::<CniExec>() == 56 + 256 + 16 + 80 + 128 + 16 + 640 + 256);
@@ -451,6 +496,8 @@ const _: () = assert!(size_of::<LimitHit>() == 64);
 const _: () = assert!(size_of::<ModuleRequest>() == 56 + 56);
 const _: () = assert!(size_of::<Rtnetlink>() == 56 + 16 + 128 + 256);
 const _: () = assert!(size_of::<UnixConnect>() == 56 + 112 + 8);
+const _: () = assert!(size_of::<FileRefused>() == 56 + 8 + 256);
+const _: () = assert!(size_of::<Drops>() == 16 + 16 + 16);
 
 /// Key of the map of addresses whose connects are reported: exact, or a port at any address when `addr`
 /// is all zero.
@@ -518,6 +565,8 @@ pub const NAME_OF_PROCESS: u8 = 1;
 pub const NAME_OF_PLUGIN: u8 = 2;
 /// Most names on the watch list.
 pub const MAX_NAMES: u32 = 128;
+/// Most devices whose dropped packets are counted; the one that was quiet longest is forgotten beyond that.
+pub const MAX_DEVICES: u32 = 256;
 /// Most connects under way at once; the oldest is forgotten beyond that.
 pub const MAX_CONNECTS: u32 = 8192;
 /// Bytes of the ring buffer, a power of two. A CNI operation with four plugins takes about 23 KB, so this

@@ -10,7 +10,8 @@ macro_rules! from_loader {
 from_loader! {
     SOCK_DADDR SOCK_RCV_SADDR SOCK_DPORT SOCK_NUM SOCK_FAMILY SOCK_NET SOCK_V6_DADDR SOCK_V6_RCV_SADDR
     SOCK_PROTOCOL SOCK_ERR SOCK_ERR_SOFT SOCK_ERROR_QUEUE_PREV SOCK_ERROR_QUEUE_QLEN
-    SK_BUFF_CB SK_BUFF_HEAD SK_BUFF_NETWORK_HEADER SOCK_EXTERR_EE
+    SK_BUFF_CB SK_BUFF_HEAD SK_BUFF_NETWORK_HEADER SK_BUFF_SK SK_BUFF_DEV SOCK_EXTERR_EE
+    FILENAME_NAME PATH_DENTRY
     NET_INUM NET_COUNT
     TASK_TGID TASK_COMM TASK_GROUP_LEADER TASK_REAL_PARENT TASK_NSPROXY TASK_SIGNAL TASK_EXIT_CODE TASK_MM
     NLMSG_TYPE NLMSG_LEN EXTACK_TEXT
@@ -26,6 +27,8 @@ from_loader! {
     ITER_IS_UBUF ITER_IS_IOVEC ITER_KIND_MASK
     /// `__NR_connect` of this architecture.
     NR_CONNECT
+    /// `SKB_DROP_REASON_IP_RPFILTER` (5.18) of this kernel.
+    DROP_RPFILTER
     /// `mark_victim` gives a task and not a process id (6.9, and the stable kernels that took it over).
     MARK_VICTIM_TASK
     /// `bpf_get_current_task_btf` exists (5.11): the current task can be read by typed loads.

@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_common::{
-    COMM_LEN, MAX_CONNECTS, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, PORT_WORDS, ProcessState, RING_BYTES,
-    Skip, TargetKey, Task,
+    COMM_LEN, MAX_CONNECTS, MAX_DEVICES, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, PORT_WORDS, ProcessState,
+    RING_BYTES, Skip, TargetKey, Task,
 };
 
 /// Records on their way to user space; the loader may make it smaller.
@@ -39,6 +39,10 @@ pub(crate) static CNI_RUNNING: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_CONNECTS, 0);
 
+/// Devices on which the reverse path filter drops, by the address of their `struct net_device`.
+#[map]
+pub(crate) static DEVICES: LruHashMap<u64, Dropping> = LruHashMap::with_max_entries(MAX_DEVICES, 0);
+
 /// Working memory of the walk through a new program's environment.
 #[map]
 pub(crate) static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
@@ -70,5 +74,15 @@ pub(crate) struct Pending {
     /// Since it started, then since it is established.
     pub(crate) retransmits: u32,
     pub(crate) rst: u32,
-    pub(crate) _pad: u32,
+    /// As in `ConnectEnd`.
+    pub(crate) dropped: u32,
+}
+
+/// What is remembered of a device.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Dropping {
+    pub(crate) told_ns: u64,
+    /// Packets since then.
+    pub(crate) count: u64,
 }

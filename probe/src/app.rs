@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use probe_common::Hook;
 use probe_engine::{Config, Effect, Engine, Mono, Observation, Report};
 use tokio::sync::{mpsc, watch};
 
 use crate::bpf::{self, HookStatus, Kernel, Unsupported};
 use crate::clock::{self, Wall};
-use crate::enrich::Enricher;
+use crate::enrich::{DropReasons, Enricher, Sandboxes};
 use crate::feed::Seen;
 use crate::node::ask::{Asked, Targets};
 use crate::settings::Settings;
@@ -32,6 +33,7 @@ pub(crate) struct App {
     wall: Wall,
     engine: Engine,
     enricher: Enricher,
+    sandboxes: Sandboxes,
     kernel: Option<Kernel>,
     unsupported: Option<String>,
     hooks: Vec<HookStatus>,
@@ -72,16 +74,23 @@ impl App {
         let (targets, watched_targets) = watch::channel(Targets::new());
         let (address_feed, addresses_changed) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
-        let routes_seen = hooks.iter().any(HookStatus::sees_routes);
-        sources::spawn(&mut tasks, &settings, &feed, address_feed, watched_targets.clone(), !routes_seen);
+        let sees_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
+        let stands_in = sources::StandsIn {
+            routes: !hooks.iter().any(HookStatus::sees_routes),
+            drops: !hooks.iter().any(sees_drops),
+        };
+        sources::spawn(&mut tasks, &settings, &feed, address_feed, watched_targets.clone(), stands_in);
         if settings.ask {
             tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
         }
-        let enricher = Enricher::new(sources::own_netns().unwrap_or(0), std::process::id());
+        let drops = drop_reasons(kernel.as_ref());
+        let host_netns = sources::own_netns().unwrap_or(0);
+        let enricher = Enricher::new(host_netns, std::process::id(), drops, Arc::clone(&settings));
         let mut app = Self {
             wall: Wall::here(),
             engine: Engine::new(config, started),
             enricher,
+            sandboxes: Sandboxes::default(),
             kernel,
             unsupported,
             hooks,
@@ -193,6 +202,7 @@ impl App {
     /// One mutation, then drained, before the next.
     fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
         self.state.note(&observation);
+        self.sandboxes.note(at, &observation);
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
         }
@@ -239,6 +249,15 @@ impl App {
     }
 }
 
+fn drop_reasons(kernel: Option<&Kernel>) -> DropReasons {
+    let Some(kernel) = kernel else { return DropReasons::default() };
+    let attached = |wanted| kernel.hooks.iter().any(|status| status.hook == wanted && status.attached());
+    DropReasons {
+        names: kernel.drop_reasons.clone(),
+        by_silence: !attached(Hook::KfreeSkb) && attached(Hook::TcpRetransmitSkb),
+    }
+}
+
 /// Waits for the ring buffer; for ever without a kernel half.
 async fn wait(kernel: &mut Option<Kernel>) -> Result<()> {
     match kernel {
@@ -261,6 +280,7 @@ pub(crate) fn engine_config(settings: &Settings) -> Config {
     Config {
         start_grace_ns: nanos(settings.start_grace),
         fail_hold_ns: nanos(settings.fail_hold),
+        plugin_limit_ns: settings.plugin_limit.map(nanos),
         ..Config::default()
     }
 }

@@ -211,6 +211,9 @@ pub(crate) struct NodeArgs {
     /// How long a failure that retries must hold before a condition goes False.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s", help_heading = "Tuning", env = "NETREADY_FAIL_HOLD")]
     fail_hold: Duration,
+    /// How long any plugin may run, instead of as long as each is known to wait.
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Tuning", env = "NETREADY_PLUGIN_LIMIT")]
+    plugin_limit: Option<Duration>,
     /// Size of the ring buffer: a power of two, at least 4096.
     #[arg(long, value_name = "BYTES", value_parser = ring, default_value_t = probe_common::RING_BYTES, help_heading = "Tuning", env = "NETREADY_RING_BYTES")]
     ring_bytes: u32,
@@ -264,6 +267,7 @@ impl NodeArgs {
             ask_every: ASK_EVERY,
             ask_again: ASK_AGAIN,
             start_grace: self.start_grace,
+            plugin_limit: self.plugin_limit,
             fail_hold: self.fail_hold,
         };
         if !settings.host_root.is_dir() {

@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) start_grace: Duration,
     /// How long a failure that retries must hold before a condition goes False.
     pub(crate) fail_hold: Duration,
+    /// How long any plugin may run; `None`: each as long as it is known to wait.
+    pub(crate) plugin_limit: Option<Duration>,
 }
 
 /// One `--apiserver`.

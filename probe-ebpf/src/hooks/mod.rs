@@ -1,8 +1,10 @@
 //! One file per family.
 
 mod connect;
+mod drops;
 mod exec;
 mod exit;
+mod files;
 mod limits;
 mod netns;
 mod rtnetlink;

@@ -125,7 +125,7 @@ fn connect_started(sk: *const u8) -> Result<(), Skip> {
         asked_family: asked.family,
         retransmits: 0,
         rst: 0,
-        _pad: 0,
+        dropped: 0,
     };
     CONNECTS.insert(sk as u64, pending, 0).map_err(|_| Skip::MapFull)
 }
@@ -263,6 +263,8 @@ fn report_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), 
         (&raw mut (*r).asked).cast::<[u64; 2]>().write((*pending).asked);
         (&raw mut (*r).asked_port).write((*pending).asked_port);
         (&raw mut (*r).asked_family).write((*pending).asked_family);
+        (&raw mut (*r).dropped).write((*pending).dropped);
+        (&raw mut (*r)._pad2).write(0);
         if state == TCP_CLOSE {
             flags |= write_icmp(sk, r);
         }

@@ -16,6 +16,8 @@ pub struct Config {
     pub clean_ns: u64,
     /// A condition's status changes at most once in this time. Default 10 s.
     pub min_change_ns: u64,
+    /// How long any plugin may run, instead of each one's own limit. Default none.
+    pub plugin_limit_ns: Option<u64>,
 }
 
 impl Default for Config {
@@ -25,6 +27,7 @@ impl Default for Config {
             fail_hold_ns: 5 * SECOND,
             clean_ns: 10 * SECOND,
             min_change_ns: 10 * SECOND,
+            plugin_limit_ns: None,
         }
     }
 }

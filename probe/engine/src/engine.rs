@@ -49,7 +49,7 @@ pub struct Engine {
 impl Engine {
     /// An engine that knows nothing yet.
     pub fn new(config: Config, start: Mono) -> Self {
-        let facts = Facts::default();
+        let facts = Facts { plugin_limit_ns: config.plugin_limit_ns, ..Facts::default() };
         let judged = judge(&facts, &config, start, start);
         let held = ConditionType::ALL.map(|condition| Held::new(condition, start));
         let mut engine = Self {

@@ -8,10 +8,10 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::limits;
 use crate::observation::{
-    Access, Actor, AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, ConfAccess,
-    Connect, Connection, Credential, Gap, Host, Limit, LimitHit, Listener, ModuleMissing, Mono, NetlinkError,
-    Observation, Process, ProcessClass, ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind,
-    TlsFailure,
+    Access, Actor, AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart,
+    ConfAccess, Connect, Connection, Credential, Gap, Host, Limit, LimitHit, Listener, ModuleMissing, Mono,
+    NameState, NetlinkError, NetnsSeen, Observation, PacketsDropped, PluginFile, Process, ProcessClass,
+    ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind, TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
@@ -22,6 +22,8 @@ pub(crate) struct Failure {
     pub(crate) outcome: Outcome,
     /// Who sent the ICMP message, when one did and the kernel kept it.
     pub(crate) from: Option<IpAddr>,
+    /// Why this host dropped what was sent, when it did.
+    pub(crate) dropped: Option<String>,
     /// First and newest occurrence in a row.
     pub(crate) since: Mono,
     pub(crate) last: Mono,
@@ -128,6 +130,8 @@ pub(crate) struct PluginFailure {
     pub(crate) socket: Option<AgentSocket>,
     /// The last thing that the kernel refused it.
     pub(crate) refusal: Option<NetlinkError>,
+    /// The path of the sandbox' namespace, and what it was.
+    pub(crate) netns: (String, NetnsSeen),
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
@@ -145,6 +149,8 @@ pub(crate) struct Facts {
     /// By file: who changed it last, and when the runtime opened it last.
     pub(crate) accesses: BTreeMap<String, Accesses>,
     pub(crate) plugins: BTreeMap<String, PluginFailure>,
+    /// Plugins that run now, by process id, and since when.
+    pub(crate) running: BTreeMap<u32, (CniStart, Mono)>,
     /// What is full, by what and subject, and since when.
     pub(crate) full: BTreeMap<(String, String), (Limit, Mono)>,
     /// By what was asked for: the newest that was refused.
@@ -154,6 +160,10 @@ pub(crate) struct Facts {
     /// By module.
     pub(crate) modules: BTreeMap<String, (ModuleMissing, Mono)>,
     pub(crate) sysctls: BTreeMap<String, String>,
+    /// By plugin: the newest try to execute or to replace it that was refused.
+    pub(crate) files: BTreeMap<String, (PluginFile, Mono, Mono)>,
+    /// By link: packets that the reverse path filter dropped.
+    pub(crate) dropping: BTreeMap<String, (PacketsDropped, Mono, Mono)>,
     /// The container runtime that runs.
     pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
@@ -165,7 +175,9 @@ pub(crate) struct Facts {
     pub(crate) lines: VecDeque<Evidence>,
     /// The newest time that was told.
     pub(crate) now: Mono,
-    next_order: usize,
+    pub(crate) next_order: usize,
+    /// Instead of each plugin's own.
+    pub(crate) plugin_limit_ns: Option<u64>,
 }
 
 impl Facts {
@@ -206,11 +218,23 @@ impl Facts {
                 }
             }
             Observation::ConfAccess(access) => self.access(at, access),
-            Observation::CniStart(_) | Observation::Netns(_) | Observation::Link(_) => {}
+            Observation::PluginFile(file) => self.plugin_file(at, file),
+            Observation::PacketsDropped(dropped) => self.packets_dropped(at, dropped),
+            Observation::CniStart(start) => self.plugin_started(at, start),
+            Observation::NetnsName(name) => {
+                if name.state == NameState::Stale {
+                    self.line(at, "netns", format!("{} is a file, bound to no namespace", name.path));
+                }
+            }
+            Observation::Netns(_) | Observation::Link(_) | Observation::Sandbox(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
             Observation::Lost(lost) => {
                 self.lost.entry(lost.scope).or_insert(at);
+                if lost.scope == Scope::Cni {
+                    // Whose end was lost is not known; those that still run are told again.
+                    self.running.clear();
+                }
                 self.line(at, "events.lost", format!("{} lost {} events", lost.hook, lost.count));
             }
             Observation::Reread { scope } => {
@@ -282,7 +306,8 @@ impl Facts {
     fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
-        let fresh = Failure { outcome, from, since: at, last: at };
+        let dropped = connect.end.dropped.clone();
+        let fresh = Failure { outcome, from, dropped: dropped.clone(), since: at, last: at };
         match outcome {
             Outcome::Cancelled => false,
             Outcome::Ok => {
@@ -298,7 +323,11 @@ impl Facts {
                 first
             }
             _ => match &mut ledger.failure {
-                Some(known) if same(known.outcome, outcome) && (known.from.is_some() || from.is_none()) => {
+                Some(known)
+                    if same(known.outcome, outcome)
+                        && (known.from.is_some() || from.is_none())
+                        && (known.dropped.is_some() || dropped.is_none()) =>
+                {
                     known.last = at;
                     false
                 }
@@ -354,7 +383,7 @@ impl Facts {
         let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
         let first = known.as_ref().is_none_or(|known| known.outcome != outcome);
         let since = known.as_ref().map_or(at, |known| known.since);
-        *known = Some(Failure { outcome, from: None, since, last: at });
+        *known = Some(Failure { outcome, from: None, dropped: None, since, last: at });
         if first || connection.role != ClientRole::Probe {
             let client = &connection.client;
             let seconds = connection.age_ns / 1_000_000_000;
@@ -412,6 +441,28 @@ impl Facts {
     fn credential(&mut self, at: Mono, credential: Credential) {
         if self.credentials.len() < limits::FILES || self.credentials.contains_key(&credential.file) {
             self.credentials.insert(credential.file.clone(), (credential, at));
+        }
+    }
+
+    fn plugin_file(&mut self, at: Mono, file: PluginFile) {
+        let who = &file.process;
+        let what = if file.write { "replace" } else { "execute" };
+        let text = format!("{}[{}] cannot {what} {}: errno {}", who.name, who.pid, file.plugin, file.errno);
+        self.line(at, "cni.binary", text);
+        if self.files.len() < limits::PLUGINS || self.files.contains_key(&file.plugin) {
+            let since = self.files.get(&file.plugin).map_or(at, |(_, since, _)| *since);
+            self.files.insert(file.plugin.clone(), (file, since, at));
+        }
+    }
+
+    fn packets_dropped(&mut self, at: Mono, dropped: PacketsDropped) {
+        let known = self.dropping.get(&dropped.device).map(|(_, since, _)| *since);
+        if known.is_none() {
+            let PacketsDropped { reason, device, count } = &dropped;
+            self.line(at, "packet.drop", format!("{count} packets dropped on {device}: {reason}"));
+        }
+        if self.dropping.len() < limits::FULL || known.is_some() {
+            self.dropping.insert(dropped.device.clone(), (dropped, known.unwrap_or(at), at));
         }
     }
 
@@ -483,6 +534,9 @@ impl Facts {
         if let Some(from) = connect.end.icmp.and_then(|icmp| icmp.from) {
             text.push_str(&format!(", ICMP from {from}"));
         }
+        if let Some(reason) = &connect.end.dropped {
+            text.push_str(&format!(", dropped on this host: {reason}"));
+        }
         let millis = connect.took_ns / 1_000_000;
         text.push_str(&format!(", {}.{} s", millis / 1000, millis % 1000 / 100));
         self.line(at, "tcp.connect", text);
@@ -509,7 +563,16 @@ impl Facts {
         }
     }
 
+    fn plugin_started(&mut self, at: Mono, start: CniStart) {
+        // It runs: what could not be executed can be.
+        self.files.retain(|plugin, (file, ..)| file.write || *plugin != start.plugin);
+        if self.running.len() < limits::RUNNING {
+            self.running.insert(start.pid, (start, at));
+        }
+    }
+
     fn plugin(&mut self, at: Mono, end: &CniEnd) {
+        self.running.remove(&end.start.pid);
         // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up.
         if end.start.command != "ADD" {
             return;
@@ -526,6 +589,7 @@ impl Facts {
             code: end.exit.code,
             signal: end.exit.signal,
             refusal: end.refusals.last().cloned(),
+            netns: (end.start.netns.clone(), end.start.netns_seen),
             socket: end.sockets.iter().find(|socket| socket.errno != 0).cloned(),
             since: self.plugins.get(name).map_or(at, |known| known.since),
             last: at,
@@ -603,6 +667,10 @@ impl Facts {
             ledger.denied.retain(|_, failure| !stale(failure));
             gone |= ledger.denied.len() != before;
         }
+        let before = self.files.len() + self.dropping.len();
+        self.files.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
+        self.dropping.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
+        gone |= self.files.len() + self.dropping.len() != before;
         let before = self.hits.len();
         self.hits.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
         gone |= self.hits.len() != before;
@@ -628,7 +696,12 @@ impl Facts {
         let sockets = self.runtime_down.iter().map(|failure| failure.last.plus(limits::CONNECT_FAILURE));
         let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
         let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
+        let stalls = self.running.values().map(|(start, at)| at.plus(self.plugin_limit(&start.plugin)));
+        let waits = self.running.values().map(|(_, at)| at.plus(limits::WAITS));
+        let stalls = stalls.chain(waits).filter(|at| *at > self.now);
         let hits = self.hits.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
+        let files = self.files.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
+        let dropping = self.dropping.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
         let credentials = self.credentials.values().flat_map(|(credential, at)| {
             let times = [credential.valid_in_s, credential.expires_in_s];
             times
@@ -644,12 +717,23 @@ impl Facts {
             .chain(sockets)
             .chain(loads)
             .chain(hits)
+            .chain(files)
+            .chain(stalls)
+            .chain(dropping)
             .chain(credentials)
             .chain(plugins)
             .chain(exits)
             .chain(rest)
             .chain(lost)
             .min()
+    }
+
+    /// How long a plugin may run.
+    pub(crate) fn plugin_limit(&self, plugin: &str) -> u64 {
+        self.plugin_limit_ns.unwrap_or_else(|| {
+            let known = limits::PLUGIN_RUNS.iter().find(|(name, _)| *name == plugin);
+            known.map_or(limits::PLUGIN_RUN, |(_, limit)| *limit)
+        })
     }
 
     /// Addresses in the order in which they were named.

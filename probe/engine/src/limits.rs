@@ -8,6 +8,25 @@ pub const TARGETS: usize = 256;
 pub const LISTENERS: usize = 4096;
 /// Plugins whose last failure is remembered.
 pub const PLUGINS: usize = 64;
+/// Plugins that run at once: at 110 pods a node, with four networks each, all at once.
+pub const RUNNING: usize = 512;
+/// How long plugins wait by themselves for what they need, at the longest, and half as long again; from their
+/// sources: multus-shim 60 s for its daemon and 45 s for the default network, cilium-cni 30 s, Calico 90 s for
+/// its lock, Kube-OVN 200 s for its gateway. A new one is one row.
+pub const PLUGIN_RUNS: &[(&str, u64)] = &[
+    ("calico", 135 * SECOND),
+    ("calico-ipam", 135 * SECOND),
+    ("cilium-cni", 45 * SECOND),
+    ("kube-ovn", 300 * SECOND),
+    ("multus", 150 * SECOND),
+    ("multus-shim", 150 * SECOND),
+];
+/// The same for every other: the reference plugins take milliseconds, and the kubelet gives up a sandbox after
+/// four minutes (twice its `--runtime-request-timeout`).
+pub const PLUGIN_RUN: u64 = 60 * SECOND;
+/// How long a meta-plugin may look for the file that it waits for before that is worth a word: on a node that
+/// boots, the default network's agent is a few seconds behind.
+pub const WAITS: u64 = 5 * SECOND;
 /// Configuration files whose changes are remembered.
 pub const FILES: usize = 64;
 /// How long a runtime has to open a configuration that was changed: containerd and CRI-O do so at once.

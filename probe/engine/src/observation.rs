@@ -61,7 +61,11 @@ pub enum Observation {
     CniEnd(CniEnd),
     /// A network namespace came or went.
     Netns(Netns),
-    /// A network link of the host's namespace came, changed or went.
+    /// A name in the directory where runtimes bind namespaces came, went, or was left over.
+    NetnsName(NetnsName),
+    /// A sandbox got as far as it will: what was done for it, in order.
+    Sandbox(Sandbox),
+    /// A network link came, changed or went; also in namespaces that the host's one has an id for.
     Link(Link),
     /// The kernel refused a change of a link, an address, a route or a rule.
     NetlinkError(NetlinkError),
@@ -80,6 +84,10 @@ pub enum Observation {
     },
     /// A module that the kernel asked for did not come.
     ModuleMissing(ModuleMissing),
+    /// A plugin could not be executed, or a running one not be replaced.
+    PluginFile(PluginFile),
+    /// This host drops packets that come in.
+    PacketsDropped(PacketsDropped),
     /// A setting of the kernel that pod networks depend on, at start and when it changes.
     Sysctl {
         /// `net.ipv4.ip_forward`, …
@@ -396,6 +404,10 @@ pub struct ConnectEnd {
     /// Newest ICMP message in the socket's error queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub icmp: Option<Icmp>,
+    /// Why this host dropped the newest of the packets that the connect sent, by the kernel's name
+    /// (`NETFILTER_DROP`, `NEIGH_FAILED`, …); `unknown` where it only shows that it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
     /// A neighbour entry for the next hop was seen `FAILED` or `INCOMPLETE` when it ended.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub neighbour_failed: bool,
@@ -463,6 +475,20 @@ pub struct CniConfig {
     /// Plugins named by any readable file, and `loopback`, that are not in any of `bin_dirs`.
     #[serde(default)]
     pub missing_plugins: Vec<String>,
+    /// Files that meta-plugins wait for before they do anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<WaitsFor>,
+}
+
+/// What a meta-plugin waits for: `readinessindicatorfile`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitsFor {
+    /// The plugin's type.
+    pub plugin: String,
+    /// Path; control characters are escaped.
+    pub file: String,
+    /// It is there.
+    pub present: bool,
 }
 
 /// See [`Observation::ConfAccess`].
@@ -567,6 +593,9 @@ pub struct CniStart {
     /// Who started it.
     #[serde(default)]
     pub parent: Actor,
+    /// What `netns` was when it started.
+    #[serde(default, skip_serializing_if = "NetnsSeen::is_unknown")]
+    pub netns_seen: NetnsSeen,
 }
 
 /// See [`Observation::CniEnd`].
@@ -654,6 +683,134 @@ pub struct Netns {
     pub process: Actor,
 }
 
+/// See [`Observation::NetnsName`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetnsName {
+    /// Where; control characters are escaped.
+    pub path: String,
+    /// Inode number of the namespace; 0 for a file that is bound to none.
+    pub inum: u32,
+    /// What became of it.
+    pub state: NameState,
+}
+
+/// What became of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NameState {
+    /// A namespace is bound to it.
+    Bound,
+    /// It is gone.
+    Unbound,
+    /// A file is there and no namespace is bound to it.
+    Stale,
+}
+
+/// What the path that a runtime hands to its plugins is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum NetnsSeen {
+    /// It was not looked at, or none was given.
+    #[default]
+    Unknown,
+    /// A network namespace.
+    Namespace {
+        /// Its inode number.
+        inum: u32,
+    },
+    /// Nothing is there.
+    Missing,
+    /// Something is there that is no namespace.
+    NoNamespace,
+    /// A namespace on the host, and something else for the process that hands it on: its mounts are not
+    /// shared.
+    Hidden,
+}
+
+impl NetnsSeen {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+    const fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown)
+    }
+}
+
+/// See [`Observation::Sandbox`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Inode number of its namespace; 0 when it is not known.
+    pub netns: u32,
+    /// `CNI_CONTAINERID`
+    #[serde(default)]
+    pub container_id: String,
+    /// From `CNI_ARGS`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// An ADD was seen; without one, a DEL cleans up what somebody else left.
+    pub added: bool,
+    /// Everything that was done succeeded.
+    pub ok: bool,
+    /// Nanoseconds from the first step to the last.
+    pub took_ns: u64,
+    /// In the order of their time; of many only the first and the newest.
+    pub steps: Vec<Step>,
+}
+
+/// One step of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Nanoseconds since the first step.
+    pub after_ns: u64,
+    /// Kind.
+    pub step: StepKind,
+    /// The plugin and its delegates, the link and its kind, the path, the process; control characters are
+    /// escaped.
+    #[serde(default)]
+    pub what: String,
+    /// It succeeded.
+    pub ok: bool,
+    /// Nanoseconds that it took; 0 for what takes no time.
+    #[serde(default)]
+    pub took_ns: u64,
+}
+
+/// What was done for a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepKind {
+    /// Its namespace was made.
+    Created,
+    /// The namespace got its name.
+    Named,
+    /// A plugin added it to a network.
+    Add,
+    /// A link came into it, or was made there.
+    Link,
+    /// A plugin looked after it.
+    Check,
+    /// A plugin removed it from a network.
+    Del,
+    /// The name went.
+    Unnamed,
+    /// The namespace ended.
+    Ended,
+}
+
+impl StepKind {
+    /// In plain words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Created => "made",
+            Self::Named => "named",
+            Self::Add => "ADD",
+            Self::Link => "link",
+            Self::Check => "CHECK",
+            Self::Del => "DEL",
+            Self::Unnamed => "unnamed",
+            Self::Ended => "ended",
+        }
+    }
+}
+
 /// See [`Observation::Link`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
@@ -669,6 +826,15 @@ pub struct Link {
     /// `IFF_UP`
     #[serde(default)]
     pub up: bool,
+    /// Inode number of its namespace, when that is not the host's; 0 when nobody has given it a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u32>,
+    /// The namespace of its other end, in the same words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_netns: Option<u32>,
+    /// It is gone because it was moved into this namespace; in the same words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_to: Option<u32>,
 }
 
 /// See [`Observation::NetlinkError`].
@@ -756,6 +922,32 @@ pub struct ModuleMissing {
     pub name: String,
     /// Whose doing needs it.
     pub process: Actor,
+}
+
+/// See [`Observation::PluginFile`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginFile {
+    /// Who tried.
+    pub process: Actor,
+    /// Name of the plugin; control characters are escaped.
+    pub plugin: String,
+    /// It was to be opened for writing, not to be executed.
+    #[serde(default)]
+    pub write: bool,
+    /// Positive errno: ETXTBSY, EACCES, EPERM.
+    pub errno: u32,
+}
+
+/// See [`Observation::PacketsDropped`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketsDropped {
+    /// The kernel's name of the reason: `IP_RPFILTER`.
+    pub reason: String,
+    /// The link on which they came; empty when it is not known.
+    #[serde(default)]
+    pub device: String,
+    /// How many since this was told last.
+    pub count: u64,
 }
 
 /// What a watched process is.

@@ -132,7 +132,9 @@ impl Outcome {
         {
             return outcome;
         }
-        if end.neighbour_failed {
+        // The client may have given up before the kernel did.
+        let no_neighbour = end.dropped.as_deref().is_some_and(|reason| reason.starts_with("NEIGH_"));
+        if end.neighbour_failed || no_neighbour && end.sk_err == 0 {
             return Self::UnreachableNeighbour;
         }
         match end.sk_err {
@@ -262,6 +264,11 @@ mod tests {
             (ConnectEnd { by_caller: true, retransmits: 3, ..zero.clone() }, 10_000, Outcome::GaveUp),
             (ConnectEnd { by_caller: true, ..zero.clone() }, 4000, Outcome::GaveUp),
             (ConnectEnd { by_caller: true, ..zero.clone() }, 300, Outcome::Cancelled),
+            (
+                ConnectEnd { by_caller: true, dropped: Some("NEIGH_FAILED".into()), ..zero.clone() },
+                4000,
+                Outcome::UnreachableNeighbour,
+            ),
             (ConnectEnd { early_errno: 1, ..zero.clone() }, 0, Outcome::Denied),
             (ConnectEnd { early_errno: 101, ..zero.clone() }, 0, Outcome::NoRoute),
             (ConnectEnd { early_errno: 99, ..zero.clone() }, 0, Outcome::Cancelled),

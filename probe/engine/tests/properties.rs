@@ -65,9 +65,11 @@ prop_compose! {
         sk_err in prop::sample::select(vec![0, 13, 101, 110, 111, 113, 9999]), sk_err_soft in prop::sample::select(vec![0, 111]),
         rst in any::<bool>(), by_caller in any::<bool>(), retransmits in 0..4_u32, neighbour_failed in any::<bool>(),
         icmp in prop::option::of((0..5_u8, 0..16_u8, any::<bool>())),
+        dropped in prop::sample::select(vec![None, Some("NETFILTER_DROP"), Some("NEIGH_FAILED"), Some("unknown")]),
     ) -> ConnectEnd {
         let icmp = icmp.map(|(icmp_type, code, v6)| Icmp { v6, icmp_type, code, from: Some(IpAddr::from([10, 0, 0, 9])) });
-        ConnectEnd { established, early_errno, sk_err, sk_err_soft, rst, by_caller, retransmits, icmp, neighbour_failed }
+        let dropped = dropped.map(String::from);
+        ConnectEnd { established, early_errno, sk_err, sk_err_soft, rst, by_caller, retransmits, icmp, dropped, neighbour_failed }
     }
 }
 

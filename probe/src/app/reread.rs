@@ -185,6 +185,9 @@ impl App {
         for missing in self.enricher.missing_modules(now) {
             self.deliver(now, Observation::ModuleMissing(missing), sinks);
         }
+        for sandbox in self.sandboxes.settled(now) {
+            self.deliver(now, Observation::Sandbox(sandbox), sinks);
+        }
         for gap in self.state.take_gaps() {
             self.deliver(now, Observation::Gap(gap), sinks);
         }
@@ -210,7 +213,9 @@ impl App {
             }
             Scope::Processes => self.reread_processes(sinks),
             Scope::Cni => {
-                self.enricher.forget_dead_runs();
+                for start in self.enricher.forget_dead_runs() {
+                    self.deliver(clock::now(), Observation::CniStart(start), sinks);
+                }
                 let config = cni_config::read(&self.settings);
                 self.deliver(clock::now(), Observation::CniConfig(config), sinks);
             }

@@ -17,6 +17,15 @@ use crate::settings::Settings;
 /// API address was not found shows its clients all the same.
 pub(super) const PORTS: &[u16] = &[6443];
 
+/// For which hooks something else must stand in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StandsIn {
+    /// Who takes routes away.
+    pub(super) routes: bool,
+    /// Packets that the reverse path filter drops.
+    pub(super) drops: bool,
+}
+
 /// Starts the sources that run for ever.
 pub(super) fn spawn(
     tasks: &mut JoinSet<()>,
@@ -24,13 +33,14 @@ pub(super) fn spawn(
     feed: &Feed,
     addresses_changed: mpsc::Sender<()>,
     targets: watch::Receiver<Targets>,
-    routes: bool,
+    stands_in: StandsIn,
 ) {
     tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::conf_access::watch(Arc::clone(settings), feed.clone()));
-    tasks.spawn(node::limits::watch(Arc::clone(settings), feed.clone()));
+    tasks.spawn(node::limits::watch(Arc::clone(settings), feed.clone(), stands_in.drops));
     tasks.spawn(node::connections::watch(targets, feed.clone()));
-    tasks.spawn(node::links::watch(feed.clone(), addresses_changed, routes));
+    tasks.spawn(node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, stands_in.routes));
+    tasks.spawn(node::namespaces::watch(Arc::clone(settings), feed.clone()));
 }
 
 /// Inode number of the agent's own network namespace.

@@ -165,6 +165,13 @@ impl<'a> Btf<'a> {
         read(self.types, place + 4)
     }
 
+    /// Every enumerator of enum `name`; none when this kernel does not have it.
+    pub(super) fn enumerators(&self, name: &str) -> Vec<(&'a str, u32)> {
+        let Some((start, info)) = self.named.get(name).and_then(|id| self.at(*id)) else { return Vec::new() };
+        let places = (0..if kind(info) == ENUM { vlen(info) } else { 0 }).map(|index| start + 12 + index * 8);
+        places.filter_map(|at| Some((self.name(read(self.types, at)?), read(self.types, at + 4)?))).collect()
+    }
+
     /// Is the first argument of this raw tracepoint a pointer? `None` when this kernel does not have it.
     pub(super) fn takes_pointer(&self, tracepoint: &str) -> Option<bool> {
         let (start, info) = self.resolve(*self.named.get(tracepoint)?)?;
@@ -233,6 +240,8 @@ mod tests {
         // include/uapi/linux/bpf.h, where numbers never change.
         assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_ringbuf_reserve"), Some(131));
         assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_no_such"), None);
+        assert!(btf.enumerators("bpf_func_id").contains(&("BPF_FUNC_ringbuf_reserve", 131)));
+        assert_eq!(btf.enumerators("no_such"), Vec::new());
     }
 
     #[test]

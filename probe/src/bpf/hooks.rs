@@ -273,6 +273,36 @@ pub(crate) const HOOKS: &[Row] = &[
         false,
         "modules that the kernel asks for; the kernel's words on refused links stand in",
     ),
+    row(
+        Hook::KfreeSkb,
+        btf!("kfree_skb"),
+        "packet.drop",
+        Scope::Links,
+        false,
+        "why this host drops packets (Linux 5.17); that it drops those of a connect shows by their silence",
+    ),
+    row(
+        Hook::Execve,
+        &[
+            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Nothing),
+            source("sys_exit_execve", Attach::Syscall("sys_exit_execve"), Needs::Registers),
+        ],
+        "cni.exec.refused",
+        Scope::Cni,
+        false,
+        "a plugin that may not be executed; the runtime's own log stands in",
+    ),
+    row(
+        Hook::Openat,
+        &[
+            source("vfs_open", Attach::Exit(&["vfs_open"]), Needs::Nothing),
+            source("sys_exit_openat", Attach::Syscall("sys_exit_openat"), Needs::Registers),
+        ],
+        "cni.binary.busy",
+        Scope::Cni,
+        false,
+        "a plugin that cannot be replaced because it runs",
+    ),
     row(Hook::QdiscDestroy, btf!("qdisc_destroy"), "netns.end", Scope::Links, false, "the end of namespaces"),
 ];
 

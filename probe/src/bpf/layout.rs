@@ -1,5 +1,7 @@
 //! Which kernel fields the programs read, by the names of the kernel half's globals.
 
+use std::collections::BTreeMap;
+
 use super::btf::Btf;
 
 /// One global of the kernel half, the struct, and the paths of the field, newest kernels first.
@@ -22,6 +24,10 @@ const FIELDS: &[Field] = &[
     Field("SK_BUFF_CB", "sk_buff", &["cb"]),
     Field("SK_BUFF_HEAD", "sk_buff", &["head"]),
     Field("SK_BUFF_NETWORK_HEADER", "sk_buff", &["network_header"]),
+    Field("SK_BUFF_SK", "sk_buff", &["sk"]),
+    Field("SK_BUFF_DEV", "sk_buff", &["dev"]),
+    Field("FILENAME_NAME", "filename", &["name"]),
+    Field("PATH_DENTRY", "path", &["dentry"]),
     Field("SOCK_EXTERR_EE", "sock_exterr_skb", &["ee"]),
     Field("NET_INUM", "net", &["ns.inum"]),
     Field("TASK_TGID", "task_struct", &["tgid"]),
@@ -74,6 +80,9 @@ const NET_COUNT: Field = Field("NET_COUNT", "net", &["ns.__ns_ref", "ns.count", 
 /// User memory in one piece: 6.0 and later.
 const ITER_UBUF: Field = Field("ITER_UBUF", "iov_iter", &["ubuf"]);
 const MARK_VICTIM: &str = "btf_trace_mark_victim";
+const DROP_REASONS: &str = "skb_drop_reason";
+/// What every name of a reason starts with.
+const DROP_PREFIX: &str = "SKB_DROP_REASON_";
 
 /// Values for the kernel half's globals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +93,8 @@ pub(super) struct Layout {
     pub(super) missing: Vec<&'static str>,
     /// What programs need beyond that.
     pub(super) abilities: Abilities,
+    /// Names of the reasons for which this kernel drops packets; the numbers are its own.
+    pub(super) drop_reasons: BTreeMap<u32, String>,
 }
 
 /// What a kernel can do for a program.
@@ -101,7 +112,7 @@ impl Layout {
     /// From the kernel's type information. `probe_read` says whether memory may be read by address.
     pub(super) fn read(data: &[u8], probe_read: bool) -> Result<Self, super::btf::BtfError> {
         let mut wanted: Vec<_> = FIELDS.iter().map(|field| field.1).collect();
-        wanted.extend(["bpf_func_id", "iter_type", MARK_VICTIM]);
+        wanted.extend(["bpf_func_id", "iter_type", DROP_REASONS, MARK_VICTIM]);
         let btf = Btf::parse(data, &wanted)?;
         let find = |field: &Field| field.2.iter().find_map(|path| btf.offset(field.1, path));
         let helper = |name| btf.enumerator("bpf_func_id", name).is_some();
@@ -126,11 +137,16 @@ impl Layout {
         }
         let kind = |name| btf.enumerator("iter_type", name).unwrap_or(u32::MAX);
         // Before 5.14 the lowest bit of the kind was the direction.
+        let reasons = btf.enumerators(DROP_REASONS).into_iter();
+        let named = reasons.filter_map(|(name, number)| Some((number, name.strip_prefix(DROP_PREFIX)?)));
+        layout.drop_reasons = named.map(|(number, name)| (number, name.to_owned())).collect();
+        let rpfilter = layout.drop_reasons.iter().find(|(_, name)| *name == "IP_RPFILTER");
         let has_direction = btf.offset("iov_iter", "iter_type").is_none();
         layout.globals.extend([
             ("ITER_IS_UBUF", kind("ITER_UBUF")),
             ("ITER_IS_IOVEC", kind("ITER_IOVEC")),
             ("ITER_KIND_MASK", if has_direction { !1 } else { !0 }),
+            ("DROP_RPFILTER", rpfilter.map_or(u32::MAX, |(number, _)| *number)),
             ("NR_CONNECT", u32::try_from(libc::SYS_connect).unwrap_or(u32::MAX)),
             ("MARK_VICTIM_TASK", u32::from(btf.takes_pointer(MARK_VICTIM).unwrap_or(false))),
             ("HAVE_TASK_BTF", u32::from(helper("BPF_FUNC_get_current_task_btf"))),

@@ -23,6 +23,8 @@ pub(crate) struct Kernel {
     pub(crate) hooks: Vec<HookStatus>,
     /// What attached programs cannot see on this kernel: the signal, and why.
     pub(crate) less: Vec<(&'static str, &'static str)>,
+    /// Names of the reasons for which this kernel drops packets, by its own numbers; empty when it tells none.
+    pub(crate) drop_reasons: BTreeMap<u32, String>,
     /// The events.
     pub(crate) reader: Reader,
     /// What was not reported.
@@ -93,7 +95,8 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
         HookState::Missing { .. } => None,
     });
     let less = hooks::less(layout.abilities).into_iter().chain(in_use).collect();
-    Ok(Kernel { programs, hooks, less, reader, skips, watch, took })
+    let drop_reasons = layout.drop_reasons;
+    Ok(Kernel { programs, hooks, less, drop_reasons, reader, skips, watch, took })
 }
 
 /// How many programs are verified side by side: verification is most of the start, and nodes have two CPUs

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use probe_common::{CniExec, Exit, UnixConnect, text};
-use probe_engine::{Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, NetlinkError, Pod};
+use probe_engine::{
+    Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, NetlinkError, NetnsSeen, Pod,
+};
 use serde::Deserialize;
 
 use super::connects::socket_path;
@@ -52,8 +54,13 @@ pub(super) struct CniRuns {
 
 impl CniRuns {
     /// A process with `CNI_COMMAND` in its environment was executed. Answers with the operation when it is
-    /// one that a runtime started.
-    pub(super) fn started(&mut self, record: &CniExec, parent: Actor) -> Option<CniStart> {
+    /// one that a runtime started. `look` says what the path of its namespace is.
+    pub(super) fn started(
+        &mut self,
+        record: &CniExec,
+        parent: Actor,
+        look: impl FnOnce(&str) -> NetnsSeen,
+    ) -> Option<CniStart> {
         let pid = record.task.tgid;
         let path = text(&record.path);
         let plugin = clean(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default(), NAME_MAX);
@@ -69,7 +76,10 @@ impl CniRuns {
             (Some(root), true) => Part::Delegate { root },
             (root, false) => Part::Helper { root },
             (None, true) => {
-                let start = start(record, pid, plugin.clone(), parent);
+                let mut start = start(record, pid, plugin.clone(), parent);
+                if start.netns.starts_with('/') {
+                    start.netns_seen = look(&start.netns);
+                }
                 Part::Root { start, delegates: Vec::new(), refusals: Vec::new(), sockets: Vec::new() }
             }
         };
@@ -112,6 +122,11 @@ impl CniRuns {
     fn operation(&mut self, pid: u32) -> Option<&mut Part> {
         let root = self.root_of(pid)?;
         self.runs.get_mut(&root).map(|run| &mut run.part)
+    }
+
+    /// Is this a CNI process?
+    pub(super) fn works_for_one(&self, pid: u32) -> bool {
+        self.root_of(pid).is_some()
     }
 
     /// The kernel refused a CNI process something: kept with the operation.
@@ -158,6 +173,15 @@ impl CniRuns {
         }
     }
 
+    /// Operations that run now.
+    pub(super) fn running(&self) -> Vec<CniStart> {
+        let roots = self.runs.values().filter_map(|run| match &run.part {
+            Part::Root { start, .. } => Some(start.clone()),
+            _ => None,
+        });
+        roots.collect()
+    }
+
     /// Drops the runs of processes that are gone.
     pub(super) fn forget(&mut self, alive: impl Fn(u32) -> bool) {
         self.runs.retain(|pid, _| alive(*pid));
@@ -174,6 +198,7 @@ fn start(record: &CniExec, pid: u32, plugin: String, parent: Actor) -> CniStart 
         ifname: clean(text(&record.ifname), NAME_MAX),
         pod: pod(text(&record.args)),
         parent,
+        netns_seen: NetnsSeen::Unknown,
     }
 }
 
@@ -251,6 +276,10 @@ mod tests {
         record
     }
 
+    fn unseen(_: &str) -> NetnsSeen {
+        NetnsSeen::Unknown
+    }
+
     fn exit(pid: u32, status: u32, at: u64) -> Exit {
         let mut record = Exit::new_zeroed();
         record.header.at_ns = at;
@@ -263,9 +292,13 @@ mod tests {
     #[test]
     fn a_delegate_belongs_to_the_plugin_that_the_runtime_started() {
         let mut runs = CniRuns::default();
-        let start = runs.started(&exec(10, 1, "/opt/cni/bin/bridge", 100), Actor::default()).expect("a root");
+        let start =
+            runs.started(&exec(10, 1, "/opt/cni/bin/bridge", 100), Actor::default(), unseen).expect("a root");
         assert_eq!(start.pod, Some(Pod { namespace: "shop".into(), name: "web-1".into() }));
-        assert_eq!(runs.started(&exec(11, 10, "/opt/cni/bin/host-local", 110), Actor::default()), None);
+        assert_eq!(
+            runs.started(&exec(11, 10, "/opt/cni/bin/host-local", 110), Actor::default(), unseen),
+            None
+        );
         runs.wrote(11, br#"{"cniVersion":"0.4.0","code":999,"msg":"no IP addresses available in range set: 10.0.0.1-10.0.0.2"}"#);
         assert_eq!(runs.ended(&exit(11, 0x100, 120)), None);
         runs.wrote(10, br#"{"code":999,"msg":"failed to allocate"}"#);
@@ -280,8 +313,9 @@ mod tests {
     #[test]
     fn a_helper_of_a_shell_plugin_is_no_plugin_but_writes_for_it() {
         let mut runs = CniRuns::default();
-        runs.started(&exec(10, 1, "/usr/lib/cni/shell-plugin", 100), Actor::default()).expect("a root");
-        assert_eq!(runs.started(&exec(11, 10, "/usr/bin/jq", 110), Actor::default()), None);
+        runs.started(&exec(10, 1, "/usr/lib/cni/shell-plugin", 100), Actor::default(), unseen)
+            .expect("a root");
+        assert_eq!(runs.started(&exec(11, 10, "/usr/bin/jq", 110), Actor::default(), unseen), None);
         runs.wrote(11, br#"{"code":7,"msg":"bad"}"#);
         assert_eq!(runs.ended(&exit(11, 0, 120)), None);
         let end = runs.ended(&exit(10, 0x100, 130)).expect("the operation");

@@ -7,7 +7,7 @@ use probe_common::{ConnectEnd, ConnectError, ConnectionEnd, UnixConnect, text};
 use probe_engine::{Connect, ConnectEnd as End, Connection, Icmp, Observation};
 
 use super::clients::Client;
-use super::{VALUE_MAX, address};
+use super::{DropReasons, VALUE_MAX, address};
 use crate::text::clean;
 
 /// include/net/tcp_states.h
@@ -18,7 +18,12 @@ const ORIGIN_ICMP6: u8 = 3;
 const ORIGIN_ICMP: u8 = 2;
 
 /// A connect that left `SYN_SENT`.
-pub(super) fn ended(record: &ConnectEnd, client: Client, host_netns: bool) -> Observation {
+pub(super) fn ended(
+    record: &ConnectEnd,
+    client: Client,
+    host_netns: bool,
+    drops: &DropReasons,
+) -> Observation {
     let has = |flag| record.flags & flag != 0;
     let is_icmp = matches!(record.icmp_origin, ORIGIN_ICMP | ORIGIN_ICMP6);
     let icmp = (has(ConnectEnd::ICMP) && is_icmp).then(|| Icmp {
@@ -47,9 +52,26 @@ pub(super) fn ended(record: &ConnectEnd, client: Client, host_netns: bool) -> Ob
             by_caller: has(ConnectEnd::BY_CALLER),
             retransmits: record.retransmits,
             icmp,
+            dropped: dropped(record, drops),
             ..End::default()
         },
     })
+}
+
+/// Three seconds bring two retransmissions (RFC 6298: after one second, then after two).
+const UNSENT_NS: u64 = 2_500_000_000;
+const ETIMEDOUT: u32 = 110;
+
+fn dropped(record: &ConnectEnd, drops: &DropReasons) -> Option<String> {
+    if record.dropped != 0 {
+        return Some(drops.names.get(&record.dropped).cloned().unwrap_or_else(|| "unknown".to_owned()));
+    }
+    let silent = matches!(record.sk_err, 0 | ETIMEDOUT)
+        && record.state != TCP_ESTABLISHED
+        && record.icmp_origin == 0
+        && record.retransmits == 0
+        && record.header.at_ns.saturating_sub(record.started_ns) >= UNSENT_NS;
+    (drops.by_silence && silent).then(|| "unknown".to_owned())
 }
 
 /// What connect(2) was called with, and what stands on the socket when that is another address.

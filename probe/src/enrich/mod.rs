@@ -7,26 +7,43 @@ mod connects;
 mod environ;
 mod modules;
 mod rtnetlink;
+mod sandbox;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
 
-use probe_common::{Event, LimitHit, Rtnetlink, text};
+use probe_common::{CniExec, Drops, Event, FileRefused, LimitHit, Rtnetlink, text};
 use probe_engine::{
-    Actor, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, Process, ProcessEvent,
-    SocketConnect,
+    Actor, CniStart, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, PacketsDropped,
+    PluginFile, Process, ProcessEvent, SocketConnect,
 };
 
-use crate::node::processes;
+use crate::node::{namespaces, processes};
+use crate::settings::Settings;
 use crate::text::clean;
 pub(crate) use clients::Clients;
 use cni::CniRuns;
 use connects::EarlyErrors;
 use modules::Modules;
+pub(crate) use sandbox::Sandboxes;
 
 /// Longest name that is kept; an executable's name may be 255 bytes (`NAME_MAX`).
 const NAME_MAX: usize = 64;
 /// Longest path or other value of a CNI variable that is kept.
 const VALUE_MAX: usize = 256;
+
+/// What the kernel says of the packets that it drops.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DropReasons {
+    /// Its own numbers, and their names.
+    pub(crate) names: BTreeMap<u32, String>,
+    /// It gives no reasons, and reports a segment as sent again only when it could be sent (before 5.17): a
+    /// silence without any is a drop on this host.
+    pub(crate) by_silence: bool,
+}
 
 /// Everything that is remembered between two records.
 pub(crate) struct Enricher {
@@ -36,17 +53,21 @@ pub(crate) struct Enricher {
     cni: CniRuns,
     early: EarlyErrors,
     modules: Modules,
+    drops: DropReasons,
+    settings: Arc<Settings>,
 }
 
 impl Enricher {
-    /// `host_netns` as in the field; `own_pid` marks the agent's own connects.
-    pub(crate) fn new(host_netns: u32, own_pid: u32) -> Self {
+    /// `host_netns` as in the field; `own_pid` marks the agent's own connects; `drops` are the kernel's.
+    pub(crate) fn new(host_netns: u32, own_pid: u32, drops: DropReasons, settings: Arc<Settings>) -> Self {
         Self {
             host_netns,
             clients: Clients::new(own_pid),
             cni: CniRuns::default(),
             early: EarlyErrors::default(),
             modules: Modules::default(),
+            drops,
+            settings,
         }
     }
 
@@ -60,9 +81,11 @@ impl Enricher {
         self.modules.missing(now)
     }
 
-    /// Forgets CNI runs whose process is gone without a record of its end.
-    pub(crate) fn forget_dead_runs(&mut self) {
-        self.cni.forget(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+    /// Forgets CNI runs whose process is gone without a record of its end, and answers with those that are
+    /// not.
+    pub(crate) fn forget_dead_runs(&mut self) -> Vec<CniStart> {
+        self.cni.forget(|pid| Path::new(&format!("/proc/{pid}")).exists());
+        self.cni.running()
     }
 
     /// One record becomes none, one or more observations.
@@ -72,7 +95,7 @@ impl Enricher {
             Event::ConnectEnd(record) => {
                 self.early.ended(record);
                 let client = self.clients.find(&record.task);
-                emit(at, connects::ended(record, client, self.is_host(record.task.netns)));
+                emit(at, connects::ended(record, client, self.is_host(record.task.netns), &self.drops));
             }
             Event::ConnectError(record) => {
                 if self.early.is_new(record) {
@@ -92,6 +115,10 @@ impl Enricher {
                     emit(at, Observation::SocketConnect(SocketConnect { client, class, path, errno }));
                 }
             }
+            // As with executions: another node may run on the same kernel.
+            Event::LimitHit(record) if !self.is_host(record.task.netns) => {}
+            Event::ModuleRequest(record)
+                if !self.is_host(record.task.netns) && !self.cni.works_for_one(record.task.tgid) => {}
             Event::LimitHit(record) => {
                 let process = self.clients.find(&record.task).actor;
                 let class = processes::classify(&process.name);
@@ -103,6 +130,11 @@ impl Enricher {
                 let process = self.clients.find(&record.task).actor;
                 self.modules.requested(at, clean(text(&record.name), NAME_MAX), process);
             }
+            Event::FileRefused(record) => emit_some(at, self.file_refused(record), emit),
+            Event::Drops(record) if self.is_host(record.netns) => {
+                emit(at, Observation::PacketsDropped(self.dropped(record)));
+            }
+            Event::Drops(_) => {}
             Event::Rtnetlink(record) => self.rtnetlink(at, record, emit),
             Event::Listen(record) => emit(
                 at,
@@ -117,17 +149,7 @@ impl Enricher {
             // run on the same kernel.
             Event::CniExec(record) if !self.is_host(record.task.netns) => {}
             Event::ProcessExec(record) if !self.is_host(record.task.netns) => {}
-            Event::CniExec(record) => {
-                let mut record = *record;
-                if text(&record.command).is_empty() {
-                    environ::fill(&mut record);
-                }
-                let record = &record;
-                let parent = self.clients.name_of(record.task.ppid);
-                if let Some(start) = self.cni.started(record, parent) {
-                    emit(at, Observation::CniStart(start));
-                }
-            }
+            Event::CniExec(record) => emit_some(at, self.plugin_started(*record), emit),
             Event::ProcessExec(record) => {
                 if let Some((actor, class)) = self.clients.executed(&record.task, text(&record.path)) {
                     emit(
@@ -184,8 +206,54 @@ impl Enricher {
         }
     }
 
+    fn plugin_started(&mut self, mut record: CniExec) -> Option<Observation> {
+        if text(&record.command).is_empty() {
+            environ::fill(&mut record);
+        }
+        let parent = self.clients.name_of(record.task.ppid);
+        let settings = &self.settings;
+        let seen = |path: &str| namespaces::look(settings, path, record.task.ppid);
+        self.cni.started(&record, parent, seen).map(Observation::CniStart)
+    }
+
+    /// Anybody may fail to execute anything: only plugins count.
+    fn file_refused(&mut self, record: &FileRefused) -> Option<Observation> {
+        let path = Path::new(std::ffi::OsStr::from_bytes(text(&record.path)));
+        let name = path.file_name()?;
+        let mut dirs = self.settings.cni_bin_dirs.iter();
+        // A short name without its directory is all that some sources give.
+        let is_plugin = match path.parent().filter(|dir| dir.is_absolute()) {
+            Some(parent) => dirs.any(|dir| dir == parent),
+            None => dirs.any(|dir| self.settings.on_host(dir).join(name).exists()),
+        };
+        is_plugin.then(|| {
+            let process = self.clients.find(&record.task).actor;
+            let plugin = clean(name.as_bytes(), NAME_MAX);
+            Observation::PluginFile(PluginFile {
+                process,
+                plugin,
+                write: record.write == 1,
+                errno: record.errno,
+            })
+        })
+    }
+
+    fn dropped(&self, record: &Drops) -> PacketsDropped {
+        PacketsDropped {
+            reason: self.drops.names.get(&record.reason).cloned().unwrap_or_default(),
+            device: clean(text(&record.device), NAME_MAX),
+            count: record.count,
+        }
+    }
+
     fn is_host(&self, netns: u32) -> bool {
         self.host_netns == netns
+    }
+}
+
+fn emit_some(at: Mono, observation: Option<Observation>, mut emit: impl FnMut(Mono, Observation)) {
+    if let Some(observation) = observation {
+        emit(at, observation);
     }
 }
 

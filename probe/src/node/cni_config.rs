@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
 use probe_common::COMM_LEN;
-use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation};
+use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, WaitsFor};
 
 use super::{cni_parse, file, processes};
 use crate::clock;
@@ -29,6 +29,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// How often the directory is read when nothing is reported: watches do not see what happens on another
 /// side of a mount.
 const AGAIN: Duration = Duration::from_secs(30);
+/// The same while somebody waits for a file.
+const WAITED_FOR: Duration = Duration::from_secs(1);
 /// The same while it cannot be watched.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -41,7 +43,12 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
         ..CniConfig::default()
     };
     match names(&dir) {
-        Ok(names) => config.files = names.iter().map(|name| conf_file(&dir, name)).collect(),
+        Ok(names) => {
+            let daemon = dir.join("multus.d/daemon-config.json");
+            let files = names.iter().map(|name| dir.join(name)).chain([daemon]);
+            config.waits_for = files.filter_map(|path| waits_for(settings, &path)).collect();
+            config.files = names.iter().map(|name| conf_file(&dir, name)).collect();
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
         Err(error) => config.dir_error = Some(error.to_string()),
     }
@@ -109,6 +116,12 @@ fn conf_file(dir: &Path, name: &std::ffi::OsStr) -> ConfFile {
     }
 }
 
+fn waits_for(settings: &Settings, path: &Path) -> Option<WaitsFor> {
+    let (plugin, file) = cni_parse::readiness(&file::read(path).ok()?)?;
+    let present = settings.on_host(Path::new(&file)).exists();
+    Some(WaitsFor { plugin, file, present })
+}
+
 fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
@@ -125,7 +138,10 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
                     return;
                 }
                 // Gone or replaced directories end the watches; they are made anew from their paths.
-                let _ = tokio::time::timeout(AGAIN, watches.changed()).await;
+                // What is waited for may lie anywhere: who waits looks once a second, too.
+                let waits = last.waits_for.iter().any(|waits| !waits.present);
+                let again = if waits { WAITED_FOR } else { AGAIN };
+                let _ = tokio::time::timeout(again, watches.changed()).await;
                 tokio::time::sleep(GATHER).await;
                 Duration::ZERO
             }

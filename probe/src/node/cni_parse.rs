@@ -9,6 +9,8 @@ use crate::text::clean;
 const WHY: usize = 200;
 /// Longest name of a network or a plugin (`NAME_MAX`).
 const NAME: usize = 255;
+/// Longest path (`PATH_MAX`, 4096) that anybody uses for a marker.
+const FILE: usize = 512;
 /// Most plugins of one file that are looked at.
 const PLUGINS: usize = 64;
 
@@ -48,6 +50,18 @@ fn try_parse(name: &str, bytes: &[u8]) -> Result<(String, Vec<String>), String> 
     }
     types.append(&mut ipams);
     Ok((clean(title.as_bytes(), NAME), types))
+}
+
+/// The file that a meta-plugin waits for before it does anything, and the plugin: `readinessindicatorfile` of
+/// Multus, in a list, in a configuration, or in its daemon's.
+pub(super) fn readiness(bytes: &[u8]) -> Option<(String, String)> {
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    plugins.take(PLUGINS).chain([&value]).find_map(|plugin| {
+        let file = plugin.get("readinessindicatorfile")?.as_str().filter(|file| file.starts_with('/'))?;
+        let kind = plugin.get("type").and_then(Value::as_str).unwrap_or("multus-shim");
+        Some((clean(kind.as_bytes(), NAME), clean(file.as_bytes(), FILE)))
+    })
 }
 
 fn one(plugin: &Value, types: &mut Vec<String>, ipams: &mut Vec<String>) -> Result<(), String> {
@@ -92,6 +106,17 @@ mod tests {
             plugins: vec!["bridge".into(), "portmap".into(), "host-local".into()],
         };
         assert_eq!(parse("10-pods.conflist", text), want);
+    }
+
+    #[test]
+    fn what_a_meta_plugin_waits_for_is_found() {
+        let text =
+            br#"{"name":"x","plugins":[{"type":"multus","readinessindicatorfile":"/run/x/10-y.conf"}]}"#;
+        assert_eq!(readiness(text), Some(("multus".into(), "/run/x/10-y.conf".into())));
+        let daemon = br#"{"readinessindicatorfile":"/run/flannel/subnet.env"}"#;
+        assert_eq!(readiness(daemon), Some(("multus-shim".into(), "/run/flannel/subnet.env".into())));
+        assert_eq!(readiness(br#"{"readinessindicatorfile":"no path"}"#), None);
+        assert_eq!(readiness(b"["), None);
     }
 
     #[test]

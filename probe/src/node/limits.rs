@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use probe_engine::{Limit, Observation, ProcessClass};
+use probe_engine::{Limit, Observation, PacketsDropped, ProcessClass};
 
 use super::{credentials, processes};
 use crate::clock;
@@ -36,11 +36,13 @@ const SYSCTLS: &[&str] = &[
     "net.ipv4.conf.all.rp_filter",
 ];
 
-/// Runs for ever.
-pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
+/// With `count_drops`, also how many packets the reverse path filter dropped, by the kernel's counter, which
+/// does not say where. Runs for ever.
+pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool) {
     let mut told = Told::default();
     let mut wall = wall_offset_ms();
     let mut turn = 0_u32;
+    let mut dropped = reverse_path_drops();
     loop {
         let mut seen = Vec::new();
         for limit in often(&settings) {
@@ -56,6 +58,18 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
             told.sysctls(&mut seen);
         }
         turn = turn.wrapping_add(1);
+        if let (true, Some(now)) = (count_drops, reverse_path_drops()) {
+            let count = now.saturating_sub(dropped.unwrap_or(now));
+            if count > 0 {
+                let reason = "IP_RPFILTER".to_owned();
+                seen.push(Observation::PacketsDropped(PacketsDropped {
+                    reason,
+                    device: String::new(),
+                    count,
+                }));
+            }
+            dropped = Some(now);
+        }
         let now = wall_offset_ms();
         if (now - wall).abs() >= STEP_MS {
             seen.push(Observation::ClockStep { by_ms: now - wall });
@@ -181,6 +195,14 @@ fn limit(what: &str, subject: &str, used: u64, max: u64) -> Limit {
     Limit { what: what.to_owned(), subject: subject.to_owned(), used, max }
 }
 
+/// `IPReversePathFilter` of this namespace: proc_net_netstat has a line of names, then one of numbers.
+fn reverse_path_drops() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/net/netstat").ok()?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let index = lines.next()?.split(' ').position(|name| name == "IPReversePathFilter")?;
+    lines.next()?.split(' ').nth(index)?.parse().ok()
+}
+
 fn number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -258,6 +280,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_read() {
+        assert!(reverse_path_drops().is_some());
         assert!(tasks().is_some_and(|tasks| tasks > 0));
         let disk = disk(Path::new("/"), "/");
         assert!(disk[0].max > 0 && disk[0].used <= disk[0].max);

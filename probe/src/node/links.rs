@@ -1,23 +1,29 @@
-//! Links and addresses of the host's namespace, by rtnetlink(7).
+//! Links, in every namespace that can be seen from the host's, and the host's addresses, by rtnetlink(7).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use netlink_packet_core::NetlinkPayload;
+use futures_util::TryStreamExt as _;
+use netlink_packet_core::{DecodeError, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::nsid::NsidAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
-use probe_engine::{Actor, Gap, Link, Observation, RouteGone};
-use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use probe_engine::{Actor, Gap, Link, Lost, Observation, RouteGone, Scope};
+use rtnetlink::{Handle, new_connection};
 use tokio::sync::mpsc;
 
+use super::namespaces::Ids;
+use super::netlink::{self, Came};
 use super::processes;
 use crate::clock;
 use crate::feed::{Feed, Seen};
+use crate::settings::Settings;
 use crate::text::clean;
 
 /// Most links and addresses that are taken: 110 pods with a link each, and as many again for what is left
@@ -74,6 +80,9 @@ fn link(message: &LinkMessage, present: bool) -> Link {
         link_kind: String::new(),
         present,
         up: message.header.flags.contains(LinkFlags::Up),
+        netns: None,
+        peer_netns: None,
+        moved_to: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -115,78 +124,165 @@ fn rule_gone(rule: &RuleMessage) -> RouteGone {
 }
 
 /// The port id of a request is the process id of its sender, unless that has several such sockets; 0 is the
-/// kernel, which takes routes away with their link. False when nobody listens any more.
-async fn tell_gone(feed: &Feed, port: u32, gone: RouteGone) -> bool {
+/// kernel, which takes routes away with their link.
+fn gone_by(port: u32, gone: RouteGone) -> Option<Observation> {
     if port == 0 {
-        return true;
+        return None;
     }
     let process = Actor { pid: port, name: processes::name(port) };
-    let observation = Observation::RouteGone(RouteGone { process, ..gone });
-    feed.send(Seen { at: clock::now(), observation }).await.is_ok()
+    Some(Observation::RouteGone(RouteGone { process, ..gone }))
 }
 
-/// Sends changes of links, and a note when addresses changed; with `routes`, also who took routes and rules
-/// away, as far as the port id of the request tells it. Runs for ever.
-pub(crate) async fn watch(feed: Feed, addresses_changed: mpsc::Sender<()>, routes: bool) {
-    let mut groups = vec![MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-    if routes {
-        groups.extend([
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-        ]);
+/// `rtnetlink_groups`, include/uapi/linux/rtnetlink.h
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_IPV6_RULE: u32 = 19;
+const RTNLGRP_NSID: u32 = 28;
+
+/// Sends changes of links in every namespace that the host's one has an id for, and a note when the host's
+/// addresses changed; with `routes`, also who took its routes and rules away, as far as the port id of the
+/// request tells it. Runs for ever.
+pub(crate) async fn watch(
+    settings: Arc<Settings>,
+    feed: Feed,
+    addresses_changed: mpsc::Sender<()>,
+    routes: bool,
+) {
+    if let Err(error) = try_watch(&settings, &feed, &addresses_changed, routes).await {
+        let why = format!("watch links: {error:#}; only their state at start is known");
+        let gap = Observation::Gap(Gap { signal: "link".to_owned(), why, blind: false });
+        let _ = feed.send(Seen { at: clock::now(), observation: gap }).await;
     }
-    let mut messages = match new_multicast_connection(&groups) {
-        Ok((connection, _, messages)) => {
-            tokio::spawn(connection);
-            messages
-        }
-        Err(error) => {
-            let why = format!("watch links: {error}; only their state at start is known");
-            let gap = Observation::Gap(Gap { signal: "link".to_owned(), why, blind: false });
-            let _ = feed.send(Seen { at: clock::now(), observation: gap }).await;
-            return;
-        }
-    };
-    let mut known = std::collections::BTreeMap::new();
-    while let Some((message, _)) = messages.next().await {
-        let port = message.header.port_number;
-        let seen = match message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
-                if tell_gone(&feed, port, route_gone(&route)).await {
-                    continue;
+}
+
+async fn try_watch(
+    settings: &Settings,
+    feed: &Feed,
+    addresses_changed: &mpsc::Sender<()>,
+    routes: bool,
+) -> Result<()> {
+    let mut groups = vec![RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NSID];
+    if routes {
+        groups.extend([RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE]);
+    }
+    let mut listener = netlink::Listener::open(NETLINK_ROUTE, &groups)?;
+    let mut ids = Ids::default();
+    let mut known = BTreeMap::new();
+    loop {
+        let mut seen = Vec::new();
+        match listener.next().await.context("read netlink")? {
+            Came::Lost => {
+                let lost = Lost { hook: "rtnetlink multicast".to_owned(), scope: Scope::Links, count: 1 };
+                seen.push(Observation::Lost(lost));
+            }
+            Came::Datagram(datagram, id) => {
+                for message in Messages(datagram) {
+                    let Ok(message) = message else { continue };
+                    let place = Place { id, settings, ids: &mut ids };
+                    let Some(observation) = observation(message, place, addresses_changed) else { continue };
+                    // The kernel repeats a link for every counter and flag; only what is shown counts.
+                    if let Observation::Link(link) = &observation
+                        && !is_news(&mut known, (id, link.index), link)
+                    {
+                        continue;
+                    }
+                    seen.push(observation);
                 }
-                return;
             }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(rule)) => {
-                if tell_gone(&feed, port, rule_gone(&rule)).await {
-                    continue;
+        }
+        for observation in seen {
+            if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn is_news(known: &mut BTreeMap<(Option<i32>, u32), Link>, key: (Option<i32>, u32), link: &Link) -> bool {
+    if known.get(&key) == Some(link) {
+        return false;
+    }
+    if !link.present {
+        known.remove(&key);
+    } else if known.len() < 8 * MOST {
+        known.insert(key, link.clone());
+    }
+    true
+}
+
+/// Where a message was made.
+struct Place<'a> {
+    id: Option<i32>,
+    settings: &'a Settings,
+    ids: &'a mut Ids,
+}
+
+impl Place<'_> {
+    fn link(&mut self, message: &LinkMessage, present: bool) -> Link {
+        let mut link = link(message, present);
+        link.netns = self.id.map(|id| self.ids.inum(id, self.settings));
+        for attribute in &message.attributes {
+            match attribute {
+                // Ids in a message are those of the namespace where it was made: only the host's are known.
+                LinkAttribute::LinkNetNsId(id) if self.id.is_none() && *id >= 0 => {
+                    link.peer_netns = Some(self.ids.inum(*id, self.settings));
                 }
-                return;
+                LinkAttribute::NewNetnsId(id) if self.id.is_none() && *id >= 0 => {
+                    link.moved_to = Some(self.ids.inum(*id, self.settings));
+                }
+                _ => {}
             }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => link(&message, true),
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => link(&message, false),
-            NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_),
-            ) => {
-                // One note is enough for any number of changes.
-                let _ = addresses_changed.try_send(());
-                continue;
+        }
+        link
+    }
+}
+
+fn observation(
+    message: NetlinkMessage<RouteNetlinkMessage>,
+    mut place: Place<'_>,
+    addresses_changed: &mpsc::Sender<()>,
+) -> Option<Observation> {
+    let port = message.header.port_number;
+    let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
+    match message {
+        RouteNetlinkMessage::NewLink(message) => Some(Observation::Link(place.link(&message, true))),
+        RouteNetlinkMessage::DelLink(message) => Some(Observation::Link(place.link(&message, false))),
+        RouteNetlinkMessage::DelNsId(message) if place.id.is_none() => {
+            for attribute in &message.attributes {
+                if let NsidAttribute::Id(id) = attribute {
+                    place.ids.gone(*id);
+                }
             }
-            _ => continue,
-        };
-        // The kernel repeats a link for every counter and flag; only what is shown counts.
-        if known.get(&seen.index) == Some(&seen) {
-            continue;
+            None
         }
-        if !seen.present {
-            known.remove(&seen.index);
-        } else if known.len() < MOST {
-            known.insert(seen.index, seen.clone());
+        // Of other namespaces, only the links.
+        _ if place.id.is_some() => None,
+        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+            // One note is enough for any number of changes.
+            let _ = addresses_changed.try_send(());
+            None
         }
-        if feed.send(Seen { at: clock::now(), observation: Observation::Link(seen) }).await.is_err() {
-            return;
-        }
+        RouteNetlinkMessage::DelRoute(route) => gone_by(port, route_gone(&route)),
+        RouteNetlinkMessage::DelRule(rule) => gone_by(port, rule_gone(&rule)),
+        _ => None,
+    }
+}
+
+/// The messages of a datagram; ends at the first that is cut.
+struct Messages<'a>(&'a [u8]);
+
+impl Iterator for Messages<'_> {
+    type Item = Result<NetlinkMessage<RouteNetlinkMessage>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // struct nlmsghdr starts with its length; the next message starts at a multiple of four.
+        let length = u32::from_ne_bytes(self.0.get(..4)?.try_into().ok()?) as usize;
+        let message = self.0.get(..length).filter(|_| length >= 16)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(NetlinkMessage::deserialize(message))
     }
 }

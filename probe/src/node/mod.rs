@@ -12,6 +12,7 @@ mod file;
 pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod namespaces;
+mod netlink;
 pub(crate) mod processes;
 pub(crate) mod role;
 pub(crate) mod routes;

@@ -317,7 +317,8 @@ impl Sink for Metrics {
                 let outcome = if netns.up { "created" } else { "ended" };
                 self.namespaces.get_or_create(&OutcomeLabels { outcome }).inc();
             }
-            Observation::Link(link) => self.link(link),
+            // The host's own; those of pods come and go with them.
+            Observation::Link(link) if link.netns.is_none() => self.link(link),
             Observation::CniConfig(config) => {
                 let count = |wanted: fn(&ConfContent) -> bool| {
                     i64::try_from(config.files.iter().filter(|file| wanted(&file.content)).count())
@@ -383,6 +384,8 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::CniStart(_) => "cni_start",
         Observation::CniEnd(_) => "cni_end",
         Observation::Netns(_) => "netns",
+        Observation::NetnsName(_) => "netns_name",
+        Observation::Sandbox(_) => "sandbox",
         Observation::Link(_) => "link",
         Observation::NetlinkError(_) => "netlink_error",
         Observation::RouteGone(_) => "route_gone",
@@ -391,6 +394,8 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::Credential(_) => "credential",
         Observation::ClockStep { .. } => "clock_step",
         Observation::ModuleMissing(_) => "module_missing",
+        Observation::PluginFile(_) => "plugin_file",
+        Observation::PacketsDropped(_) => "packets_dropped",
         Observation::Sysctl { .. } => "sysctl",
         Observation::Process(_) => "process",
         Observation::Lost(_) => "lost",

@@ -64,9 +64,14 @@ fn topic(observation: &Observation) -> Option<Topic> {
         Observation::CniConfig(_)
         | Observation::ConfAccess(_)
         | Observation::CniStart(_)
-        | Observation::CniEnd(_) => Topic::Cni,
-        Observation::Netns(_) => Topic::Netns,
-        Observation::Link(_) | Observation::NetlinkError(_) | Observation::RouteGone(_) => Topic::Link,
+        | Observation::CniEnd(_)
+        | Observation::PluginFile(_)
+        | Observation::Sandbox(_) => Topic::Cni,
+        Observation::Netns(_) | Observation::NetnsName(_) => Topic::Netns,
+        Observation::Link(_)
+        | Observation::NetlinkError(_)
+        | Observation::PacketsDropped(_)
+        | Observation::RouteGone(_) => Topic::Link,
         Observation::Process(_) | Observation::SocketConnect(_) => Topic::Process,
         _ => return None,
     })

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use probe_engine::{Mono, Observation, refusal};
+use probe_engine::{Mono, NameState, Observation, Sandbox, refusal};
 
-use super::layout::{BAD, FAINT, UNSURE};
+use super::layout::{BAD, FAINT, UNSURE, took};
 use super::trace::Timeline;
 
 impl<W: Write> Timeline<W> {
@@ -16,13 +16,29 @@ impl<W: Write> Timeline<W> {
                 let who = format!("{verb} {}[{}]", netns.process.name, netns.process.pid);
                 self.line(at, "netns", &format!("net:[{}]", netns.inum), FAINT, &who);
             }
+            Observation::NetnsName(name) => {
+                let state = match name.state {
+                    NameState::Bound => "bound",
+                    NameState::Unbound => "unbound",
+                    NameState::Stale => "a file is left there, bound to no namespace",
+                };
+                let style = if name.state == NameState::Stale { UNSURE } else { FAINT };
+                self.line(at, "netns", &name.path, style, state);
+            }
+            Observation::Sandbox(sandbox) => self.sandbox(at, sandbox),
             Observation::Link(link) if self.ready => {
                 let state = match (link.present, link.up) {
+                    (false, _) if link.moved_to.is_some() => "moved to another namespace",
                     (false, _) => "gone",
                     (true, true) => "up",
                     (true, false) => "down",
                 };
-                self.line(at, "link", &format!("{} {}", link.name, link.link_kind), FAINT, state);
+                let place = match link.netns {
+                    None => String::new(),
+                    Some(0) => " in another namespace".to_owned(),
+                    Some(inum) => format!(" in net:[{inum}]"),
+                };
+                self.line(at, "link", &format!("{} {}{place}", link.name, link.link_kind), FAINT, state);
             }
             Observation::NetlinkError(error) => {
                 let what = format!("{}[{}]", error.process.name, error.process.pid);
@@ -42,6 +58,15 @@ impl<W: Write> Timeline<W> {
                 let what = format!("{}[{}]", hit.process.name, hit.process.pid);
                 self.line(at, "limit", &what, BAD, &format!("got no {}: errno {}", hit.what, hit.errno));
             }
+            Observation::PluginFile(file) => {
+                let what = format!("{}[{}]", file.process.name, file.process.pid);
+                let how = if file.write { "cannot replace" } else { "cannot execute" };
+                self.line(at, "cni", &what, BAD, &format!("{how} {}: errno {}", file.plugin, file.errno));
+            }
+            Observation::PacketsDropped(dropped) => {
+                let what = format!("{} packets on {}", dropped.count, dropped.device);
+                self.line(at, "link", &what, UNSURE, &format!("dropped: {}", dropped.reason));
+            }
             Observation::Credential(credential) => {
                 let style =
                     if credential.expires_in_s < 0 || credential.valid_in_s > 0 { BAD } else { FAINT };
@@ -59,5 +84,21 @@ impl<W: Write> Timeline<W> {
             }
             _ => {}
         }
+    }
+
+    /// The whole story on one line: `shop/web-1: made 0 ms, ADD bridge ▸ host-local 3 ms (29 ms), …`.
+    fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
+        let who = sandbox.pod.as_ref().map_or_else(
+            || format!("sandbox {:.12}", sandbox.container_id),
+            |pod| format!("sandbox {}/{}", pod.namespace, pod.name),
+        );
+        let steps = sandbox.steps.iter().map(|step| {
+            let failed = if step.ok { "" } else { " failed" };
+            let what = if step.what.is_empty() { String::new() } else { format!(" {}", step.what) };
+            format!("{}{what}{failed} at {}", step.step.words(), took(step.after_ns))
+        });
+        let cleaned = if sandbox.added { "" } else { "DEL without an ADD: " };
+        let story = format!("{cleaned}{}", steps.collect::<Vec<_>>().join(", "));
+        self.line(at, "cni", &who, if sandbox.ok { FAINT } else { UNSURE }, &story);
     }
 }

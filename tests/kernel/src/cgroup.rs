@@ -81,6 +81,25 @@ impl Cgroup {
         Self::with(&rewrite(to))
     }
 
+    /// One whose processes may have so much memory.
+    pub fn that_limits_memory(bytes: u64) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // cgroup v1 has a hierarchy of its own for memory.
+        let (root, limit) = match mounted(" - cgroup ", "memory") {
+            Some(root) => (root, "memory.limit_in_bytes"),
+            None => (cgroup2().context("find a cgroup2 mount")?, "memory.max"),
+        };
+        if limit == "memory.max" {
+            std::fs::write(root.join("cgroup.subtree_control"), "+memory").context("limit memory")?;
+        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = root.join(format!("nrlab-memory-{}-{number}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        let made = Self { dir };
+        std::fs::write(made.dir.join(limit), bytes.to_string()).context("limit memory")?;
+        Ok(made)
+    }
+
     /// Makes the cgroup under the host's cgroup2 root and attaches the program.
     fn with(program: &[u64]) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -142,7 +161,15 @@ fn bpf<T>(command: libc::c_long, attr: &T) -> Result<i32> {
 }
 
 fn cgroup2() -> Option<PathBuf> {
+    mounted(" - cgroup2 ", "")
+}
+
+/// Where a file system of a type is mounted whose options have a word.
+fn mounted(kind: &str, option: &str) -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    let has = |line: &&str| {
+        line.contains(kind) && line.split([' ', ',']).any(|word| option.is_empty() || word == option)
+    };
+    let line = mounts.lines().find(has)?;
     line.split(' ').nth(4).map(PathBuf::from)
 }

@@ -195,13 +195,13 @@ fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
 }
 
 #[test]
-fn a_drop_on_this_host_is_a_timeout() -> Result<()> {
+fn a_drop_on_this_host_is_a_local_policy() -> Result<()> {
     let (node, _server) = healthy()?;
     node.netns.nft(
         "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
          add rule ip lab out tcp dport 6443 drop",
     )?;
-    expect(&verdict(&node, 6, &["--apiserver", API])?, "APITimeout", 3)
+    expect(&verdict(&node, 6, &["--apiserver", API])?, "APIPolicyDenied", 3)
 }
 
 /// Sockets of protocol 262 pass through the same states and must not be taken for TCP (262 & 0xff is 6).

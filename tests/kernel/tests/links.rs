@@ -1,7 +1,8 @@
 //! Links, routes and rules: what the kernel refuses, who takes them away. Needs root.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Node, Sandbox, Server, Trace};
+use kernel_tests::{API, Namespace, Node, Sandbox, Server, Trace};
+use serde_json::Value;
 
 fn node() -> Result<(Node, Server)> {
     let node = Node::new()?;
@@ -56,6 +57,99 @@ fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
         // The process may have ended before its name was looked up; its id is there.
         ensure!(line["process"]["pid"].as_u64() > Some(0), "{line}");
     }
+    Ok(())
+}
+
+/// What happens inside a pod's namespace is seen from outside, once a link leads there.
+#[test]
+fn links_of_other_namespaces_are_followed() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let pod = Namespace::new()?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(pod.path())?);
+    node.netns.ip("link add pod0 type veth peer name pod1")?;
+    node.netns.ip(&format!("link set pod1 netns {}", pod.name()))?;
+    trace.wait_for("the move", |line| {
+        line["kind"] == "link"
+            && line["name"] == "pod1"
+            && line["moved_to"] == inode
+            && line["present"] == false
+    })?;
+    pod.ip("link set pod1 name eth0")?;
+    pod.ip("link set eth0 up")?;
+    trace.wait_for("the link inside", |line| {
+        line["kind"] == "link" && line["name"] == "eth0" && line["netns"] == inode && line["up"] == true
+    })?;
+    let path = pod.path().to_string_lossy().into_owned();
+    let name = |line: &Value, state: &str| {
+        line["kind"] == "netns_name"
+            && line["path"] == path
+            && line["inum"] == inode
+            && line["state"] == state
+    };
+    if !trace.seen.iter().any(|line| name(line, "bound")) {
+        trace.wait_for("its name", |line| name(line, "bound"))?;
+    }
+    drop(pod);
+    trace.wait_for("the end of its name", |line| name(line, "unbound"))?;
+    let gone = |line: &Value| line["kind"] == "link" && line["name"] == "pod0" && line["present"] == false;
+    if !trace.seen.iter().any(gone) {
+        trace.wait_for("the end of the other end", gone)?;
+    }
+    Ok(())
+}
+
+/// A file that a runtime left where namespaces are bound, as after a crash.
+#[test]
+fn a_name_without_a_namespace_is_told() -> Result<()> {
+    let (node, _server) = node()?;
+    let dir = node.dir().join("netns");
+    std::fs::create_dir(&dir)?;
+    let left = dir.join("cni-left-over");
+    let file = std::fs::File::create(&left)?;
+    file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_mins(1))?;
+    let flag = dir.to_string_lossy().into_owned();
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask", "--netns-dir", &flag])?;
+    let path = left.to_string_lossy().into_owned();
+    let told =
+        |line: &Value| line["kind"] == "netns_name" && line["path"] == path && line["state"] == "stale";
+    if !trace.seen.iter().any(told) {
+        trace.wait_for("the left-over file", told)?;
+    }
+    std::fs::remove_file(&left)?;
+    trace.wait_for("its end", |line| line["kind"] == "netns_name" && line["state"] == "unbound")?;
+    Ok(())
+}
+
+/// A pod's packet whose source is routed elsewhere, on a link whose filter somebody turned on.
+#[test]
+fn packets_that_the_reverse_path_filter_drops_are_told_with_their_link() -> Result<()> {
+    let (node, _server) = node()?;
+    let pod = Namespace::new()?;
+    node.netns.ip(&format!("link add lxc1 type veth peer name eth0 netns {}", pod.name()))?;
+    node.netns.ip("addr add 10.77.0.1/24 dev lxc1")?;
+    node.netns.ip("link set lxc1 address 02:00:00:00:00:01 up")?;
+    pod.ip("addr add 10.77.0.2/24 dev eth0")?;
+    pod.ip("addr add 10.99.0.77/32 dev eth0")?;
+    pod.ip("link set eth0 up")?;
+    pod.ip("route add default via 10.77.0.1")?;
+    // The filter holds for ARP, too.
+    pod.ip("neigh add 10.77.0.1 lladdr 02:00:00:00:00:01 dev eth0")?;
+    let mut sysctl = node.netns.command("sysctl")?;
+    ensure!(sysctl.args(["-qw", "net.ipv4.conf.lxc1.rp_filter=1"]).status()?.success());
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    // A source that belongs to the node's other link.
+    let mut send = pod.command(node.helper_as("sender")?)?;
+    send.args(["send", "10.99.0.77:0", "10.77.0.1:9999", "--count", "20"]);
+    ensure!(send.status()?.success());
+    if trace.gap("packet.drop").is_some() {
+        // The kernel counts them, and does not say where.
+        let counted = |line: &Value| line["kind"] == "packets_dropped" && line["reason"] == "IP_RPFILTER";
+        trace.wait_for("the count", counted)?;
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("ReversePathFiltered")?;
+    ensure!(verdict.line["verdict"]["subject"] == "lxc1", "{}", verdict.line);
     Ok(())
 }
 

@@ -1,7 +1,12 @@
 //! What fills up, what is missing, what is over. Needs root.
 
-use anyhow::{Result, ensure};
-use kernel_tests::{API, Dial, Node, Server, Trace};
+use std::ffi::CString;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace};
 
 fn node() -> Result<(Node, Server)> {
     let node = Node::new()?;
@@ -72,5 +77,111 @@ fn the_settings_that_pod_networks_need_are_told_at_start() -> Result<()> {
             trace.wait_for("the setting", is_it)?;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_process_that_the_kernel_ends_for_its_memory_is_told_as_such() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let cgroup = Cgroup::that_limits_memory(24 << 20)?;
+    let dir = cgroup.dir().to_string_lossy().into_owned();
+    let etcd = node.client("etcd", &Dial { to: "/", flags: &["--grow", "--cgroup", &dir] })?;
+    let (_, line) = trace.wait_for("its end", |line| {
+        line["kind"] == "process" && line["event"] == "exited" && line["process"]["pid"] == etcd.pid()
+    })?;
+    ensure!(line["exit"]["signal"] == libc::SIGKILL && line["oom"] == true, "{line}");
+    Ok(())
+}
+
+/// A small file system; unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(at: &Path) -> Result<Self> {
+        std::fs::create_dir_all(at)?;
+        let path = CString::new(at.as_os_str().as_bytes())?;
+        let (kind, options) = (c"tmpfs", c"size=128k");
+        // SAFETY: every text is live and ends with a NUL.
+        let answer =
+            unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) };
+        ensure!(answer == 0, "mount a small disk: {}", std::io::Error::last_os_error());
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Ok(path) = CString::new(self.0.as_os_str().as_bytes()) {
+            // SAFETY: as above.
+            unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_with_its_path() -> Result<()> {
+    let (node, _server) = node()?;
+    let root = node.dir().join("host");
+    let disk = Disk::new(&root.join("var/lib/etcd"))?;
+    let flag = root.to_string_lossy().into_owned();
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask", "--host-root", &flag])?;
+    let mut file = std::fs::File::create(disk.0.join("member"))?;
+    let error = file.write_all(&[1; 256 << 10]).err().context("the disk is not full")?;
+    ensure!(error.raw_os_error() == Some(libc::ENOSPC), "{error}");
+    trace.wait_for("the full disk", |line| {
+        line["kind"] == "limit"
+            && line["what"] == "disk"
+            && line["subject"] == "/var/lib/etcd"
+            && line["used"].as_u64() >= line["max"].as_u64()
+    })?;
+    Ok(())
+}
+
+/// The size of the table is one for the whole kernel.
+#[test]
+#[ignore = "changes a setting of the whole kernel: only in a machine of its own"]
+fn a_full_connection_tracking_table_is_told() -> Result<()> {
+    const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let (node, _server) = node()?;
+    node.netns.nft(
+        "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
+         add rule ip lab out ct state established accept",
+    )?;
+    let before = std::fs::read_to_string(MAX)?;
+    std::fs::write(MAX, "100")?;
+    let told = (|| {
+        let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+        let mut send = node.netns.command(node.helper_as("sender")?)?;
+        send.args(["send", "10.99.0.2:0", "10.99.0.1:2000", "--count", "150", "--every", "0", "--spread"]);
+        ensure!(send.status()?.success());
+        trace.wait_for_verdict("ConntrackExhausted")
+    })();
+    std::fs::write(MAX, before)?;
+    told.map(drop)
+}
+
+#[test]
+#[ignore = "sets the clock: only in a machine of its own"]
+fn a_clock_that_somebody_sets_is_told() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    set_clock_by(3)?;
+    let told = trace.wait_for("the step", |line| line["kind"] == "clock_step");
+    set_clock_by(-3)?;
+    let (_, line) = told?;
+    ensure!(line["by_ms"].as_i64().is_some_and(|by| (2500..=3500).contains(&by)), "{line}");
+    Ok(())
+}
+
+fn set_clock_by(seconds: i64) -> Result<()> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is live.
+    let answer = unsafe {
+        libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut time);
+        time.tv_sec += seconds;
+        libc::clock_settime(libc::CLOCK_REALTIME, &raw const time)
+    };
+    ensure!(answer == 0, "set the clock: {}", std::io::Error::last_os_error());
     Ok(())
 }

@@ -49,7 +49,14 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
             (Reason::APIVIPUnreachable, "is held by nobody: neighbour discovery gets no answer".to_string())
         }
         Outcome::NoRoute => (Reason::APIRouteMissing, "cannot be reached: there is no route".to_string()),
-        Outcome::Timeout | Outcome::GaveUp => timed_out(facts, addr, ledger),
+        Outcome::Timeout | Outcome::GaveUp => {
+            if let Some(reason) = failure.dropped.as_deref().filter(|reason| is_policy(reason)) {
+                let words =
+                    format!("gets nothing from this host, whose own packet filter drops it ({reason})");
+                return Some((Reason::APIPolicyDenied, words));
+            }
+            timed_out(facts, addr, ledger)
+        }
         Outcome::Reset => {
             (Reason::APIServerReset, "accepts the connection and resets it before an answer".to_string())
         }
@@ -59,6 +66,11 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
         ),
         Outcome::Ok | Outcome::Cancelled | Outcome::Denied => return None,
     })
+}
+
+/// Reasons for which this host drops what it was told to drop: netfilter, tc, eBPF, XFRM.
+fn is_policy(reason: &str) -> bool {
+    ["NETFILTER_DROP", "TC_EGRESS", "BPF_CGROUP_EGRESS", "XFRM_POLICY", "unknown"].contains(&reason)
 }
 
 /// Sent by this host; `None` when the kernel did not keep the sender (ICMPv6).

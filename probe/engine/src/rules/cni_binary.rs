@@ -7,10 +7,41 @@ use alloc::vec::Vec;
 use super::cni_config::{path, winner};
 use super::{Fault, depth};
 use crate::evidence::Facts;
-use crate::observation::Runtime;
+use crate::observation::{Mono, PluginFile, Runtime};
 use crate::reason::Reason;
 
+const ETXTBSY: u32 = 26;
+
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let mut faults = missing(facts);
+    faults.extend(facts.files.iter().map(|(plugin, (file, since, _))| refused(plugin, file, *since)));
+    faults
+}
+
+/// A plugin that is there and cannot be run, or cannot be replaced.
+fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
+    let who = format!("{}[{}]", file.process.name, file.process.pid);
+    let (reason, message) = match (file.errno, file.write) {
+        (ETXTBSY, true) => (
+            Reason::CNIBinaryBusy,
+            format!("{who} cannot replace the plugin {plugin}: it is running (text file busy)"),
+        ),
+        (ETXTBSY, false) => (
+            Reason::CNIBinaryBusy,
+            format!("{who} cannot execute the plugin {plugin}: it is being written (text file busy)"),
+        ),
+        (errno, _) => (
+            Reason::CNIPluginFailed,
+            format!(
+                "{who} may not execute the plugin {plugin} (errno {errno}): its mode, its mount, or a security \
+                 module says no"
+            ),
+        ),
+    };
+    Fault::new(reason, plugin, message, since).at_depth(depth::PLUGIN)
+}
+
+fn missing(facts: &Facts) -> Vec<Fault> {
     let Some((config, since)) = &facts.config else { return Vec::new() };
     let Some((file, plugins)) = winner(config, facts.host.runtime) else { return Vec::new() };
     // containerd runs `loopback` for every sandbox, whatever the configuration says; CRI-O does it itself.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use super::{Fault, depth};
 use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
-use crate::observation::NetlinkError;
+use crate::observation::{NetlinkError, NetnsSeen};
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
@@ -20,7 +20,15 @@ const EXHAUSTED: [&str; 6] = [
 ];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    facts.plugins.iter().map(|(plugin, failure)| fault(facts, plugin, failure)).collect()
+    // What a plugin waits for in vain is told by itself.
+    let waits = |plugin: &str| {
+        let config = facts.config.as_ref();
+        config.is_some_and(|(config, _)| {
+            config.waits_for.iter().any(|waits| waits.plugin == plugin && !waits.present)
+        })
+    };
+    let failed = facts.plugins.iter().filter(|(plugin, _)| !waits(plugin));
+    failed.map(|(plugin, failure)| fault(facts, plugin, failure)).collect()
 }
 
 fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
@@ -28,7 +36,16 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     let said =
         failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
     let lower = said.to_lowercase();
-    let (reason, subject) = if let Some(socket) = &failure.socket {
+    let (netns, seen) = &failure.netns;
+    let (reason, subject) = if let Some(words) = netns_words(*seen)
+        // A runtime takes a failed sandbox away at once, perhaps before it was looked at: the plugin must have
+        // stumbled over the path itself.
+        && (said.contains(netns.as_str()) || failure.error.is_none() && *seen != NetnsSeen::Missing)
+    {
+        let message = format!("plugin {plugin} was given {netns}, which {words}");
+        let fault = Fault::new(Reason::NetnsInvalid, netns.as_str(), message, failure.since);
+        return fault.at_depth(depth::DATAPATH);
+    } else if let Some(socket) = &failure.socket {
         (Reason::CNIAgentNotReady, agent_of(&socket.path))
     } else if EXHAUSTED.iter().any(|text| lower.contains(text)) {
         (Reason::IPAMExhausted, failure.speaker.as_str())
@@ -55,6 +72,19 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     } else {
         fault
     }
+}
+
+/// What is wrong with the namespace that a plugin was given; a failed plugin says it less well.
+fn netns_words(seen: NetnsSeen) -> Option<&'static str> {
+    Some(match seen {
+        NetnsSeen::Unknown | NetnsSeen::Namespace { .. } => return None,
+        NetnsSeen::Missing => "is not there",
+        NetnsSeen::NoNamespace => "is no network namespace: a file that was left over",
+        NetnsSeen::Hidden => {
+            "is a namespace on the host and a plain file for the process that started it: its mounts are not \
+             propagated (HostToContainer)"
+        }
+    })
 }
 
 /// Who answers on a socket: every CNI that talks to an agent has its own. A new one is one row; the path

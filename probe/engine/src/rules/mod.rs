@@ -8,7 +8,9 @@ mod api_route;
 mod cni_binary;
 mod cni_config;
 mod cni_plugin;
+mod cni_stalled;
 mod control_plane;
+mod datapath;
 mod resources;
 mod runtime;
 
@@ -93,6 +95,8 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         cni_config::judge,
         cni_binary::judge,
         cni_plugin::judge,
+        cni_stalled::judge,
+        datapath::judge,
     ] {
         for fault in rule(facts) {
             let is_known = |known: &Fault| {

@@ -7,14 +7,17 @@
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
 //!   stays on one connection and does so again and again.
+//! - `lab-helper send FROM TO [--count N] [--every MS] [--spread]` sends datagrams, each to the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
 //!   same answers.
 //! - `lab-helper unix / --inotify` asks for inotify instances beyond its limit, with the same answers.
 //! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
-//!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true.
+//!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true; first it
+//!   waits for `sleep` milliseconds.
+//! - `lab-helper unix / --grow` takes memory until it is ended.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -32,7 +35,9 @@ fn main() -> ExitCode {
         _ if std::env::var_os("CNI_COMMAND").is_some() => plugin(),
         [_, "serve", on, flags @ ..] => serve(on, flags),
         [_, "dial", to, flags @ ..] => dial(to, flags),
+        [_, "send", from, to, flags @ ..] => send(from, to, flags),
         [_, "unix", _, "--inotify"] => inotify(),
+        [_, "unix", _, "--grow", flags @ ..] => grow(flags),
         [_, "unix", path, flags @ ..] if flags.contains(&"--read") => read(path, flags),
         [_, "unix", path, flags @ ..] => unix(path, flags),
         _ => Err(io::Error::other("usage: serve ADDR | dial ADDR | unix PATH")),
@@ -87,6 +92,9 @@ fn plugin() -> io::Result<()> {
     let mut config = String::new();
     io::stdin().read_to_string(&mut config)?;
     let config: serde_json::Value = serde_json::from_str(&config)?;
+    if let Some(ms) = config["sleep"].as_u64() {
+        std::thread::sleep(Duration::from_millis(ms));
+    }
     let answer = config["socket"].as_str().map_or(Ok(()), |path| UnixStream::connect(path).map(drop));
     let words = match &answer {
         Ok(()) => r#"{"cniVersion":"0.4.0","interfaces":[]}"#.to_owned(),
@@ -129,6 +137,18 @@ fn inotify() -> io::Result<()> {
             .map_or_else(|error| error.raw_os_error().unwrap_or(-1), |_| 0);
         writeln!(io::stdout(), "{errno}")?;
         std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Enters a cgroup and takes memory, a megabyte at a time, until it is ended.
+fn grow(flags: &[&str]) -> io::Result<()> {
+    let dir = value(flags, "--cgroup").unwrap_or_default();
+    std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string())?;
+    writeln!(io::stdout(), "0")?;
+    let mut taken = Vec::new();
+    loop {
+        taken.push(vec![1_u8; 1 << 20]);
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -186,6 +206,21 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
         if !every.is_zero() {
             std::thread::sleep(every);
         }
+    }
+    Ok(())
+}
+
+/// Datagrams from one address to another.
+fn send(from: &str, to: &str, flags: &[&str]) -> io::Result<()> {
+    let socket = UdpSocket::bind(from)?;
+    let mut to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    for _ in 0..number(flags, "--count").unwrap_or(1) {
+        // An answer that nobody listens makes the next call fail: it has left all the same.
+        let _ = socket.send_to(b"hello", to);
+        if flags.contains(&"--spread") {
+            to.set_port(to.port() + 1);
+        }
+        std::thread::sleep(Duration::from_millis(number(flags, "--every").unwrap_or(100)));
     }
     Ok(())
 }

@@ -1,0 +1,81 @@
+//! Packets that this host drops, by the reason that the kernel itself gives.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use probe_common::{Code, Drops, Hook, Skip};
+
+use super::run;
+use crate::emit::{now, record};
+use crate::layout::{DROP_RPFILTER, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM, SK_BUFF_DEV, SK_BUFF_SK, get};
+use crate::maps::{CONNECTS, DEVICES, Dropping};
+use crate::read::{field, pointer};
+
+/// One record a device in this time, with the number of packets.
+const EVERY_NS: u64 = 1_000_000_000;
+
+/// proto(v5.17): include/trace/events/skb.h:
+/// (struct sk_buff *skb, void *location, enum `skb_drop_reason` reason)
+#[btf_tracepoint(function = "kfree_skb")]
+pub(crate) fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
+    run!(Hook::KfreeSkb, dropped(ctx.arg(0), ctx.arg(2)))
+}
+
+#[inline(always)]
+fn dropped(skb: *const u8, reason: u32) -> Result<(), Skip> {
+    if reason as usize == get(&DROP_RPFILTER) {
+        return reverse_path(skb, reason);
+    }
+    // SAFETY: the typed argument.
+    let sk: u64 = unsafe { field(skb, &SK_BUFF_SK) };
+    // Only what this host sends has its socket.
+    if sk != 0
+        && let Some(pending) = CONNECTS.get_ptr_mut(sk)
+    {
+        // SAFETY: a live map value; of two drops at once either reason is a true one.
+        unsafe { (*pending).dropped = reason };
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn reverse_path(skb: *const u8, reason: u32) -> Result<(), Skip> {
+    // SAFETY: the typed argument, and the pointer is checked.
+    let Some(dev) = (unsafe { pointer(skb, &SK_BUFF_DEV) }) else { return Ok(()) };
+    let at = now();
+    let Some(known) = DEVICES.get_ptr_mut(dev as u64) else {
+        DEVICES.insert(dev as u64, Dropping { told_ns: at, count: 0 }, 0).map_err(|_| Skip::MapFull)?;
+        return tell(dev, reason, 1);
+    };
+    // SAFETY: a live map value. Two CPUs may count one packet as none: the number is a size, not a sum.
+    unsafe {
+        (*known).count += 1;
+        if at < (*known).told_ns + EVERY_NS {
+            return Ok(());
+        }
+        (*known).told_ns = at;
+        let count = (*known).count;
+        (*known).count = 0;
+        tell(dev, reason, count)
+    }
+}
+
+#[inline(always)]
+fn tell(dev: *const u8, reason: u32, count: u64) -> Result<(), Skip> {
+    // SAFETY: a typed pointer, and so is what hangs from it; a device's name has sixteen bytes.
+    let (name, netns) = unsafe {
+        let name = dev.add(get(&NET_DEVICE_NAME)).cast::<u64>();
+        let netns = pointer(dev, &NET_DEVICE_NET).map_or(0, |net| field::<u32>(net, &NET_INUM));
+        ([core::ptr::read_volatile(name), core::ptr::read_volatile(name.add(1))], netns)
+    };
+    let mut entry = record::<Drops>(Code::Drops)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record.
+    unsafe {
+        (&raw mut (*r).count).write(count);
+        (&raw mut (*r).netns).write(netns);
+        (&raw mut (*r).reason).write(reason);
+        (&raw mut (*r).device).cast::<[u64; 2]>().write(name);
+    }
+    entry.submit(0);
+    Ok(())
+}

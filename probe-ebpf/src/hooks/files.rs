@@ -1,0 +1,127 @@
+//! Plugins that cannot be executed, and running ones that cannot be replaced.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user_str, bpf_task_pt_regs};
+use aya_ebpf::macros::{fexit, tracepoint};
+use aya_ebpf::programs::{FExitContext, TracePointContext};
+use probe_common::{Code, FileRefused, Hook, PATH_LEN, Skip};
+
+use super::{SYS_EXIT_RET, run};
+use crate::emit::{current_netns, record, write_current};
+use crate::layout::{
+    DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, PATH_DENTRY, REGS_ARG1, REGS_ARG2,
+    get,
+};
+use crate::read::{current, field, pointer};
+
+// include/uapi/asm-generic/errno-base.h
+const EPERM: i64 = 1;
+const EACCES: i64 = 13;
+const ETXTBSY: i64 = 26;
+
+/// Where a file's name is.
+enum Name {
+    Kernel(u64),
+    User(u64),
+    /// The last part of the path, as the kernel keeps short ones.
+    Inline(*const u8),
+}
+
+/// fexit/`do_open_execat`, fs/exec.c (v5.10): (int fd, struct filename *name, int flags) -> struct file *
+#[fexit(function = "do_open_execat")]
+pub(crate) fn do_open_execat(ctx: FExitContext) -> i32 {
+    run!(Hook::Execve, try_open_execat(ctx.arg(1), ctx.arg(3)))
+}
+
+#[inline(always)]
+fn try_open_execat(filename: *const u8, ret: i64) -> Result<(), Skip> {
+    if !matches!(-ret, EPERM | EACCES | ETXTBSY) {
+        return Ok(());
+    }
+    // SAFETY: the typed argument.
+    report(ret, false, &Name::Kernel(unsafe { field(filename, &FILENAME_NAME) }))
+}
+
+/// tracepoint/syscalls/sys_exit_execve: where fexit does not load.
+#[tracepoint(category = "syscalls", name = "sys_exit_execve")]
+pub(crate) fn sys_exit_execve(ctx: TracePointContext) -> u32 {
+    let ret = ret(&ctx);
+    if !matches!(-ret, EPERM | EACCES | ETXTBSY) || get(&HAVE_TASK_PT_REGS) == 0 {
+        return 0;
+    }
+    // SAFETY: a typed pointer to the registers that the system call was entered with.
+    let name = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG1) };
+    run!(Hook::Execve, report(ret, false, &Name::User(name)))
+}
+
+/// fexit/`vfs_open`, fs/open.c (v5.10): (const struct path *path, struct file *file) -> int.
+/// Runs for every open(2) and looks at one number.
+#[fexit(function = "vfs_open")]
+pub(crate) fn vfs_open(ctx: FExitContext) -> i32 {
+    let ret = i64::from(ctx.arg::<i32>(2));
+    if -ret != ETXTBSY {
+        return 0;
+    }
+    run!(Hook::Openat, try_vfs_open(ctx.arg(0), ret))
+}
+
+#[inline(always)]
+fn try_vfs_open(path: *const u8, ret: i64) -> Result<(), Skip> {
+    // SAFETY: the typed argument; the pointer is checked, and the name is an array inside the dentry.
+    unsafe {
+        let Some(dentry) = pointer(path, &PATH_DENTRY) else { return Ok(()) };
+        report(ret, true, &Name::Inline(dentry.add(get(&DENTRY_SHORT_NAME))))
+    }
+}
+
+/// tracepoint/syscalls/sys_exit_openat: where fexit does not load.
+#[tracepoint(category = "syscalls", name = "sys_exit_openat")]
+pub(crate) fn sys_exit_openat(ctx: TracePointContext) -> u32 {
+    let ret = ret(&ctx);
+    if -ret != ETXTBSY || get(&HAVE_TASK_PT_REGS) == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let name = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG2) };
+    run!(Hook::Openat, report(ret, true, &Name::User(name)))
+}
+
+#[inline(always)]
+fn ret(ctx: &TracePointContext) -> i64 {
+    // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) }
+}
+
+#[inline(always)]
+fn report(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
+    let netns = current_netns();
+    let mut entry = record::<FileRefused>(Code::FileRefused)?;
+    let r = entry.as_mut_ptr();
+    // SAFETY: `r` is the reserved record; the helpers check their sources and end the text with a NUL; a short
+    // name has 32 bytes and more (`DNAME_INLINE_LEN`, include/linux/dcache.h).
+    unsafe {
+        write_current(&raw mut (*r).task, netns);
+        (&raw mut (*r).errno).write((-ret) as u32);
+        (&raw mut (*r).write).cast::<u32>().write(u32::from(write).to_le());
+        let to = (&raw mut (*r).path).cast::<u8>();
+        to.write(0);
+        match *name {
+            Name::Inline(from) => {
+                for index in 0..4 {
+                    let word = core::ptr::read_volatile(from.cast::<u64>().add(index));
+                    to.cast::<u64>().add(index).write(word);
+                }
+                to.add(32).write(0);
+            }
+            Name::Kernel(from) if get(&HAVE_PROBE_READ) != 0 => {
+                bpf_probe_read_kernel_str(to.cast(), PATH_LEN as u32, from as *const _);
+            }
+            Name::User(from) if get(&HAVE_PROBE_READ) != 0 => {
+                bpf_probe_read_user_str(to.cast(), PATH_LEN as u32, from as *const _);
+            }
+            _ => {}
+        }
+    }
+    entry.submit(0);
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! A plugin waits for what does not come, or runs longer than it ever waits.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::{Fault, depth};
+use crate::evidence::Facts;
+use crate::limits::{self, SECOND};
+use crate::reason::{Reason, Side};
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let mut faults = waiting(facts);
+    faults.extend(stalled(facts));
+    faults
+}
+
+fn waiting(facts: &Facts) -> Vec<Fault> {
+    let Some((config, _)) = &facts.config else { return Vec::new() };
+    let mut faults = Vec::new();
+    for waits in config.waits_for.iter().filter(|waits| !waits.present) {
+        let failed = facts.plugins.get(&waits.plugin).map(|failure| failure.since);
+        let runs = facts.running.values().filter(|(start, since)| {
+            start.plugin == waits.plugin && facts.now.since(*since) >= limits::WAITS
+        });
+        let Some(since) = runs.map(|(_, since)| *since).chain(failed).min() else { continue };
+        let message = format!(
+            "{} waits for {}, which the default network's agent has not written",
+            waits.plugin, waits.file
+        );
+        let fault = Fault::new(Reason::CNIDefaultNetworkNotReady, waits.file.as_str(), message, since);
+        // Agents write it once they have reached the API server.
+        faults.push(fault.at_depth(depth::PLUGIN).may_come_from(Side::Api));
+    }
+    faults
+}
+
+fn stalled(facts: &Facts) -> Vec<Fault> {
+    let stalled = facts.running.values().filter_map(|(start, since)| {
+        let limit = facts.plugin_limit(&start.plugin);
+        (facts.now.since(*since) >= limit).then_some((start, *since, limit))
+    });
+    stalled
+        .map(|(start, since, limit)| {
+            let pod = start.pod.as_ref().map(|pod| format!(" for {}/{}", pod.namespace, pod.name));
+            let message = format!(
+                "plugin {}[{}] {}{} runs for more than {} s, longer than it waits for anything",
+                start.plugin,
+                start.pid,
+                start.command,
+                pod.unwrap_or_default(),
+                limit / SECOND
+            );
+            let fault = Fault::new(Reason::CNIPluginStalled, start.plugin.as_str(), message, since);
+            fault.state().at_depth(depth::PLUGIN)
+        })
+        .collect()
+}

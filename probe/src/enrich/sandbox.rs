@@ -1,0 +1,284 @@
+//! One sandbox from many observations: its namespace, its name, the plugins that ran for it, its links.
+
+use probe_engine::{
+    CniEnd, CniStart, Link, Mono, NameState, Netns, NetnsName, NetnsSeen, Observation, Sandbox, Step,
+    StepKind,
+};
+
+/// Most sandboxes at once: 110 pods, and as many again that are on their way out, twice.
+const SANDBOXES: usize = 512;
+/// Most steps that are kept of one: the first half and the newest half.
+const STEPS: usize = 32;
+/// How long links and names may lag behind the plugins: they come by other ways than the kernel half's.
+const SETTLING: u64 = 300_000_000;
+
+#[derive(Debug)]
+struct Attempt {
+    sandbox: Sandbox,
+    first: Mono,
+    last: Mono,
+    /// Plugins that run for it now, and since when.
+    running: Vec<(u32, Mono)>,
+    /// Something was done since it was told last.
+    news: bool,
+    /// Nothing more can come.
+    over: bool,
+}
+
+impl Attempt {
+    fn new(at: Mono) -> Self {
+        Self {
+            sandbox: Sandbox::default(),
+            first: at,
+            last: at,
+            running: Vec::new(),
+            news: false,
+            over: false,
+        }
+    }
+
+    fn step(&mut self, at: Mono, step: StepKind, what: String, ok: bool, took_ns: u64) {
+        let steps = &mut self.sandbox.steps;
+        if steps.len() == STEPS {
+            steps.remove(STEPS / 2);
+        }
+        let after_ns = at.since(self.first);
+        steps.push(Step { after_ns, step, what, ok, took_ns });
+        self.last = self.last.max(at);
+    }
+}
+
+/// Sandboxes that are there or on their way. Only those for which a plugin ran are told.
+#[derive(Debug, Default)]
+pub(crate) struct Sandboxes {
+    attempts: Vec<Attempt>,
+}
+
+impl Sandboxes {
+    /// Keeps what an observation says of a sandbox.
+    pub(crate) fn note(&mut self, at: Mono, observation: &Observation) {
+        match observation {
+            Observation::Netns(netns) => self.netns(at, netns),
+            Observation::NetnsName(name) => self.name(at, name),
+            Observation::Link(link) => self.link(at, link),
+            Observation::CniStart(start) => self.started(at, start),
+            Observation::CniEnd(end) => self.ended(at, end),
+            _ => {}
+        }
+    }
+
+    /// Those that have come to rest with news.
+    pub(crate) fn settled(&mut self, now: Mono) -> Vec<Sandbox> {
+        let mut told = Vec::new();
+        for attempt in &mut self.attempts {
+            if attempt.news && attempt.running.is_empty() && now.since(attempt.last) >= SETTLING {
+                attempt.news = false;
+                let mut sandbox = attempt.sandbox.clone();
+                sandbox.steps.sort_by_key(|step| (step.after_ns, step.step));
+                sandbox.took_ns = attempt.last.since(attempt.first);
+                sandbox.ok = sandbox.steps.iter().all(|step| step.ok);
+                told.push(sandbox);
+            }
+        }
+        self.attempts.retain(|attempt| attempt.news || !attempt.over);
+        told
+    }
+
+    fn of_netns(&mut self, inum: u32) -> Option<&mut Attempt> {
+        // The number is used again as soon as a namespace ends: the newest counts.
+        self.attempts
+            .iter_mut()
+            .rev()
+            .find(|attempt| inum != 0 && attempt.sandbox.netns == inum && !attempt.over)
+    }
+
+    fn begin(&mut self, at: Mono) -> &mut Attempt {
+        if self.attempts.len() >= SANDBOXES {
+            self.attempts.remove(0);
+        }
+        self.attempts.push(Attempt::new(at));
+        let newest = self.attempts.len() - 1;
+        &mut self.attempts[newest]
+    }
+
+    fn netns(&mut self, at: Mono, netns: &Netns) {
+        if netns.up {
+            let attempt = self.begin(at);
+            attempt.sandbox.netns = netns.inum;
+            let who = format!("{}[{}]", netns.process.name, netns.process.pid);
+            attempt.step(at, StepKind::Created, who, true, 0);
+        } else if let Some(attempt) = self.of_netns(netns.inum) {
+            attempt.step(at, StepKind::Ended, String::new(), true, 0);
+            attempt.over = true;
+            attempt.news |= !attempt.sandbox.container_id.is_empty();
+        }
+    }
+
+    fn name(&mut self, at: Mono, name: &NetnsName) {
+        let Some(attempt) = self.of_netns(name.inum) else { return };
+        match name.state {
+            NameState::Bound => {
+                // It is seen a little after it was there, and it was there before any plugin ran.
+                let ran = attempt.sandbox.steps.iter().filter(|step| step.step == StepKind::Add);
+                let ran = ran.map(|step| attempt.first.plus(step.after_ns));
+                let at = attempt.running.iter().map(|(_, since)| *since).chain(ran).fold(at, Mono::min);
+                attempt.step(at, StepKind::Named, name.path.clone(), true, 0);
+            }
+            NameState::Unbound => attempt.step(at, StepKind::Unnamed, name.path.clone(), true, 0),
+            NameState::Stale => {}
+        }
+    }
+
+    fn link(&mut self, at: Mono, link: &Link) {
+        let Some(attempt) = link.netns.and_then(|inum| self.of_netns(inum)) else { return };
+        let what = format!("{} {}", link.name, link.link_kind);
+        let known = attempt.sandbox.steps.iter().any(|step| step.step == StepKind::Link && step.what == what);
+        if link.present && !link.link_kind.is_empty() && !known {
+            attempt.step(at, StepKind::Link, what, true, 0);
+        }
+    }
+
+    fn started(&mut self, at: Mono, start: &CniStart) {
+        // VERSION and STATUS ask the plugin and no sandbox.
+        if start.container_id.is_empty() {
+            return;
+        }
+        let inum = match start.netns_seen {
+            NetnsSeen::Namespace { inum } => inum,
+            _ => 0,
+        };
+        let known = self.attempts.iter().rposition(|attempt| {
+            !attempt.over
+                && (inum != 0 && attempt.sandbox.netns == inum
+                    || attempt.sandbox.container_id == start.container_id)
+        });
+        let attempt = match known {
+            Some(index) => &mut self.attempts[index],
+            None => self.begin(at),
+        };
+        if inum != 0 {
+            attempt.sandbox.netns = inum;
+        }
+        attempt.sandbox.container_id.clone_from(&start.container_id);
+        if start.pod.is_some() {
+            attempt.sandbox.pod.clone_from(&start.pod);
+        }
+        attempt.running.push((start.pid, at));
+    }
+
+    fn ended(&mut self, at: Mono, end: &CniEnd) {
+        let pid = end.start.pid;
+        let works = |attempt: &&mut Attempt| attempt.running.iter().any(|(running, _)| *running == pid);
+        let Some(attempt) = self.attempts.iter_mut().find(works) else { return };
+        attempt.running.retain(|(running, _)| *running != pid);
+        attempt.news = true;
+        let step = match end.start.command.as_str() {
+            "ADD" => StepKind::Add,
+            "DEL" => StepKind::Del,
+            _ => StepKind::Check,
+        };
+        attempt.sandbox.added |= step == StepKind::Add;
+        let mut what = end.start.plugin.clone();
+        for delegate in &end.delegates {
+            what.push_str(" ▸ ");
+            what.push_str(&delegate.plugin);
+        }
+        let began = Mono(at.0.saturating_sub(end.took_ns)).max(attempt.first);
+        attempt.step(began, step, what, end.exit.success(), end.took_ns);
+        attempt.last = attempt.last.max(at);
+        // A namespace whose end would be seen is not known: this is the last word.
+        attempt.over |= step == StepKind::Del && attempt.sandbox.netns == 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_engine::{Actor, ExitStatus};
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn start(pid: u32, command: &str, inum: u32) -> CniStart {
+        CniStart {
+            pid,
+            command: command.into(),
+            plugin: "bridge".into(),
+            container_id: "c1".into(),
+            netns_seen: if inum == 0 { NetnsSeen::Missing } else { NetnsSeen::Namespace { inum } },
+            ..CniStart::default()
+        }
+    }
+
+    fn end(start: &CniStart, took_ms: u64) -> Observation {
+        Observation::CniEnd(CniEnd {
+            start: start.clone(),
+            took_ns: took_ms * MS,
+            exit: ExitStatus::default(),
+            ..CniEnd::default()
+        })
+    }
+
+    #[test]
+    fn everything_that_was_done_for_a_sandbox_is_one_story() {
+        let mut sandboxes = Sandboxes::default();
+        let netns = |up| Observation::Netns(Netns { inum: 7, up, process: Actor::default() });
+        let named = NetnsName { path: "/run/netns/x".into(), inum: 7, state: NameState::Bound };
+        let link = Link {
+            index: 2,
+            name: "eth0".into(),
+            link_kind: "veth".into(),
+            present: true,
+            up: true,
+            netns: Some(7),
+            peer_netns: None,
+            moved_to: None,
+        };
+        let add = start(10, "ADD", 7);
+        sandboxes.note(Mono(0), &netns(true));
+        sandboxes.note(Mono(10 * MS), &Observation::CniStart(add.clone()));
+        sandboxes.note(Mono(30 * MS), &end(&add, 20));
+        // Both are seen late.
+        sandboxes.note(Mono(40 * MS), &Observation::NetnsName(named));
+        sandboxes.note(Mono(41 * MS), &Observation::Link(link));
+        assert_eq!(sandboxes.settled(Mono(50 * MS)), []);
+        let told = sandboxes.settled(Mono(400 * MS));
+        let steps: Vec<_> = told[0].steps.iter().map(|step| (step.after_ns / MS, step.step)).collect();
+        let wanted =
+            [(0, StepKind::Created), (10, StepKind::Named), (10, StepKind::Add), (41, StepKind::Link)];
+        assert_eq!(steps, wanted);
+        assert!(told[0].added && told[0].ok && told[0].netns == 7);
+        assert_eq!(sandboxes.settled(Mono(900 * MS)), []);
+        sandboxes.note(Mono(1000 * MS), &netns(false));
+        assert_eq!(sandboxes.settled(Mono(2000 * MS)).len(), 1);
+        assert!(sandboxes.attempts.is_empty());
+    }
+
+    #[test]
+    fn a_del_without_an_add_is_told_as_such() {
+        let mut sandboxes = Sandboxes::default();
+        let del = start(10, "DEL", 0);
+        sandboxes.note(Mono(0), &Observation::CniStart(del.clone()));
+        sandboxes.note(Mono(MS), &end(&del, 1));
+        let told = sandboxes.settled(Mono(1000 * MS));
+        assert!(!told[0].added && told[0].netns == 0);
+        assert!(sandboxes.attempts.is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut sandboxes = Sandboxes::default();
+        for inum in 1..2000 {
+            sandboxes.note(
+                Mono(u64::from(inum)),
+                &Observation::Netns(Netns { inum, up: true, process: Actor::default() }),
+            );
+        }
+        assert_eq!(sandboxes.attempts.len(), SANDBOXES);
+        let mut attempt = Attempt::new(Mono(0));
+        for _ in 0..100 {
+            attempt.step(Mono(0), StepKind::Check, String::new(), true, 0);
+        }
+        assert_eq!(attempt.sandbox.steps.len(), STEPS);
+    }
+}

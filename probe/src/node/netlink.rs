@@ -1,0 +1,114 @@
+//! A netlink socket that listens, and says from which namespace a message comes.
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result};
+use netlink_sys::{Socket, SocketAddr};
+use tokio::io::unix::AsyncFd;
+
+/// Room for one datagram: the kernel builds its notifications in a page, dumps in 32 KB (NLMSG_GOODSIZE,
+/// net/netlink/af_netlink.c).
+const DATAGRAM: usize = 32 * 1024;
+/// How much may wait in the kernel: 100 pods that start at once send about 500 messages of 1.5 KB.
+const QUEUE: usize = 1 << 20;
+/// include/linux/socket.h and include/uapi/linux/netlink.h
+const SOL_NETLINK: i32 = 270;
+const NETLINK_LISTEN_ALL_NSID: i32 = 8;
+
+/// What came.
+pub(super) enum Came<'a> {
+    /// A datagram of one or more messages, and the id that this namespace has for the one where they were
+    /// made; `None` for this one.
+    Datagram(&'a [u8], Option<i32>),
+    /// The kernel had no room for some.
+    Lost,
+}
+
+/// See the module.
+pub(super) struct Listener {
+    socket: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+}
+
+impl Listener {
+    /// Listens to the multicast groups of `protocol`, in every namespace that this one has an id for.
+    pub(super) fn open(protocol: isize, groups: &[u32]) -> Result<Self> {
+        let mut socket = Socket::new(protocol).context("open a netlink socket")?;
+        socket.bind_auto().context("bind a netlink socket")?;
+        socket.set_non_blocking(true)?;
+        // More than the usual limit needs CAP_NET_ADMIN, which the agent has on a node; less will do.
+        let _ = socket.set_rx_buf_sz(u32::try_from(QUEUE).unwrap_or(u32::MAX));
+        socket.set_listen_all_namespaces(true).context("listen to every namespace")?;
+        for group in groups {
+            socket.add_membership(*group).context("join a netlink group")?;
+        }
+        // SAFETY: the socket owns its descriptor, keeps it until it is dropped, and always gives that one.
+        let socket = unsafe { AsyncFd::register(socket) }.context("watch a netlink socket")?;
+        Ok(Self { socket, buffer: vec![0; DATAGRAM] })
+    }
+
+    /// Waits for the next datagram.
+    pub(super) async fn next(&mut self) -> io::Result<Came<'_>> {
+        let (length, nsid) = loop {
+            let mut ready = self.socket.readable().await?;
+            match ready.try_io(|socket| receive(socket.get_ref(), &mut self.buffer)) {
+                Ok(Ok(received)) => break received,
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Came::Lost),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            }
+        };
+        Ok(self.buffer.get(..length).map_or(Came::Lost, |datagram| Came::Datagram(datagram, nsid)))
+    }
+}
+
+/// One datagram: its whole length, which may be more than there was room for, and its namespace.
+fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>)> {
+    let mut control = [0_u64; 8];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zero is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: every pointer in `message` is live and of the length beside it.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_TRUNC) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let mut nsid = None;
+    // SAFETY: the macros walk the control messages that recvmsg(2) wrote into `control`, by their own lengths.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if ((*header).cmsg_level, (*header).cmsg_type) == (SOL_NETLINK, NETLINK_LISTEN_ALL_NSID) {
+                nsid = Some(libc::CMSG_DATA(header).cast::<i32>().read_unaligned());
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    Ok((length, nsid))
+}
+
+/// One question, one answer: for what the libraries have no words for.
+///
+/// # Errors
+/// When the kernel does not answer within a second.
+pub(super) fn ask(protocol: isize, request: &[u8]) -> Result<Vec<u8>> {
+    let mut socket = Socket::new(protocol).context("open a netlink socket")?;
+    socket.bind_auto()?;
+    let patience = libc::timeval { tv_sec: 1, tv_usec: 0 };
+    // SAFETY: `patience` is live and of this size.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const patience).cast(),
+            libc::socklen_t::try_from(size_of_val(&patience))?,
+        )
+    };
+    anyhow::ensure!(set == 0, "limit the wait for netlink: {}", io::Error::last_os_error());
+    socket.send_to(request, &SocketAddr::new(0, 0), 0).context("ask netlink")?;
+    Ok(socket.recv_from_full().context("read netlink's answer")?.0)
+}

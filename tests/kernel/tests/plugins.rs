@@ -1,0 +1,237 @@
+//! What runtimes do with plugins, and what becomes of a sandbox. Needs root.
+
+use std::ffi::CString;
+use std::fs::{OpenOptions, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use kernel_tests::{API, Node, Sandbox, Server, Trace};
+use serde_json::{Value, json};
+
+fn node() -> Result<(Node, Server)> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let server = node.serve_api()?;
+    Ok((node, server))
+}
+
+const QUIET: &[&str] = &["--apiserver", API, "--no-ask"];
+
+fn message(verdict: &Value) -> &str {
+    verdict["verdict"]["message"].as_str().unwrap_or_default()
+}
+
+/// The runtime finds the file, and the kernel says no: what a security module's denial looks like, too.
+#[test]
+fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
+    let (node, _server) = node()?;
+    let plugin = node.helper_as("shy")?;
+    std::fs::set_permissions(&plugin, Permissions::from_mode(0o644))?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    ensure!(Sandbox::new("web-1")?.run(&node, "ADD", &json!({"type": "shy"})).is_err());
+    if trace.gap("cni.exec.refused").is_some() {
+        return Ok(());
+    }
+    let (_, line) = trace.wait_for("the refusal", |line| line["kind"] == "plugin_file")?;
+    ensure!(line["errno"] == libc::EACCES, "{line}");
+    // Its name is memory that may not be read everywhere.
+    if line["plugin"] == "shy" {
+        let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
+        ensure!(message(&verdict.line).contains("may not execute the plugin shy"), "{}", verdict.line);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_running_plugin_that_is_to_be_replaced_is_busy() -> Result<()> {
+    let (node, _server) = node()?;
+    let plugin = node.helper_as("slow")?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let sandbox = Sandbox::new("web-1")?;
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| sandbox.run(&node, "ADD", &json!({"type": "slow", "sleep": 3000})));
+        trace.wait_for("its start", |line| line["kind"] == "cni_start")?;
+        let busy = OpenOptions::new().write(true).open(&plugin).err().and_then(|error| error.raw_os_error());
+        ensure!(busy == Some(libc::ETXTBSY), "{busy:?}");
+        if trace.gap("cni.binary.busy").is_none() {
+            let verdict = trace.wait_for_verdict("CNIBinaryBusy")?;
+            ensure!(verdict.line["verdict"]["subject"] == "slow", "{}", verdict.line);
+        }
+        ensure!(run.join().ok().context("the plugin's thread")??.status.success());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_plugin_that_never_ends_is_told_while_it_runs() -> Result<()> {
+    let (node, _server) = node()?;
+    node.helper_as("slow")?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--plugin-limit", "1s"])?;
+    let sandbox = Sandbox::new("web-1")?;
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| sandbox.run(&node, "ADD", &json!({"type": "slow", "sleep": 8000})));
+        let verdict = trace.wait_for_verdict("CNIPluginStalled")?;
+        ensure!(verdict.line["verdict"]["subject"] == "slow", "{}", verdict.line);
+        ensure!(!trace.seen.iter().any(|line| line["kind"] == "cni_end"), "it has ended");
+        trace.wait_for_verdict("NetworkReady")?;
+        ensure!(run.join().ok().context("the plugin's thread")??.status.success());
+        Ok(())
+    })
+}
+
+/// As Multus does with its `readinessindicatorfile`.
+#[test]
+fn a_plugin_that_waits_for_the_default_network_names_the_file() -> Result<()> {
+    let (node, _server) = node()?;
+    node.helper_as("multus")?;
+    let marker = node.dir().join("subnet.env");
+    let config = json!({"cniVersion": "0.4.0", "name": "meta", "type": "multus", "sleep": 12_000,
+                        "readinessindicatorfile": marker});
+    node.write_config("00-multus.conf", config.to_string().as_bytes())?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    let sandbox = Sandbox::new("web-1")?;
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| sandbox.run(&node, "ADD", &config));
+        let verdict = trace.wait_for_verdict("CNIDefaultNetworkNotReady")?;
+        ensure!(verdict.line["verdict"]["subject"] == marker.to_string_lossy().as_ref(), "{}", verdict.line);
+        std::fs::write(&marker, "FLANNEL_NETWORK=10.244.0.0/16")?;
+        trace.wait_for_verdict("NetworkReady")?;
+        ensure!(run.join().ok().context("the plugin's thread")??.status.success());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_file_in_place_of_a_namespace_is_told() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let left = node.dir().join("cni-left-over");
+    std::fs::write(&left, "")?;
+    let mut run = node.netns.command(node.bin_dir().join("bridge"))?;
+    let config = node.plugin_config("10.244.0.0/24");
+    let output = plugin(&mut run, &node, &left.to_string_lossy(), &config)?;
+    ensure!(!output.status.success());
+    if told_by_name_only(&mut trace)? {
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("NetnsInvalid")?;
+    ensure!(message(&verdict.line).contains("is no network namespace"), "{}", verdict.line);
+    Ok(())
+}
+
+/// An agent in a container whose mounts are not shared sees a plain file where the host has a namespace.
+#[test]
+fn a_namespace_that_an_agent_cannot_see_is_told() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let sandbox = Sandbox::new("web-1")?;
+    let path = CString::new(sandbox.netns.path().as_os_str().as_bytes())?;
+    let mut agent = node.netns.command("sh")?;
+    let hide = move || {
+        let root = c"/";
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        // SAFETY: async-signal-safe calls; every text is live and ends with a NUL.
+        let hidden = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(std::ptr::null(), root.as_ptr(), std::ptr::null(), private, std::ptr::null())
+                    == 0
+                && libc::umount2(path.as_ptr(), libc::MNT_DETACH) == 0
+        };
+        if hidden { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: as above.
+    unsafe { agent.pre_exec(hide) };
+    // Not its last command: the shell is the agent, and the plugin is its child.
+    let bridge = node.bin_dir().join("bridge").to_string_lossy().into_owned();
+    agent.args(["-c", &format!("CNI_COMMAND=ADD {bridge}; exit $?")]).env_remove("CNI_COMMAND");
+    let config = node.plugin_config("10.244.0.0/24");
+    let output = plugin(&mut agent, &node, &sandbox.netns.path().to_string_lossy(), &config)?;
+    ensure!(!output.status.success());
+    if told_by_name_only(&mut trace)? {
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("NetnsInvalid")?;
+    ensure!(message(&verdict.line).contains("HostToContainer"), "{}", verdict.line);
+    Ok(())
+}
+
+/// Where the environment is read from /proc, a plugin that fails at once is gone before it is looked at.
+fn told_by_name_only(trace: &mut Trace) -> Result<bool> {
+    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+    Ok(trace.gap("cni.exec.environment").is_some() && end["netns"] == "")
+}
+
+/// Runs a plugin, or what starts it, with the environment of an ADD for a namespace at `path`.
+fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<std::process::Output> {
+    use std::io::Write as _;
+
+    let is_shell = run.get_program() == "sh";
+    run.env("CNI_CONTAINERID", "c0ffee")
+        .env("CNI_NETNS", path)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", node.bin_dir())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if !is_shell {
+        run.env("CNI_COMMAND", "ADD");
+    }
+    let mut child = run.spawn().context("start a plugin")?;
+    // A plugin that fails before it reads closes its input.
+    let _ = child.stdin.take().context("an input")?.write_all(config.to_string().as_bytes());
+    Ok(child.wait_with_output()?)
+}
+
+/// The namespace, its name, the plugins with their delegates, the links, and the end: one object.
+#[test]
+fn everything_that_was_done_for_a_sandbox_is_one_object() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let sandbox = Sandbox::new("web-1")?;
+    let config = node.plugin_config("10.244.0.0/24");
+    ensure!(sandbox.run(&node, "ADD", &config)?.status.success());
+    let (_, added) = trace.wait_for("the sandbox", |line| line["kind"] == "sandbox")?;
+    let steps = |line: &Value| -> Vec<(String, String)> {
+        let steps = line["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        steps.iter().map(|step| (text(&step["step"]), text(&step["what"]))).collect()
+    };
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(sandbox.netns.path())?);
+    ensure!(added["added"] == true && added["ok"] == true, "{added}");
+    if trace.gap("cni.exec.environment").is_none_or(|why| !why.contains("/proc")) {
+        ensure!(added["netns"] == inode && added["pod"]["name"] == "web-1", "{added}");
+        let seen = steps(&added);
+        for wanted in [
+            ("named", sandbox.netns.path().to_string_lossy().into_owned()),
+            ("add", "bridge ▸ host-local".to_owned()),
+            ("link", "eth0 veth".to_owned()),
+        ] {
+            ensure!(seen.contains(&(wanted.0.to_owned(), wanted.1.clone())), "no {wanted:?} in {added}");
+        }
+        if trace.gap("netns.create").is_none() {
+            ensure!(seen[0].0 == "created", "{added}");
+        }
+    }
+    ensure!(sandbox.run(&node, "DEL", &config)?.status.success());
+    trace.wait_for("its end", |line| {
+        line["kind"] == "sandbox"
+            && steps(line).iter().any(|(step, what)| step == "del" && what.starts_with("bridge"))
+    })?;
+    Ok(())
+}
+
+/// What a runtime does after a reboot: it cleans up what it does not have any more.
+#[test]
+fn a_del_without_an_add_is_told_as_such() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let sandbox = Sandbox::new("gone-1")?;
+    ensure!(sandbox.run(&node, "DEL", &node.plugin_config("10.244.0.0/24"))?.status.success());
+    let (_, line) = trace.wait_for("the sandbox", |line| line["kind"] == "sandbox")?;
+    ensure!(line["added"] == false, "{line}");
+    Ok(())
+}
