@@ -65,7 +65,6 @@ const SIGNALS: &[Signal] = &[
         &[
             "silence_is_a_timeout_also_when_the_client_gives_up_first",
             "a_connect_older_than_the_probe_is_seen",
-            "a_drop_on_this_host_is_a_timeout",
         ],
         &["tcp.connect", "tcp.retransmit"],
     ),
@@ -99,6 +98,7 @@ const SIGNALS: &[Signal] = &[
         &["an_address_that_ebpf_rewrites_keeps_its_name"],
         &["tcp.connect", "tcp.connect.asked"],
     ),
+    signal("A+", "dropped on this host, why", &["a_drop_on_this_host_is_a_local_policy"], &["packet.drop"]),
     signal(
         "A+",
         "established, unacknowledged",
@@ -118,9 +118,20 @@ const SIGNALS: &[Signal] = &[
     signal("C2", "read by the runtime", &["a_valid_file_that_the_runtime_has_not_opened_is_told"], &[]),
     signal("C3", "plugin missing", &["a_plugin_that_is_not_there_is_told_without_any_execution"], &[]),
     signal(
+        "C3",
+        "plugin busy, or not allowed",
+        &["a_running_plugin_that_is_to_be_replaced_is_busy", "a_plugin_that_may_not_be_executed_is_told"],
+        &["cni.binary.busy", "cni.exec.refused"],
+    ),
+    signal(
         "C4",
         "plugin run, its end",
-        &["a_failed_del_is_no_fault", "everything_recovers"],
+        &[
+            "a_failed_del_is_no_fault",
+            "everything_recovers",
+            "a_plugin_that_never_ends_is_told_while_it_runs",
+            "a_plugin_that_waits_for_the_default_network_names_the_file",
+        ],
         &["cni.exec", "cni.exec.environment", "process.exit"],
     ),
     signal(
@@ -148,6 +159,15 @@ const SIGNALS: &[Signal] = &[
         &["netns.create", "netns.end"],
     ),
     signal(
+        "N1+",
+        "one sandbox, one object",
+        &["everything_that_was_done_for_a_sandbox_is_one_object", "a_del_without_an_add_is_told_as_such"],
+        &["netns.create", "cni.exec", "cni.exec.environment"],
+    ),
+    signal("N2", "links of every namespace", &["links_of_other_namespaces_are_followed"], &[]),
+    signal("N3", "links moved into a namespace", &["links_of_other_namespaces_are_followed"], &[]),
+    signal("N4", "names come, go, are left over", &["a_name_without_a_namespace_is_told"], &[]),
+    signal(
         "N5",
         "link refused, its reason",
         &[
@@ -155,6 +175,12 @@ const SIGNALS: &[Signal] = &[
             "a_plugin_that_the_kernel_refuses_a_link_is_told_from_one_that_fails_by_itself",
         ],
         &["link.error", "link.error.errno", "link.error.text"],
+    ),
+    signal(
+        "N6",
+        "a path that is no namespace",
+        &["a_file_in_place_of_a_namespace_is_told", "a_namespace_that_an_agent_cannot_see_is_told"],
+        &["cni.exec", "cni.exec.environment"],
     ),
     signal(
         "P1",
@@ -166,6 +192,12 @@ const SIGNALS: &[Signal] = &[
         &["process.exit", "process.signal"],
     ),
     signal(
+        "P2",
+        "ended for its memory",
+        &["a_process_that_the_kernel_ends_for_its_memory_is_told_as_such"],
+        &["process.oom", "process.exit"],
+    ),
+    signal(
         "P3",
         "listeners",
         &[
@@ -173,6 +205,24 @@ const SIGNALS: &[Signal] = &[
             "a_runtime_that_does_not_listen_is_told_by_the_kubelet_s_own_tries",
         ],
         &["tcp.connect"],
+    ),
+    signal("P4", "module missing", &["a_module_that_does_not_come_is_named"], &["module.request"]),
+    signal(
+        "S1",
+        "inotify, processes, files",
+        &["a_kubelet_that_gets_no_inotify_instance_is_told"],
+        &["limit.inotify", "limit.processes"],
+    ),
+    signal("S2", "disk full", &["a_full_disk_is_told_with_its_path"], &[]),
+    signal("S3", "connection tracking full", &["a_full_connection_tracking_table_is_told"], &[]),
+    signal("S4", "credential over", &["an_expired_token_of_a_plugin_is_told_with_its_file"], &[]),
+    signal("S4", "clock set", &["a_clock_that_somebody_sets_is_told"], &[]),
+    signal("S5", "settings of the kernel", &["the_settings_that_pod_networks_need_are_told_at_start"], &[]),
+    signal(
+        "S5",
+        "reverse path filter drops",
+        &["packets_that_the_reverse_path_filter_drops_are_told_with_their_link"],
+        &["packet.drop"],
     ),
     signal(
         "S6",
@@ -183,22 +233,30 @@ const SIGNALS: &[Signal] = &[
 ];
 
 /// One kernel: what its tests said, and what `probe doctor` said.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Column {
     pub(crate) kernel: String,
     /// Name of a test and whether it passed.
     pub(crate) tests: BTreeMap<String, bool>,
+    /// Tests that need a machine of their own and were not run on this one.
+    pub(crate) elsewhere: BTreeSet<String>,
     pub(crate) doctor: Value,
 }
 
 impl Column {
     /// From the lines of the test runner.
     pub(crate) fn new<'a>(kernel: &str, lines: impl Iterator<Item = &'a str>, doctor: Value) -> Self {
-        let test = |line: &'a str| {
-            let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
-            Some((name.to_owned(), result == "ok"))
-        };
-        Self { kernel: kernel.to_owned(), tests: lines.filter_map(test).collect(), doctor }
+        let mut column = Self { kernel: kernel.to_owned(), doctor, ..Self::default() };
+        let named = lines.filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "));
+        for (name, result) in named {
+            if result.starts_with("ignored") {
+                // The name of an ignored test carries its reason.
+                column.elsewhere.insert(name.to_owned());
+            } else {
+                column.tests.insert(name.to_owned(), result == "ok");
+            }
+        }
+        column
     }
 
     /// What one signal comes to here; the notes say the rest.
@@ -206,6 +264,11 @@ impl Column {
         let result = |test: &&str| self.tests.get(*test).copied();
         if signal.tests.iter().any(|test| result(test) == Some(false)) {
             return "fails";
+        }
+        if signal.tests.iter().any(|test| self.elsewhere.contains(*test)) {
+            let note = "changes the whole machine, and is proven on the others only";
+            notes.entry(format!("{}: {note}", signal.what)).or_default().insert(self.kernel.clone());
+            return "elsewhere";
         }
         if signal.tests.iter().any(|test| result(test).is_none()) {
             return "not run";
@@ -259,7 +322,7 @@ pub(crate) fn print(columns: &[Column]) {
         println!();
     }
     println!(
-        "\n✔ by the best hook   ≈ by the next best, or with less   gap: verdicts say that it is not seen"
+        "\n✔ by the best hook   ≈ by the next best, or with less   gap: verdicts say that it is not seen   elsewhere: see below"
     );
     for (note, kernels) in notes {
         let kernels: Vec<_> = kernels.into_iter().collect();
@@ -283,7 +346,8 @@ mod tests {
         let lines = [
             "test a_closed_port_of_another_host_is_refused ... ok",
             "test an_address_that_ebpf_rewrites_keeps_its_name ... ok",
-            "test a_drop_on_this_host_is_a_timeout ... FAILED",
+            "test a_connect_older_than_the_probe_is_seen ... FAILED",
+            "test a_clock_that_somebody_sets_is_told ... ignored, sets the clock",
             "noise",
         ];
         let column = Column::new("k", lines.into_iter(), doctor);
@@ -295,6 +359,7 @@ mod tests {
         assert_eq!(cell("A+", &mut notes), "≈");
         assert_eq!(cell("A7", &mut notes), "fails");
         assert_eq!(cell("A8", &mut notes), "not run");
+        assert!(column.elsewhere.contains("a_clock_that_somebody_sets_is_told"));
         assert!(notes.contains_key("tcp.reset: w; not seen: c"));
     }
 }
