@@ -187,6 +187,9 @@ pub(crate) struct NodeArgs {
     /// Where runtimes bind network namespaces.
     #[arg(long, value_name = "DIR", default_value = "/run/netns", env = "NETREADY_NETNS_DIR")]
     netns_dir: PathBuf,
+    /// Where Open vSwitch has its sockets.
+    #[arg(long, value_name = "DIR", default_value = "/run/openvswitch", env = "NETREADY_OVS_RUN_DIR")]
+    ovs_run_dir: PathBuf,
     /// CRI socket.
     #[arg(long, value_name = "SOCKET", env = "NETREADY_RUNTIME_ENDPOINT")]
     runtime_endpoint: Option<PathBuf>,
@@ -267,6 +270,7 @@ impl NodeArgs {
             ask_every: ASK_EVERY,
             ask_again: ASK_AGAIN,
             start_grace: self.start_grace,
+            ovs_run_dir: self.ovs_run_dir,
             plugin_limit: self.plugin_limit,
             fail_hold: self.fail_hold,
         };

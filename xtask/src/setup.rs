@@ -38,6 +38,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("sysctl", "procps"),
+    ("/usr/sbin/ovs-vswitchd", "openvswitch-switch"),
 ];
 
 /// Debian's compiler with the source of its own `core`.

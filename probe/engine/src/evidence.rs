@@ -10,8 +10,8 @@ use crate::limits;
 use crate::observation::{
     Access, Actor, AgentSocket, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart,
     ConfAccess, Connect, Connection, Credential, Gap, Host, Limit, LimitHit, Listener, ModuleMissing, Mono,
-    NameState, NetlinkError, NetnsSeen, Observation, PacketsDropped, PluginFile, Process, ProcessClass,
-    ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind, TlsFailure,
+    NameState, NetlinkError, NetnsSeen, Observation, Ovs, OvsUpcalls, PacketsDropped, PluginFile, Process,
+    ProcessClass, ProcessEvent, Role, RouteGone, Scope, SocketConnect, TargetKind, TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 use crate::verdict::Evidence;
@@ -164,6 +164,13 @@ pub(crate) struct Facts {
     pub(crate) files: BTreeMap<String, (PluginFile, Mono, Mono)>,
     /// By link: packets that the reverse path filter dropped.
     pub(crate) dropping: BTreeMap<String, (PacketsDropped, Mono, Mono)>,
+    pub(crate) ovs: Option<(Ovs, Mono)>,
+    /// Since when changes wait that ovs-vswitchd was asked for.
+    pub(crate) behind: Option<Mono>,
+    /// ovs-vswitchd ended, and no other has started.
+    pub(crate) vswitchd_gone: Option<(String, Mono)>,
+    /// The newest count, while questions of the datapath are lost, and since when they are.
+    pub(crate) upcalls_lost: Option<(OvsUpcalls, Mono)>,
     /// The container runtime that runs.
     pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
@@ -226,7 +233,12 @@ impl Facts {
                     self.line(at, "netns", format!("{} is a file, bound to no namespace", name.path));
                 }
             }
-            Observation::Netns(_) | Observation::Link(_) | Observation::Sandbox(_) => {}
+            Observation::Ovs(ovs) => self.ovs(at, ovs),
+            Observation::OvsUpcalls(upcalls) => self.upcalls(at, upcalls),
+            Observation::Netns(_)
+            | Observation::Link(_)
+            | Observation::OvsPort(_)
+            | Observation::Sandbox(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
             Observation::Lost(lost) => {
@@ -444,6 +456,34 @@ impl Facts {
         }
     }
 
+    fn ovs(&mut self, at: Mono, ovs: Ovs) {
+        let behind = ovs.database.as_ref().is_some_and(|database| database.behind);
+        self.behind = behind.then(|| self.behind.unwrap_or(at));
+        let known = self.ovs.as_ref().and_then(|(known, _)| known.database.as_ref());
+        let known: Vec<_> = known.into_iter().flat_map(|known| known.failed.clone()).collect();
+        let failed = ovs.database.iter().flat_map(|database| &database.failed);
+        for failed in failed.filter(|failed| !known.contains(failed)) {
+            self.line(at, "ovs.interface", format!("{}: {}", failed.name, failed.error));
+        }
+        if let Some(error) = ovs.database.as_ref().and_then(|database| database.error.as_ref()) {
+            self.line(at, "ovs.database", error.clone());
+        }
+        self.ovs = Some((ovs, at));
+    }
+
+    fn upcalls(&mut self, at: Mono, upcalls: OvsUpcalls) {
+        if upcalls.lost == 0 {
+            self.upcalls_lost = None;
+            return;
+        }
+        let since = self.upcalls_lost.as_ref().map_or(at, |(_, since)| *since);
+        if self.upcalls_lost.is_none() {
+            let text = format!("{} questions of {} were lost", upcalls.lost, upcalls.datapath);
+            self.line(at, "ovs.upcall", text);
+        }
+        self.upcalls_lost = Some((upcalls, since));
+    }
+
     fn plugin_file(&mut self, at: Mono, file: PluginFile) {
         let who = &file.process;
         let what = if file.write { "replace" } else { "execute" };
@@ -621,6 +661,10 @@ impl Facts {
                 self.runtime.take_if(|known| known.pid == process.process.pid);
             }
         }
+        if process.class == ProcessClass::Ovs && process.process.name == "ovs-vswitchd" {
+            let ended = matches!(process.event, ProcessEvent::Exited { .. });
+            self.vswitchd_gone = ended.then(|| (process.process.name.clone(), at));
+        }
         let ProcessEvent::Exited { exit, sender, oom } = &process.event else { return };
         let mut text = format!("{}[{}] ended", process.process.name, process.process.pid);
         match exit.signal {
@@ -709,6 +753,7 @@ impl Facts {
                 .filter_map(|s| Some(at.plus(u64::try_from(s).ok()?.saturating_mul(limits::SECOND))))
         });
         let credentials = credentials.filter(|at| *at > self.now);
+        let behind = self.behind.map(|at| at.plus(limits::BEHIND)).filter(|at| *at > self.now);
         let loads = self.accesses.values().filter_map(|known| known.changed.as_ref());
         let loads = loads.map(|(at, ..)| at.plus(limits::LOAD)).filter(|at| *at > self.now);
         let rest = self.exits.back().map(|(at, _)| at.plus(limits::CRASH_REST)).filter(|at| *at > self.now);
@@ -719,6 +764,7 @@ impl Facts {
             .chain(hits)
             .chain(files)
             .chain(stalls)
+            .chain(behind)
             .chain(dropping)
             .chain(credentials)
             .chain(plugins)

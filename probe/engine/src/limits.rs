@@ -27,6 +27,9 @@ pub const PLUGIN_RUN: u64 = 60 * SECOND;
 /// How long a meta-plugin may look for the file that it waits for before that is worth a word: on a node that
 /// boots, the default network's agent is a few seconds behind.
 pub const WAITS: u64 = 5 * SECOND;
+/// How long ovs-vswitchd may take to make a change: it does so within a second, or after many at once within
+/// a few.
+pub const BEHIND: u64 = 10 * SECOND;
 /// Configuration files whose changes are remembered.
 pub const FILES: usize = 64;
 /// How long a runtime has to open a configuration that was changed: containerd and CRI-O do so at once.

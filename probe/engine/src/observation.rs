@@ -65,6 +65,12 @@ pub enum Observation {
     NetnsName(NetnsName),
     /// A sandbox got as far as it will: what was done for it, in order.
     Sandbox(Sandbox),
+    /// The whole state of Open vSwitch, after each change.
+    Ovs(Ovs),
+    /// A port of its datapath in the kernel came or went.
+    OvsPort(OvsPort),
+    /// Packets for which its datapath had to ask user space.
+    OvsUpcalls(OvsUpcalls),
     /// A network link came, changed or went; also in namespaces that the host's one has an id for.
     Link(Link),
     /// The kernel refused a change of a link, an address, a route or a rule.
@@ -809,6 +815,71 @@ impl StepKind {
             Self::Ended => "ended",
         }
     }
+}
+
+/// See [`Observation::Ovs`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ovs {
+    /// The kernel's module has registered its families.
+    pub module: bool,
+    /// Datapaths in the kernel; there is none where OVS runs in user space.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub datapaths: Vec<String>,
+    /// What its database says; `None` where there is no socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<OvsDatabase>,
+}
+
+/// The `Open_vSwitch` database of ovsdb-server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OvsDatabase {
+    /// Why it could not be read, on one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Somebody asked for changes (`next_cfg`) that ovs-vswitchd has not made (`cur_cfg`).
+    #[serde(default)]
+    pub behind: bool,
+    /// Names of its bridges.
+    #[serde(default)]
+    pub bridges: Vec<String>,
+    /// Interfaces that could not be made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<OvsInterface>,
+}
+
+/// An interface with an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OvsInterface {
+    /// Name; control characters are escaped.
+    pub name: String,
+    /// `geneve`, `vxlan`, `internal`, …; empty for a link of the system.
+    #[serde(default)]
+    pub port_kind: String,
+    /// The words of ovs-vswitchd; control characters are escaped.
+    pub error: String,
+}
+
+/// See [`Observation::OvsPort`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OvsPort {
+    /// Name; control characters are escaped.
+    pub name: String,
+    /// `netdev`, `internal`, `vxlan`, `geneve`, …
+    #[serde(default)]
+    pub port_kind: String,
+    /// Came or went.
+    pub up: bool,
+}
+
+/// See [`Observation::OvsUpcalls`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OvsUpcalls {
+    /// Name of the datapath.
+    pub datapath: String,
+    /// Packets without a flow since this was told last.
+    pub missed: u64,
+    /// Of the questions about them, those that nobody took.
+    pub lost: u64,
 }
 
 /// See [`Observation::Link`].

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
-use netlink_packet_core::{DecodeError, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -180,8 +180,8 @@ async fn try_watch(
                 seen.push(Observation::Lost(lost));
             }
             Came::Datagram(datagram, id) => {
-                for message in Messages(datagram) {
-                    let Ok(message) = message else { continue };
+                for message in netlink::messages(datagram) {
+                    let Ok(message) = NetlinkMessage::deserialize(message) else { continue };
                     let place = Place { id, settings, ids: &mut ids };
                     let Some(observation) = observation(message, place, addresses_changed) else { continue };
                     // The kernel repeats a link for every counter and flag; only what is shown counts.
@@ -269,20 +269,5 @@ fn observation(
         RouteNetlinkMessage::DelRoute(route) => gone_by(port, route_gone(&route)),
         RouteNetlinkMessage::DelRule(rule) => gone_by(port, rule_gone(&rule)),
         _ => None,
-    }
-}
-
-/// The messages of a datagram; ends at the first that is cut.
-struct Messages<'a>(&'a [u8]);
-
-impl Iterator for Messages<'_> {
-    type Item = Result<NetlinkMessage<RouteNetlinkMessage>, DecodeError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        // struct nlmsghdr starts with its length; the next message starts at a multiple of four.
-        let length = u32::from_ne_bytes(self.0.get(..4)?.try_into().ok()?) as usize;
-        let message = self.0.get(..length).filter(|_| length >= 16)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(NetlinkMessage::deserialize(message))
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod namespaces;
 mod netlink;
+pub(crate) mod ovs;
 pub(crate) mod processes;
 pub(crate) mod role;
 pub(crate) mod routes;

@@ -90,10 +90,45 @@ fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>
     Ok((length, nsid))
 }
 
-/// One question, one answer: for what the libraries have no words for.
+/// Most bytes of one answer: 4,000 links of 2 KB.
+const ANSWER: usize = 8 << 20;
+/// include/uapi/linux/netlink.h
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_MULTI: u16 = 2;
+
+/// The messages of a datagram, or of several in a row; ends at the first that is cut.
+pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        // struct nlmsghdr starts with its length; the next message starts at a multiple of four.
+        let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+        let message = datagram.get(..length).filter(|_| length >= 16)?;
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// Whether more datagrams follow, and the errno of a refusal.
+fn end_of(datagram: &[u8]) -> (bool, i32) {
+    let mut more = false;
+    for message in messages(datagram) {
+        let half = |at: usize| u16::from_ne_bytes([message[at], message[at + 1]]);
+        match half(4) {
+            NLMSG_ERROR => {
+                let errno = message.get(16..20).and_then(|errno| errno.try_into().ok());
+                return (false, errno.map_or(libc::EIO, |errno| -i32::from_ne_bytes(errno)));
+            }
+            NLMSG_DONE => return (false, 0),
+            _ => more = half(6) & NLM_F_MULTI != 0,
+        }
+    }
+    (more, 0)
+}
+
+/// One question and its answer, however many datagrams that takes: for what the libraries have no words for.
 ///
 /// # Errors
-/// When the kernel does not answer within a second.
+/// When the kernel refuses, or does not answer within a second.
 pub(super) fn ask(protocol: isize, request: &[u8]) -> Result<Vec<u8>> {
     let mut socket = Socket::new(protocol).context("open a netlink socket")?;
     socket.bind_auto()?;
@@ -110,5 +145,37 @@ pub(super) fn ask(protocol: isize, request: &[u8]) -> Result<Vec<u8>> {
     };
     anyhow::ensure!(set == 0, "limit the wait for netlink: {}", io::Error::last_os_error());
     socket.send_to(request, &SocketAddr::new(0, 0), 0).context("ask netlink")?;
-    Ok(socket.recv_from_full().context("read netlink's answer")?.0)
+    let mut answer = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full().context("read netlink's answer")?;
+        let (more, errno) = end_of(&datagram);
+        anyhow::ensure!(errno == 0, "netlink refuses: {}", io::Error::from_raw_os_error(errno));
+        answer.extend(datagram);
+        if !more || answer.len() > ANSWER {
+            return Ok(answer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_taken_until_one_is_cut() {
+        let message = |kind: u16, flags: u16| {
+            let mut bytes = [&20_u32.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes()].concat();
+            bytes.resize(20, 0);
+            bytes
+        };
+        let two = [message(20, NLM_F_MULTI), message(20, NLM_F_MULTI)].concat();
+        assert_eq!(messages(&two).count(), 2);
+        assert_eq!(messages(&two[..39]).count(), 1);
+        assert_eq!(messages(&[0; 16]).count(), 0);
+        assert_eq!(end_of(&two), (true, 0));
+        assert_eq!(end_of(&[two, message(NLMSG_DONE, NLM_F_MULTI)].concat()), (false, 0));
+        let mut refusal = message(NLMSG_ERROR, 0);
+        refusal[16..20].copy_from_slice(&(-95_i32).to_ne_bytes());
+        assert_eq!(end_of(&refusal), (false, 95));
+    }
 }

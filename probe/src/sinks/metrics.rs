@@ -73,6 +73,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrnoLabels {
+    errno: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -108,6 +113,28 @@ fn closed(known: &[&'static str], value: &str) -> &'static str {
     known.iter().find(|name| **name == value).copied().unwrap_or("other")
 }
 
+/// What rtnetlink(7) answers, by its name in errno(3); every other is `other`, and one that is not known, too.
+fn errno_name(errno: u32) -> &'static str {
+    match i32::try_from(errno).unwrap_or(0) {
+        libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
+        libc::ESRCH => "ESRCH",
+        libc::ENOMEM => "ENOMEM",
+        libc::EBUSY => "EBUSY",
+        libc::EEXIST => "EEXIST",
+        libc::ENODEV => "ENODEV",
+        libc::EINVAL => "EINVAL",
+        libc::ERANGE => "ERANGE",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
+        libc::EADDRINUSE => "EADDRINUSE",
+        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
+        libc::ENETUNREACH => "ENETUNREACH",
+        libc::EHOSTUNREACH => "EHOSTUNREACH",
+        _ => "other",
+    }
+}
+
 fn connect_times() -> Histogram {
     // From a loopback answer to the kernel's own patience with the first SYNs.
     Histogram::new([0.0005, 0.005, 0.05, 0.5, 1.5, 5.0])
@@ -129,6 +156,8 @@ pub(crate) struct Metrics {
     cni: Family<CniLabels, Counter>,
     cni_times: Family<CniTimeLabels, Histogram>,
     namespaces: Family<OutcomeLabels, Counter>,
+    netlink_errors: Family<ErrnoLabels, Counter>,
+    upcalls: Family<OutcomeLabels, Counter>,
     links: Family<KindLabels, Gauge>,
     known_links: std::collections::BTreeMap<u32, &'static str>,
     files: Family<StateLabels, Gauge>,
@@ -185,6 +214,8 @@ impl Metrics {
             cni: Family::default(),
             cni_times: Family::new_with_constructor(cni_times),
             namespaces: Family::default(),
+            netlink_errors: Family::default(),
+            upcalls: Family::default(),
             links: Family::default(),
             known_links: std::collections::BTreeMap::new(),
             files: Family::default(),
@@ -221,6 +252,12 @@ impl Metrics {
             self.cni_times.clone(),
         );
         r.register("sandbox_netns", "Network namespaces that came and went", self.namespaces.clone());
+        r.register(
+            "netlink_errors",
+            "What the kernel refused of links and routes",
+            self.netlink_errors.clone(),
+        );
+        r.register("ovs_upcalls", "Packets that an OVS datapath asked about, and lost", self.upcalls.clone());
         r.register("links", "Links of the host by kind", self.links.clone());
         r.register("cni_config_files", "CNI configuration files by state", self.files.clone());
         r.register("process_exits", "Ends of processes that matter", self.exits.clone());
@@ -340,6 +377,15 @@ impl Sink for Metrics {
                     self.exits.get_or_create(&ExitLabels { process: class(process.class), cause }).inc();
                 }
             }
+            Observation::OvsUpcalls(upcalls) => {
+                for (outcome, count) in [("missed", upcalls.missed), ("lost", upcalls.lost)] {
+                    self.upcalls.get_or_create(&OutcomeLabels { outcome }).inc_by(count);
+                }
+            }
+            Observation::NetlinkError(error) => {
+                let errno = errno_name(error.errno);
+                self.netlink_errors.get_or_create(&ErrnoLabels { errno }).inc();
+            }
             Observation::Lost(lost) => {
                 if let Some(hook) = probe_common::Hook::ALL.iter().find(|hook| hook.name() == lost.hook) {
                     self.lost.get_or_create(&HookLabels { hook: hook.name() }).inc_by(lost.count);
@@ -386,6 +432,9 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::Netns(_) => "netns",
         Observation::NetnsName(_) => "netns_name",
         Observation::Sandbox(_) => "sandbox",
+        Observation::Ovs(_) => "ovs",
+        Observation::OvsPort(_) => "ovs_port",
+        Observation::OvsUpcalls(_) => "ovs_upcalls",
         Observation::Link(_) => "link",
         Observation::NetlinkError(_) => "netlink_error",
         Observation::RouteGone(_) => "route_gone",

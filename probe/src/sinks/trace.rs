@@ -70,6 +70,9 @@ fn topic(observation: &Observation) -> Option<Topic> {
         Observation::Netns(_) | Observation::NetnsName(_) => Topic::Netns,
         Observation::Link(_)
         | Observation::NetlinkError(_)
+        | Observation::Ovs(_)
+        | Observation::OvsPort(_)
+        | Observation::OvsUpcalls(_)
         | Observation::PacketsDropped(_)
         | Observation::RouteGone(_) => Topic::Link,
         Observation::Process(_) | Observation::SocketConnect(_) => Topic::Process,

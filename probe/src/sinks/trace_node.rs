@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use probe_engine::{Mono, NameState, Observation, Sandbox, refusal};
+use probe_engine::{Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, refusal};
 
 use super::layout::{BAD, FAINT, UNSURE, took};
 use super::trace::Timeline;
@@ -26,6 +26,15 @@ impl<W: Write> Timeline<W> {
                 self.line(at, "netns", &name.path, style, state);
             }
             Observation::Sandbox(sandbox) => self.sandbox(at, sandbox),
+            // Most hosts have none of it.
+            Observation::Ovs(ovs) if *ovs != Ovs::default() => self.ovs(at, ovs),
+            Observation::OvsPort(port) => {
+                let end = if port.up { "port added" } else { "port removed" };
+                self.line(at, "ovs", &format!("{} {}", port.name, port.port_kind), FAINT, end);
+            }
+            Observation::OvsUpcalls(upcalls) if upcalls.lost > 0 => {
+                self.line(at, "ovs", &upcalls.datapath, BAD, &format!("{} upcalls lost", upcalls.lost));
+            }
             Observation::Link(link) if self.ready => {
                 let state = match (link.present, link.up) {
                     (false, _) if link.moved_to.is_some() => "moved to another namespace",
@@ -86,6 +95,30 @@ impl<W: Write> Timeline<W> {
         }
     }
 
+    fn ovs(&mut self, at: Mono, ovs: &Ovs) {
+        let module = if ovs.module { "module loaded" } else { "no module" };
+        let what = format!("{module}, datapaths: {}", list(&ovs.datapaths));
+        match &ovs.database {
+            None => self.line(at, "ovs", &what, FAINT, "no database"),
+            Some(OvsDatabase { error: Some(error), .. }) => {
+                self.line(at, "ovs", &what, BAD, &format!("database: {error}"));
+            }
+            Some(database) => {
+                let behind = if database.behind { ", changes wait" } else { "" };
+                self.line(at, "ovs", &what, FAINT, &format!("bridges: {}{behind}", list(&database.bridges)));
+                for failed in &database.failed {
+                    self.line(
+                        at,
+                        "ovs",
+                        &format!("{} {}", failed.name, failed.port_kind),
+                        UNSURE,
+                        &failed.error,
+                    );
+                }
+            }
+        }
+    }
+
     /// The whole story on one line: `shop/web-1: made 0 ms, ADD bridge ▸ host-local 3 ms (29 ms), …`.
     fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
         let who = sandbox.pod.as_ref().map_or_else(
@@ -101,4 +134,8 @@ impl<W: Write> Timeline<W> {
         let story = format!("{cleaned}{}", steps.collect::<Vec<_>>().join(", "));
         self.line(at, "cni", &who, if sandbox.ok { FAINT } else { UNSURE }, &story);
     }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

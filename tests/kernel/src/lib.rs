@@ -7,6 +7,7 @@ mod cgroup;
 mod cni;
 mod netns;
 mod node;
+mod ovs;
 mod probe;
 pub mod tls;
 
@@ -14,4 +15,5 @@ pub use cgroup::Cgroup;
 pub use cni::Sandbox;
 pub use netns::Namespace;
 pub use node::{API, Client, Dial, Node, Server};
+pub use ovs::OpenVSwitch;
 pub use probe::{Check, Trace, Verdict, now_ns, patience, probe_binary};

@@ -148,7 +148,12 @@ impl Trace {
                         RecvTimeoutError::Disconnected => "did not come before the trace ended",
                     };
                     let last: Vec<_> = self.seen.iter().rev().take(12).rev().map(Value::to_string).collect();
-                    bail!("{what} {why}; the last lines were:\n{}", last.join("\n"));
+                    let verdict = self.seen.iter().rev().find(|line| line["kind"] == "verdict");
+                    let verdict = verdict.map(|line| &line["verdict"]);
+                    bail!(
+                        "{what} {why}; the last verdict was {verdict:?}, the last lines:\n{}",
+                        last.join("\n")
+                    );
                 }
             }
         }

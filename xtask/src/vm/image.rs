@@ -12,8 +12,20 @@ use super::kernel::Kernel;
 use super::quiet;
 
 /// Programs that the tests and the start script run, with the libraries that they need.
-const PROGRAMS: &[&str] =
-    &["/usr/bin/dash", "/usr/sbin/ip", "/usr/sbin/nft", "/usr/bin/curl", "/usr/sbin/sysctl"];
+const PROGRAMS: &[&str] = &[
+    "/usr/bin/dash",
+    "/usr/sbin/ip",
+    "/usr/sbin/nft",
+    "/usr/bin/curl",
+    "/usr/sbin/sysctl",
+    "/usr/sbin/ovs-vswitchd",
+    "/usr/sbin/ovsdb-server",
+    "/usr/bin/ovs-vsctl",
+    "/usr/bin/ovsdb-tool",
+];
+
+/// What those read.
+const DATA: &[&str] = &["/usr/share/openvswitch/vswitch.ovsschema"];
 
 /// What the start script needs from busybox. Not its `ip` and `sh`: they shadow the real ones.
 const APPLETS: &[&str] =
@@ -30,6 +42,7 @@ const MODULES: &[&str] = &[
     "ipip",
     "wireguard",
     "openvswitch",
+    "tun",
     "vport-geneve",
     "nf_tables",
     "nft_reject_inet",
@@ -101,6 +114,7 @@ pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<(
         wanted.extend(libraries(&program)?);
         wanted.insert(program);
     }
+    wanted.extend(DATA.iter().map(PathBuf::from));
     for file in &wanted {
         let inside = stage.join(file.strip_prefix("/")?);
         fs::create_dir_all(inside.parent().context("a file lies in a directory")?)?;

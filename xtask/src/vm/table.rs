@@ -182,6 +182,14 @@ const SIGNALS: &[Signal] = &[
         &["a_file_in_place_of_a_namespace_is_told", "a_namespace_that_an_agent_cannot_see_is_told"],
         &["cni.exec", "cni.exec.environment"],
     ),
+    signal("O1", "OVS datapath and ports", &["ports_of_the_datapath_are_followed"], &[]),
+    signal("O2", "OVS upcalls without an answer", &["ports_of_the_datapath_are_followed"], &[]),
+    signal(
+        "O3",
+        "OVS database, bridges, daemons",
+        &["open_vswitch_without_its_parts_is_told_by_the_part"],
+        &[],
+    ),
     signal(
         "P1",
         "end of a process, its sender",
@@ -238,8 +246,8 @@ pub(crate) struct Column {
     pub(crate) kernel: String,
     /// Name of a test and whether it passed.
     pub(crate) tests: BTreeMap<String, bool>,
-    /// Tests that need a machine of their own and were not run on this one.
-    pub(crate) elsewhere: BTreeSet<String>,
+    /// Tests that were not run on this machine, and why.
+    pub(crate) elsewhere: BTreeMap<String, String>,
     pub(crate) doctor: Value,
 }
 
@@ -249,9 +257,8 @@ impl Column {
         let mut column = Self { kernel: kernel.to_owned(), doctor, ..Self::default() };
         let named = lines.filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "));
         for (name, result) in named {
-            if result.starts_with("ignored") {
-                // The name of an ignored test carries its reason.
-                column.elsewhere.insert(name.to_owned());
+            if let Some(why) = result.strip_prefix("ignored, ") {
+                column.elsewhere.insert(name.to_owned(), why.to_owned());
             } else {
                 column.tests.insert(name.to_owned(), result == "ok");
             }
@@ -265,9 +272,8 @@ impl Column {
         if signal.tests.iter().any(|test| result(test) == Some(false)) {
             return "fails";
         }
-        if signal.tests.iter().any(|test| self.elsewhere.contains(*test)) {
-            let note = "changes the whole machine, and is proven on the others only";
-            notes.entry(format!("{}: {note}", signal.what)).or_default().insert(self.kernel.clone());
+        if let Some(why) = signal.tests.iter().find_map(|test| self.elsewhere.get(*test)) {
+            notes.entry(format!("{}: {why}", signal.what)).or_default().insert(self.kernel.clone());
             return "elsewhere";
         }
         if signal.tests.iter().any(|test| result(test).is_none()) {
@@ -359,7 +365,7 @@ mod tests {
         assert_eq!(cell("A+", &mut notes), "≈");
         assert_eq!(cell("A7", &mut notes), "fails");
         assert_eq!(cell("A8", &mut notes), "not run");
-        assert!(column.elsewhere.contains("a_clock_that_somebody_sets_is_told"));
+        assert!(column.elsewhere.contains_key("a_clock_that_somebody_sets_is_told"));
         assert!(notes.contains_key("tcp.reset: w; not seen: c"));
     }
 }

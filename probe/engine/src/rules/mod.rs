@@ -11,6 +11,7 @@ mod cni_plugin;
 mod cni_stalled;
 mod control_plane;
 mod datapath;
+mod ovs;
 mod resources;
 mod runtime;
 
@@ -94,6 +95,7 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         resources::judge,
         cni_config::judge,
         cni_binary::judge,
+        ovs::judge,
         cni_plugin::judge,
         cni_stalled::judge,
         datapath::judge,

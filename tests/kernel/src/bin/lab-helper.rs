@@ -7,7 +7,8 @@
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
 //!   stays on one connection and does so again and again.
-//! - `lab-helper send FROM TO [--count N] [--every MS] [--spread]` sends datagrams, each to the next port.
+//! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
+//!   the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
 //!   same answers.
 //! - `lab-helper unix / --inotify` asks for inotify instances beyond its limit, with the same answers.
@@ -213,6 +214,7 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
 /// Datagrams from one address to another.
 fn send(from: &str, to: &str, flags: &[&str]) -> io::Result<()> {
     let socket = UdpSocket::bind(from)?;
+    socket.set_broadcast(flags.contains(&"--broadcast"))?;
     let mut to: SocketAddr = to.parse().map_err(io::Error::other)?;
     for _ in 0..number(flags, "--count").unwrap_or(1) {
         // An answer that nobody listens makes the next call fail: it has left all the same.

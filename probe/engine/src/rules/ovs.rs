@@ -1,0 +1,85 @@
+//! Open vSwitch carries the pods' packets: its processes, its database, its datapath.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::cni_config::winner;
+use super::{Fault, depth};
+use crate::evidence::Facts;
+use crate::limits;
+use crate::reason::Reason;
+
+/// Plugins whose networks are made of OVS bridges, and the bridge without which nothing works. A new one is
+/// one row.
+const BRIDGES: &[(&str, &str)] =
+    &[("antrea", "br-int"), ("kube-ovn", "br-int"), ("ovn-k8s-cni-overlay", "br-int"), ("ovs", "")];
+/// Kinds of interfaces that connect this node to the others.
+const TUNNELS: &[&str] = &["geneve", "gre", "stt", "vxlan"];
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let wanted = facts.config.as_ref().and_then(|(config, _)| {
+        let (_, plugins) = winner(config, facts.host.runtime)?;
+        BRIDGES.iter().find(|(plugin, _)| plugins.iter().any(|named| named == plugin))
+    });
+    let known = facts.ovs.as_ref();
+    let in_kernel = known.is_some_and(|(ovs, _)| !ovs.datapaths.is_empty());
+    // A host without it, and without a plugin that wants it, has nothing to miss.
+    if wanted.is_none() && !in_kernel && facts.vswitchd_gone.is_none() {
+        return Vec::new();
+    }
+    let mut faults = Vec::new();
+    let mut fault = |subject: &str, message, since, state| {
+        let fault = Fault::new(Reason::OVSNotReady, subject, message, since).at_depth(depth::PLUGIN);
+        faults.push(if state { fault.state() } else { fault });
+    };
+    if let Some((name, since)) = &facts.vswitchd_gone {
+        let left = if in_kernel { "; its datapath stays in the kernel and takes no new flows" } else { "" };
+        fault("ovs-vswitchd", format!("{name} has ended and nothing runs in its place{left}"), *since, true);
+    }
+    let Some((ovs, since)) = known else { return faults };
+    match &ovs.database {
+        Some(database) => {
+            if let Some(error) = &database.error {
+                fault(
+                    "ovsdb-server",
+                    format!("the database of Open vSwitch cannot be read: {error}"),
+                    *since,
+                    true,
+                );
+            } else if let Some((plugin, bridge)) = wanted
+                && !bridge.is_empty()
+                && !database.bridges.iter().any(|known| known == bridge)
+            {
+                let message = format!("Open vSwitch has no bridge {bridge}, which {plugin} needs");
+                fault(bridge, message, *since, false);
+            }
+            if facts.behind.is_some_and(|since| facts.now.since(since) >= limits::BEHIND) {
+                let message =
+                    "ovs-vswitchd does not make the changes that it was asked for (cur_cfg < next_cfg)";
+                fault("ovs-vswitchd", message.into(), facts.behind.unwrap_or(*since), false);
+            }
+            for failed in database.failed.iter().filter(|failed| TUNNELS.contains(&failed.port_kind.as_str()))
+            {
+                let message = format!(
+                    "Open vSwitch cannot make the {} port {}: {}",
+                    failed.port_kind, failed.name, failed.error
+                );
+                fault(&failed.name, message, *since, true);
+            }
+        }
+        None if wanted.is_some() => {
+            let message = "the database of Open vSwitch has no socket: ovsdb-server does not run";
+            fault("ovsdb-server", message.into(), *since, false);
+        }
+        None => {}
+    }
+    if let Some((upcalls, since)) = &facts.upcalls_lost {
+        let message = format!(
+            "the datapath {} asks about packets and nobody takes its questions: ovs-vswitchd does not run or is \
+             overwhelmed",
+            upcalls.datapath
+        );
+        fault(&upcalls.datapath, message, *since, false);
+    }
+    faults
+}

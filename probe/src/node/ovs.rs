@@ -1,0 +1,117 @@
+//! Open vSwitch: what the kernel's half has, what its database says, whether somebody takes its packets.
+
+mod database;
+mod kernel;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_GENERIC;
+use probe_engine::{Gap, Observation, Ovs, OvsPort, OvsUpcalls};
+use tokio::time::Instant;
+
+use super::netlink::{self, Came, Listener};
+use crate::clock;
+use crate::feed::{Feed, Seen};
+use crate::settings::Settings;
+use kernel::{Change, Families, Stats};
+
+/// Between two looks at the whole state; on a host without any of it that is one `stat` and one question.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long changes may gather before the whole state is read: one pod makes three.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Runs for ever.
+pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
+    let mut told = None;
+    let mut counts: BTreeMap<String, Stats> = BTreeMap::new();
+    let mut losing = false;
+    loop {
+        let families = kernel::families().unwrap_or_default();
+        let mut listener = families.groups().and_then(|groups| {
+            Listener::open(NETLINK_GENERIC, &groups)
+                .map_err(|error| Gap {
+                    signal: "ovs.port".to_owned(),
+                    why: format!("watch the ports of Open vSwitch: {error:#}; they are read every 5 s"),
+                    blind: false,
+                })
+                .ok()
+        });
+        // Until the families change: their numbers are the module's own.
+        loop {
+            let (state, stats) = look(&settings, &families).await;
+            let mut seen = Vec::new();
+            for (datapath, now) in stats {
+                let before = counts.insert(datapath.clone(), now).unwrap_or(now);
+                let missed = now.missed.saturating_sub(before.missed);
+                let lost = now.lost.saturating_sub(before.lost);
+                // A loss that has ended is worth a word, too.
+                if missed + lost > 0 || losing {
+                    seen.push(Observation::OvsUpcalls(OvsUpcalls { datapath, missed, lost }));
+                }
+                losing = lost > 0;
+            }
+            if told.as_ref() != Some(&state) {
+                told = Some(state.clone());
+                seen.push(Observation::Ovs(state));
+            }
+            for observation in seen {
+                if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
+                    return;
+                }
+            }
+            if !follow(&mut listener, &families, Instant::now() + LOOK, &feed).await {
+                return;
+            }
+            if kernel::families().unwrap_or_default() != families {
+                break;
+            }
+        }
+    }
+}
+
+/// Tells of ports until `deadline`, or until a little after the first change. False when nobody listens.
+async fn follow(
+    listener: &mut Option<Listener>,
+    families: &Families,
+    mut deadline: Instant,
+    feed: &Feed,
+) -> bool {
+    let Some(listener) = listener else {
+        tokio::time::sleep_until(deadline).await;
+        return true;
+    };
+    loop {
+        let ports: Vec<_> = match tokio::time::timeout_at(deadline, listener.next()).await {
+            Err(_) => return true,
+            Ok(Ok(Came::Datagram(datagram, _))) => {
+                netlink::messages(datagram).filter_map(|message| families.change(message)).collect()
+            }
+            // What was lost is read with the rest.
+            Ok(_) => Vec::new(),
+        };
+        deadline = deadline.min(Instant::now() + GATHER);
+        for Change { name, kind, up } in ports {
+            let observation = Observation::OvsPort(OvsPort { name, port_kind: kind, up });
+            if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
+                return false;
+            }
+        }
+    }
+}
+
+async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, Stats)>) {
+    let datapaths = families.datapaths().unwrap_or_default();
+    let stats = datapaths.iter().map(|datapath| (datapath.name.clone(), datapath.stats)).collect();
+    let socket = settings.on_host(&settings.ovs_run_dir).join("db.sock");
+    let database = if is_there(&socket) { Some(database::read(&socket).await) } else { None };
+    let module = families.datapath.is_some();
+    let datapaths = datapaths.into_iter().map(|datapath| datapath.name).collect();
+    (Ovs { module, datapaths, database }, stats)
+}
+
+fn is_there(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}

@@ -1,0 +1,102 @@
+//! Open vSwitch on a node: its real daemons, with files of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::netns::{Namespace, run};
+use crate::node::Node;
+use crate::probe::patience;
+
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+
+/// The database and the switch of one node; ended when dropped.
+#[derive(Debug)]
+pub struct OpenVSwitch<'a> {
+    netns: &'a Namespace,
+    dir: PathBuf,
+    database: Child,
+    switch: Option<Child>,
+}
+
+impl<'a> OpenVSwitch<'a> {
+    /// Starts ovsdb-server on an empty database in `dir`, which must not exist, then ovs-vswitchd.
+    pub fn start(node: &'a Node, dir: &Path) -> Result<Self> {
+        std::fs::create_dir(dir)?;
+        let database = dir.join("conf.db");
+        run(Command::new("ovsdb-tool").arg("create").arg(&database).arg(SCHEMA))
+            .context("make a database; if a program is missing: `cargo xtask setup`")?;
+        let mut server = node.netns.command("ovsdb-server")?;
+        server.arg(&database).arg(format!("--remote=punix:{}", dir.join("db.sock").display()));
+        let database = daemon(&mut server, dir)?;
+        let mut made = Self { netns: &node.netns, dir: dir.to_owned(), database, switch: None };
+        made.wait("the database's socket", || made_socket(dir))?;
+        made.vsctl("--no-wait init")?;
+        made.start_switch()?;
+        Ok(made)
+    }
+
+    /// Starts ovs-vswitchd.
+    pub fn start_switch(&mut self) -> Result<()> {
+        let mut switch = self.netns.command("ovs-vswitchd")?;
+        switch.arg(format!("unix:{}", self.dir.join("db.sock").display()));
+        self.switch = Some(daemon(&mut switch, &self.dir)?);
+        Ok(())
+    }
+
+    /// Ends ovs-vswitchd as a crash does.
+    pub fn kill_switch(&mut self) -> Result<()> {
+        let mut switch = self.switch.take().context("the switch runs")?;
+        switch.kill()?;
+        switch.wait()?;
+        Ok(())
+    }
+
+    /// Sends ovs-vswitchd a signal.
+    pub fn signal_switch(&self, signal: i32) -> Result<()> {
+        let pid = self.switch.as_ref().context("the switch runs")?.id();
+        // SAFETY: no memory is involved; the process is our child and was not waited for.
+        ensure!(unsafe { libc::kill(i32::try_from(pid)?, signal) } == 0);
+        Ok(())
+    }
+
+    /// `ovs-vsctl WORDS`; gives up after a while.
+    pub fn vsctl(&self, words: &str) -> Result<()> {
+        let mut vsctl = self.netns.command("ovs-vsctl")?;
+        vsctl.arg(format!("--db=unix:{}", self.dir.join("db.sock").display()));
+        vsctl.arg(format!("--timeout={}", 10 * patience())).args(words.split_whitespace());
+        run(&mut vsctl)
+    }
+
+    fn wait(&mut self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10) * patience();
+        while !done() {
+            ensure!(self.database.try_wait()?.is_none(), "ovsdb-server ended before {what} was there");
+            ensure!(Instant::now() < deadline, "{what} did not come");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OpenVSwitch<'_> {
+    fn drop(&mut self) {
+        for child in self.switch.iter_mut().chain([&mut self.database]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn made_socket(dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(dir.join("db.sock")).is_ok()
+}
+
+fn daemon(command: &mut Command, dir: &Path) -> Result<Child> {
+    command.args(["--no-chdir", "-vconsole:off", "-vsyslog:off"]);
+    command.envs(["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR"].map(|name| (name, dir)));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().with_context(|| format!("start {}", command.get_program().display()))
+}
