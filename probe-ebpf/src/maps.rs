@@ -43,6 +43,10 @@ pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MA
 #[map]
 pub(crate) static DEVICES: LruHashMap<u64, Dropping> = LruHashMap::with_max_entries(MAX_DEVICES, 0);
 
+/// One word that a program may write and read back.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// Working memory of the walk through a new program's environment.
 #[map]
 pub(crate) static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);

@@ -243,7 +243,7 @@ impl Facts {
             Observation::Process(process) => self.process(at, process),
             Observation::Lost(lost) => {
                 self.lost.entry(lost.scope).or_insert(at);
-                if lost.scope == Scope::Cni {
+                if matches!(lost.scope, Scope::Cni | Scope::Processes) {
                     // Whose end was lost is not known; those that still run are told again.
                     self.running.clear();
                 }

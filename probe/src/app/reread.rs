@@ -211,11 +211,12 @@ impl App {
                     let _ = self.wake.try_send(addr);
                 }
             }
-            Scope::Processes => self.reread_processes(sinks),
+            Scope::Processes => {
+                self.reread_processes(sinks);
+                self.reread_plugins(sinks);
+            }
             Scope::Cni => {
-                for start in self.enricher.forget_dead_runs() {
-                    self.deliver(clock::now(), Observation::CniStart(start), sinks);
-                }
+                self.reread_plugins(sinks);
                 let config = cni_config::read(&self.settings);
                 self.deliver(clock::now(), Observation::CniConfig(config), sinks);
             }
@@ -228,6 +229,13 @@ impl App {
             }
         }
         self.deliver(clock::now(), Observation::Reread { scope }, sinks);
+    }
+
+    /// Those whose end was lost are forgotten; those that run are told again.
+    fn reread_plugins(&mut self, sinks: &mut [&mut dyn Sink]) {
+        for start in self.enricher.forget_dead_runs() {
+            self.deliver(clock::now(), Observation::CniStart(start), sinks);
+        }
     }
 
     fn reread_listeners(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {

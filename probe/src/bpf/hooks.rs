@@ -284,7 +284,7 @@ pub(crate) const HOOKS: &[Row] = &[
     row(
         Hook::Execve,
         &[
-            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Nothing),
+            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Memory),
             source("sys_exit_execve", Attach::Syscall("sys_exit_execve"), Needs::Registers),
         ],
         "cni.exec.refused",

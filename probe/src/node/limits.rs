@@ -39,27 +39,52 @@ const SYSCTLS: &[&str] = &[
 /// With `count_drops`, also how many packets the reverse path filter dropped, by the kernel's counter, which
 /// does not say where. Runs for ever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool) {
-    let mut told = Told::default();
-    let mut wall = wall_offset_ms();
-    let mut turn = 0_u32;
-    let mut dropped = reverse_path_drops();
+    let mut look =
+        Look { told: Told::default(), wall: wall_offset_ms(), turn: 0, dropped: reverse_path_drops() };
     loop {
+        // A walk through /proc takes long on a busy node, and events do not wait.
+        let shared = Arc::clone(&settings);
+        let turn = tokio::task::spawn_blocking(move || {
+            let seen = look.turn(&shared, count_drops);
+            (look, seen)
+        });
+        let Ok((back, seen)) = turn.await else { return };
+        look = back;
+        for observation in seen {
+            if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What is remembered between two looks.
+struct Look {
+    told: Told,
+    wall: i64,
+    turn: u32,
+    dropped: Option<u64>,
+}
+
+impl Look {
+    fn turn(&mut self, settings: &Settings, count_drops: bool) -> Vec<Observation> {
         let mut seen = Vec::new();
-        for limit in often(&settings) {
-            told.limit(limit, &mut seen);
+        for limit in often(settings) {
+            self.told.limit(limit, &mut seen);
         }
-        if turn.is_multiple_of(RARELY) {
+        if self.turn.is_multiple_of(RARELY) {
             for limit in rarely() {
-                told.limit(limit, &mut seen);
+                self.told.limit(limit, &mut seen);
             }
-            for credential in credentials::find(&settings) {
-                told.credential(credential, &mut seen);
+            for credential in credentials::find(settings) {
+                self.told.credential(credential, &mut seen);
             }
-            told.sysctls(&mut seen);
+            self.told.sysctls(&mut seen);
         }
-        turn = turn.wrapping_add(1);
+        self.turn = self.turn.wrapping_add(1);
         if let (true, Some(now)) = (count_drops, reverse_path_drops()) {
-            let count = now.saturating_sub(dropped.unwrap_or(now));
+            let count = now.saturating_sub(self.dropped.unwrap_or(now));
             if count > 0 {
                 let reason = "IP_RPFILTER".to_owned();
                 seen.push(Observation::PacketsDropped(PacketsDropped {
@@ -68,19 +93,14 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
                     count,
                 }));
             }
-            dropped = Some(now);
+            self.dropped = Some(now);
         }
         let now = wall_offset_ms();
-        if (now - wall).abs() >= STEP_MS {
-            seen.push(Observation::ClockStep { by_ms: now - wall });
+        if (now - self.wall).abs() >= STEP_MS {
+            seen.push(Observation::ClockStep { by_ms: now - self.wall });
         }
-        wall = now;
-        for observation in seen {
-            if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
-                return;
-            }
-        }
-        tokio::time::sleep(LOOK).await;
+        self.wall = now;
+        seen
     }
 }
 
