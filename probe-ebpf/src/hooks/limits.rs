@@ -1,8 +1,8 @@
 //! Limits where they hit, and modules that the kernel asks for.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use aya_ebpf::macros::{btf_tracepoint, fexit};
-use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
+use aya_ebpf::macros::{fexit, raw_tracepoint};
+use aya_ebpf::programs::{FExitContext, RawTracePointContext};
 use probe_common::{Code, Hook, LimitHit, MODULE_LEN, ModuleRequest, Skip};
 
 use super::run;
@@ -41,8 +41,8 @@ fn hit(what: u32, ret: i32) -> Result<(), Skip> {
 }
 
 /// proto(v5.10): include/trace/events/module.h: (char *name, bool wait, unsigned long ip)
-#[btf_tracepoint(function = "module_request")]
-pub(crate) fn module_request(ctx: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "module_request")]
+pub(crate) fn module_request(ctx: RawTracePointContext) -> i32 {
     run!(Hook::ModuleRequest, requested(ctx.arg(0)))
 }
 

@@ -1,8 +1,8 @@
 //! Links, addresses, routes and rules: what the kernel refuses, and who takes routes and rules away.
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
-use aya_ebpf::macros::{btf_tracepoint, fexit};
-use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
+use aya_ebpf::macros::{fexit, raw_tracepoint};
+use aya_ebpf::programs::{FExitContext, RawTracePointContext};
 use probe_common::{Code, EXTACK_LEN, Hook, REQUEST_LEN, Rtnetlink, Skip};
 
 use super::run;
@@ -40,10 +40,10 @@ fn answered(nlh: *const u8, extack: *const u8, ret: i32) -> Result<(), Skip> {
     report(kind, ret.unsigned_abs(), text, nlh)
 }
 
-/// tp_btf/`netlink_extack` (5.12): where fexit does not load. Only what has a text, and nothing but the text.
+/// raw_tp/`netlink_extack` (5.12): where fexit does not load. Only what has a text, and nothing but the text.
 /// proto(v5.12): include/trace/events/netlink.h: (const char *msg)
-#[btf_tracepoint(function = "netlink_extack")]
-pub(crate) fn netlink_extack(ctx: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "netlink_extack")]
+pub(crate) fn netlink_extack(ctx: RawTracePointContext) -> i32 {
     run!(Hook::Rtnetlink, report(0, 0, ctx.arg(0), core::ptr::null()))
 }
 

@@ -4,8 +4,8 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_skc_to_tcp_sock, bpf_task_pt_regs,
 };
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user};
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use probe_common::{Code, ConnectEnd, ConnectionEnd, Hook, Listen, Skip, Task};
 
 use super::run;
@@ -335,22 +335,21 @@ fn listen_changed(sk: *const u8, up: bool) -> Result<(), Skip> {
     Ok(())
 }
 
-/// proto(v5.10): include/trace/events/tcp.h: (struct sock *sk)
-#[btf_tracepoint(function = "tcp_receive_reset")]
-pub(crate) fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
-    let sk: *const u8 = ctx.arg(0);
-    if let Some(pending) = CONNECTS.get_ptr_mut(sk as u64) {
+/// proto(v5.10): include/trace/events/tcp.h: (struct sock *sk). Only its address counts, so this needs no types,
+/// for which newer kernels search long at every load.
+#[raw_tracepoint(tracepoint = "tcp_receive_reset")]
+pub(crate) fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
+    if let Some(pending) = CONNECTS.get_ptr_mut(ctx.arg::<u64>(0)) {
         // SAFETY: a live map value; only this socket's softirq writes it.
         unsafe { (*pending).rst = 1 };
     }
     0
 }
 
-/// proto(v5.10): include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb)
-#[btf_tracepoint(function = "tcp_retransmit_skb")]
-pub(crate) fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
-    let sk: *const u8 = ctx.arg(0);
-    if let Some(pending) = CONNECTS.get_ptr_mut(sk as u64) {
+/// proto(v5.10): include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb). As above.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
+pub(crate) fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
+    if let Some(pending) = CONNECTS.get_ptr_mut(ctx.arg::<u64>(0)) {
         // SAFETY: a live map value; only this socket's timer writes it.
         unsafe { (*pending).retransmits += 1 };
     }

@@ -19,6 +19,7 @@ pub(crate) struct Cost {
 pub(crate) fn of(programs: &Ebpf, name: &str) -> Option<Cost> {
     let fd = match programs.program(name)? {
         Program::BtfTracePoint(program) => program.fd(),
+        Program::RawTracePoint(program) => program.fd(),
         Program::TracePoint(program) => program.fd(),
         Program::FEntry(program) => program.fd(),
         Program::FExit(program) => program.fd(),

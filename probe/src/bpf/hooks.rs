@@ -20,6 +20,8 @@ pub(crate) enum HookSet {
 pub(super) enum Attach {
     /// `tp_btf` of this tracepoint.
     Btf(&'static str),
+    /// Raw tracepoint, whose arguments have no types.
+    Raw(&'static str),
     /// `fentry` of the first of these functions that the kernel has.
     Entry(&'static [&'static str]),
     /// `fexit`, as above.
@@ -33,6 +35,7 @@ impl Attach {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Btf(name) => format!("tp_btf/{name}"),
+            Self::Raw(name) => format!("raw_tp/{name}"),
             Self::Entry(names) => format!("fentry/{}", names.join("|")),
             Self::Exit(names) => format!("fexit/{}", names.join("|")),
             Self::Syscall(name) => format!("tracepoint/syscalls/{name}"),
@@ -114,6 +117,12 @@ macro_rules! btf {
     };
 }
 
+macro_rules! raw {
+    ($name:literal) => {
+        &[source($name, Attach::Raw($name), Needs::Nothing)]
+    };
+}
+
 const fn row(
     hook: Hook,
     sources: &'static [Source],
@@ -130,7 +139,7 @@ const fn row(
 pub(crate) const HOOKS: &[Row] = &[
     row(
         Hook::TcpReceiveReset,
-        btf!("tcp_receive_reset"),
+        raw!("tcp_receive_reset"),
         "tcp.reset",
         Scope::Sockets,
         false,
@@ -138,7 +147,7 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::TcpRetransmitSkb,
-        btf!("tcp_retransmit_skb"),
+        raw!("tcp_retransmit_skb"),
         "tcp.retransmit",
         Scope::Sockets,
         false,
@@ -238,7 +247,7 @@ pub(crate) const HOOKS: &[Row] = &[
         Hook::Rtnetlink,
         &[
             source("rtnetlink_rcv_msg", Attach::Exit(&["rtnetlink_rcv_msg"]), Needs::Nothing),
-            source("netlink_extack", Attach::Btf("netlink_extack"), Needs::Memory).less(
+            source("netlink_extack", Attach::Raw("netlink_extack"), Needs::Memory).less(
                 "link.error.errno",
                 "fexit does not load here; of refused links and routes only the kernel's text is seen, where there is \
                  one, and not the errno; who takes routes away is told by the port id of the request",
@@ -267,7 +276,7 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::ModuleRequest,
-        &[source("module_request", Attach::Btf("module_request"), Needs::Memory)],
+        &[source("module_request", Attach::Raw("module_request"), Needs::Memory)],
         "module.request",
         Scope::Links,
         false,

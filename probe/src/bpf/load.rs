@@ -195,6 +195,7 @@ fn refused(source: &Source, ground: &Ground<'_>) -> Option<String> {
 fn try_load(source: &Source, program: &mut Program, btf: &Btf) -> Result<()> {
     match (program, source.attach) {
         (Program::BtfTracePoint(program), Attach::Btf(tracepoint)) => Ok(program.load(tracepoint, btf)?),
+        (Program::RawTracePoint(program), Attach::Raw(_)) => Ok(program.load()?),
         (Program::TracePoint(program), Attach::Syscall(_)) => Ok(program.load()?),
         (Program::FEntry(program), Attach::Entry(names)) => first(names, |name| program.load(name, btf)),
         (Program::FExit(program), Attach::Exit(names)) => first(names, |name| program.load(name, btf)),
@@ -217,6 +218,7 @@ fn first(names: &[&str], mut load: impl FnMut(&str) -> Result<(), ProgramError>)
 fn try_attach(source: &Source, program: &mut Program) -> Result<()> {
     match (program, source.attach) {
         (Program::BtfTracePoint(program), Attach::Btf(_)) => _ = program.attach()?,
+        (Program::RawTracePoint(program), Attach::Raw(name)) => _ = program.attach(name)?,
         (Program::TracePoint(program), Attach::Syscall(name)) => _ = program.attach("syscalls", name)?,
         (Program::FEntry(program), Attach::Entry(_)) => _ = program.attach()?,
         (Program::FExit(program), Attach::Exit(_)) => _ = program.attach()?,
