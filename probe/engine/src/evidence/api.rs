@@ -1,0 +1,265 @@
+//! API addresses: how connects to them end, what they say, who listens.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+
+use super::Facts;
+use crate::limits;
+use crate::observation::{
+    Answer, ApiTarget, ClientRole, Connect, Connection, Listener, Mono, Scope, TargetKind, TlsFailure,
+};
+use crate::outcome::{Outcome, is_own};
+
+/// A failure that was not disproved since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) outcome: Outcome,
+    /// Who sent the ICMP message, when one did and the kernel kept it.
+    pub(crate) from: Option<IpAddr>,
+    /// Why this host dropped what was sent, when it did.
+    pub(crate) dropped: Option<String>,
+    /// First and newest occurrence in a row.
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+}
+
+/// One API address and how the newest connects to it ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    pub(crate) kind: TargetKind,
+    pub(crate) source: String,
+    /// Clients use exactly this address or name: it stands in a kubeconfig.
+    pub(crate) is_clients_name: bool,
+    /// Order in which the addresses were named: the first is the one that clients use first.
+    pub(crate) order: usize,
+    pub(crate) last_ok: Option<Mono>,
+    /// On the network: disproved by anybody's success.
+    pub(crate) failure: Option<Failure>,
+    /// After the handshake: disproved only by bytes that come back.
+    pub(crate) broken: Option<Failure>,
+    /// What it said when it was asked, and since when it says that.
+    pub(crate) answer: Option<(Answer, Mono)>,
+    /// A connection that worked and is not acknowledged any more: disproved only by a look at those that are
+    /// left, for a new one says nothing of it.
+    pub(crate) stalled: Option<Failure>,
+    /// Before the network: disproved only by a success of the same kind of client.
+    pub(crate) denied: BTreeMap<ClientRole, Failure>,
+}
+
+/// Two names for one thing: who lost patience first does not matter.
+const fn same(one: Outcome, other: Outcome) -> bool {
+    matches!((one, other), (Outcome::Timeout | Outcome::GaveUp, Outcome::Timeout | Outcome::GaveUp))
+        || one as u8 == other as u8
+}
+
+impl Facts {
+    pub(super) fn target(&mut self, target: ApiTarget) {
+        if let Some(known) = self.targets.get_mut(&target.addr) {
+            known.kind = target.kind;
+            known.is_clients_name = target.source.starts_with('/');
+            known.source = target.source;
+        } else if self.targets.len() < limits::TARGETS {
+            let ledger = Ledger {
+                kind: target.kind,
+                is_clients_name: target.source.starts_with('/'),
+                source: target.source,
+                order: self.next_order,
+                last_ok: None,
+                failure: None,
+                broken: None,
+                stalled: None,
+                answer: None,
+                denied: BTreeMap::new(),
+            };
+            self.next_order += 1;
+            self.targets.insert(target.addr, ledger);
+        }
+    }
+
+    pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
+        // A pod's own trouble, or somebody else's address, says nothing of this node's way to the API.
+        if !connect.host_netns || !self.targets.contains_key(&connect.to) {
+            return None;
+        }
+        let mut outcome = Outcome::of(connect, &self.host.addresses);
+        // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.
+        if outcome == Outcome::Denied
+            && connect.end.early_errno != 1
+            && self.routes.get(&connect.to.ip()).is_some_and(|(errno, _)| *errno != 0)
+        {
+            outcome = Outcome::NoRoute;
+        }
+        let first = self.note(at, connect, outcome);
+        if first || connect.role != ClientRole::Probe {
+            self.connect_line(at, connect, outcome);
+        }
+        let asked = outcome.is_failure() && connect.role != ClientRole::Probe;
+        asked.then_some(connect.to)
+    }
+
+    /// Enters the outcome; true when it changes what is known of the address.
+    pub(super) fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
+        let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
+        let from = connect.end.icmp.and_then(|icmp| icmp.from);
+        let dropped = connect.end.dropped.clone();
+        let fresh = Failure { outcome, from, dropped: dropped.clone(), since: at, last: at };
+        match outcome {
+            Outcome::Cancelled => false,
+            Outcome::Ok => {
+                let first = ledger.last_ok.is_none();
+                ledger.last_ok = Some(at);
+                let cured = ledger.failure.take().is_some();
+                ledger.denied.remove(&connect.role).is_some() || cured || first
+            }
+            Outcome::Denied => {
+                let entry = ledger.denied.entry(connect.role);
+                let first = matches!(entry, alloc::collections::btree_map::Entry::Vacant(_));
+                entry.or_insert(fresh).last = at;
+                first
+            }
+            _ => match &mut ledger.failure {
+                Some(known)
+                    if same(known.outcome, outcome)
+                        && (known.from.is_some() || from.is_none())
+                        && (known.dropped.is_some() || dropped.is_none()) =>
+                {
+                    known.last = at;
+                    false
+                }
+                other => {
+                    let since = other.as_ref().map_or(at, |known| known.since);
+                    *other = Some(Failure { since, ..fresh });
+                    true
+                }
+            },
+        }
+    }
+
+    /// The agent's own question was answered, or came to nothing after the handshake.
+    pub(super) fn answer(&mut self, at: Mono, answer: Answer) {
+        let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
+        if answer.status.is_some() {
+            ledger.broken = None;
+        }
+        let kind = |answer: &Answer| (answer.tls.clone(), answer.status, answer.failing.clone());
+        let known = ledger.answer.as_ref().filter(|(known, _)| kind(known) == kind(&answer));
+        let (since, first) = known.map_or((at, true), |(_, since)| (*since, false));
+        if first {
+            let text = match (&answer.tls, answer.status) {
+                (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
+                (Some(TlsFailure::Silent), _) => "is silent after the handshake of TCP".to_string(),
+                (Some(TlsFailure::Alert { alert }), _) => format!("sent the TLS alert {alert}"),
+                (Some(TlsFailure::Other { why }), _) => format!("failed in TLS: {why}"),
+                (None, Some(status)) => format!("answered /readyz with {status}"),
+                (None, None) => "answered".to_string(),
+            };
+            self.line(at, "api.answer", format!("{} {text}", answer.to));
+        }
+        if let Some(ledger) = self.targets.get_mut(&answer.to) {
+            ledger.answer = Some((answer, since));
+        }
+    }
+
+    /// What follows the handshake. A connect that succeeds says nothing of it.
+    pub(super) fn connection(&mut self, at: Mono, connection: &Connection) {
+        if !connection.host_netns {
+            return;
+        }
+        let Some(ledger) = self.targets.get_mut(&connection.to) else { return };
+        let Some(outcome) = Outcome::of_connection(connection) else { return };
+        if outcome == Outcome::Ok {
+            ledger.broken = None;
+            if !connection.ended {
+                ledger.stalled = None;
+            }
+            return;
+        }
+        let worked = outcome == Outcome::Stalled && connection.received > 0;
+        let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
+        let first = known.as_ref().is_none_or(|known| known.outcome != outcome);
+        let since = known.as_ref().map_or(at, |known| known.since);
+        *known = Some(Failure { outcome, from: None, dropped: None, since, last: at });
+        if first || connection.role != ClientRole::Probe {
+            let client = &connection.client;
+            let seconds = connection.age_ns / 1_000_000_000;
+            let text = format!(
+                "{}[{}] → {} {}, {} bytes out, {} in, after {seconds} s",
+                client.name,
+                client.pid,
+                connection.to,
+                outcome.words(),
+                connection.acked,
+                connection.received
+            );
+            self.line(at, "tcp.connection", text);
+        }
+    }
+
+    pub(super) fn connect_line(&mut self, at: Mono, connect: &Connect, outcome: Outcome) {
+        let mut text =
+            format!("{}[{}] → {} {}", connect.client.name, connect.client.pid, connect.to, outcome.words());
+        if connect.end.retransmits > 0 {
+            text.push_str(&format!(", {} SYN", connect.end.retransmits + 1));
+        }
+        if let Some(from) = connect.end.icmp.and_then(|icmp| icmp.from) {
+            text.push_str(&format!(", ICMP from {from}"));
+        }
+        if let Some(reason) = &connect.end.dropped {
+            text.push_str(&format!(", dropped on this host: {reason}"));
+        }
+        let millis = connect.took_ns / 1_000_000;
+        text.push_str(&format!(", {}.{} s", millis / 1000, millis % 1000 / 100));
+        self.line(at, "tcp.connect", text);
+    }
+
+    pub(super) fn listener(&mut self, at: Mono, listener: &Listener) {
+        if !listener.host_netns {
+            return;
+        }
+        let changed = if listener.up {
+            self.listeners.len() < limits::LISTENERS && self.listeners.insert(listener.local)
+        } else {
+            self.listeners.remove(&listener.local)
+        };
+        if changed && self.targets.keys().any(|target| target.port() == listener.local.port()) {
+            self.listeners_since = at;
+            let what = if listener.up { "listens" } else { "does not listen any more" };
+            let who = if listener.process.name.is_empty() { "somebody" } else { &listener.process.name };
+            self.line(
+                at,
+                "tcp.listen",
+                format!("{who}[{}] {what} on {}", listener.process.pid, listener.local),
+            );
+        }
+    }
+
+    /// Addresses in the order in which they were named.
+    pub(crate) fn targets_in_order(&self) -> Vec<(&SocketAddr, &Ledger)> {
+        let mut all: Vec<_> = self.targets.iter().collect();
+        all.sort_by_key(|(_, ledger)| ledger.order);
+        all
+    }
+
+    /// Does anything on this host listen where `addr` points to?
+    pub(crate) fn listens(&self, addr: &SocketAddr) -> bool {
+        self.listeners.iter().any(|local| {
+            local.port() == addr.port() && (local.ip() == addr.ip() || local.ip().is_unspecified())
+        })
+    }
+
+    /// Addresses of this host where it should serve the API and nothing listens. Without the listeners that
+    /// are read at start, or after a loss, an absence proves nothing.
+    pub(crate) fn missing_listeners(&self) -> Vec<SocketAddr> {
+        let blind = self.snapshot_done.is_none()
+            || self.gaps.contains_key("tcp.listen")
+            || self.lost.contains_key(&Scope::Sockets);
+        if blind || !self.is_control_plane() {
+            return Vec::new();
+        }
+        let own = |addr: &SocketAddr| is_own(addr.ip(), &self.host.addresses) && !self.listens(addr);
+        self.targets_in_order().into_iter().map(|(addr, _)| *addr).filter(own).collect()
+    }
+}

@@ -1,0 +1,97 @@
+//! What the kernel refuses, drops and switches.
+
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+
+use super::Facts;
+use crate::limits;
+use crate::observation::{Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, RouteGone};
+
+/// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
+pub(crate) const ERRNOS: &[(u32, &str)] = &[
+    (1, "operation not permitted"),
+    (16, "device or resource busy"),
+    (17, "file exists"),
+    (19, "no such device"),
+    (22, "invalid argument"),
+    (34, "numerical result out of range"),
+    (95, "operation not supported"),
+    (97, "address family not supported"),
+    (98, "address already in use"),
+    (99, "cannot assign requested address"),
+    (101, "network is unreachable"),
+    (113, "no route to host"),
+];
+
+/// What the kernel refused, in plain words: `newlink vxlan0: errno 98 (address already in use): …`.
+pub fn refusal(error: &NetlinkError) -> String {
+    let mut text = error.request.clone();
+    if !error.object.is_empty() {
+        text.push_str(&format!(" {}", error.object));
+    }
+    if error.errno != 0 {
+        let name = ERRNOS.iter().find(|(errno, _)| *errno == error.errno);
+        let name = name.map(|(_, name)| format!(" ({name})")).unwrap_or_default();
+        text.push_str(&format!(": errno {}{name}", error.errno));
+    }
+    if !error.text.is_empty() {
+        text.push_str(&format!(": {}", error.text));
+    }
+    text.trim_start_matches([':', ' ']).to_string()
+}
+
+impl Facts {
+    pub(super) fn netlink_error(&mut self, at: Mono, error: &NetlinkError) {
+        // Anybody may try anything; what plugins, agents and runtimes are refused is of the node.
+        if error.cni || error.class.is_some() {
+            let who = &error.process;
+            self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
+        }
+    }
+
+    pub(super) fn route_gone(&mut self, at: Mono, gone: &RouteGone) {
+        let what = if gone.rule { "the rule from" } else { "the route to" };
+        let who = &gone.process;
+        self.line(at, "route.gone", format!("{}[{}] removed {what} {}", who.name, who.pid, gone.object));
+    }
+
+    pub(super) fn ovs(&mut self, at: Mono, ovs: Ovs) {
+        let behind = ovs.database.as_ref().is_some_and(|database| database.behind);
+        self.behind = behind.then(|| self.behind.unwrap_or(at));
+        let known = self.ovs.as_ref().and_then(|(known, _)| known.database.as_ref());
+        let known: Vec<_> = known.into_iter().flat_map(|known| known.failed.clone()).collect();
+        let failed = ovs.database.iter().flat_map(|database| &database.failed);
+        for failed in failed.filter(|failed| !known.contains(failed)) {
+            self.line(at, "ovs.interface", format!("{}: {}", failed.name, failed.error));
+        }
+        if let Some(error) = ovs.database.as_ref().and_then(|database| database.error.as_ref()) {
+            self.line(at, "ovs.database", error.clone());
+        }
+        self.ovs = Some((ovs, at));
+    }
+
+    pub(super) fn upcalls(&mut self, at: Mono, upcalls: OvsUpcalls) {
+        if upcalls.lost == 0 {
+            self.upcalls_lost = None;
+            return;
+        }
+        let since = self.upcalls_lost.as_ref().map_or(at, |(_, since)| *since);
+        if self.upcalls_lost.is_none() {
+            let text = format!("{} questions of {} were lost", upcalls.lost, upcalls.datapath);
+            self.line(at, "ovs.upcall", text);
+        }
+        self.upcalls_lost = Some((upcalls, since));
+    }
+
+    pub(super) fn packets_dropped(&mut self, at: Mono, dropped: PacketsDropped) {
+        let known = self.dropping.get(&dropped.device).map(|(_, since, _)| *since);
+        if known.is_none() {
+            let PacketsDropped { reason, device, count } = &dropped;
+            self.line(at, "packet.drop", format!("{count} packets dropped on {device}: {reason}"));
+        }
+        if self.dropping.len() < limits::FULL || known.is_some() {
+            self.dropping.insert(dropped.device.clone(), (dropped, known.unwrap_or(at), at));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Processes, sockets of runtimes, limits, credentials.
+
+use alloc::format;
+use alloc::string::{String, ToString as _};
+
+use super::Facts;
+use crate::limits;
+use crate::observation::{
+    Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent, Role,
+    SocketConnect,
+};
+
+/// A Unix socket that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketFailure {
+    pub(crate) path: String,
+    pub(crate) errno: u32,
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+}
+
+/// Sockets of container runtimes, wherever an installer puts them.
+fn is_cri_socket(path: &str) -> bool {
+    ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
+}
+
+/// A positive errno of connect(2) for a Unix socket, in plain words that follow its path.
+pub fn socket_errno(errno: u32) -> String {
+    match errno {
+        2 => "is not there".to_string(),
+        111 => "is there and nobody listens".to_string(),
+        11 => "is there and its queue is full".to_string(),
+        1 | 13 => "may not be used".to_string(),
+        other => format!("fails with errno {other}"),
+    }
+}
+
+impl Facts {
+    pub(super) fn limit(&mut self, at: Mono, limit: Limit) {
+        let key = (limit.what.clone(), limit.subject.clone());
+        if limit.used < limit.max {
+            self.full.remove(&key);
+            return;
+        }
+        if self.full.len() < limits::FULL || self.full.contains_key(&key) {
+            let text = format!("{} {} is full: {} of {}", limit.what, limit.subject, limit.used, limit.max);
+            self.line(at, "limit", text);
+            let since = self.full.get(&key).map_or(at, |(_, since)| *since);
+            self.full.insert(key, (limit, since));
+        }
+    }
+
+    pub(super) fn limit_hit(&mut self, at: Mono, hit: LimitHit) {
+        if hit.class.is_none() {
+            return;
+        }
+        let who = &hit.process;
+        self.line(at, "limit", format!("{}[{}] got no {}: errno {}", who.name, who.pid, hit.what, hit.errno));
+        let since = self.hits.get(&hit.what).map_or(at, |(_, since, _)| *since);
+        self.hits.insert(hit.what.clone(), (hit, since, at));
+    }
+
+    pub(super) fn credential(&mut self, at: Mono, credential: Credential) {
+        if self.credentials.len() < limits::FILES || self.credentials.contains_key(&credential.file) {
+            self.credentials.insert(credential.file.clone(), (credential, at));
+        }
+    }
+
+    pub(super) fn module(&mut self, at: Mono, missing: ModuleMissing) {
+        let who = &missing.process;
+        let text = format!("module {} did not come; {}[{}] needs it", missing.name, who.name, who.pid);
+        self.line(at, "module.request", text);
+        if self.modules.len() < limits::FULL || self.modules.contains_key(&missing.name) {
+            let since = self.modules.get(&missing.name).map_or(at, |(_, since)| *since);
+            self.modules.insert(missing.name.clone(), (missing, since));
+        }
+    }
+
+    /// The CRI socket as the kubelet finds it.
+    pub(super) fn socket(&mut self, at: Mono, connect: SocketConnect) {
+        if connect.class != ProcessClass::Kubelet || !is_cri_socket(&connect.path) {
+            return;
+        }
+        if connect.errno == 0 {
+            self.runtime_down = None;
+            return;
+        }
+        let since = self.runtime_down.as_ref().map_or(at, |known| known.since);
+        let text = format!(
+            "{}[{}] → {} {}",
+            connect.client.name,
+            connect.client.pid,
+            connect.path,
+            socket_errno(connect.errno)
+        );
+        if self.runtime_down.as_ref().is_none_or(|known| known.errno != connect.errno) {
+            self.line(at, "runtime.socket", text);
+        }
+        self.runtime_down = Some(SocketFailure { path: connect.path, errno: connect.errno, since, last: at });
+    }
+
+    pub(super) fn process(&mut self, at: Mono, process: Process) {
+        if process.class == ProcessClass::Runtime {
+            let alive = !matches!(process.event, ProcessEvent::Exited { .. });
+            if alive {
+                self.runtime = Some(process.process.clone());
+            } else {
+                self.runtime.take_if(|known| known.pid == process.process.pid);
+            }
+        }
+        if process.class == ProcessClass::Ovs && process.process.name == "ovs-vswitchd" {
+            let ended = matches!(process.event, ProcessEvent::Exited { .. });
+            self.vswitchd_gone = ended.then(|| (process.process.name.clone(), at));
+        }
+        let ProcessEvent::Exited { exit, sender, oom } = &process.event else { return };
+        let mut text = format!("{}[{}] ended", process.process.name, process.process.pid);
+        match exit.signal {
+            0 => text.push_str(&format!(" with exit code {}", exit.code)),
+            signal => text.push_str(&format!(" by signal {signal}")),
+        }
+        if let Some(sender) = sender {
+            text.push_str(&format!(" from {}[{}]", sender.name, sender.pid));
+        }
+        if *oom {
+            text.push_str(", out of memory");
+        }
+        self.line(at, "process.exit", text);
+        if matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy) {
+            if self.exits.len() >= limits::EXITS {
+                self.exits.pop_front();
+            }
+            self.exits.push_back((at, process));
+        }
+    }
+
+    /// The control plane runs, or should run, on this host.
+    pub(crate) fn is_control_plane(&self) -> bool {
+        self.host.role == Role::ControlPlane
+    }
+}

@@ -1,0 +1,293 @@
+//! Connects, connections and what API servers say.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Actor, ProcessClass};
+
+/// How an API address is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetKind {
+    /// A server, a load balancer or a virtual address; also when nothing is known.
+    #[default]
+    Direct,
+    /// The cluster's Service address of the API server: packet filters or eBPF on this host send it on.
+    Service,
+}
+
+/// See [`super::Observation::ApiTarget`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiTarget {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// How it is served.
+    #[serde(default, rename = "served_as")]
+    pub kind: TargetKind,
+    /// Where it was found, for people: `--apiserver`, `/etc/kubernetes/kubelet.conf`, …
+    #[serde(default)]
+    pub source: String,
+    /// The name that clients use for it, when they do not use its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Who a client of the API server is; also the closed label set of the connect metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientRole {
+    /// The kubelet.
+    Kubelet,
+    /// kube-proxy or a replacement.
+    KubeProxy,
+    /// The long-running agent of a CNI.
+    CniAgent,
+    /// A CNI plugin, run by a runtime.
+    CniPlugin,
+    /// kube-apiserver, kube-controller-manager, kube-scheduler, etcd.
+    ControlPlane,
+    /// containerd, CRI-O.
+    Runtime,
+    /// This agent, asking for itself. Never counted as a client.
+    Probe,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+impl ClientRole {
+    /// The label value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube_proxy",
+            Self::CniAgent => "cni_agent",
+            Self::CniPlugin => "cni_plugin",
+            Self::ControlPlane => "control_plane",
+            Self::Runtime => "runtime",
+            Self::Probe => "probe",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// See [`super::Observation::Connect`]. The fields are the kernel's; [`crate::Outcome`] says what they mean.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Who called connect(2).
+    pub client: Actor,
+    /// What the caller is.
+    #[serde(default)]
+    pub role: ClientRole,
+    /// The caller is in the host's network namespace (the one of the agent or of the kubelet).
+    pub host_netns: bool,
+    /// Address asked for.
+    pub to: SocketAddr,
+    /// The address on the socket, when it is another one: a Service implementation in eBPF put it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<SocketAddr>,
+    /// Nanoseconds from connect(2) to this end.
+    pub took_ns: u64,
+    /// How it ended.
+    #[serde(flatten)]
+    pub end: ConnectEnd,
+}
+
+/// See [`super::Observation::Connection`]. Bytes are of the application: SYN and FIN do not count.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Who called connect(2).
+    pub client: Actor,
+    /// What the caller is.
+    #[serde(default)]
+    pub role: ClientRole,
+    /// As [`Connect::host_netns`].
+    pub host_netns: bool,
+    /// Address asked for.
+    pub to: SocketAddr,
+    /// Nanoseconds since the handshake.
+    pub age_ns: u64,
+    /// Bytes that came back.
+    pub received: u64,
+    /// Bytes of the client that the other side acknowledged.
+    pub acked: u64,
+    /// It has ended; else this is a look at one that lives.
+    #[serde(default)]
+    pub ended: bool,
+    /// The other side ended it, by FIN or by reset.
+    #[serde(default)]
+    pub by_peer: bool,
+    /// A reset arrived.
+    #[serde(default)]
+    pub rst: bool,
+    /// `sk->sk_err` at the end: positive errno or 0.
+    #[serde(default)]
+    pub sk_err: u32,
+    /// Nanoseconds for which something was sent again without any acknowledgement; 0 when nothing is.
+    #[serde(default)]
+    pub unacked_ns: u64,
+}
+
+/// See [`super::Observation::SocketConnect`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketConnect {
+    /// Who called connect(2).
+    pub client: Actor,
+    /// What the caller is.
+    pub class: ProcessClass,
+    /// Path of the socket; control characters are escaped, an abstract name starts with `@`.
+    pub path: String,
+    /// Positive errno; 0 when it is connected.
+    pub errno: u32,
+}
+
+/// See [`super::Observation::Answer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Who was asked.
+    pub to: SocketAddr,
+    /// Why TLS, or HTTP behind it, did not come about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFailure>,
+    /// The certificate that it showed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+    /// HTTP status of `/readyz`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The checks that `/readyz` names as failing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<String>,
+}
+
+/// How a TLS handshake, or the question after it, failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tls", rename_all = "snake_case")]
+pub enum TlsFailure {
+    /// The other side ended the connection without a word.
+    Closed,
+    /// Nothing came in time.
+    Silent,
+    /// It sent an alert.
+    Alert {
+        /// Its name, RFC 8446 section 6.
+        alert: String,
+    },
+    /// Anything else.
+    Other {
+        /// One line.
+        why: String,
+    },
+}
+
+/// A certificate, with its times relative to when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Distinguished name; control characters are escaped.
+    pub subject: String,
+    /// Seconds until it is valid; negative when it is.
+    pub valid_in_s: i64,
+    /// Seconds until it expires; negative when it has.
+    pub expires_in_s: i64,
+    /// It is for the name or address that clients use.
+    pub fits: bool,
+    /// Names and addresses that it is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// A plugin's connect to the Unix socket of its agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentSocket {
+    /// Path of the socket; control characters are escaped.
+    pub path: String,
+    /// Positive errno of the newest try; 0 when it is connected.
+    pub errno: u32,
+    /// How often it was tried.
+    pub tries: u32,
+}
+
+/// What the kernel showed when the connect ended.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectEnd {
+    /// The handshake completed.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub established: bool,
+    /// connect(2) itself returned this errno and no packet left; 0 when it did not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub early_errno: u32,
+    /// `sk->sk_err`: positive errno or 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sk_err: u32,
+    /// `sk->sk_err_soft`: positive errno or 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sk_err_soft: u32,
+    /// A TCP reset arrived.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub rst: bool,
+    /// The process closed the socket itself.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub by_caller: bool,
+    /// SYN retransmissions.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retransmits: u32,
+    /// Newest ICMP message in the socket's error queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<Icmp>,
+    /// Why this host dropped the newest of the packets that the connect sent, by the kernel's name
+    /// (`NETFILTER_DROP`, `NEIGH_FAILED`, …); `unknown` where it only shows that it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
+    /// A neighbour entry for the next hop was seen `FAILED` or `INCOMPLETE` when it ended.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub neighbour_failed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// An ICMP or ICMPv6 error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Icmp {
+    /// True for ICMPv6.
+    #[serde(default)]
+    pub v6: bool,
+    /// ICMP type: 3 is destination unreachable (ICMPv6: 1).
+    pub icmp_type: u8,
+    /// ICMP code, RFC 792 / RFC 4443.
+    pub code: u8,
+    /// Who sent it, when the kernel kept that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+}
+
+/// See [`super::Observation::Listener`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Address and port; the unspecified address for a wildcard.
+    pub local: SocketAddr,
+    /// Came (or was found) or went.
+    pub up: bool,
+    /// Who opened it, or who closed it or died with it.
+    #[serde(default)]
+    pub process: Actor,
+    /// In the host's network namespace.
+    pub host_netns: bool,
+}
+
+/// See [`super::Observation::Route`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Address that was looked up.
+    pub to: IpAddr,
+    /// Positive errno of the look-up; 0 when there is a route.
+    pub errno: u32,
+}

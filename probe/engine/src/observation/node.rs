@@ -1,0 +1,192 @@
+//! The host and its processes, and what they run out of.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What this host is for. Found from processes, manifests and files, or set by `--role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Not known yet.
+    #[default]
+    Unknown,
+    /// Runs a kubelet and no API server.
+    Worker,
+    /// Runs a kubelet and an API server (static pod manifest, process, or set).
+    ControlPlane,
+    /// Runs etcd and no kubelet.
+    Etcd,
+    /// Neither kubelet nor etcd.
+    None,
+}
+
+/// A container runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runtime {
+    /// Not known; judged like containerd.
+    #[default]
+    Unknown,
+    /// containerd: stops at the first bad configuration file.
+    Containerd,
+    /// CRI-O: skips bad configuration files.
+    CriO,
+}
+
+/// See [`super::Observation::Host`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// What this host is for.
+    pub role: Role,
+    /// True when a person set the role, false when it was found.
+    #[serde(default)]
+    pub role_set: bool,
+    /// Which runtime reads the CNI configuration.
+    #[serde(default)]
+    pub runtime: Runtime,
+    /// Addresses of this host's own links, loopback included.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Who acted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Process id in the initial pid namespace; 0 when unknown.
+    pub pid: u32,
+    /// Name of the executable, or the kernel's name of the process; control characters are escaped.
+    pub name: String,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// Exit code; 0 when a signal ended it.
+    pub code: u8,
+    /// Signal number; 0 when it exited by itself.
+    #[serde(default)]
+    pub signal: u8,
+}
+
+impl ExitStatus {
+    /// From the form that wait(2) gives.
+    #[expect(clippy::cast_possible_truncation, reason = "eight bits each, wait(2)")]
+    pub const fn from_wait(status: u32) -> Self {
+        Self { code: (status >> 8) as u8, signal: (status & 0x7f) as u8 }
+    }
+
+    /// Exit code 0 and no signal.
+    pub const fn success(self) -> bool {
+        self.code == 0 && self.signal == 0
+    }
+}
+
+/// See [`super::Observation::Limit`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// `conntrack`, `processes`, `inotify`, `files`, `disk`, `inodes`.
+    pub what: String,
+    /// The process of `files`, the path of `disk` and `inodes`; else empty.
+    #[serde(default)]
+    pub subject: String,
+    /// How much is used; bytes for `disk`.
+    pub used: u64,
+    /// How much there is.
+    pub max: u64,
+}
+
+/// See [`super::Observation::LimitHit`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitHit {
+    /// Who asked.
+    pub process: Actor,
+    /// What the process is, when it is one that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ProcessClass>,
+    /// `inotify`, `processes`.
+    pub what: String,
+    /// Positive errno.
+    pub errno: u32,
+}
+
+/// See [`super::Observation::Credential`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Path on the host; control characters are escaped.
+    pub file: String,
+    /// Whose it is: `kubelet`, or a CNI.
+    pub owner: String,
+    /// Seconds until it is valid; negative when it is.
+    pub valid_in_s: i64,
+    /// Seconds until it expires; negative when it has.
+    pub expires_in_s: i64,
+}
+
+/// See [`super::Observation::ModuleMissing`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleMissing {
+    /// The module, or the alias under which the kernel asked for it; control characters are escaped.
+    pub name: String,
+    /// Whose doing needs it.
+    pub process: Actor,
+}
+
+/// What a watched process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessClass {
+    /// kubelet (also inside k3s and RKE2).
+    Kubelet,
+    /// kube-apiserver
+    ApiServer,
+    /// etcd
+    Etcd,
+    /// kube-controller-manager, kube-scheduler
+    ControlPlane,
+    /// kube-proxy
+    KubeProxy,
+    /// containerd, crio, dockerd
+    Runtime,
+    /// calico-node, cilium-agent, flanneld, …
+    CniAgent,
+    /// ovs-vswitchd, ovsdb-server, ovn-controller
+    Ovs,
+    /// nginx, haproxy, kube-vip: what Kubernetes installers put before the API
+    Proxy,
+}
+
+/// See [`super::Observation::Process`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The process.
+    pub process: Actor,
+    /// What it is.
+    pub class: ProcessClass,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: ProcessEvent,
+}
+
+/// What happened to a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ProcessEvent {
+    /// Executed just now.
+    Started,
+    /// Was there when the agent looked.
+    Found,
+    /// Its last thread ended.
+    Exited {
+        /// How.
+        exit: ExitStatus,
+        /// Who sent the deadly signal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<Actor>,
+        /// The out-of-memory killer chose it.
+        #[serde(default)]
+        oom: bool,
+    },
+}
