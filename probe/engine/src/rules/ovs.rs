@@ -28,13 +28,13 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         return Vec::new();
     }
     let mut faults = Vec::new();
-    let mut fault = |subject: &str, message, since, state| {
-        let fault = Fault::new(Reason::OVSNotReady, subject, message, since).at_depth(depth::PLUGIN);
-        faults.push(if state { fault.state() } else { fault });
+    // Nothing here is a state that stands by itself: daemons are restarted, and come back within seconds.
+    let mut fault = |subject: &str, message, since| {
+        faults.push(Fault::new(Reason::OVSNotReady, subject, message, since).at_depth(depth::PLUGIN));
     };
     if let Some((name, since)) = &facts.vswitchd_gone {
         let left = if in_kernel { "; its datapath stays in the kernel and takes no new flows" } else { "" };
-        fault("ovs-vswitchd", format!("{name} has ended and nothing runs in its place{left}"), *since, true);
+        fault("ovs-vswitchd", format!("{name} has ended and nothing runs in its place{left}"), *since);
     }
     let Some((ovs, since)) = known else { return faults };
     match &ovs.database {
@@ -44,19 +44,18 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                     "ovsdb-server",
                     format!("the database of Open vSwitch cannot be read: {error}"),
                     *since,
-                    true,
                 );
             } else if let Some((plugin, bridge)) = wanted
                 && !bridge.is_empty()
                 && !database.bridges.iter().any(|known| known == bridge)
             {
                 let message = format!("Open vSwitch has no bridge {bridge}, which {plugin} needs");
-                fault(bridge, message, *since, false);
+                fault(bridge, message, *since);
             }
             if facts.behind.is_some_and(|since| facts.now.since(since) >= limits::BEHIND) {
                 let message =
                     "ovs-vswitchd does not make the changes that it was asked for (cur_cfg < next_cfg)";
-                fault("ovs-vswitchd", message.into(), facts.behind.unwrap_or(*since), false);
+                fault("ovs-vswitchd", message.into(), facts.behind.unwrap_or(*since));
             }
             for failed in database.failed.iter().filter(|failed| TUNNELS.contains(&failed.port_kind.as_str()))
             {
@@ -64,12 +63,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                     "Open vSwitch cannot make the {} port {}: {}",
                     failed.port_kind, failed.name, failed.error
                 );
-                fault(&failed.name, message, *since, true);
+                fault(&failed.name, message, *since);
             }
         }
         None if wanted.is_some() => {
             let message = "the database of Open vSwitch has no socket: ovsdb-server does not run";
-            fault("ovsdb-server", message.into(), *since, false);
+            fault("ovsdb-server", message.into(), *since);
         }
         None => {}
     }
@@ -79,7 +78,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
              overwhelmed",
             upcalls.datapath
         );
-        fault(&upcalls.datapath, message, *since, false);
+        fault(&upcalls.datapath, message, *since);
     }
     faults
 }
