@@ -460,6 +460,8 @@ pub struct FileRefused {
     pub write: u8,
     /// Always zero.
     pub _pad: [u8; 3],
+    /// Inode number of the file; 0 when it was not read.
+    pub inode: u64,
     /// As it was given, or the name without its directory; ends with a NUL unless it was cut.
     pub path: [u8; PATH_LEN],
 }
@@ -496,7 +498,7 @@ const _: () = assert!(size_of::<LimitHit>() == 64);
 const _: () = assert!(size_of::<ModuleRequest>() == 56 + 56);
 const _: () = assert!(size_of::<Rtnetlink>() == 56 + 16 + 128 + 256);
 const _: () = assert!(size_of::<UnixConnect>() == 56 + 112 + 8);
-const _: () = assert!(size_of::<FileRefused>() == 56 + 8 + 256);
+const _: () = assert!(size_of::<FileRefused>() == 56 + 16 + 256);
 const _: () = assert!(size_of::<Drops>() == 16 + 16 + 16);
 
 /// Key of the map of addresses whose connects are reported: exact, or a port at any address when `addr`

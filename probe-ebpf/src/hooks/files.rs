@@ -9,8 +9,8 @@ use probe_common::{Code, FileRefused, Hook, PATH_LEN, Skip};
 use super::{SYS_EXIT_RET, run};
 use crate::emit::{current_netns, record, write_current};
 use crate::layout::{
-    DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, PATH_DENTRY, REGS_ARG1, REGS_ARG2,
-    get,
+    DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
+    PATH_DENTRY, REGS_ARG1, REGS_ARG2, get,
 };
 use crate::maps::SCRATCH;
 use crate::read::{current, field, pointer};
@@ -24,8 +24,8 @@ const ETXTBSY: i64 = 26;
 enum Name {
     Kernel(u64),
     User(u64),
-    /// The last part of the path, as the kernel keeps short ones.
-    Inline(*const u8),
+    /// The directory entry: the last part of the path, as the kernel keeps short ones, and the file itself.
+    Entry(*const u8),
 }
 
 /// fexit/`do_open_execat`, fs/exec.c (v5.10): (int fd, struct filename *name, int flags) -> struct file *
@@ -79,10 +79,10 @@ pub(crate) fn vfs_open(ctx: FExitContext) -> i32 {
 
 #[inline(always)]
 fn try_vfs_open(path: *const u8, ret: i64) -> Result<(), Skip> {
-    // SAFETY: the typed argument; the pointer is checked, and the name is an array inside the dentry.
+    // SAFETY: the typed argument, and the pointer is checked.
     unsafe {
         let Some(dentry) = pointer(path, &PATH_DENTRY) else { return Ok(()) };
-        report(ret, true, &Name::Inline(dentry.add(get(&DENTRY_SHORT_NAME))))
+        report(ret, true, &Name::Entry(dentry))
     }
 }
 
@@ -117,8 +117,12 @@ fn report(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
         (&raw mut (*r).write).cast::<u32>().write(u32::from(write).to_le());
         let to = (&raw mut (*r).path).cast::<u8>();
         to.write(0);
+        let mut inode = 0;
         match *name {
-            Name::Inline(from) => {
+            Name::Entry(dentry) => {
+                inode = pointer(dentry, &DENTRY_INODE).map_or(0, |inode| field::<u64>(inode, &INODE_NUMBER));
+                // The name is an array inside the entry.
+                let from = dentry.add(get(&DENTRY_SHORT_NAME));
                 for index in 0..4 {
                     let word = core::ptr::read_volatile(from.cast::<u64>().add(index));
                     to.cast::<u64>().add(index).write(word);
@@ -133,6 +137,7 @@ fn report(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
             }
             _ => {}
         }
+        (&raw mut (*r).inode).write(inode);
     }
     entry.submit(0);
     Ok(())

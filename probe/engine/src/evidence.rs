@@ -46,7 +46,7 @@ pub(crate) struct Facts {
     /// By file.
     pub(crate) credentials: BTreeMap<String, (Credential, Mono)>,
     /// By module.
-    pub(crate) modules: BTreeMap<String, (ModuleMissing, Mono)>,
+    pub(crate) modules: BTreeMap<String, (ModuleMissing, Mono, Mono)>,
     pub(crate) sysctls: BTreeMap<String, String>,
     /// By plugin: the newest try to execute or to replace it that was refused.
     pub(crate) files: BTreeMap<String, (PluginFile, Mono, Mono)>,
@@ -192,6 +192,9 @@ impl Facts {
         gone |= self.hits.len() != before;
         let old = |failure: &mut SocketFailure| now.since(failure.last) >= limits::CONNECT_FAILURE;
         gone |= self.runtime_down.take_if(old).is_some();
+        let before = self.modules.len();
+        self.modules.retain(|_, (.., last)| now.since(*last) < limits::PLUGIN_FAILURE);
+        gone |= self.modules.len() != before;
         let before = self.plugins.len();
         self.plugins.retain(|_, failure| now.since(failure.last) < limits::PLUGIN_FAILURE);
         gone |= self.plugins.len() != before;
@@ -216,6 +219,7 @@ impl Facts {
         let waits = self.running.values().map(|(_, at)| at.plus(limits::WAITS));
         let stalls = stalls.chain(waits).filter(|at| *at > self.now);
         let hits = self.hits.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
+        let modules = self.modules.values().map(|(.., last)| last.plus(limits::PLUGIN_FAILURE));
         let files = self.files.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
         let dropping = self.dropping.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
         let credentials = self.credentials.values().flat_map(|(credential, at)| {
@@ -235,6 +239,7 @@ impl Facts {
             .chain(loads)
             .chain(hits)
             .chain(files)
+            .chain(modules)
             .chain(stalls)
             .chain(behind)
             .chain(dropping)

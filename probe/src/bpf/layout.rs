@@ -28,6 +28,8 @@ const FIELDS: &[Field] = &[
     Field("SK_BUFF_DEV", "sk_buff", &["dev"]),
     Field("FILENAME_NAME", "filename", &["name"]),
     Field("PATH_DENTRY", "path", &["dentry"]),
+    Field("DENTRY_INODE", "dentry", &["d_inode"]),
+    Field("INODE_NUMBER", "inode", &["i_ino"]),
     Field("SOCK_EXTERR_EE", "sock_exterr_skb", &["ee"]),
     Field("NET_INUM", "net", &["ns.inum"]),
     Field("TASK_TGID", "task_struct", &["tgid"]),
@@ -65,15 +67,18 @@ const FIELDS: &[Field] = &[
     Field("DEV_QUEUE_DEV", "netdev_queue", &["dev"]),
     Field("NET_DEVICE_NAME", "net_device", &["name"]),
     Field("NET_DEVICE_NET", "net_device", &["nd_net.net"]),
-    #[cfg(target_arch = "x86_64")]
-    Field("REGS_ARG1", "pt_regs", &["di"]),
-    #[cfg(target_arch = "x86_64")]
-    Field("REGS_ARG2", "pt_regs", &["si"]),
-    #[cfg(target_arch = "x86_64")]
-    Field("REGS_ARG3", "pt_regs", &["dx"]),
-    #[cfg(target_arch = "x86_64")]
-    Field("REGS_SYSCALL", "pt_regs", &["orig_ax"]),
+    // x86-64, arm64.
+    Field("REGS_SYSCALL", "pt_regs", &["orig_ax", "syscallno"]),
 ];
+
+/// Globals for the arguments of a system call: a member of `struct pt_regs`, and bytes behind its start.
+#[cfg(not(target_arch = "aarch64"))]
+const ARGUMENTS: [(&str, &str, u32); 3] =
+    [("REGS_ARG1", "di", 0), ("REGS_ARG2", "si", 0), ("REGS_ARG3", "dx", 0)];
+/// The first register holds the answer when a system call returns; the kernel keeps what was given.
+#[cfg(target_arch = "aarch64")]
+const ARGUMENTS: [(&str, &str, u32); 3] =
+    [("REGS_ARG1", "orig_x0", 0), ("REGS_ARG2", "regs", 8), ("REGS_ARG3", "regs", 16)];
 
 /// The reference count of a network namespace: 6.18, 5.11, before.
 const NET_COUNT: Field = Field("NET_COUNT", "net", &["ns.__ns_ref", "ns.count", "count"]);
@@ -127,6 +132,12 @@ impl Layout {
             match find(field) {
                 Some(offset) => layout.globals.push((field.0, offset)),
                 None => layout.missing.push(field.0),
+            }
+        }
+        for (global, member, behind) in ARGUMENTS {
+            match btf.offset("pt_regs", member) {
+                Some(offset) => layout.globals.push((global, offset + behind)),
+                None => layout.missing.push(global),
             }
         }
         if let Some(offset) = find(&NET_COUNT) {

@@ -10,8 +10,10 @@ mod rtnetlink;
 mod sandbox;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -221,10 +223,13 @@ impl Enricher {
         let path = Path::new(std::ffi::OsStr::from_bytes(text(&record.path)));
         let name = path.file_name()?;
         let mut dirs = self.settings.cni_bin_dirs.iter();
-        // A short name without its directory is all that some sources give.
+        // A short name without its directory is all that some sources give, and the file's number with it.
+        let is_it = |path: &Path| {
+            fs::metadata(path).is_ok_and(|file| record.inode == 0 || file.ino() == record.inode)
+        };
         let is_plugin = match path.parent().filter(|dir| dir.is_absolute()) {
             Some(parent) => dirs.any(|dir| dir == parent),
-            None => dirs.any(|dir| self.settings.on_host(dir).join(name).exists()),
+            None => dirs.any(|dir| is_it(&self.settings.on_host(dir).join(name))),
         };
         is_plugin.then(|| {
             let process = self.clients.find(&record.task).actor;

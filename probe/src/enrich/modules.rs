@@ -30,6 +30,8 @@ const VPORT: &str = "vport-type-";
 #[derive(Debug, Default)]
 pub(super) struct Modules {
     waiting: BTreeMap<String, (Mono, Actor)>,
+    /// Those that were told and have not come since.
+    told: BTreeMap<String, Actor>,
 }
 
 impl Modules {
@@ -39,14 +41,22 @@ impl Modules {
         }
     }
 
-    /// Those that had their time; each is told once for each request.
+    /// Those that had their time, once for each request; and those that came after all.
     pub(super) fn missing(&mut self, now: Mono) -> Vec<ModuleMissing> {
         let due = self.waiting.extract_if(.., |_, (at, _)| now.since(*at) >= LOADING);
         let missing = due.filter_map(|(alias, (_, process))| {
             let name = matters(&alias)?.to_owned();
-            (!is_loaded(&name)).then_some(ModuleMissing { name, process })
+            (!is_loaded(&name)).then_some(ModuleMissing { name, process, came: false })
         });
-        missing.collect()
+        let mut news: Vec<_> = missing.collect();
+        let came = self.told.extract_if(.., |name, _| is_loaded(name));
+        news.extend(came.map(|(name, process)| ModuleMissing { name, process, came: true }));
+        for missing in news.iter().filter(|missing| !missing.came) {
+            if self.told.len() < WAITING {
+                self.told.insert(missing.name.clone(), missing.process.clone());
+            }
+        }
+        news
     }
 }
 
@@ -58,7 +68,9 @@ fn matters(alias: &str) -> Option<&str> {
     if alias.strip_prefix(VPORT) == Some("5") {
         return Some("vport_geneve");
     }
-    alias.strip_prefix(LINK).filter(|kind| !kind.is_empty() && !kind.contains('/'))
+    let kind = alias.strip_prefix(LINK)?;
+    // Open vSwitch tries the kinds of its own old module first, and goes on without.
+    (!kind.is_empty() && !kind.contains('/') && !kind.starts_with("ovs_")).then_some(kind)
 }
 
 fn is_loaded(module: &str) -> bool {
@@ -77,9 +89,10 @@ mod tests {
         modules.requested(Mono(0), "rtnl-link-nosuchkind".into(), who.clone());
         modules.requested(Mono(0), "char-major-10-200".into(), who.clone());
         modules.requested(Mono(0), "rtnl-link-../../etc".into(), who.clone());
+        modules.requested(Mono(0), "rtnl-link-ovs_geneve".into(), who.clone());
         assert_eq!(modules.missing(Mono(LOADING - 1)), []);
         let missing = modules.missing(Mono(LOADING));
-        assert_eq!(missing, [ModuleMissing { name: "nosuchkind".into(), process: who }]);
+        assert_eq!(missing, [ModuleMissing { name: "nosuchkind".into(), process: who, came: false }]);
         assert_eq!(modules.missing(Mono(2 * LOADING)), []);
     }
 }

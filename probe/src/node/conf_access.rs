@@ -106,6 +106,8 @@ impl Mark {
             | FAN_DELETE
             | FAN_DELETE_SELF
             | FAN_MOVE_SELF
+            // Without it nothing is told of the directory itself.
+            | FAN_ONDIR
             | FAN_EVENT_ON_CHILD;
         let names = Self::with(dir, Mode::Names, libc::FAN_REPORT_DFID_NAME, all);
         match names {

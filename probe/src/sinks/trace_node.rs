@@ -87,9 +87,9 @@ impl<W: Write> Timeline<W> {
             }
             Observation::ModuleMissing(missing) => {
                 let what = format!("module {}", missing.name);
-                let who =
-                    format!("asked for by {}[{}], did not come", missing.process.name, missing.process.pid);
-                self.line(at, "link", &what, BAD, &who);
+                let came = if missing.came { "came after all" } else { "did not come" };
+                let who = format!("asked for by {}[{}], {came}", missing.process.name, missing.process.pid);
+                self.line(at, "link", &what, if missing.came { FAINT } else { BAD }, &who);
             }
             _ => {}
         }

@@ -73,3 +73,24 @@ fn a_valid_file_that_the_runtime_has_not_opened_is_told() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// Who watches only the directory itself, as runtimes do, sees nothing any more when it is replaced.
+#[test]
+fn a_replaced_directory_is_told_and_followed() -> Result<()> {
+    let (node, _server) = node()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let aside = node.dir().join("net.d.old");
+    std::fs::rename(node.conf_dir(), &aside)?;
+    std::fs::create_dir(node.conf_dir())?;
+    trace.wait_for_verdict("CNIConfigMissing")?;
+    let replaced = |line: &Value| line["kind"] == "conf_access" && line["access"] == "directory_replaced";
+    let gap = |line: &Value| line["kind"] == "gap" && line["signal"] == "cni.config.access";
+    if !trace.seen.iter().any(|line| replaced(line) || gap(line)) {
+        trace.wait_for("the replaced directory", |line| replaced(line) || gap(line))?;
+    }
+    std::fs::copy(aside.join("10-pods.conflist"), node.conf_dir().join("20-new.conflist"))?;
+    trace.wait_for("the new file", |line| {
+        line["kind"] == "cni_config" && line["files"][0]["name"] == "20-new.conflist"
+    })?;
+    Ok(())
+}

@@ -112,6 +112,7 @@ const SIGNALS: &[Signal] = &[
             "an_empty_directory_is_a_missing_configuration",
             "a_broken_first_file_is_an_invalid_configuration",
             "who_removed_the_configuration_is_named",
+            "a_replaced_directory_is_told_and_followed",
         ],
         &[],
     ),

@@ -67,12 +67,16 @@ impl Facts {
     }
 
     pub(super) fn module(&mut self, at: Mono, missing: ModuleMissing) {
+        if missing.came {
+            self.modules.remove(&missing.name);
+            return;
+        }
         let who = &missing.process;
         let text = format!("module {} did not come; {}[{}] needs it", missing.name, who.name, who.pid);
         self.line(at, "module.request", text);
         if self.modules.len() < limits::FULL || self.modules.contains_key(&missing.name) {
-            let since = self.modules.get(&missing.name).map_or(at, |(_, since)| *since);
-            self.modules.insert(missing.name.clone(), (missing, since));
+            let since = self.modules.get(&missing.name).map_or(at, |(_, since, _)| *since);
+            self.modules.insert(missing.name.clone(), (missing, since, at));
         }
     }
 

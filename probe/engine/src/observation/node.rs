@@ -132,6 +132,9 @@ pub struct ModuleMissing {
     pub name: String,
     /// Whose doing needs it.
     pub process: Actor,
+    /// It came after all: it is not missing any more.
+    #[serde(default)]
+    pub came: bool,
 }
 
 /// What a watched process is.

@@ -29,7 +29,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             faults.push(fault.state().at_depth(depth::DATAPATH));
         }
     }
-    for (missing, since) in facts.modules.values() {
+    for (missing, since, _) in facts.modules.values() {
         let message = format!(
             "the kernel asked for the module {} for {}[{}] and did not get it",
             missing.name, missing.process.name, missing.process.pid
