@@ -30,15 +30,18 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     let mut losing = false;
     loop {
         let families = kernel::families().unwrap_or_default();
-        let mut listener = families.groups().and_then(|groups| {
-            Listener::open(NETLINK_GENERIC, &groups)
-                .map_err(|error| Gap {
-                    signal: "ovs.port".to_owned(),
-                    why: format!("watch the ports of Open vSwitch: {error:#}; they are read every 5 s"),
-                    blind: false,
-                })
-                .ok()
-        });
+        let mut listener = match families.groups().map(|groups| Listener::open(NETLINK_GENERIC, &groups)) {
+            None => None,
+            Some(Ok(listener)) => Some(listener),
+            Some(Err(error)) => {
+                let why = format!("watch the ports of Open vSwitch: {error:#}; its state is read every 5 s");
+                let gap = Gap { signal: "ovs.port".to_owned(), why, blind: false };
+                if feed.send(Seen { at: clock::now(), observation: Observation::Gap(gap) }).await.is_err() {
+                    return;
+                }
+                None
+            }
+        };
         // Until the families change: their numbers are the module's own.
         loop {
             let (state, stats) = look(&settings, &families).await;

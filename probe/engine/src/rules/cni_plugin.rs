@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use super::{Fault, depth};
 use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
-use crate::observation::{NetlinkError, NetnsSeen};
+use crate::observation::{AgentSocket, NetlinkError, NetnsSeen};
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
@@ -46,7 +46,7 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         let fault = Fault::new(Reason::NetnsInvalid, netns.as_str(), message, failure.since);
         return fault.at_depth(depth::DATAPATH);
     } else if let Some(socket) = &failure.socket {
-        (Reason::CNIAgentNotReady, agent_of(&socket.path))
+        (Reason::CNIAgentNotReady, agent_of(&socket.path).map_or(socket.path.as_str(), |agent| agent.name))
     } else if EXHAUSTED.iter().any(|text| lower.contains(text)) {
         (Reason::IPAMExhausted, failure.speaker.as_str())
     } else if let Some(refusal) = &failure.refusal
@@ -66,6 +66,10 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     };
     let depth = if reason.side() == Side::Datapath { depth::DATAPATH } else { depth::PLUGIN };
     let fault = Fault::new(reason, subject, words, failure.since).at_depth(depth);
+    let waits_for_ovs = |socket: &AgentSocket| agent_of(&socket.path).is_some_and(|agent| agent.needs_ovs);
+    if reason == Reason::CNIAgentNotReady && failure.socket.as_ref().is_some_and(waits_for_ovs) {
+        return fault.may_come_from(Side::Datapath);
+    }
     // Only a plugin that names the API's address failed because of it.
     if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
         fault.may_come_from(Side::Api)
@@ -89,14 +93,22 @@ fn netns_words(seen: NetnsSeen) -> Option<&'static str> {
 
 /// Who answers on a socket: every CNI that talks to an agent has its own. A new one is one row; the path
 /// itself says enough for the others.
-const AGENTS: &[(&str, &str)] = &[
-    ("/cilium.sock", "cilium-agent"),
-    ("/kube-ovn-daemon.sock", "kube-ovn-cni"),
-    ("/multus.sock", "multus-daemon"),
-    ("/ovn-cni-server.sock", "ovnkube-node"),
-    ("/ipamd.sock", "aws-node"),
-    ("/cni.sock", "antrea-agent"),
+const AGENTS: &[Agent] = &[
+    Agent { socket: "/cilium.sock", name: "cilium-agent", needs_ovs: false },
+    Agent { socket: "/kube-ovn-daemon.sock", name: "kube-ovn-cni", needs_ovs: true },
+    Agent { socket: "/multus.sock", name: "multus-daemon", needs_ovs: false },
+    Agent { socket: "/ovn-cni-server.sock", name: "ovnkube-node", needs_ovs: true },
+    Agent { socket: "/ipamd.sock", name: "aws-node", needs_ovs: false },
+    Agent { socket: "/cni.sock", name: "antrea-agent", needs_ovs: true },
 ];
+
+struct Agent {
+    /// What the path of its socket ends with.
+    socket: &'static str,
+    name: &'static str,
+    /// It serves once Open vSwitch does.
+    needs_ovs: bool,
+}
 
 const EEXIST: u32 = 17;
 const EADDRINUSE: u32 = 98;
@@ -109,8 +121,8 @@ fn blames(refusal: &NetlinkError, said: &str) -> bool {
         || (!refusal.text.is_empty() && said.contains(&refusal.text.to_lowercase()))
 }
 
-fn agent_of(path: &str) -> &str {
-    AGENTS.iter().find(|(end, _)| path.ends_with(end)).map_or(path, |(_, agent)| *agent)
+fn agent_of(path: &str) -> Option<&'static Agent> {
+    AGENTS.iter().find(|agent| path.ends_with(agent.socket))
 }
 
 fn words(plugin: &str, failure: &PluginFailure) -> String {
