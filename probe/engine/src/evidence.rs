@@ -11,7 +11,7 @@ use alloc::string::{String, ToString as _};
 use core::net::{IpAddr, SocketAddr};
 
 pub(crate) use api::{Failure, Ledger};
-pub(crate) use cni::{Accesses, PluginFailure};
+pub(crate) use cni::{Accesses, PluginFailure, RefusedFile};
 pub(crate) use datapath::ERRNOS;
 pub use datapath::refusal;
 pub(crate) use node::SocketFailure;
@@ -20,7 +20,7 @@ pub use node::socket_errno;
 use crate::limits;
 use crate::observation::{
     Actor, CniConfig, CniStart, Credential, Gap, Host, Limit, LimitHit, ModuleMissing, Mono, NameState,
-    Observation, Ovs, OvsUpcalls, PacketsDropped, PluginFile, Process, Scope,
+    Observation, Ovs, OvsUpcalls, PacketsDropped, Process, Scope,
 };
 use crate::verdict::Evidence;
 
@@ -48,8 +48,8 @@ pub(crate) struct Facts {
     /// By module.
     pub(crate) modules: BTreeMap<String, (ModuleMissing, Mono, Mono)>,
     pub(crate) sysctls: BTreeMap<String, String>,
-    /// By plugin: the newest try to execute or to replace it that was refused.
-    pub(crate) files: BTreeMap<String, (PluginFile, Mono, Mono)>,
+    /// By plugin: tries to execute or to replace it that were refused.
+    pub(crate) files: BTreeMap<String, RefusedFile>,
     /// By link: packets that the reverse path filter dropped.
     pub(crate) dropping: BTreeMap<String, (PacketsDropped, Mono, Mono)>,
     pub(crate) ovs: Option<(Ovs, Mono)>,
@@ -184,7 +184,7 @@ impl Facts {
             gone |= ledger.denied.len() != before;
         }
         let before = self.files.len() + self.dropping.len();
-        self.files.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
+        self.files.retain(|_, file| now.since(file.last) < limits::CONNECT_FAILURE);
         self.dropping.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
         gone |= self.files.len() + self.dropping.len() != before;
         let before = self.hits.len();
@@ -220,7 +220,7 @@ impl Facts {
         let stalls = stalls.chain(waits).filter(|at| *at > self.now);
         let hits = self.hits.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
         let modules = self.modules.values().map(|(.., last)| last.plus(limits::PLUGIN_FAILURE));
-        let files = self.files.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
+        let files = self.files.values().map(|file| file.last.plus(limits::CONNECT_FAILURE));
         let dropping = self.dropping.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
         let credentials = self.credentials.values().flat_map(|(credential, at)| {
             let times = [credential.valid_in_s, credential.expires_in_s];

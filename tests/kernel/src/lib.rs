@@ -13,7 +13,7 @@ pub mod tls;
 
 pub use cgroup::Cgroup;
 pub use cni::Sandbox;
-pub use netns::Namespace;
+pub use netns::{Namespace, spawn};
 pub use node::{API, Client, Dial, Node, Server};
 pub use ovs::OpenVSwitch;
 pub use probe::{Check, Trace, Verdict, now_ns, patience, probe_binary};

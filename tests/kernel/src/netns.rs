@@ -106,7 +106,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Starts a program that was copied into place a moment ago. While another thread of the tests is between
 /// fork and exec, its child still holds the copy open for writing, and the kernel answers ETXTBSY.
-pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+pub fn spawn(command: &mut Command) -> Result<Child> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         match command.spawn() {

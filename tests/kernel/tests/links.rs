@@ -1,7 +1,7 @@
 //! Links, routes and rules: what the kernel refuses, who takes them away. Needs root.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Namespace, Node, Sandbox, Server, Trace};
+use kernel_tests::{API, Namespace, Node, Sandbox, Server, Trace, spawn};
 use serde_json::Value;
 
 fn node() -> Result<(Node, Server)> {
@@ -141,7 +141,7 @@ fn packets_that_the_reverse_path_filter_drops_are_told_with_their_link() -> Resu
     // A source that belongs to the node's other link.
     let mut send = pod.command(node.helper_as("sender")?)?;
     send.args(["send", "10.99.0.77:0", "10.77.0.1:9999", "--count", "20"]);
-    ensure!(send.status()?.success());
+    ensure!(spawn(&mut send)?.wait()?.success());
     if trace.gap("packet.drop").is_some() {
         // The kernel counts them, and does not say where.
         let counted = |line: &Value| line["kind"] == "packets_dropped" && line["reason"] == "IP_RPFILTER";

@@ -2,7 +2,7 @@
 //! the matrix. Needs root.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Namespace, Node, OpenVSwitch, Trace};
+use kernel_tests::{API, Namespace, Node, OpenVSwitch, Trace, spawn};
 use serde_json::{Value, json};
 
 fn subject_is(subject: &str) -> impl Fn(&Value) -> bool {
@@ -104,7 +104,7 @@ fn ports_of_the_datapath_are_followed() -> Result<()> {
         "--spread",
         "--broadcast",
     ]);
-    let mut sender = send.spawn()?;
+    let mut sender = spawn(&mut send)?;
     let lost = trace
         .wait_for("lost questions", |line| line["kind"] == "ovs_upcalls" && line["lost"].as_u64() > Some(0));
     sender.kill()?;

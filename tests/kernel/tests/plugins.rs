@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Node, Sandbox, Server, Trace};
+use kernel_tests::{API, Node, Sandbox, Server, Trace, spawn};
 use serde_json::{Value, json};
 
 fn node() -> Result<(Node, Server)> {
@@ -175,7 +175,7 @@ fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<
     if !is_shell {
         run.env("CNI_COMMAND", "ADD");
     }
-    let mut child = run.spawn().context("start a plugin")?;
+    let mut child = spawn(run)?;
     // A plugin that fails before it reads closes its input.
     let _ = child.stdin.take().context("an input")?.write_all(config.to_string().as_bytes());
     Ok(child.wait_with_output()?)

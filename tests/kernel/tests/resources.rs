@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace};
+use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace, spawn};
 
 fn node() -> Result<(Node, Server)> {
     let node = Node::new()?;
@@ -156,7 +156,7 @@ fn a_full_connection_tracking_table_is_told() -> Result<()> {
         let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
         let mut send = node.netns.command(node.helper_as("sender")?)?;
         send.args(["send", "10.99.0.2:0", "10.99.0.1:2000", "--count", "150", "--every", "0", "--spread"]);
-        ensure!(send.status()?.success());
+        ensure!(spawn(&mut send)?.wait()?.success());
         trace.wait_for_verdict("ConntrackExhausted")
     })();
     std::fs::write(MAX, before)?;

@@ -18,6 +18,16 @@ pub(crate) struct Accesses {
     pub(crate) opened: Option<Mono>,
 }
 
+/// Tries to execute or to replace a plugin that were refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedFile {
+    /// The newest.
+    pub(crate) file: PluginFile,
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+    pub(crate) times: u32,
+}
+
 /// The newest failed ADD of one plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PluginFailure {
@@ -42,9 +52,11 @@ impl Facts {
         let what = if file.write { "replace" } else { "execute" };
         let text = format!("{}[{}] cannot {what} {}: errno {}", who.name, who.pid, file.plugin, file.errno);
         self.line(at, "cni.binary", text);
-        if self.files.len() < limits::PLUGINS || self.files.contains_key(&file.plugin) {
-            let since = self.files.get(&file.plugin).map_or(at, |(_, since, _)| *since);
-            self.files.insert(file.plugin.clone(), (file, since, at));
+        let known = self.files.get(&file.plugin);
+        if self.files.len() < limits::PLUGINS || known.is_some() {
+            let (since, times) = known.map_or((at, 0), |known| (known.since, known.times));
+            let plugin = file.plugin.clone();
+            self.files.insert(plugin, RefusedFile { file, since, last: at, times: times.saturating_add(1) });
         }
     }
 
@@ -76,7 +88,7 @@ impl Facts {
 
     pub(super) fn plugin_started(&mut self, at: Mono, start: CniStart) {
         // It runs: what could not be executed can be.
-        self.files.retain(|plugin, (file, ..)| file.write || *plugin != start.plugin);
+        self.files.retain(|plugin, refused| refused.file.write || *plugin != start.plugin);
         if self.running.len() < limits::RUNNING {
             self.running.insert(start.pid, (start, at));
         }

@@ -14,8 +14,16 @@ const ETXTBSY: u32 = 26;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = missing(facts);
-    faults.extend(facts.files.iter().map(|(plugin, (file, since, _))| refused(plugin, file, *since)));
+    let told = facts.files.iter().filter(|(_, known)| known.times >= tries(&known.file));
+    faults.extend(told.map(|(plugin, known)| refused(plugin, &known.file, known.since)));
     faults
+}
+
+/// How often it must have been refused to mean something. While one thread of a runtime copies a plugin into
+/// place, a child that another has just forked holds the copy open for a moment: runtimes try again, once a
+/// second, up to six times.
+fn tries(file: &PluginFile) -> u32 {
+    if file.errno == ETXTBSY && !file.write { 3 } else { 1 }
 }
 
 /// A plugin that is there and cannot be run, or cannot be replaced.
