@@ -21,8 +21,9 @@ use crate::read::{field, pointer};
 
 /// Most pieces of environment that are looked at where `bpf_loop` exists: 128 KB of it.
 const MAX_PIECES: u32 = 4096;
-/// The same where the verifier must walk every turn itself: 87,000 instructions of its million.
-const MAX_PIECES_UNROLLED: u32 = 256;
+/// The same where the verifier must walk every turn itself: 44,000 instructions, most of the start there. The
+/// environment of a plugin has about fifty variables.
+const MAX_PIECES_UNROLLED: u32 = 128;
 /// Bytes read at once: most variables fit, and the stack of all frames is 512.
 const PIECE: usize = 128;
 

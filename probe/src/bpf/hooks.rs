@@ -216,7 +216,7 @@ pub(crate) const HOOKS: &[Row] = &[
             source("sched_process_exec", Attach::Btf("sched_process_exec"), Needs::Loop),
             source("sched_process_exec_unrolled", Attach::Btf("sched_process_exec"), Needs::Nothing).less(
                 "cni.exec.environment",
-                "bpf_loop (Linux 5.17) is not there; only the first 256 variables of a program are looked at",
+                "bpf_loop (Linux 5.17) is not there; only the first 128 variables of a program are looked at",
             ),
         ],
         "cni.exec",
