@@ -94,7 +94,7 @@ fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
     // 4096 bytes hold about thirty records; these come without a pause.
     let mut clients = Vec::new();
     for name in ["kubelet", "kube-proxy"] {
-        clients.push(node.client(name, &Dial { to: API, flags: &["--every", "0", "--count", "20000"] })?);
+        clients.push(node.client(name, &Dial { to: API, flags: &["--every", "0", "--count", "8000"] })?);
     }
     trace.wait_for("a counted loss", |line| line["kind"] == "lost" && line["count"].as_u64() > Some(0))?;
     trace.wait_for("the read state", |line| line["kind"] == "reread" && line["scope"] == "sockets")?;
