@@ -1,23 +1,29 @@
-//! The release binary: static, so that it runs on any x86-64 Linux from 5.10 on.
+//! The release binary: static, so that it runs on any Linux of its architecture from 5.10 on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::vm::Arch;
 use crate::{setup, shown, target, top};
 
-/// Named, so that the flags below are for the binary and not for build scripts.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The budget of the binary.
 pub(crate) const MAX_BYTES: u64 = 12 << 20;
 
 /// Builds `probe`, checks that it is static and small, and answers with its path.
 pub(crate) fn release() -> Result<PathBuf> {
+    release_for(Arch::Amd64)
+}
+
+/// The same for any architecture. The target is named, so that its flags are for the binary and not for build
+/// scripts.
+pub(crate) fn release_for(arch: Arch) -> Result<PathBuf> {
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "probe", "--target", TARGET]);
-    shown(cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    let path = target().join(TARGET).join("release/probe");
+    cargo.args(["build", "--quiet", "--release", "--package", "probe", "--target", arch.target()]);
+    arch.cargo(&mut cargo);
+    shown(&mut cargo)?;
+    let path = target().join(arch.target()).join("release/probe");
     let bytes = std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.len();
     ensure!(is_static(&path)?, "{} needs a dynamic loader", path.display());
     ensure!(bytes <= MAX_BYTES, "{} has {bytes} bytes, more than {MAX_BYTES}", path.display());
@@ -31,7 +37,7 @@ pub(crate) fn lab() -> Result<()> {
 }
 
 /// Builds the live tests and their helper so that they run on a machine with nothing else.
-pub(crate) fn static_lab() -> Result<(PathBuf, Vec<PathBuf>)> {
+pub(crate) fn static_lab(arch: Arch) -> Result<(PathBuf, Vec<PathBuf>)> {
     let mut cargo = cargo();
     cargo.args([
         "test",
@@ -39,11 +45,11 @@ pub(crate) fn static_lab() -> Result<(PathBuf, Vec<PathBuf>)> {
         "kernel-tests",
         "--no-run",
         "--target",
-        TARGET,
+        arch.target(),
         "--message-format",
         "json",
     ]);
-    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    arch.cargo(&mut cargo);
     // Copied into the memory of small machines.
     cargo.env("CARGO_PROFILE_DEV_STRIP", "true").stderr(Stdio::inherit());
     let output = cargo.current_dir(top()).output().context("build the live tests")?;

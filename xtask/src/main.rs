@@ -44,7 +44,8 @@ enum Task {
     },
     /// Run the live tests inside machines with other kernels; needs root.
     Vm {
-        /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confid.` (with lockdown=confidentiality).
+        /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confid.` (with lockdown=confidentiality), `6.1-arm64`
+        /// (only when it is named).
         kernels: Vec<String>,
         /// Only tests whose name contains this.
         #[arg(long, value_name = "TEXT")]

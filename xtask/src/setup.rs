@@ -142,6 +142,25 @@ fn core() -> Result<()> {
     Ok(())
 }
 
+/// What building for arm64 and running it needs besides.
+pub(crate) fn arm64() -> Result<()> {
+    let tools = [
+        ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        ("/usr/aarch64-linux-gnu/include/stdio.h", "libc6-dev-arm64-cross"),
+        ("qemu-system-aarch64", "qemu-system-arm"),
+    ];
+    let missing: Vec<_> =
+        tools.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        apt(&missing, "building for arm64 and running it")?;
+    }
+    let mut add = Command::new("rustup");
+    add.args(["target", "add", "aarch64-unknown-linux-gnu"]).stdin(Stdio::null());
+    let output = add.output().context("run rustup")?;
+    ensure!(output.status.success(), "fetch Rust's standard library for arm64: {}", last_line(&output));
+    Ok(())
+}
+
 fn linker() -> Result<()> {
     let prefix = format!("/usr/lib/llvm-{LLVM}");
     // The libraries to link with: the directory itself is there as soon as anything uses LLVM.

@@ -1,25 +1,27 @@
 //! The kernel matrix: the live tests inside machines with other kernels.
 
+mod arch;
 mod image;
 mod kernel;
 mod machine;
 pub(crate) mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{build, target};
+pub(crate) use arch::Arch;
+
+use crate::{build, setup, target};
 use image::Contents;
-use kernel::{MATRIX, Series, Store};
+use kernel::{MATRIX, OTHERS, Series, Store};
 use machine::Said;
 use table::Column;
 
-/// How many machines run side by side: one more than the smallest machine that builds this has processors,
-/// because each waits now and then.
-const SIDE_BY_SIDE: usize = 3;
+/// How many machines run side by side: one for each processor of the smallest machine that builds this.
+const SIDE_BY_SIDE: usize = 2;
 
 /// What a matrix came to.
 #[derive(Debug, Default)]
@@ -41,37 +43,35 @@ pub(crate) fn command(names: &[String], filter: Option<&str>) -> Result<bool> {
 
 /// Boots the kernels whose names are given, or all, and runs the live tests inside.
 pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
-    let wanted: Vec<Series> = MATRIX
-        .iter()
-        .filter(|series| names.is_empty() || names.iter().any(|name| name == series.name))
-        .copied()
-        .collect();
-    if let Some(name) = names.iter().find(|name| MATRIX.iter().all(|series| series.name != **name)) {
-        let known: Vec<_> = MATRIX.iter().map(|series| series.name).collect();
+    let all = || MATRIX.iter().chain(OTHERS);
+    let wanted: Vec<Series> = if names.is_empty() {
+        MATRIX.to_vec()
+    } else {
+        all().filter(|series| names.iter().any(|name| name == series.name)).copied().collect()
+    };
+    if let Some(name) = names.iter().find(|name| all().all(|series| series.name != **name)) {
+        let known: Vec<_> = all().map(|series| series.name).collect();
         bail!("no kernel {name:?} in the matrix: {}", known.join(", "));
     }
     let dir = target().join("vm");
-    let store = Store::open(&dir)?;
-    // As the live tests do it: the binary under test may be another one.
-    let probe = std::env::var_os("NETREADY_PROBE").map_or_else(build::release, |path| Ok(path.into()))?;
-    let (helper, tests) = build::static_lab()?;
-    let base = dir.join("base.zst");
-    image::base(
-        &base,
-        &dir.join("stage"),
-        &Contents { probe: &probe, helper: &helper, tests: &tests, filter },
-    )?;
-
     let mut queue = Vec::new();
-    for series in wanted {
-        queue.push((series, store.kernel(series)?));
+    for arch in [Arch::Amd64, Arch::Arm64] {
+        let wanted: Vec<_> = wanted.iter().filter(|series| series.arch == arch).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let store = Store::open(&dir, arch)?;
+        let base = base(&dir, arch, &store, filter)?;
+        for series in wanted {
+            queue.push((*series, store.kernel(*series)?, base.clone()));
+        }
     }
     queue.reverse();
     let queue = Mutex::new(queue);
     let worker = || -> Vec<(Series, Result<Said>)> {
         let mut done = Vec::new();
         loop {
-            let Some((series, kernel)) = queue.lock().ok().and_then(|mut queue| queue.pop()) else {
+            let Some((series, kernel, base)) = queue.lock().ok().and_then(|mut queue| queue.pop()) else {
                 return done;
             };
             let said = one(series, &kernel, &base, &dir.join(series.name));
@@ -85,7 +85,7 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
     });
     let mut matrix = Matrix::default();
     // In the order of the table, whoever was first.
-    for series in MATRIX {
+    for series in all() {
         let Some((_, said)) = results.iter().find(|(done, _)| done == series) else { continue };
         match said {
             Ok(said) => {
@@ -109,6 +109,26 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
     Ok(matrix)
 }
 
+/// The part that every machine of an architecture shares.
+fn base(dir: &Path, arch: Arch, store: &Store, filter: Option<&str>) -> Result<PathBuf> {
+    let (probe, system) = match arch {
+        // As the live tests do it: the binary under test may be another one.
+        Arch::Amd64 => {
+            (std::env::var_os("NETREADY_PROBE").map_or_else(build::release, |path| Ok(path.into()))?, None)
+        }
+        Arch::Arm64 => {
+            setup::arm64()?;
+            (build::release_for(arch)?, Some(store.system("bookworm", image::PACKAGES)?))
+        }
+    };
+    let (helper, tests) = build::static_lab(arch)?;
+    let base = dir.join(format!("base-{}.zst", arch.debian()));
+    let contents =
+        Contents { probe: &probe, helper: &helper, tests: &tests, filter, system: system.as_deref() };
+    image::base(&base, &dir.join("stage"), &contents)?;
+    Ok(base)
+}
+
 /// What stands in the results of one machine: the answer of `probe doctor` between two marks, and the tests.
 fn column(series: Series, text: &str) -> Column {
     let between = |rest: &str| Some(rest.split_once("machine: end")?.0.trim().to_owned());
@@ -121,7 +141,7 @@ fn one(series: Series, kernel: &kernel::Kernel, base: &Path, dir: &Path) -> Resu
     std::fs::create_dir_all(dir)?;
     let modules = dir.join("modules.zst");
     image::modules(kernel, &modules, &dir.join("stage"))?;
-    machine::run(kernel, series.append, &[base, &modules], dir)
+    machine::run(kernel, series, &[base, &modules], dir)
 }
 
 fn summary(said: &Result<Said>) -> String {

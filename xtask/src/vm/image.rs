@@ -24,6 +24,18 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/ovsdb-tool",
 ];
 
+/// Debian's packages of them, and of busybox and the plugins.
+pub(super) const PACKAGES: &[&str] = &[
+    "dash",
+    "iproute2",
+    "nftables",
+    "curl",
+    "procps",
+    "openvswitch-switch",
+    "busybox-static",
+    "containernetworking-plugins",
+];
+
 /// What those read.
 const DATA: &[&str] = &["/usr/share/openvswitch/vswitch.ovsschema"];
 
@@ -81,6 +93,8 @@ pub(super) struct Contents<'a> {
     pub(super) tests: &'a [PathBuf],
     /// Only tests whose name contains this.
     pub(super) filter: Option<&'a str>,
+    /// A system of the machine's architecture, when that is not this one's.
+    pub(super) system: Option<&'a Path>,
 }
 
 /// Makes the part that every kernel shares, compressed, at `to`.
@@ -107,23 +121,15 @@ pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<(
     {
         symlink(target, stage.join(link))?;
     }
-    let mut wanted: BTreeSet<PathBuf> = BTreeSet::new();
-    let plugins = fs::read_dir(PLUGINS).context("list the reference plugins")?;
-    let plugins: Vec<_> = plugins.flatten().map(|entry| entry.path()).collect();
-    for program in PROGRAMS.iter().map(PathBuf::from).chain(plugins) {
-        wanted.extend(libraries(&program)?);
-        wanted.insert(program);
+    match contents.system {
+        None => copy_programs(stage)?,
+        Some(system) => copy_system(system, stage)?,
     }
-    wanted.extend(DATA.iter().map(PathBuf::from));
-    for file in &wanted {
-        let inside = stage.join(file.strip_prefix("/")?);
-        fs::create_dir_all(inside.parent().context("a file lies in a directory")?)?;
-        fs::copy(file, &inside).with_context(|| format!("copy {}", file.display()))?;
-    }
-    fs::copy("/bin/busybox", stage.join("usr/bin/busybox")).context("copy busybox")?;
     for applet in APPLETS {
+        let _ = fs::remove_file(stage.join("usr/bin").join(applet));
         symlink("busybox", stage.join("usr/bin").join(applet))?;
     }
+    let _ = fs::remove_file(stage.join("usr/bin/sh"));
     symlink("dash", stage.join("usr/bin/sh"))?;
     symlink("/proc/mounts", stage.join("etc/mtab"))?;
     fs::write(stage.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
@@ -139,6 +145,45 @@ pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<(
     fs::write(&init, include_str!("init.sh"))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     pack(stage, to)
+}
+
+/// The programs of this machine, and what they need.
+fn copy_programs(stage: &Path) -> Result<()> {
+    let mut wanted: BTreeSet<PathBuf> = BTreeSet::new();
+    let plugins = fs::read_dir(PLUGINS).context("list the reference plugins")?;
+    let plugins: Vec<_> = plugins.flatten().map(|entry| entry.path()).collect();
+    for program in PROGRAMS.iter().map(PathBuf::from).chain(plugins) {
+        wanted.extend(libraries(&program)?);
+        wanted.insert(program);
+    }
+    wanted.extend(DATA.iter().map(PathBuf::from));
+    for file in &wanted {
+        let inside = stage.join(file.strip_prefix("/")?);
+        fs::create_dir_all(inside.parent().context("a file lies in a directory")?)?;
+        fs::copy(file, &inside).with_context(|| format!("copy {}", file.display()))?;
+    }
+    fs::copy("/bin/busybox", stage.join("usr/bin/busybox")).context("copy busybox")?;
+    Ok(())
+}
+
+/// Those of another architecture: everything of its packages that is run or read.
+fn copy_system(system: &Path, stage: &Path) -> Result<()> {
+    for part in ["bin", "sbin", "lib", "usr/bin", "usr/sbin", "usr/lib", "usr/share/openvswitch"] {
+        let from = system.join(part);
+        if !from.is_dir() {
+            continue;
+        }
+        // The system has one tree below /usr, the packages have still two.
+        let to = stage.join(if part.starts_with("usr") { part.to_owned() } else { format!("usr/{part}") });
+        fs::create_dir_all(&to)?;
+        quiet(Command::new("cp").arg("-a").arg(from.join(".")).arg(&to))?;
+    }
+    for spare in ["usr/lib/modules", "usr/lib/python3", "usr/lib/python3.11", "usr/lib/firmware"] {
+        let _ = fs::remove_dir_all(stage.join(spare));
+    }
+    // What an installation would link.
+    fs::copy(system.join("usr/lib/openvswitch-switch/ovs-vswitchd"), stage.join("usr/sbin/ovs-vswitchd"))?;
+    Ok(())
 }
 
 /// Makes the part of one kernel: its modules, numbered in the order in which they are loaded.

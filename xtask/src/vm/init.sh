@@ -9,9 +9,9 @@ mount -t tmpfs tmp /tmp
 mount -t securityfs securityfs /sys/kernel/security
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
-# The second port carries the results: as they are, without the terminal's line ends.
-stty -F /dev/ttyS1 raw -echo
-exec </dev/null >/dev/ttyS1 2>&1
+# The port for the results, named on the kernel's command line: as they are, without the terminal's line ends.
+stty -F "/dev/$results" raw -echo
+exec </dev/null >"/dev/$results" 2>&1
 ip link set lo up
 echo "machine: kernel $(uname -r)"
 for module in /modules/*.ko; do

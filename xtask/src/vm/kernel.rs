@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::quiet;
+use super::{Arch, quiet};
 
 /// One kernel of the matrix: Debian's release that carries it, and how its version starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +14,26 @@ pub(super) struct Series {
     /// As it is asked for on the command line.
     pub(super) name: &'static str,
     suite: &'static str,
+    pub(super) arch: Arch,
     /// More on its command line.
     pub(super) append: &'static str,
 }
 
 /// What is supported: the oldest, three in wide use, the newest, and one that keeps its memory to itself.
 pub(super) const MATRIX: &[Series] = &[
-    Series { name: "5.10", suite: "bullseye", append: "" },
-    Series { name: "6.1", suite: "bookworm", append: "" },
-    Series { name: "6.12", suite: "trixie", append: "" },
-    Series { name: "7.2", suite: "sid", append: "" },
-    Series { name: "6.12-confid.", suite: "trixie", append: "lockdown=confidentiality" },
+    series("5.10", "bullseye", Arch::Amd64, ""),
+    series("6.1", "bookworm", Arch::Amd64, ""),
+    series("6.12", "trixie", Arch::Amd64, ""),
+    series("7.2", "sid", Arch::Amd64, ""),
+    series("6.12-confid.", "trixie", Arch::Amd64, "lockdown=confidentiality"),
 ];
+
+/// Run only when they are named.
+pub(super) const OTHERS: &[Series] = &[series("6.1-arm64", "bookworm", Arch::Arm64, "")];
+
+const fn series(name: &'static str, suite: &'static str, arch: Arch, append: &'static str) -> Series {
+    Series { name, suite, arch, append }
+}
 
 impl Series {
     /// `6.12` of `6.12-confidentiality`.
@@ -49,12 +57,14 @@ pub(super) struct Kernel {
 #[derive(Debug)]
 pub(super) struct Store {
     dir: PathBuf,
+    arch: Arch,
 }
 
 impl Store {
-    /// Opens the store in `dir`.
-    pub(super) fn open(dir: &Path) -> Result<Self> {
-        let store = Self { dir: dir.to_owned() };
+    /// Opens the store of an architecture in `dir`.
+    pub(super) fn open(dir: &Path, arch: Arch) -> Result<Self> {
+        let dir = if arch == Arch::Amd64 { dir.to_owned() } else { dir.join(arch.debian()) };
+        let store = Self { dir, arch };
         for part in ["lists/partial", "cache/archives/partial", "kernels"] {
             fs::create_dir_all(store.dir.join(part))?;
         }
@@ -117,18 +127,43 @@ impl Store {
         let output = self.apt("apt-cache").args(["pkgnames", "linux-"]).output().context("run apt-cache")?;
         let names = String::from_utf8_lossy(&output.stdout).into_owned();
         let prefix = format!("{}.", series.version());
+        let cloud = format!("-cloud-{}", self.arch.debian());
         let fits = |name: &&str| {
             let kind =
                 ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|kind| name.starts_with(kind));
-            kind && release_of(name).starts_with(&prefix) && name.ends_with("-cloud-amd64")
+            kind && release_of(name).starts_with(&prefix) && name.ends_with(&cloud)
         };
         Ok(names.lines().filter(fits).map(str::to_owned).collect())
+    }
+
+    /// A system with these packages and all that they need, unpacked and never run: for another architecture
+    /// than this machine's.
+    pub(super) fn system(&self, suite: &str, packages: &[&str]) -> Result<PathBuf> {
+        let root = self.dir.join("system");
+        let done = root.join("complete");
+        if !done.exists() {
+            println!("fetching a {} system from Debian {suite}", self.arch.debian());
+            let _ = fs::remove_dir_all(&root);
+            fs::create_dir_all(&root)?;
+            self.update()?;
+            let mut install = self.apt("apt-get");
+            install.args(["install", "-y", "--no-install-recommends", "--download-only", "-t", suite]);
+            quiet(install.args(packages))?;
+            for deb in fs::read_dir(self.dir.join("cache/archives"))?.flatten() {
+                if deb.path().extension().is_some_and(|extension| extension == "deb") {
+                    quiet(Command::new("dpkg-deb").arg("-x").arg(deb.path()).arg(&root))?;
+                }
+            }
+            fs::write(done, suite)?;
+        }
+        Ok(root)
     }
 
     fn update(&self) -> Result<()> {
         let mirror = mirror()?;
         println!("reading the package lists of {mirror}");
-        let suites: std::collections::BTreeSet<_> = MATRIX.iter().map(|series| series.suite).collect();
+        let known = MATRIX.iter().chain(OTHERS).filter(|series| series.arch == self.arch);
+        let suites: std::collections::BTreeSet<_> = known.map(|series| series.suite).collect();
         let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
         let lines: Vec<_> =
             suites.iter().map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n")).collect();
@@ -141,6 +176,8 @@ impl Store {
     fn apt(&self, program: &str) -> Command {
         let mut apt = Command::new(program);
         for (option, value) in [
+            ("APT::Architecture", self.arch.debian().into()),
+            ("APT::Architectures", self.arch.debian().into()),
             ("Dir::Etc::sourcelist", self.dir.join("sources.list")),
             ("Dir::Etc::sourceparts", "-".into()),
             ("Dir::State::Lists", self.dir.join("lists")),

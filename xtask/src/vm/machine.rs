@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Series};
 
 /// Longest that a machine may run: several times what it takes.
 const PATIENCE: Duration = Duration::from_mins(12);
@@ -24,10 +24,10 @@ pub(super) struct Said {
 }
 
 /// Boots `kernel` with the two archives and waits for its end; the consoles are kept in `dir`.
-pub(super) fn run(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path) -> Result<Said> {
+pub(super) fn run(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Result<Said> {
     // Now and then QEMU's emulation of cmpxchg16b ends a kernel with a double fault: not the kernel's doing.
     for attempt in 1.. {
-        let said = boot(kernel, append, archives, dir)?;
+        let said = boot(kernel, series, archives, dir)?;
         let console = fs::read(dir.join("console.log")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
         if said.text.contains("machine: exit ") {
@@ -46,7 +46,7 @@ pub(super) fn run(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path)
     unreachable!("the loop ends by a return")
 }
 
-fn boot(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path) -> Result<Said> {
+fn boot(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Result<Said> {
     let initrd: PathBuf = dir.join("initrd");
     // The kernel unpacks archives that follow each other, each compressed by itself.
     let mut whole = fs::File::create(&initrd)?;
@@ -56,11 +56,15 @@ fn boot(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path) -> Result
     drop(whole);
     let (console, result) = (dir.join("console.log"), dir.join("result.log"));
     let started = Instant::now();
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "1", "-m", MEMORY])
+    let (port, results) = series.arch.ports();
+    let append = series.append;
+    let mut qemu = series.arch.qemu();
+    if port != results {
+        qemu.arg("-serial").arg(format!("file:{}", console.display()));
+    }
+    let mut qemu = qemu
+        .args(["-smp", "1", "-m", MEMORY])
         .args(["-nodefaults", "-nic", "none", "-display", "none", "-no-reboot"])
-        .arg("-serial")
-        .arg(format!("file:{}", console.display()))
         .arg("-serial")
         .arg(format!("file:{}", result.display()))
         .arg("-kernel")
@@ -68,11 +72,14 @@ fn boot(kernel: &Kernel, append: &str, archives: &[&Path], dir: &Path) -> Result
         .arg("-initrd")
         .arg(&initrd)
         .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 quiet mitigations=off {append}"))
+        // What the kernel does not know itself goes into the environment of its first process.
+        .arg(format!(
+            "console={port} results={results} panic=-1 quiet mitigations=off init_on_alloc=0 {append}"
+        ))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
-        .context("start qemu-system-x86_64")?;
+        .context("start QEMU")?;
     loop {
         if qemu.try_wait()?.is_some() {
             break;
