@@ -55,6 +55,14 @@ impl Node {
         Ok(node)
     }
 
+    /// One with a valid configuration, and an API server on the other host.
+    pub fn healthy() -> Result<(Self, Server)> {
+        let node = Self::new()?;
+        node.install_config()?;
+        let server = node.serve_api()?;
+        Ok((node, server))
+    }
+
     fn path(&self, part: &str) -> PathBuf {
         self.dir.path().join(part)
     }

@@ -1,15 +1,8 @@
 //! Who reads and writes the runtime's configuration. Needs root.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Client, Dial, Node, Server, Trace};
+use kernel_tests::{API, Client, Dial, Node, Trace};
 use serde_json::Value;
-
-fn node() -> Result<(Node, Server)> {
-    let node = Node::new()?;
-    node.install_config()?;
-    let server = node.serve_api()?;
-    Ok((node, server))
-}
 
 /// A process that is called like a runtime and reads one file now and then, as the helper does it.
 fn runtime(node: &Node, file: &str, every_ms: &str) -> Result<Client> {
@@ -30,7 +23,7 @@ fn sees_names(trace: &mut Trace) -> Result<bool> {
 
 #[test]
 fn who_removed_the_configuration_is_named() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let path = node.conf_dir().join("10-pods.conflist");
     std::fs::remove_file(&path)?;
@@ -53,7 +46,7 @@ fn who_removed_the_configuration_is_named() -> Result<()> {
 /// containerd does not look at a file that was renamed into place from another directory.
 #[test]
 fn a_valid_file_that_the_runtime_has_not_opened_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let runtime_that_waits = runtime(&node, "10-pods.conflist", "600000")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     node.install_config()?;
@@ -77,7 +70,7 @@ fn a_valid_file_that_the_runtime_has_not_opened_is_told() -> Result<()> {
 /// Who watches only the directory itself, as runtimes do, sees nothing any more when it is replaced.
 #[test]
 fn a_replaced_directory_is_told_and_followed() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let aside = node.dir().join("net.d.old");
     std::fs::rename(node.conf_dir(), &aside)?;

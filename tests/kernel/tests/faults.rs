@@ -7,13 +7,6 @@ const SERVICE: &str = "10.96.0.1:443";
 const REJECT_SERVICE: &str = "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
                               add rule ip lab out ip daddr 10.96.0.1 reject with icmp type port-unreachable";
 
-fn healthy() -> Result<(Node, Server)> {
-    let node = Node::new()?;
-    node.install_config()?;
-    let server = node.serve_api()?;
-    Ok((node, server))
-}
-
 /// The verdict without an agent, of a node with a valid configuration.
 fn verdict(node: &Node, seconds: u32, args: &[&str]) -> Result<Check> {
     let check = Check::run(node, seconds, args)?;
@@ -33,7 +26,7 @@ fn of_the_node(line: &serde_json::Value) -> bool {
 
 #[test]
 fn a_healthy_node_is_ready() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let check = verdict(&node, 2, &["--apiserver", API])?;
     expect(&check, "NetworkReady", 0)?;
     for condition in check.document["conditions"].as_array().into_iter().flatten() {
@@ -44,14 +37,14 @@ fn a_healthy_node_is_ready() -> Result<()> {
 
 #[test]
 fn a_closed_port_of_another_host_is_refused() -> Result<()> {
-    let (node, server) = healthy()?;
+    let (node, server) = Node::healthy()?;
     drop(server);
     expect(&verdict(&node, 2, &["--apiserver", API])?, "APIServerRefused", 3)
 }
 
 #[test]
 fn a_control_plane_host_without_a_listener_is_down() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let args = ["--apiserver", "10.99.0.2:6443", "--role", "control-plane"];
     expect(&verdict(&node, 2, &args)?, "APIServerDown", 3)?;
     // The state shows it without any connect.
@@ -60,7 +53,7 @@ fn a_control_plane_host_without_a_listener_is_down() -> Result<()> {
 
 #[test]
 fn a_worker_s_closed_loopback_port_is_its_proxy() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     for addr in ["127.0.0.1:6443", "[::1]:6443"] {
         let args = ["--apiserver", addr, "--role", "worker"];
         expect(&verdict(&node, 2, &args)?, "APILocalProxyDown", 3)?;
@@ -70,7 +63,7 @@ fn a_worker_s_closed_loopback_port_is_its_proxy() -> Result<()> {
 
 #[test]
 fn a_rejected_service_has_no_endpoints() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.netns.nft(REJECT_SERVICE)?;
     expect(&verdict(&node, 3, &["--apiserver", "service=10.96.0.1"])?, "APIServiceNoEndpoints", 3)
 }
@@ -78,7 +71,7 @@ fn a_rejected_service_has_no_endpoints() -> Result<()> {
 /// The socket of a non-blocking connect ends with no error at all: only its error queue tells.
 #[test]
 fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.netns.nft(REJECT_SERVICE)?;
     let mut trace = Trace::start(&node, &["--apiserver", "service=10.96.0.1:443", "--no-ask"])?;
     let mut client = node.client("kubelet", &Dial { to: SERVICE, flags: &["--go", "--count", "3"] })?;
@@ -93,7 +86,7 @@ fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
 
 #[test]
 fn a_rejected_server_is_a_local_policy() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.netns.nft(
         "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
          add rule ip lab out tcp dport 6443 reject with icmp type port-unreachable",
@@ -104,7 +97,7 @@ fn a_rejected_server_is_a_local_policy() -> Result<()> {
 #[test]
 fn a_rejection_by_another_host_is_a_firewall() -> Result<()> {
     for how in ["admin-prohibited", "port-unreachable", "host-prohibited"] {
-        let (node, _server) = healthy()?;
+        let (node, _server) = Node::healthy()?;
         node.peer.nft(&format!(
             "add table ip lab; add chain ip lab in {{ type filter hook input priority 0; }}; \
              add rule ip lab in tcp dport 6443 reject with icmp type {how}"
@@ -119,13 +112,13 @@ fn a_rejection_by_another_host_is_a_firewall() -> Result<()> {
 
 #[test]
 fn an_address_that_nobody_holds_is_an_unreachable_vip() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     expect(&verdict(&node, 6, &["--apiserver", "10.99.0.77:6443"])?, "APIVIPUnreachable", 3)
 }
 
 #[test]
 fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.netns.ip("route del default")?;
     for form in ["", "unreachable", "prohibit", "blackhole"] {
         if !form.is_empty() {
@@ -141,7 +134,7 @@ fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
 
 #[test]
 fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let denied = Cgroup::that_denies()?;
     let dir = denied.dir().to_string_lossy().into_owned();
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
@@ -159,7 +152,7 @@ fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
 
 #[test]
 fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.peer.nft(
         "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
          add rule ip lab in tcp dport 6443 drop",
@@ -177,7 +170,7 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
 /// The kernel half reports only connects whose start it saw; sock_diag shows the others.
 #[test]
 fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.peer.nft(
         "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
          add rule ip lab in tcp dport 6443 counter drop",
@@ -196,7 +189,7 @@ fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
 
 #[test]
 fn a_drop_on_this_host_is_a_local_policy() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.netns.nft(
         "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
          add rule ip lab out tcp dport 6443 drop",
@@ -225,7 +218,7 @@ fn mptcp_listener_and_connect_do_not_confuse() -> Result<()> {
 
 #[test]
 fn an_empty_directory_is_a_missing_configuration() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     node.remove_config()?;
     expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigMissing", 1)?;
     std::fs::remove_dir(node.conf_dir())?;
@@ -235,7 +228,7 @@ fn an_empty_directory_is_a_missing_configuration() -> Result<()> {
 #[test]
 fn a_broken_first_file_is_an_invalid_configuration() -> Result<()> {
     for bytes in [&b""[..], b"{\"cniVersion\": \"0.4.0\", \"na", &[0; 100], &vec![b'['; 1 << 20]] {
-        let (node, _server) = healthy()?;
+        let (node, _server) = Node::healthy()?;
         node.write_config("00-multus.conf", bytes)?;
         let check = verdict(&node, 2, &["--apiserver", API])?;
         expect(&check, "CNIConfigInvalid", 1)?;
@@ -248,7 +241,7 @@ fn a_broken_first_file_is_an_invalid_configuration() -> Result<()> {
 
 #[test]
 fn hostile_files_do_not_stop_the_probe() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let path = node.conf_dir().join("00-first.conf");
     let fifo = std::ffi::CString::new(path.to_str().expect("a text"))?;
     // SAFETY: a NUL-terminated path.
@@ -264,7 +257,7 @@ fn hostile_files_do_not_stop_the_probe() -> Result<()> {
 
 #[test]
 fn a_plugin_that_is_not_there_is_told_without_any_execution() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     for plugin in ["portmap", "host-local", "loopback"] {
         std::fs::rename(node.bin_dir().join(plugin), node.dir().join(plugin))?;
         let check = verdict(&node, 2, &["--apiserver", API])?;
@@ -277,7 +270,7 @@ fn a_plugin_that_is_not_there_is_told_without_any_execution() -> Result<()> {
 
 #[test]
 fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
     let mut config = node.plugin_config("10.244.0.0/24");
@@ -304,7 +297,7 @@ fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
 
 #[test]
 fn exhausted_addresses_are_told_from_any_other_failure() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
     let config = node.plugin_config("10.244.9.0/30");
@@ -326,7 +319,7 @@ fn exhausted_addresses_are_told_from_any_other_failure() -> Result<()> {
 
 #[test]
 fn a_failed_del_is_no_fault() -> Result<()> {
-    let (node, _server) = healthy()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
     let mut config = node.plugin_config("10.244.0.0/24");
@@ -341,7 +334,7 @@ fn a_failed_del_is_no_fault() -> Result<()> {
 
 #[test]
 fn the_api_is_the_root_and_the_missing_configuration_its_consequence() -> Result<()> {
-    let (node, server) = healthy()?;
+    let (node, server) = Node::healthy()?;
     drop(server);
     node.remove_config()?;
     let check = verdict(&node, 7, &["--apiserver", API])?;
@@ -355,7 +348,7 @@ fn the_api_is_the_root_and_the_missing_configuration_its_consequence() -> Result
 
 #[test]
 fn a_broken_file_is_not_blamed_on_the_api() -> Result<()> {
-    let (node, server) = healthy()?;
+    let (node, server) = Node::healthy()?;
     drop(server);
     node.write_config("00-broken.conf", b"{")?;
     let check = verdict(&node, 2, &["--apiserver", API])?;
@@ -366,7 +359,7 @@ fn a_broken_file_is_not_blamed_on_the_api() -> Result<()> {
 
 #[test]
 fn everything_recovers() -> Result<()> {
-    let (node, server) = healthy()?;
+    let (node, server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
     node.remove_config()?;

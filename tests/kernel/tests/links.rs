@@ -1,20 +1,13 @@
 //! Links, routes and rules: what the kernel refuses, who takes them away. Needs root.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Namespace, Node, Sandbox, Server, Trace, spawn};
+use kernel_tests::{API, Namespace, Node, Sandbox, Trace, spawn};
 use serde_json::Value;
-
-fn node() -> Result<(Node, Server)> {
-    let node = Node::new()?;
-    node.install_config()?;
-    let server = node.serve_api()?;
-    Ok((node, server))
-}
 
 /// Of every errno there is the errno; of those that the kernel explains, its words.
 #[test]
 fn what_the_kernel_refuses_is_told_with_its_reason_and_who_asked() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let without_errno = trace.gap("link.error.errno").is_some();
     let without_text = trace.gap("link.error.text").is_some();
@@ -42,7 +35,7 @@ fn what_the_kernel_refuses_is_told_with_its_reason_and_who_asked() -> Result<()>
 
 #[test]
 fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let without_object = trace.gap("link.error.text").is_some();
     node.netns.ip("rule add from 10.244.0.0/16 table 100")?;
@@ -63,7 +56,7 @@ fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
 /// What happens inside a pod's namespace is seen from outside, once a link leads there.
 #[test]
 fn links_of_other_namespaces_are_followed() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let pod = Namespace::new()?;
     let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(pod.path())?);
@@ -102,7 +95,7 @@ fn links_of_other_namespaces_are_followed() -> Result<()> {
 /// A file that a runtime left where namespaces are bound, as after a crash.
 #[test]
 fn a_name_without_a_namespace_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let dir = node.dir().join("netns");
     std::fs::create_dir(&dir)?;
     let left = dir.join("cni-left-over");
@@ -124,7 +117,7 @@ fn a_name_without_a_namespace_is_told() -> Result<()> {
 /// A pod's packet whose source is routed elsewhere, on a link whose filter somebody turned on.
 #[test]
 fn packets_that_the_reverse_path_filter_drops_are_told_with_their_link() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let pod = Namespace::new()?;
     node.netns.ip(&format!("link add lxc1 type veth peer name eth0 netns {}", pod.name()))?;
     node.netns.ip("addr add 10.77.0.1/24 dev lxc1")?;
@@ -156,7 +149,7 @@ fn packets_that_the_reverse_path_filter_drops_are_told_with_their_link() -> Resu
 /// A plugin that names what the kernel refused it: the datapath is at fault, not the plugin.
 #[test]
 fn a_plugin_that_the_kernel_refuses_a_link_is_told_from_one_that_fails_by_itself() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut config = node.plugin_config("10.244.0.0/24");
     config["mtu"] = 700_000.into();

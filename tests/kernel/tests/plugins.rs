@@ -9,15 +9,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Node, Sandbox, Server, Trace, spawn};
+use kernel_tests::{API, Node, Sandbox, Trace, spawn};
 use serde_json::{Value, json};
-
-fn node() -> Result<(Node, Server)> {
-    let node = Node::new()?;
-    node.install_config()?;
-    let server = node.serve_api()?;
-    Ok((node, server))
-}
 
 const QUIET: &[&str] = &["--apiserver", API, "--no-ask"];
 
@@ -28,7 +21,7 @@ fn message(verdict: &Value) -> &str {
 /// The runtime finds the file, and the kernel says no: what a security module's denial looks like, too.
 #[test]
 fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("shy")?;
     std::fs::set_permissions(&plugin, Permissions::from_mode(0o644))?;
     let mut trace = Trace::start(&node, QUIET)?;
@@ -43,7 +36,7 @@ fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
 
 #[test]
 fn a_running_plugin_that_is_to_be_replaced_is_busy() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("slow")?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("web-1")?;
@@ -63,7 +56,7 @@ fn a_running_plugin_that_is_to_be_replaced_is_busy() -> Result<()> {
 
 #[test]
 fn a_plugin_that_never_ends_is_told_while_it_runs() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     node.helper_as("slow")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--plugin-limit", "1s"])?;
     let sandbox = Sandbox::new("web-1")?;
@@ -81,7 +74,7 @@ fn a_plugin_that_never_ends_is_told_while_it_runs() -> Result<()> {
 /// As Multus does with its `readinessindicatorfile`.
 #[test]
 fn a_plugin_that_waits_for_the_default_network_names_the_file() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     node.helper_as("multus")?;
     let marker = node.dir().join("subnet.env");
     let config = json!({"cniVersion": "0.4.0", "name": "meta", "type": "multus", "sleep": 12_000,
@@ -102,7 +95,7 @@ fn a_plugin_that_waits_for_the_default_network_names_the_file() -> Result<()> {
 
 #[test]
 fn a_file_in_place_of_a_namespace_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let left = node.dir().join("cni-left-over");
     std::fs::write(&left, "")?;
@@ -121,7 +114,7 @@ fn a_file_in_place_of_a_namespace_is_told() -> Result<()> {
 /// An agent in a container whose mounts are not shared sees a plain file where the host has a namespace.
 #[test]
 fn a_namespace_that_an_agent_cannot_see_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("web-1")?;
     let path = CString::new(sandbox.netns.path().as_os_str().as_bytes())?;
@@ -184,7 +177,7 @@ fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<
 /// The namespace, its name, the plugins with their delegates, the links, and the end: one object.
 #[test]
 fn everything_that_was_done_for_a_sandbox_is_one_object() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("web-1")?;
     let config = node.plugin_config("10.244.0.0/24");
@@ -222,7 +215,7 @@ fn everything_that_was_done_for_a_sandbox_is_one_object() -> Result<()> {
 /// What a runtime does after a reboot: it cleans up what it does not have any more.
 #[test]
 fn a_del_without_an_add_is_told_as_such() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("gone-1")?;
     ensure!(sandbox.run(&node, "DEL", &node.plugin_config("10.244.0.0/24"))?.status.success());

@@ -6,18 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace, spawn};
-
-fn node() -> Result<(Node, Server)> {
-    let node = Node::new()?;
-    node.install_config()?;
-    let server = node.serve_api()?;
-    Ok((node, server))
-}
+use kernel_tests::{API, Cgroup, Dial, Node, Trace, spawn};
 
 #[test]
 fn a_module_that_does_not_come_is_named() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     ensure!(node.netns.ip("link add x0 type nosuchkind").is_err());
     if trace.gap("module.request").is_some() {
@@ -36,7 +29,7 @@ fn a_module_that_does_not_come_is_named() -> Result<()> {
 /// EMFILE is what a used-up `fs.inotify.max_user_instances` answers, and a used-up table of descriptors.
 #[test]
 fn a_kubelet_that_gets_no_inotify_instance_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut kubelet = node.client("kubelet", &Dial { to: "/", flags: &["--inotify"] })?;
     ensure!(kubelet.errno()? == libc::EMFILE);
@@ -50,7 +43,7 @@ fn a_kubelet_that_gets_no_inotify_instance_is_told() -> Result<()> {
 
 #[test]
 fn an_expired_token_of_a_plugin_is_told_with_its_file() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     // {"alg":"none"} and {"exp":1000}
     let kubeconfig = "users:\n- name: calico\n  user: {token: eyJhbGciOiJub25lIn0.eyJleHAiOjEwMDB9.x}\n";
     std::fs::write(node.conf_dir().join("calico-kubeconfig"), kubeconfig)?;
@@ -63,7 +56,7 @@ fn an_expired_token_of_a_plugin_is_told_with_its_file() -> Result<()> {
 
 #[test]
 fn the_settings_that_pod_networks_need_are_told_at_start() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let set = |value: &str| -> Result<()> {
         let mut sysctl = node.netns.command("sysctl")?;
         ensure!(sysctl.args(["-qw", &format!("net.ipv4.ip_forward={value}")]).status()?.success());
@@ -84,7 +77,7 @@ fn the_settings_that_pod_networks_need_are_told_at_start() -> Result<()> {
 
 #[test]
 fn a_process_that_the_kernel_ends_for_its_memory_is_told_as_such() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let cgroup = Cgroup::that_limits_memory(24 << 20)?;
     let dir = cgroup.dir().to_string_lossy().into_owned();
@@ -123,7 +116,7 @@ impl Drop for Disk {
 
 #[test]
 fn a_full_disk_is_told_with_its_path() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let root = node.dir().join("host");
     let disk = Disk::new(&root.join("var/lib/etcd"))?;
     let flag = root.to_string_lossy().into_owned();
@@ -146,7 +139,7 @@ fn a_full_disk_is_told_with_its_path() -> Result<()> {
 #[ignore = "changes a setting of the whole kernel: only in a machine of its own"]
 fn a_full_connection_tracking_table_is_told() -> Result<()> {
     const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     node.netns.nft(
         "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
          add rule ip lab out ct state established accept",
@@ -167,7 +160,7 @@ fn a_full_connection_tracking_table_is_told() -> Result<()> {
 #[test]
 #[ignore = "sets the clock: only in a machine of its own"]
 fn a_clock_that_somebody_sets_is_told() -> Result<()> {
-    let (node, _server) = node()?;
+    let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     set_clock_by(3)?;
     let told = trace.wait_for("the step", |line| line["kind"] == "clock_step");
