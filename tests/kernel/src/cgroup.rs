@@ -83,7 +83,6 @@ impl Cgroup {
 
     /// One whose processes may have so much memory.
     pub fn that_limits_memory(bytes: u64) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         // cgroup v1 has a hierarchy of its own for memory.
         let (root, limit) = match mounted(" - cgroup ", "memory") {
             Some(root) => (root, "memory.limit_in_bytes"),
@@ -92,22 +91,15 @@ impl Cgroup {
         if limit == "memory.max" {
             std::fs::write(root.join("cgroup.subtree_control"), "+memory").context("limit memory")?;
         }
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = root.join(format!("nrlab-memory-{}-{number}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
-        let made = Self { dir };
+        let made = Self::new(&root)?;
         std::fs::write(made.dir.join(limit), bytes.to_string()).context("limit memory")?;
         Ok(made)
     }
 
     /// Makes the cgroup under the host's cgroup2 root and attaches the program.
     fn with(program: &[u64]) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = cgroup2().context("find a cgroup2 mount")?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = root.join(format!("nrlab-{}-{number}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
-        let made = Self { dir };
+        let made = Self::new(&root)?;
         unlock_memory();
         let license = c"GPL";
         let load = Load {
@@ -130,6 +122,15 @@ impl Cgroup {
         };
         bpf(BPF_PROG_ATTACH, &attach).context("attach the program of a cgroup")?;
         Ok(made)
+    }
+
+    /// An empty one below `root`.
+    fn new(root: &Path) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = root.join(format!("nrlab-{}-{number}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        Ok(Self { dir })
     }
 
     /// Where a process enters it.
