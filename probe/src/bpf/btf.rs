@@ -3,7 +3,7 @@
 //! The library that loads the programs does not give member offsets, so this reads the type section itself:
 //! Documentation/bpf/btf.rst. The file is the kernel's, but every length is checked all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Where the running kernel keeps it (5.4, `CONFIG_DEBUG_INFO_BTF`).
@@ -18,6 +18,10 @@ pub(super) enum BtfError {
     Type(usize),
 }
 
+/// Bytes by which names are told apart before they are read; the shortest that is wanted, with its end.
+const HEAD: usize = 4;
+/// Bytes of the header.
+const HEADER: u32 = 24;
 /// Longest chain of typedefs, qualifiers and nested structs that is followed.
 const MAX_DEPTH: usize = 16;
 
@@ -28,10 +32,12 @@ const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const ENUM: u32 = 6;
+const FORWARD: u32 = 7;
 const TYPEDEF: u32 = 8;
 const VOLATILE: u32 = 9;
 const CONST: u32 = 10;
 const RESTRICT: u32 = 11;
+const FUNC: u32 = 12;
 const FUNC_PROTO: u32 = 13;
 const VAR: u32 = 14;
 const DATASEC: u32 = 15;
@@ -47,11 +53,13 @@ pub(super) struct Btf<'a> {
     starts: Vec<u32>,
     /// Structs, enums and typedefs by name, of those asked for.
     named: BTreeMap<&'a str, u32>,
+    /// Functions and typedefs of those asked for, in the order of their numbers; names may repeat.
+    places: Vec<(u32, &'a str)>,
 }
 
 impl<'a> Btf<'a> {
     /// Indexes `data`, keeping what `wanted` names.
-    pub(super) fn parse(data: &'a [u8], wanted: &[&str]) -> Result<Self, BtfError> {
+    pub(super) fn parse(data: &'a [u8], wanted: &BTreeSet<&str>) -> Result<Self, BtfError> {
         let word = |at: usize| read(data, at).ok_or(BtfError::Header);
         if data.get(..2) != Some(&0xeb9f_u16.to_ne_bytes()) {
             return Err(BtfError::Header);
@@ -65,12 +73,17 @@ impl<'a> Btf<'a> {
             let range = section(word(at)?, word(at + 4)?).ok_or(BtfError::Header)?;
             data.get(range).ok_or(BtfError::Header)
         };
-        let mut btf = Self { types: part(8)?, strings: part(16)?, starts: vec![0], named: BTreeMap::new() };
+        let (types, strings) = (part(8)?, part(16)?);
+        let mut btf = Self { types, strings, starts: vec![0], named: BTreeMap::new(), places: Vec::new() };
         btf.index(wanted)?;
         Ok(btf)
     }
 
-    fn index(&mut self, wanted: &[&str]) -> Result<(), BtfError> {
+    fn index(&mut self, wanted: &BTreeSet<&str>) -> Result<(), BtfError> {
+        // Nearly every name is told from those that are wanted by how it begins.
+        let head = |name: &[u8]| name.first_chunk::<HEAD>().copied();
+        let heads: BTreeSet<_> =
+            wanted.iter().filter_map(|name| head(&[name.as_bytes(), &[0; HEAD]].concat())).collect();
         let mut at = 0;
         while at < self.types.len() {
             let id = self.starts.len();
@@ -80,10 +93,20 @@ impl<'a> Btf<'a> {
             if at + size > self.types.len() {
                 return Err(cut());
             }
-            if matches!(kind(info), STRUCT | ENUM | TYPEDEF) {
-                let name = self.name(read(self.types, at).ok_or_else(cut)?);
-                if wanted.contains(&name) {
-                    self.named.insert(name, u32::try_from(id).map_err(|_| cut())?);
+            if matches!(kind(info), STRUCT | ENUM | TYPEDEF | FUNC) {
+                let offset = read(self.types, at).ok_or_else(cut)?;
+                let begins = self.strings.get(offset as usize..).and_then(head);
+                if begins.is_some_and(|begins| heads.contains(&begins))
+                    && let name = self.name(offset)
+                    && wanted.contains(name)
+                {
+                    let id = u32::try_from(id).map_err(|_| cut())?;
+                    if kind(info) != FUNC {
+                        self.named.insert(name, id);
+                    }
+                    if matches!(kind(info), FUNC | TYPEDEF) {
+                        self.places.push((id, name));
+                    }
                 }
             }
             self.starts.push(u32::try_from(at).map_err(|_| cut())?);
@@ -96,6 +119,33 @@ impl<'a> Btf<'a> {
         let rest = self.strings.get(offset as usize..).unwrap_or_default();
         let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
         std::str::from_utf8(&rest[..end]).unwrap_or_default()
+    }
+
+    /// A type section in which functions and typedefs that were asked for have their numbers and their names,
+    /// and every other type is a nameless one: a library that looks for a name from the first type on, for each
+    /// program anew, is done with it a hundred times sooner.
+    pub(super) fn skeleton(&self) -> Vec<u8> {
+        let (mut types, mut strings) = (Vec::new(), vec![0]);
+        let mut push = |name: usize, kind: u32| {
+            for word in [u32::try_from(name).unwrap_or(0), kind << 24, 0] {
+                types.extend(word.to_ne_bytes());
+            }
+        };
+        let mut next = 1;
+        for (id, name) in &self.places {
+            (next..*id).for_each(|_| push(0, FORWARD));
+            push(strings.len(), self.at(*id).map_or(FORWARD, |(_, info)| kind(info)));
+            strings.extend(name.as_bytes());
+            strings.push(0);
+            next = id + 1;
+        }
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(0);
+        // Magic number, version and flags; the length of the header; where types and strings are.
+        let mut section = [&0xeb9f_u16.to_ne_bytes()[..], &[1, 0]].concat();
+        for word in [HEADER, 0, length(&types), length(&types), length(&strings)] {
+            section.extend(word.to_ne_bytes());
+        }
+        [section, types, strings].concat()
     }
 
     /// Start of a type and its info word.
@@ -222,7 +272,8 @@ mod tests {
     #[test]
     fn members_are_found_through_unions_and_typedefs() {
         let data = kernel();
-        let btf = Btf::parse(&data, &["sock_common", "sock", "sock_exterr_skb"]).expect("parses");
+        let wanted = BTreeSet::from(["sock_common", "sock", "sock_exterr_skb"]);
+        let btf = Btf::parse(&data, &wanted).expect("parses");
         // The first members of sock_common: daddr and rcv_saddr share an anonymous union and struct.
         assert_eq!(btf.offset("sock_common", "skc_daddr"), Some(0));
         assert_eq!(btf.offset("sock_common", "skc_rcv_saddr"), Some(4));
@@ -236,7 +287,7 @@ mod tests {
     #[test]
     fn enumerators_are_found() {
         let data = kernel();
-        let btf = Btf::parse(&data, &["bpf_func_id"]).expect("parses");
+        let btf = Btf::parse(&data, &BTreeSet::from(["bpf_func_id"])).expect("parses");
         // include/uapi/linux/bpf.h, where numbers never change.
         assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_ringbuf_reserve"), Some(131));
         assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_no_such"), None);
@@ -247,7 +298,7 @@ mod tests {
     #[test]
     fn arguments_of_tracepoints_are_told_apart() {
         let data = kernel();
-        let wanted = ["btf_trace_sched_process_exit", "btf_trace_signal_generate"];
+        let wanted = BTreeSet::from(["btf_trace_sched_process_exit", "btf_trace_signal_generate"]);
         let btf = Btf::parse(&data, &wanted).expect("parses");
         assert_eq!(btf.takes_pointer("btf_trace_sched_process_exit"), Some(true));
         assert_eq!(btf.takes_pointer("btf_trace_signal_generate"), Some(false));
@@ -255,14 +306,32 @@ mod tests {
     }
 
     #[test]
+    fn the_skeleton_has_the_same_numbers() {
+        let data = kernel();
+        let wanted =
+            BTreeSet::from(["btf_trace_sched_process_exit", "tcp_v4_rcv", "no_such_function", "sock"]);
+        let whole = Btf::parse(&data, &wanted).expect("parses");
+        let skeleton = whole.skeleton();
+        let small = Btf::parse(&skeleton, &wanted).expect("parses");
+        let names: BTreeSet<_> = small.places.iter().map(|(_, name)| *name).collect();
+        assert_eq!(names, BTreeSet::from(["btf_trace_sched_process_exit", "tcp_v4_rcv"]));
+        assert_eq!(small.places, whole.places);
+        for (id, name) in &small.places {
+            let kinds = [&small, &whole].map(|btf| btf.at(*id).map(|(_, info)| kind(info)));
+            assert_eq!(kinds[0], kinds[1], "{name}");
+        }
+        assert!(skeleton.len() < data.len() / 2);
+    }
+
+    #[test]
     fn a_file_cut_anywhere_is_an_error_or_an_answer_but_never_a_panic() {
         let data = kernel();
         for cut in (0..200).chain((200..data.len()).step_by(data.len() / 50)) {
-            if let Ok(btf) = Btf::parse(&data[..cut], &["sock"]) {
+            if let Ok(btf) = Btf::parse(&data[..cut], &BTreeSet::from(["sock"])) {
                 let _ = btf.offset("sock", "sk_err");
             }
         }
-        assert!(Btf::parse(b"\x9f\xeb", &[]).is_err());
-        assert!(Btf::parse(b"", &[]).is_err());
+        assert!(Btf::parse(b"\x9f\xeb", &BTreeSet::new()).is_err());
+        assert!(Btf::parse(b"", &BTreeSet::new()).is_err());
     }
 }

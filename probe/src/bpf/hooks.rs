@@ -43,6 +43,16 @@ impl Attach {
     }
 }
 
+/// Functions and typedefs of the kernel that programs attach to, by the names of its type information.
+pub(super) fn places() -> Vec<String> {
+    let names = |attach| match attach {
+        Attach::Btf(name) => vec![format!("btf_trace_{name}")],
+        Attach::Entry(names) | Attach::Exit(names) => names.iter().map(ToString::to_string).collect(),
+        Attach::Raw(_) | Attach::Syscall(_) => Vec::new(),
+    };
+    HOOKS.iter().flat_map(|row| row.sources).flat_map(|source| names(source.attach)).collect()
+}
+
 /// What a program needs beyond the kernel's consent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {

@@ -1,6 +1,6 @@
 //! Which kernel fields the programs read, by the names of the kernel half's globals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::btf::Btf;
 
@@ -100,6 +100,8 @@ pub(super) struct Layout {
     pub(super) abilities: Abilities,
     /// Names of the reasons for which this kernel drops packets; the numbers are its own.
     pub(super) drop_reasons: BTreeMap<u32, String>,
+    /// What programs attach to, as a type section of its own: see [`Btf::skeleton`].
+    pub(super) places: Vec<u8>,
 }
 
 /// What a kernel can do for a program.
@@ -114,10 +116,16 @@ pub(super) struct Abilities {
 }
 
 impl Layout {
-    /// From the kernel's type information. `probe_read` says whether memory may be read by address.
-    pub(super) fn read(data: &[u8], probe_read: bool) -> Result<Self, super::btf::BtfError> {
-        let mut wanted: Vec<_> = FIELDS.iter().map(|field| field.1).collect();
+    /// From the kernel's type information. `probe_read` says whether memory may be read by address; `places` are
+    /// the functions and typedefs that programs attach to.
+    pub(super) fn read(
+        data: &[u8],
+        probe_read: bool,
+        places: &[String],
+    ) -> Result<Self, super::btf::BtfError> {
+        let mut wanted: BTreeSet<_> = FIELDS.iter().map(|field| field.1).collect();
         wanted.extend(["bpf_func_id", "iter_type", DROP_REASONS, MARK_VICTIM]);
+        wanted.extend(places.iter().map(String::as_str));
         let btf = Btf::parse(data, &wanted)?;
         let find = |field: &Field| field.2.iter().find_map(|path| btf.offset(field.1, path));
         let helper = |name| btf.enumerator("bpf_func_id", name).is_some();
@@ -127,7 +135,7 @@ impl Layout {
             task_pt_regs: helper("BPF_FUNC_task_pt_regs"),
             probe_read,
         };
-        let mut layout = Self { abilities, ..Self::default() };
+        let mut layout = Self { abilities, places: btf.skeleton(), ..Self::default() };
         for field in FIELDS {
             match find(field) {
                 Some(offset) => layout.globals.push((field.0, offset)),
@@ -175,7 +183,7 @@ mod tests {
     #[test]
     fn this_kernel_has_every_field() {
         let data = std::fs::read(super::super::btf::VMLINUX).expect("type information of this kernel");
-        let layout = Layout::read(&data, true).expect("parses");
+        let layout = Layout::read(&data, true, &[]).expect("parses");
         assert_eq!(layout.missing, Vec::<&str>::new());
         assert!(layout.globals.contains(&("HAVE_NET_COUNT", 1)));
     }

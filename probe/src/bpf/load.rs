@@ -49,15 +49,15 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
             "read the kernel's type information {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
         ))
     })?;
-    // Three passes over the same type information, two of them inside the library: side by side.
-    let (mut loader, layout, btf) = std::thread::scope(|scope| {
-        let btf = scope.spawn(|| Btf::parse(&data, Endianness::default()));
-        let layout = scope.spawn(|| Layout::read(&data, probe_read()));
+    // Two passes over the same type information, one of them inside the library: side by side.
+    let (mut loader, layout) = std::thread::scope(|scope| {
+        let layout = scope.spawn(|| Layout::read(&data, probe_read(), &hooks::places()));
         let loader = EbpfLoader::new();
         let lost = |_| anyhow!("a loader thread ended early");
-        Ok::<_, anyhow::Error>((loader, layout.join().map_err(lost)??, btf.join().map_err(lost)??))
+        Ok::<_, anyhow::Error>((loader, layout.join().map_err(lost)??))
     })
     .with_context(|| format!("read {VMLINUX}"))?;
+    let btf = Btf::parse(&layout.places, Endianness::default()).context("read the places of programs")?;
     drop(data);
 
     let log = if verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE };
@@ -87,7 +87,7 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
     }
     drop(btf);
     let took = clock::since_start();
-    // The kernel's type information took 20 MB for a moment; the allocator keeps them unless it is told.
+    // The kernel's type information took 10 MB for a moment; the allocator keeps them unless it is told.
     // SAFETY: no precondition.
     unsafe { libc::malloc_trim(0) };
     let in_use = hooks.iter().filter_map(|status| match &status.state {
