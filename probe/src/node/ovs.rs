@@ -26,8 +26,8 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Runs for ever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     let mut told = None;
-    let mut counts: BTreeMap<String, Stats> = BTreeMap::new();
-    let mut losing = false;
+    // By datapath: its counters at the last look, and whether it lost packets then.
+    let mut counts: BTreeMap<String, (Stats, bool)> = BTreeMap::new();
     loop {
         let families = kernel::families().unwrap_or_default();
         let mut listener = match families.groups().map(|groups| Listener::open(NETLINK_GENERIC, &groups)) {
@@ -46,15 +46,16 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
         loop {
             let (state, stats) = look(&settings, &families).await;
             let mut seen = Vec::new();
+            counts.retain(|datapath, _| stats.iter().any(|(name, _)| name == datapath));
             for (datapath, now) in stats {
-                let before = counts.insert(datapath.clone(), now).unwrap_or(now);
+                let (before, losing) = counts.get(&datapath).copied().unwrap_or((now, false));
                 let missed = now.missed.saturating_sub(before.missed);
                 let lost = now.lost.saturating_sub(before.lost);
+                counts.insert(datapath.clone(), (now, lost > 0));
                 // A loss that has ended is worth a word, too.
                 if missed + lost > 0 || losing {
                     seen.push(Observation::OvsUpcalls(OvsUpcalls { datapath, missed, lost }));
                 }
-                losing = lost > 0;
             }
             if told.as_ref() != Some(&state) {
                 told = Some(state.clone());
