@@ -96,7 +96,9 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
                 // A runner that was ended in the middle has no failed test.
                 matrix.broken |= !said.text.contains("machine: exit 0") && passed == column.tests.len();
                 for (test, _) in column.tests.iter().filter(|(_, passed)| !**passed) {
-                    println!("Linux {}: {test} failed; see {}", series.name, dir.join(series.name).display());
+                    let log = dir.join(series.name);
+                    println!("Linux {}: {test} failed; see {}", series.name, log.display());
+                    println!("{}", words_of(test, &said.text));
                 }
                 matrix.columns.push(column);
             }
@@ -142,6 +144,13 @@ fn one(series: Series, kernel: &kernel::Kernel, base: &Path, dir: &Path) -> Resu
     let modules = dir.join("modules.zst");
     image::modules(kernel, &modules, &dir.join("stage"))?;
     machine::run(kernel, series, &[base, &modules], dir)
+}
+
+/// What the test runner printed of a test that failed.
+fn words_of<'a>(test: &str, text: &'a str) -> &'a str {
+    let words = text.split_once(&format!("{test} stdout ----")).map_or("", |(_, words)| words);
+    let ends = ["\n---- ", "\nfailures:"].into_iter().filter_map(|end| words.find(end));
+    words[..ends.min().unwrap_or(words.len())].trim()
 }
 
 fn summary(said: &Result<Said>) -> String {
