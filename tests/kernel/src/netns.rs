@@ -1,11 +1,11 @@
 //! Network namespaces.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -22,8 +22,13 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one. Needs root.
+    /// Makes one, with a loopback link that is up. Needs root.
     pub fn new() -> Result<Self> {
+        Self::with("")
+    }
+
+    /// The same, and runs `ip` inside for each line of `commands`.
+    pub fn with(commands: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
         // SAFETY: no precondition.
@@ -32,7 +37,7 @@ impl Namespace {
         let name = format!("nrlab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Self { name };
-        namespace.ip("link set lo up")?;
+        namespace.ip(&format!("link set lo up\n{commands}"))?;
         Ok(namespace)
     }
 
@@ -46,9 +51,18 @@ impl Namespace {
         Path::new(DIR).join(&self.name)
     }
 
-    /// Runs `ip WORDS` inside.
-    pub fn ip(&self, words: &str) -> Result<()> {
-        run(Command::new("ip").args(["-n", &self.name]).args(words.split_whitespace()))
+    /// Runs `ip` inside for each line of `commands`, until one fails: in one process, for starting one is what
+    /// takes most of the time where the processor is emulated.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        let mut ip = Command::new("ip");
+        ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = ip.spawn().context("run ip; if it is missing: `cargo xtask setup`")?;
+        child.stdin.take().context("ip has an input")?.write_all(commands.as_bytes())?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("ip {commands:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
     }
 
     /// Runs `nft` inside with these commands.

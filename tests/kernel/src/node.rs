@@ -29,18 +29,18 @@ pub struct Node {
 impl Node {
     /// Both hosts, joined by a veth pair; an empty configuration directory; every reference plugin.
     pub fn new() -> Result<Self> {
-        let netns = Namespace::new()?;
         let peer = Namespace::new()?;
+        // Without duplicate address detection the address can be used at once.
+        let netns = Namespace::with(&format!(
+            "link add eth0 type veth peer name eth0 netns {}
+             addr add 10.99.0.2/24 dev eth0
+             addr add fd99::2/64 dev eth0 nodad
+             link set eth0 up
+             route add default via 10.99.0.1",
+            peer.name()
+        ))?;
+        peer.ip("addr add 10.99.0.1/24 dev eth0\naddr add fd99::1/64 dev eth0 nodad\nlink set eth0 up")?;
         let dir = TempDir::with_prefix("nrlab-").context("make a directory for the node")?;
-        netns.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peer.name()))?;
-        for (host, address) in [(&netns, "10.99.0.2/24"), (&peer, "10.99.0.1/24")] {
-            host.ip(&format!("addr add {address} dev eth0"))?;
-            // Without duplicate address detection the address can be used at once.
-            let suffix = if address.starts_with("10.99.0.2") { 2 } else { 1 };
-            host.ip(&format!("addr add fd99::{suffix}/64 dev eth0 nodad"))?;
-            host.ip("link set eth0 up")?;
-        }
-        netns.ip("route add default via 10.99.0.1")?;
         let node = Self { netns, peer, dir };
         for part in ["net.d", "bin", "leases"] {
             std::fs::create_dir(node.path(part))?;

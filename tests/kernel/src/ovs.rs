@@ -19,6 +19,8 @@ pub struct OpenVSwitch<'a> {
     dir: PathBuf,
     database: Child,
     switch: Option<Child>,
+    /// Clients that still wait for the switch.
+    waiting: Vec<Child>,
 }
 
 impl<'a> OpenVSwitch<'a> {
@@ -31,7 +33,8 @@ impl<'a> OpenVSwitch<'a> {
         let mut server = node.netns.command("ovsdb-server")?;
         server.arg(&database).arg(format!("--remote=punix:{}", dir.join("db.sock").display()));
         let database = daemon(&mut server, dir)?;
-        let mut made = Self { netns: &node.netns, dir: dir.to_owned(), database, switch: None };
+        let mut made =
+            Self { netns: &node.netns, dir: dir.to_owned(), database, switch: None, waiting: Vec::new() };
         made.wait("the database's socket", || made_socket(dir))?;
         made.vsctl("--no-wait init")?;
         made.start_switch()?;
@@ -62,12 +65,24 @@ impl<'a> OpenVSwitch<'a> {
         Ok(())
     }
 
-    /// `ovs-vsctl WORDS`; gives up after a while.
+    /// `ovs-vsctl WORDS`: it waits until the switch has done what they ask for, and gives up after a while.
     pub fn vsctl(&self, words: &str) -> Result<()> {
+        run(&mut self.client(words)?)
+    }
+
+    /// The same, without waiting for its end.
+    pub fn vsctl_in_the_background(&mut self, words: &str) -> Result<()> {
+        let mut vsctl = self.client(words)?;
+        vsctl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.waiting.push(vsctl.spawn().context("start ovs-vsctl")?);
+        Ok(())
+    }
+
+    fn client(&self, words: &str) -> Result<Command> {
         let mut vsctl = self.netns.command("ovs-vsctl")?;
         vsctl.arg(format!("--db=unix:{}", self.dir.join("db.sock").display()));
         vsctl.arg(format!("--timeout={}", 10 * patience())).args(words.split_whitespace());
-        run(&mut vsctl)
+        Ok(vsctl)
     }
 
     fn wait(&mut self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
@@ -83,7 +98,7 @@ impl<'a> OpenVSwitch<'a> {
 
 impl Drop for OpenVSwitch<'_> {
     fn drop(&mut self) {
-        for child in self.switch.iter_mut().chain([&mut self.database]) {
+        for child in self.waiting.iter_mut().chain(&mut self.switch).chain([&mut self.database]) {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -259,9 +259,9 @@ impl Column {
         let named = lines.filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "));
         for (name, result) in named {
             if let Some(why) = result.strip_prefix("ignored, ") {
-                column.elsewhere.insert(name.to_owned(), why.to_owned());
+                column.elsewhere.insert(function(name).to_owned(), why.to_owned());
             } else {
-                column.tests.insert(name.to_owned(), result == "ok");
+                column.tests.insert(function(name).to_owned(), result == "ok");
             }
         }
         column
@@ -313,6 +313,11 @@ impl Column {
     }
 }
 
+/// `missing` of `faults::missing`.
+fn function(test: &str) -> &str {
+    test.rsplit("::").next().unwrap_or(test)
+}
+
 /// Prints everything.
 pub(crate) fn print(columns: &[Column]) {
     let mut notes = BTreeMap::new();
@@ -351,7 +356,7 @@ mod tests {
             "less": [{"signal": "tcp.connect.asked", "why": "x"}]
         });
         let lines = [
-            "test a_closed_port_of_another_host_is_refused ... ok",
+            "test faults::a_closed_port_of_another_host_is_refused ... ok",
             "test an_address_that_ebpf_rewrites_keeps_its_name ... ok",
             "test a_connect_older_than_the_probe_is_seen ... FAILED",
             "test a_clock_that_somebody_sets_is_told ... ignored, sets the clock",
