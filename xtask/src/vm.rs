@@ -66,7 +66,8 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
             queue.push((*series, store.kernel(*series)?, base.clone()));
         }
     }
-    queue.reverse();
+    // The newest kernels take longest, and go first: what is left at the end is short.
+    queue.sort_by_key(|(series, ..)| series.weight());
     let queue = Mutex::new(queue);
     let worker = || -> Vec<(Series, Result<Said>)> {
         let mut done = Vec::new();

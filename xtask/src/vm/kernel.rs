@@ -36,6 +36,14 @@ const fn series(name: &'static str, suite: &'static str, arch: Arch, append: &'s
 }
 
 impl Series {
+    /// How long its machine takes beside the others, at the most: newer kernels have more types to search, and
+    /// where memory may not be read fewer programs are tried.
+    pub(super) fn weight(&self) -> u32 {
+        let mut parts = self.version().split('.').map(|part| part.parse().unwrap_or(0));
+        let version = parts.next().unwrap_or(0) * 100 + parts.next().unwrap_or(0);
+        if self.append.is_empty() { version } else { version / 2 }
+    }
+
     /// `6.12` of `6.12-confidentiality`.
     fn version(&self) -> &'static str {
         self.name.split('-').next().unwrap_or(self.name)
