@@ -7,12 +7,14 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
+use crate::chain::Chain;
 use crate::config::Config;
 use crate::evidence::Facts;
 use crate::explain::explain;
 use crate::hold::{Held, Wanted};
 use crate::limits::{self, SECOND};
 use crate::observation::{Gap, Mono, Observation, Role, Scope};
+use crate::origins;
 use crate::reason::{Reason, Side, Status};
 use crate::rules::{self, Fault};
 use crate::verdict::{ConditionType, Effect, Finding, Report};
@@ -44,6 +46,8 @@ pub struct Engine {
     effects: VecDeque<Effect>,
     asked: BTreeMap<SocketAddr, Mono>,
     rereads: Vec<Scope>,
+    /// When the judgement may change by time alone.
+    due: Option<Mono>,
 }
 
 impl Engine {
@@ -62,6 +66,7 @@ impl Engine {
             effects: VecDeque::new(),
             asked: BTreeMap::new(),
             rereads: Vec::new(),
+            due: None,
         };
         engine.hold();
         engine.effects.clear();
@@ -81,10 +86,17 @@ impl Engine {
         if let Observation::Reread { scope } = &observation {
             self.rereads.retain(|known| known != scope);
         }
+        let quiet = self.facts.is_quiet(self.now, &observation);
+        if matches!(observation, Observation::CniStart(_)) {
+            let waits = self.now.plus(limits::WAITS);
+            self.due = Some(self.due.map_or(waits, |due| due.min(waits)));
+        }
         if let Some(addr) = self.facts.take(self.now, observation) {
             self.ask(addr);
         }
-        self.rejudge();
+        if !quiet || self.due.is_some_and(|due| due <= self.now) {
+            self.rejudge();
+        }
     }
 
     /// Lets time pass.
@@ -156,6 +168,7 @@ impl Engine {
             // The verdict before the conditions that follow from it.
             self.effects.insert(before, Effect::Verdict(report));
         }
+        self.due = self.next_deadline();
     }
 
     fn hold(&mut self) {
@@ -185,69 +198,56 @@ fn judge(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Judged {
         } else {
             "no Kubernetes node"
         };
-        return plain(Reason::NotApplicable, format!("this host is {role}"), at);
+        let mut judged = plain(Reason::NotApplicable, format!("this host is {role}"), at);
+        // Nothing of a node is here, and its etcd matters to others all the same.
+        judged.also = origins::etcd(facts).into_iter().collect();
+        return judged;
     }
     // Half of the state at start proves nothing: a configuration may be read before the role is known.
     if facts.snapshot_done.is_none() {
         return plain(Reason::Learning, "the state at start is being read".to_string(), start);
     }
     let proofs = [network_proof(facts, now), api_proof(facts, now)];
-    let mut faults = rules::faults(facts);
-    if faults.is_empty() {
+    let Some(chain) = Chain::new(rules::faults(facts)) else {
         return without_fault(facts, config, start, now, proofs);
-    }
-    let root = faults.remove(0);
-    let from_root = |fault: &Fault| fault.may_come_from == Some(root.finding.reason.side());
-    let (consequences, also): (Vec<_>, Vec<_>) = faults.iter().cloned().partition(from_root);
-    // A crash loop of the control plane stands behind its refused port.
-    let (consequences, also) = behind(&root, consequences, also);
-    let all: Vec<_> = core::iter::once(&root).chain(&faults).collect();
+    };
     let [network, api] = proofs;
     let grace_over = now >= start.plus(config.start_grace_ns);
     let wanted = [
-        wanted(&all, |side| side != Side::Api, network, Some(&root), facts, grace_over, now),
-        wanted(&all, |side| side == Side::Api, api, None, facts, grace_over, now),
+        wanted(&chain, |side| side != Side::Api, network, facts, grace_over, now),
+        wanted(&chain, |side| side == Side::Api, api, facts, grace_over, now),
     ];
+    let because = origins::of(&chain.root, facts);
     let findings = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.finding).collect();
     Judged {
         status: Status::False,
-        root: root.finding,
-        consequences: findings(consequences),
-        also: findings(also),
-        because: Vec::new(),
+        root: chain.root.finding,
+        consequences: findings(chain.consequences),
+        also: findings(chain.also),
+        because,
         wanted,
     }
 }
 
-/// With a crash loop as the root, the API faults of this host's own addresses hang from it.
-fn behind(root: &Fault, mut consequences: Vec<Fault>, also: Vec<Fault>) -> (Vec<Fault>, Vec<Fault>) {
-    if root.finding.reason != Reason::ControlPlaneCrashLoop {
-        return (consequences, also);
-    }
-    let (down, also): (Vec<_>, Vec<_>) =
-        also.into_iter().partition(|fault| fault.finding.reason == Reason::APIServerDown);
-    consequences.splice(0..0, down);
-    (consequences, also)
-}
-
 /// What one condition should say when there is any fault.
 fn wanted(
-    faults: &[&Fault],
+    chain: &Chain,
     mine: impl Fn(Side) -> bool,
     proof: Proof,
-    root: Option<&Fault>,
     facts: &Facts,
     grace_over: bool,
     now: Mono,
 ) -> Wanted {
-    let Some(fault) = faults.iter().find(|fault| mine(fault.finding.reason.side())) else {
+    let mine: Vec<_> = chain.all().filter(|fault| mine(fault.finding.reason.side())).collect();
+    // What may go away by itself within moments is told when nothing else is.
+    let stuck = mine.iter().find(|fault| fault.settles.is_none());
+    let Some(fault) = stuck.or(mine.first()) else {
         return unproven(proof, facts, grace_over, now);
     };
     let mut message = fault.finding.message.clone();
-    if let Some(root) = root
-        && fault.may_come_from == Some(root.finding.reason.side())
-    {
-        let because = format!("; because {}: {}", root.finding.reason, root.finding.subject);
+    if chain.follows(fault) {
+        let root = &chain.root.finding;
+        let because = format!("; because {}: {}", root.reason, root.subject);
         message = limits::cut(message, limits::MESSAGE - because.len().min(limits::MESSAGE / 2));
         message = limits::cut(message + &because, limits::MESSAGE);
     }
@@ -257,6 +257,7 @@ fn wanted(
         message,
         at_once: fault.state,
         since: fault.finding.since,
+        not_before: fault.settles.unwrap_or_default(),
     }
 }
 
@@ -269,19 +270,28 @@ fn unproven(proof: Proof, facts: &Facts, grace_over: bool, now: Mono) -> Wanted 
         }
         Proof::None(missing) => (Status::Unknown, Reason::Learning, missing),
     };
-    Wanted { status, reason, message, at_once: true, since: now }
+    Wanted { status, reason, message, at_once: true, since: now, not_before: Mono::default() }
 }
 
 fn without_fault(facts: &Facts, config: &Config, start: Mono, now: Mono, proofs: [Proof; 2]) -> Judged {
     let grace_over = now >= start.plus(config.start_grace_ns);
-    let wanted = proofs.map(|proof| unproven(proof, facts, grace_over, now));
+    let mut wanted = proofs.map(|proof| unproven(proof, facts, grace_over, now));
+    // Pods get networks, though not all that they should.
+    let displaced = rules::displaced(facts).filter(|_| wanted[0].status == Status::True);
+    if let Some(displaced) = &displaced {
+        wanted[0].reason = displaced.reason;
+        wanted[0].message.clone_from(&displaced.message);
+    }
     // The weaker answer is the node's.
     let weaker = if wanted[0].status == Status::True { &wanted[1] } else { &wanted[0] };
     let message = match weaker.status {
         Status::True => limits::cut(format!("{}; {}", wanted[0].message, wanted[1].message), limits::MESSAGE),
         _ => weaker.message.clone(),
     };
-    let root = Finding { reason: weaker.reason, subject: String::new(), message, since: now };
+    let root = match displaced {
+        Some(displaced) if weaker.status == Status::True => displaced,
+        _ => Finding { reason: weaker.reason, subject: String::new(), message, since: now },
+    };
     Judged {
         status: weaker.status,
         root,
@@ -294,7 +304,14 @@ fn without_fault(facts: &Facts, config: &Config, start: Mono, now: Mono, proofs:
 
 /// A verdict that is the same on both sides and no fault.
 fn plain(reason: Reason, message: String, since: Mono) -> Judged {
-    let wanted = Wanted { status: Status::Unknown, reason, message: message.clone(), at_once: true, since };
+    let wanted = Wanted {
+        status: Status::Unknown,
+        reason,
+        message: message.clone(),
+        at_once: true,
+        since,
+        not_before: Mono::default(),
+    };
     Judged {
         status: Status::Unknown,
         root: Finding { reason, subject: String::new(), message, since },

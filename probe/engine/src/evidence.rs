@@ -3,7 +3,9 @@
 mod api;
 mod cni;
 mod datapath;
+mod lives;
 mod node;
+mod quiet;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -11,16 +13,18 @@ use alloc::string::{String, ToString as _};
 use core::net::{IpAddr, SocketAddr};
 
 pub(crate) use api::{Failure, Ledger};
-pub(crate) use cni::{Accesses, PluginFailure, RefusedFile};
-pub(crate) use datapath::ERRNOS;
+pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
+pub(crate) use datapath::{EADDRINUSE, ERRNOS};
+pub(crate) use lives::Life;
 pub(crate) use node::SocketFailure;
 pub use node::socket_errno;
 
+use crate::cnis::Cni;
 use crate::limits;
 use crate::observation::{
     Actor, CniConfig, CniStart, Credential, Gap, Host, Limit, LimitHit, ModuleMissing, Mono, NameState,
-    Observation, Ovs, OvsUpcalls, PacketsDropped, Process, Scope,
+    NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process, RouteGone, Scope,
 };
 use crate::verdict::Evidence;
 
@@ -34,6 +38,8 @@ pub(crate) struct Facts {
     /// When the set of listeners last changed for the API's ports.
     pub(crate) listeners_since: Mono,
     pub(crate) config: Option<(CniConfig, Mono)>,
+    /// By name of a configuration file: whose it is, as long as it is known.
+    pub(crate) owners: BTreeMap<String, &'static Cni>,
     /// By file: who changed it last, and when the runtime opened it last.
     pub(crate) accesses: BTreeMap<String, Accesses>,
     pub(crate) plugins: BTreeMap<String, PluginFailure>,
@@ -63,6 +69,14 @@ pub(crate) struct Facts {
     pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
     pub(crate) exits: VecDeque<(Mono, Process)>,
+    /// By name of the executable.
+    pub(crate) lives: BTreeMap<String, Life>,
+    /// By kind and object: routes and rules that somebody took away, and since when.
+    pub(crate) routes_gone: BTreeMap<(bool, String), (RouteGone, Mono)>,
+    /// By link: what the kernel refused an agent of a CNI, since when and when last.
+    pub(crate) refused_links: BTreeMap<String, (NetlinkError, Mono, Mono)>,
+    /// By pod.
+    pub(crate) given_up: BTreeMap<Pod, GivenUp>,
     pub(crate) lost: BTreeMap<Scope, Mono>,
     pub(crate) gaps: BTreeMap<String, Gap>,
     pub(crate) snapshot_done: Option<Mono>,
@@ -94,7 +108,7 @@ impl Facts {
                     self.routes.insert(route.to, (route.errno, since));
                 }
             }
-            Observation::CniConfig(config) => self.config = Some((config, at)),
+            Observation::CniConfig(config) => self.configuration(at, config),
             Observation::Answer(answer) => self.answer(at, answer),
             Observation::Connection(connection) => self.connection(at, &connection),
             Observation::SocketConnect(connect) => self.socket(at, connect),
@@ -123,10 +137,9 @@ impl Facts {
             }
             Observation::Ovs(ovs) => self.ovs(at, ovs),
             Observation::OvsUpcalls(upcalls) => self.upcalls(at, upcalls),
-            Observation::Netns(_)
-            | Observation::Link(_)
-            | Observation::OvsPort(_)
-            | Observation::Sandbox(_) => {}
+            Observation::Sandbox(sandbox) => self.sandbox(at, sandbox),
+            Observation::Link(link) => self.link(&link),
+            Observation::Netns(_) | Observation::OvsPort(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
             Observation::Lost(lost) => {
@@ -134,6 +147,9 @@ impl Facts {
                 if matches!(lost.scope, Scope::Cni | Scope::Processes) {
                     // Whose end was lost is not known; those that still run are told again.
                     self.running.clear();
+                }
+                if lost.scope == Scope::Processes {
+                    self.forget_who_runs();
                 }
                 self.line(at, "events.lost", format!("{} lost {} events", lost.hook, lost.count));
             }
@@ -190,6 +206,12 @@ impl Facts {
         let before = self.hits.len();
         self.hits.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
         gone |= self.hits.len() != before;
+        let before = self.given_up.len() + self.routes_gone.len() + self.refused_links.len();
+        self.refused_links.retain(|_, (.., last)| now.since(*last) < limits::PLUGIN_FAILURE);
+        let counts = |known: &GivenUp| now.since(known.last) < limits::CRASH_WINDOW && !known.works(now);
+        self.given_up.retain(|_, known| counts(known));
+        self.routes_gone.retain(|_, (_, since)| now.since(*since) < limits::PLUGIN_FAILURE);
+        gone |= self.given_up.len() + self.routes_gone.len() + self.refused_links.len() != before;
         let old = |failure: &mut SocketFailure| now.since(failure.last) >= limits::CONNECT_FAILURE;
         gone |= self.runtime_down.take_if(old).is_some();
         let before = self.modules.len();
@@ -205,49 +227,54 @@ impl Facts {
         gone
     }
 
-    /// When something will be too old to count.
+    /// When something will be too old to count, or old enough.
     pub(crate) fn next_expiry(&self) -> Option<Mono> {
-        let connects = self.targets.values().flat_map(|ledger| {
+        let mut next: Option<Mono> = None;
+        // What is over already must not hide what is still to come.
+        let mut at = |deadline: Mono| {
+            if deadline > self.now {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+            }
+        };
+        for ledger in self.targets.values() {
             let failures = ledger.failure.iter().chain(&ledger.broken).chain(&ledger.stalled);
             let failures = failures.chain(ledger.denied.values());
-            failures.map(|failure| failure.last.plus(limits::CONNECT_FAILURE))
-        });
-        let sockets = self.runtime_down.iter().map(|failure| failure.last.plus(limits::CONNECT_FAILURE));
-        let plugins = self.plugins.values().map(|failure| failure.last.plus(limits::PLUGIN_FAILURE));
-        let exits = self.exits.front().map(|(at, _)| at.plus(limits::CRASH_WINDOW));
-        let stalls = self.running.values().map(|(start, at)| at.plus(self.plugin_limit(&start.plugin)));
-        let waits = self.running.values().map(|(_, at)| at.plus(limits::WAITS));
-        let stalls = stalls.chain(waits).filter(|at| *at > self.now);
-        let hits = self.hits.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
-        let modules = self.modules.values().map(|(.., last)| last.plus(limits::PLUGIN_FAILURE));
-        let files = self.files.values().map(|file| file.last.plus(limits::CONNECT_FAILURE));
-        let dropping = self.dropping.values().map(|(.., last)| last.plus(limits::CONNECT_FAILURE));
-        let credentials = self.credentials.values().flat_map(|(credential, at)| {
-            let times = [credential.valid_in_s, credential.expires_in_s];
-            times
-                .into_iter()
-                .filter_map(|s| Some(at.plus(u64::try_from(s).ok()?.saturating_mul(limits::SECOND))))
-        });
-        let credentials = credentials.filter(|at| *at > self.now);
-        let behind = self.behind.map(|at| at.plus(limits::BEHIND)).filter(|at| *at > self.now);
-        let loads = self.accesses.values().filter_map(|known| known.changed.as_ref());
-        let loads = loads.map(|(at, ..)| at.plus(limits::LOAD)).filter(|at| *at > self.now);
-        let rest = self.exits.back().map(|(at, _)| at.plus(limits::CRASH_REST)).filter(|at| *at > self.now);
-        let lost = self.lost.values().map(|at| at.plus(limits::REREAD));
-        connects
-            .chain(sockets)
-            .chain(loads)
-            .chain(hits)
-            .chain(files)
-            .chain(modules)
-            .chain(stalls)
-            .chain(behind)
-            .chain(dropping)
-            .chain(credentials)
-            .chain(plugins)
-            .chain(exits)
-            .chain(rest)
-            .chain(lost)
-            .min()
+            failures.for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
+        }
+        self.runtime_down.iter().for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
+        self.hits.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
+        self.files.values().for_each(|file| at(file.last.plus(limits::CONNECT_FAILURE)));
+        self.dropping.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
+        self.plugins.values().for_each(|failure| at(failure.last.plus(limits::PLUGIN_FAILURE)));
+        self.modules.values().for_each(|(.., last)| at(last.plus(limits::PLUGIN_FAILURE)));
+        self.routes_gone.values().for_each(|(_, since)| at(since.plus(limits::PLUGIN_FAILURE)));
+        self.refused_links.values().for_each(|(.., last)| at(last.plus(limits::PLUGIN_FAILURE)));
+        for (start, since) in self.running.values() {
+            at(since.plus(limits::WAITS));
+            at(since.plus(self.plugin_limit(&start.plugin)));
+        }
+        for known in self.given_up.values() {
+            at(known.last.plus(limits::GIVEN_UP));
+            at(known.last.plus(limits::CRASH_WINDOW));
+        }
+        for (credential, read) in self.credentials.values() {
+            for seconds in [credential.valid_in_s, credential.expires_in_s] {
+                let seconds = u64::try_from(seconds).unwrap_or_default();
+                at(read.plus(seconds.saturating_mul(limits::SECOND)));
+            }
+        }
+        let changed = self.accesses.values().filter_map(|known| known.changed.as_ref());
+        changed.for_each(|(since, ..)| at(since.plus(limits::LOAD)));
+        self.behind.iter().for_each(|since| at(since.plus(limits::BEHIND)));
+        self.lost.values().for_each(|since| at(since.plus(limits::REREAD)));
+        self.exits.front().iter().for_each(|(oldest, _)| at(oldest.plus(limits::CRASH_WINDOW)));
+        self.exits.back().iter().for_each(|(newest, _)| at(newest.plus(limits::CRASH_REST)));
+        self.lives.values().flat_map(Life::deadlines).for_each(&mut at);
+        at(Mono(limits::SETTLE));
+        for since in self.snapshot_done.iter().chain(self.config.as_ref().map(|(_, since)| since)) {
+            at(since.plus(limits::SETTLE));
+            at(since.plus(limits::ORPHAN));
+        }
+        next
     }
 }

@@ -250,22 +250,27 @@ const ALL: &[Explanation] = &[
         Reason::CNIConfigShadowed,
         &[Reason::CNIConfigOrphaned],
         "Another file wins by name order over the one of the running CNI agent.",
-        "The names and order of the files.",
-        "Remove the file of the CNI that is not used any more.",
+        "The names and order of the files, and which agents run: the one whose file comes later does, that \
+         of the first file does not.",
+        "Look who wrote the first file (`probe trace` names writers) and remove it if that CNI is not used \
+         any more; pods that were started meanwhile must be made again. The running agent needs no restart.",
     ),
     row(
         Reason::CNIConfigDisplaced,
         &[Reason::CNIConfigMissing],
         "A file was renamed or removed by another component.",
-        "The rename and the process that did it.",
-        "Tell the component to leave foreign files alone (for Cilium: cni.exclusive=false).",
+        "The rename or removal, and the process that did it, which is not the agent of that CNI.",
+        "Tell the component to leave foreign files alone (for Cilium: cni.exclusive=false), put the file \
+         back, and make those pods again that were started without it. Neither runtime nor kubelet needs a \
+         restart.",
     ),
     row(
         Reason::CNIConfigOrphaned,
         &[Reason::CNIAgentNotReady],
         "The file that wins belongs to a CNI that does not run here.",
-        "The winning file and the absence of its agent.",
-        "Remove the left-over file, or bring the agent back.",
+        "Its plugins fail, and in ten minutes nobody saw its agent run.",
+        "See whether that CNI is still meant to be here: if not, remove its file; if so, see why its \
+         DaemonSet has no pod on this node. Restarting the runtime only reads the same file again.",
     ),
     row(
         Reason::CNIBinaryMissing,
@@ -302,8 +307,9 @@ const ALL: &[Explanation] = &[
         Reason::CNIAgentNotReady,
         &[Reason::CNIPluginFailed],
         "The plugin's agent does not answer.",
-        "Its socket or file is missing, or refuses.",
-        "Repair the named agent first; if the verdict has a cause behind it, repair that.",
+        "The plugin's own connect to the agent's socket, or its words on a file that the agent writes.",
+        "If the verdict has a cause behind it, repair that first. Else read the named agent's log. The file \
+         is the agent's to write: do not make it by hand, and leave the kubelet alone.",
     ),
     row(
         Reason::CNIDefaultNetworkNotReady,
@@ -316,8 +322,9 @@ const ALL: &[Explanation] = &[
         Reason::CNIUnauthorized,
         &[Reason::CredentialExpired],
         "The plugin reaches the API server and is refused.",
-        "A completed connect and the plugin's message with 401 or 403.",
-        "Let the CNI's agent write its token anew; check the clock.",
+        "The plugin's own message: unauthorized or forbidden, HTTP 401 or 403. The API server is reached.",
+        "Look at the CNI's kubeconfig in the configuration directory and at this host's clock; restart the \
+         CNI's agent on this node, which writes the token anew. Network and API server are not at fault.",
     ),
     row(
         Reason::PodCIDRNotAssigned,
@@ -346,8 +353,9 @@ const ALL: &[Explanation] = &[
         Reason::LinkConflict,
         &[Reason::LinkSetupFailed],
         "A link exists with other parameters.",
-        "The kernel's refusal and the other link.",
-        "Remove the left-over link that the message names.",
+        "The kernel refused with EEXIST or EADDRINUSE, and the plugin or agent says so.",
+        "Look for the left-over of another CNI (`ip -d link`: an old bridge, a VXLAN link with the same port) \
+         and remove that, or change the port of the new one. A restart of the agent alone meets it again.",
     ),
     row(
         Reason::LinkSetupFailed,
@@ -374,8 +382,9 @@ const ALL: &[Explanation] = &[
         Reason::OVNPortNotBound,
         &[Reason::OVSNotReady],
         "The port exists and ovn-controller has not bound it.",
-        "The link is set up and the plugin waits.",
-        "Look at ovn-controller's connection to the southbound database.",
+        "The plugin has waited for ovn-installed and gave up; its link is there.",
+        "Look at ovn-controller's log on this node and at its connection to the southbound database (port \
+         6642), then at that database's leader. The plugin and the kubelet only wait.",
     ),
     row(
         Reason::ReversePathFiltered,
@@ -388,8 +397,9 @@ const ALL: &[Explanation] = &[
         Reason::RoutesRemoved,
         &[Reason::ReversePathFiltered],
         "Routes or rules of the CNI were removed.",
-        "The removal and the process that did it.",
-        "Stop the process from managing foreign routes (systemd-networkd: ManageForeignRoutes=no).",
+        "The removal of a route to a CNI's link by a process that is no CNI, and nobody put it back.",
+        "Stop that process from managing foreign routes (systemd-networkd: ManageForeignRoutes=no and \
+         ManageForeignRoutingPolicyRules=no), then restart the CNI's agent on this node, which puts them back.",
     ),
     row(
         Reason::ConntrackExhausted,
@@ -409,8 +419,10 @@ const ALL: &[Explanation] = &[
         Reason::KubeletDown,
         &[Reason::RuntimeDown, Reason::CredentialExpired],
         "The kubelet does not run or exits at once.",
-        "Its process and its exit.",
-        "Look at the kubelet's log (journalctl -u kubelet).",
+        "No such process on a host that has been set up as a node, or one that ends again and again; how it \
+         ended.",
+        "Read the end of its log (journalctl -u kubelet). Running pods go on without it: do not reboot the \
+         node for this.",
     ),
     row(
         Reason::RuntimeLimitExceeded,
@@ -422,9 +434,10 @@ const ALL: &[Explanation] = &[
     row(
         Reason::SandboxImageUnavailable,
         &[Reason::CNIBinaryMissing],
-        "The sandbox fails before any CNI plugin runs.",
-        "Namespaces that come and go without a plugin.",
-        "Look at the runtime's log: image, resolv.conf or cgroup. It is no network fault.",
+        "Sandboxes fail for another reason than the network: image, resolv.conf or cgroup.",
+        "The network of one pod is made and given up within a minute, three times or more.",
+        "Read the runtime's log for that pod: the pause image, resolv.conf, or the cgroup driver. The network \
+         is not at fault: leave the CNI alone.",
     ),
     row(
         Reason::AdmissionBlocked,
@@ -432,6 +445,14 @@ const ALL: &[Explanation] = &[
         "An admission webhook keeps the CNI's pods from being created.",
         "A webhook with failurePolicy=Fail whose backend is refused.",
         "Set the named webhook to Ignore until its backend runs, then back.",
+    ),
+    row(
+        Reason::EtcdDown,
+        &[Reason::APIServerDown],
+        "etcd on this host does not run, or ends again and again.",
+        "Its end, with exit code, signal and sender; a full disk, when there is one.",
+        "Look at etcd's own log first (crictl logs, journalctl -u etcd), then at space and latency of \
+         the disk under /var/lib/etcd. The API server comes back by itself.",
     ),
 ];
 

@@ -17,6 +17,8 @@ pub(crate) struct Wanted {
     pub(crate) at_once: bool,
     /// Since when the fault holds.
     pub(crate) since: Mono,
+    /// A fault that may go away by itself is not shown earlier.
+    pub(crate) not_before: Mono,
 }
 
 /// One condition and its memory.
@@ -73,8 +75,8 @@ impl Held {
     /// When the wanted status may be shown.
     fn due(&self, since: Mono, wanted: &Wanted, config: &Config) -> Mono {
         let held = match (self.condition.status, wanted.status) {
-            (_, Status::False) if wanted.at_once => since,
-            (_, Status::False) => wanted.since.plus(config.fail_hold_ns),
+            (_, Status::False) if wanted.at_once => since.max(wanted.not_before),
+            (_, Status::False) => wanted.since.plus(config.fail_hold_ns).max(wanted.not_before),
             // After a fault: clean for a while. At start there was none.
             (Status::False, _) => since.plus(config.clean_ns),
             _ => since,

@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+mod chain;
+pub mod cnis;
 mod config;
 mod engine;
 mod evidence;
@@ -15,6 +17,7 @@ pub mod explain;
 mod hold;
 pub mod limits;
 mod observation;
+mod origins;
 mod outcome;
 mod reason;
 mod recording;

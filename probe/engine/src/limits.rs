@@ -10,19 +10,23 @@ pub const LISTENERS: usize = 4096;
 pub const PLUGINS: usize = 64;
 /// Plugins that run at once: at 110 pods a node, with four networks each, all at once.
 pub const RUNNING: usize = 512;
-/// How long plugins wait by themselves for what they need, at the longest, and half as long again; from their
-/// sources: multus-shim 60 s for its daemon and 45 s for the default network, cilium-cni 30 s, Calico 90 s for
-/// its lock, Kube-OVN 200 s for its gateway. A new one is one row.
-pub const PLUGIN_RUNS: &[(&str, u64)] = &[
-    ("calico", 135 * SECOND),
-    ("calico-ipam", 135 * SECOND),
-    ("cilium-cni", 45 * SECOND),
-    ("kube-ovn", 300 * SECOND),
-    ("multus", 150 * SECOND),
-    ("multus-shim", 150 * SECOND),
-];
-/// The same for every other: the reference plugins take milliseconds, and the kubelet gives up a sandbox after
-/// four minutes (twice its `--runtime-request-timeout`).
+/// Names of processes whose lives are remembered, and processes of one name.
+pub const LIVES: usize = 64;
+/// How long an agent, a runtime or a node has to start: flanneld writes its file within two minutes of its start,
+/// and the kubelet's first restarts of a pod fit in.
+pub const SETTLE: u64 = 120 * SECOND;
+/// The same for what serves others: a static pod is back within half a minute of a change of its manifest.
+pub const RESTART: u64 = 30 * SECOND;
+/// How long nobody must have seen the agent of a CNI before its configuration counts as left over: longer than
+/// the kubelet's longest back-off, five minutes, twice.
+pub const ORPHAN: u64 = 600 * SECOND;
+/// How much later than its consequence a cause may have been seen: the longest that a failed connect counts.
+pub const CAUSE_SEEN_LATE: u64 = CONNECT_FAILURE;
+/// A sandbox that lives for less was given up because something after CNI failed: a pod that does nothing but
+/// end takes longer by its image alone, and is not made again under the same name.
+pub const GIVEN_UP: u64 = 60 * SECOND;
+/// How long a plugin may run that says nothing of itself: the reference plugins take milliseconds, and the
+/// kubelet gives up a sandbox after four minutes (twice its `--runtime-request-timeout`).
 pub const PLUGIN_RUN: u64 = 60 * SECOND;
 /// How long a meta-plugin may look for the file that it waits for before that is worth a word: on a node that
 /// boots, the default network's agent is a few seconds behind.

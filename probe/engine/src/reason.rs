@@ -137,6 +137,7 @@ reasons! {
     RuntimeLimitExceeded Runtime,
     SandboxImageUnavailable Runtime,
     AdmissionBlocked Api,
+    EtcdDown Api,
 }
 
 impl core::fmt::Display for Reason {

@@ -24,6 +24,12 @@ pub struct RecordingHeader {
     /// The times that the engine worked with.
     #[serde(default)]
     pub config: Config,
+    /// Made event by event from the source, not recorded.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub composed: bool,
+    /// Where the story is told: a report, or the test that shows it on a real kernel.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// Wall clock minus [`Mono`], nanoseconds since 1970; replays print recorded time with it.
     #[serde(default)]
     pub wall_offset_ns: u64,

@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use probe_engine::{
     Actor, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, ConditionType, ConfContent,
-    ConfFile, Config, Connect, ConnectEnd, Effect, Engine, ExitStatus, Gap, Host, Icmp, Listener, Lost, Mono,
-    Observation, Report, Role, Route, Scope, Status, TargetKind, limits,
+    ConfFile, Config, Connect, ConnectEnd, Effect, Engine, ExitStatus, Gap, Host, Icmp, Link, Listener, Lost,
+    Mono, Observation, Pod, Process, ProcessClass, ProcessEvent, Report, Role, Route, RouteGone, Sandbox,
+    Scope, Status, Step, StepKind, TargetKind, limits,
 };
 use proptest::prelude::*;
 
@@ -114,6 +115,47 @@ fn observations() -> impl Strategy<Value = Observation> {
     ]
 }
 
+/// The same, and what no cure in these tests takes back.
+fn anything() -> impl Strategy<Value = Observation> {
+    let classes = [ProcessClass::Kubelet, ProcessClass::Etcd, ProcessClass::CniAgent, ProcessClass::Runtime];
+    let names = ["kubelet", "etcd", "calico-node", "containerd"];
+    let event = prop_oneof![
+        Just(ProcessEvent::Started),
+        Just(ProcessEvent::Found),
+        (0..3_u8, prop::sample::select(vec![0, 9, 15]), any::<bool>()).prop_map(|(code, signal, oom)| {
+            ProcessEvent::Exited { exit: ExitStatus { code, signal }, sender: None, oom }
+        }),
+    ];
+    let pods = || Some(Pod { namespace: "shop".into(), name: "web-1".into() });
+    prop_oneof![
+        4 => observations(),
+        1 => (0..4_usize, 1..4_u32, event).prop_map(move |(index, pid, event)| Observation::Process(Process {
+            process: Actor { pid, name: names[index].into() },
+            class: classes[index],
+            event,
+        })),
+        1 => (1..4_u32, prop::sample::select(vec!["bridge", "calico"])).prop_map(|(pid, plugin)| {
+            Observation::CniStart(CniStart { pid, command: "ADD".into(), plugin: plugin.into(), ..CniStart::default() })
+        }),
+        1 => (any::<bool>(), prop::sample::select(vec!["cni0", "eth0"])).prop_map(|(back, device)| {
+            let process = Actor { pid: 9, name: "ip".into() };
+            let (object, device) = ("10.244.0.0/16".into(), device.into());
+            Observation::RouteGone(RouteGone { process, rule: false, object, device, back })
+        }),
+        1 => (0..9_u32, any::<bool>(), 1..100 * SECOND).prop_map(move |(id, del, took_ns)| {
+            let step = |step| Step { after_ns: 1, step, what: String::new(), ok: true, took_ns: 1 };
+            let del = del.then(|| step(StepKind::Del));
+            let steps = [step(StepKind::Add)].into_iter().chain(del).collect();
+            let container_id = format!("c{id}");
+            Observation::Sandbox(Sandbox { container_id, pod: pods(), added: true, ok: true, took_ns, steps, netns: 1 })
+        }),
+        1 => any::<bool>().prop_map(|present| Observation::Link(Link {
+            index: 7, name: "cali0".into(), link_kind: "veth".into(), present, up: true, netns: None,
+            peer_netns: None, moved_to: None,
+        })),
+    ]
+}
+
 fn sequences() -> impl Strategy<Value = Vec<(u64, Observation)>> {
     // Times are deltas, some of them backwards by up to the width of the reorder window.
     prop::collection::vec((0..8 * SECOND, observations()), 0..60)
@@ -208,6 +250,28 @@ proptest! {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         feed(&mut engine, SECOND, &sequence, |_, effect| if let Effect::Verdict(report) = effect { small(report) });
         small(&engine.report());
+    }
+
+    /// Most of what is told changes nothing and is not judged: that must never be seen.
+    #[test]
+    fn what_is_not_judged_changes_nothing(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut at = Mono(SECOND);
+        for (delta, observation) in sequence {
+            let next = at.plus(delta);
+            pass(&mut engine, next, |_, _| {});
+            at = next;
+            engine.observe(at, observation.clone());
+            while engine.poll_effect().is_some() {}
+            small(&engine.report());
+            let mut judged = engine.clone();
+            judged.tick(at);
+            let (said, judged) = (engine.report(), judged.report());
+            let key = |report: &Report| (report.status, report.because.clone(), report.consequences.clone(), report.also.clone());
+            prop_assert_eq!(key(&said), key(&judged), "after {:?}", observation);
+            prop_assert_eq!(said.verdict.reason, judged.verdict.reason);
+            prop_assert_eq!(said.verdict.message, judged.verdict.message);
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ fn recorder(path: &Path, app: &App, context: &Context, config: Config) -> Result
         boot_id: context.boot_id.clone(),
         started: app.started(),
         config,
+        composed: false,
+        source: String::new(),
         wall_offset_ns: app.wall().offset_ns,
     };
     Recorder::create(path, &header)

@@ -59,7 +59,7 @@ pub(super) fn gone(record: &Rtnetlink, process: Actor) -> Option<RouteGone> {
         (RTM_DELRULE, 0) => true,
         _ => return None,
     };
-    Some(RouteGone { process, rule, object: object(record).unwrap_or_default() })
+    Some(RouteGone { process, rule, object: object(record).unwrap_or_default(), ..RouteGone::default() })
 }
 
 /// The link's name, the address, or the destination.

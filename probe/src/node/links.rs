@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::NsidAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use probe_engine::{Actor, Gap, Link, Lost, Observation, RouteGone, Scope};
 use rtnetlink::{Handle, new_connection};
@@ -106,9 +106,14 @@ fn route_gone(route: &RouteMessage) -> RouteGone {
         RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
         _ => None,
     });
+    let link = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => name_of(*index),
+        _ => None,
+    });
     let length = route.header.destination_prefix_length;
-    let object = destination.map_or_else(|| "default".to_owned(), |addr| format!("{addr}/{length}"));
-    RouteGone { process: Actor::default(), rule: false, object }
+    let any = if route.header.address_family == AddressFamily::Inet6 { "default (IPv6)" } else { "default" };
+    let object = destination.map_or_else(|| any.to_owned(), |addr| format!("{addr}/{length}"));
+    RouteGone { object, device: link.unwrap_or_default(), ..RouteGone::default() }
 }
 
 fn rule_gone(rule: &RuleMessage) -> RouteGone {
@@ -116,21 +121,49 @@ fn rule_gone(rule: &RuleMessage) -> RouteGone {
         RuleAttribute::Source(addr) => Some(format!("{addr}/{}", rule.header.src_len)),
         _ => None,
     });
-    RouteGone {
-        process: Actor::default(),
-        rule: true,
-        object: source.unwrap_or_else(|| "default".to_owned()),
-    }
+    let any = if rule.header.family == AddressFamily::Inet6 { "default (IPv6)" } else { "default" };
+    let object = source.unwrap_or_else(|| any.to_owned());
+    RouteGone { rule: true, object, ..RouteGone::default() }
 }
 
-/// The port id of a request is the process id of its sender, unless that has several such sockets; 0 is the
-/// kernel, which takes routes away with their link.
-fn gone_by(port: u32, gone: RouteGone) -> Option<Observation> {
-    if port == 0 {
-        return None;
+/// A link of this namespace.
+fn name_of(index: u32) -> Option<String> {
+    let mut name = [0_u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the length that the function asks for.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    (!found.is_null()).then(|| clean(&name[..length], IFNAME * 4))
+}
+
+/// Routes and rules that somebody took away.
+#[derive(Debug, Default)]
+struct Gone {
+    known: BTreeSet<(bool, String)>,
+    /// The kernel half tells who did it: here nobody is named.
+    is_told: bool,
+}
+
+impl Gone {
+    /// The port id of a request is the process id of its sender, unless that has several such sockets; 0 is the
+    /// kernel, which takes routes away with their link.
+    fn by(&mut self, port: u32, gone: RouteGone) -> Option<Observation> {
+        if port == 0 {
+            return None;
+        }
+        let key = (gone.rule, gone.object.clone());
+        if self.known.len() < MOST || self.known.contains(&key) {
+            self.known.insert(key);
+        }
+        let who = || Actor { pid: port, name: processes::name(port) };
+        let process = if self.is_told { Actor::default() } else { who() };
+        Some(Observation::RouteGone(RouteGone { process, ..gone }))
     }
-    let process = Actor { pid: port, name: processes::name(port) };
-    Some(Observation::RouteGone(RouteGone { process, ..gone }))
+
+    /// One of them is there again.
+    fn back(&mut self, came: RouteGone) -> Option<Observation> {
+        let was_gone = self.known.remove(&(came.rule, came.object.clone()));
+        was_gone.then_some(Observation::RouteGone(RouteGone { back: true, ..came }))
+    }
 }
 
 /// `rtnetlink_groups`, include/uapi/linux/rtnetlink.h
@@ -142,6 +175,16 @@ const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RTNLGRP_IPV6_RULE: u32 = 19;
 const RTNLGRP_NSID: u32 = 28;
+const GROUPS: &[u32] = &[
+    RTNLGRP_LINK,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV6_RULE,
+    RTNLGRP_NSID,
+];
 
 /// Sends changes of links in every namespace that the host's one has an id for, and a note when the host's
 /// addresses changed; with `routes`, also who took its routes and rules away, as far as the port id of the
@@ -165,11 +208,8 @@ async fn try_watch(
     addresses_changed: &mpsc::Sender<()>,
     routes: bool,
 ) -> Result<()> {
-    let mut groups = vec![RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NSID];
-    if routes {
-        groups.extend([RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE]);
-    }
-    let mut listener = netlink::Listener::open(NETLINK_ROUTE, &groups)?;
+    let mut listener = netlink::Listener::open(NETLINK_ROUTE, GROUPS)?;
+    let mut gone = Gone { is_told: !routes, ..Gone::default() };
     let mut ids = Ids::default();
     let mut known = BTreeMap::new();
     loop {
@@ -182,7 +222,7 @@ async fn try_watch(
             Came::Datagram(datagram, id) => {
                 for message in netlink::messages(datagram) {
                     let Ok(message) = NetlinkMessage::deserialize(message) else { continue };
-                    let place = Place { id, settings, ids: &mut ids };
+                    let place = Place { id, settings, ids: &mut ids, gone: &mut gone };
                     let Some(observation) = observation(message, place, addresses_changed) else { continue };
                     // The kernel repeats a link for every counter and flag; only what is shown counts.
                     if let Observation::Link(link) = &observation
@@ -219,6 +259,7 @@ struct Place<'a> {
     id: Option<i32>,
     settings: &'a Settings,
     ids: &'a mut Ids,
+    gone: &'a mut Gone,
 }
 
 impl Place<'_> {
@@ -266,8 +307,10 @@ fn observation(
             let _ = addresses_changed.try_send(());
             None
         }
-        RouteNetlinkMessage::DelRoute(route) => gone_by(port, route_gone(&route)),
-        RouteNetlinkMessage::DelRule(rule) => gone_by(port, rule_gone(&rule)),
+        RouteNetlinkMessage::DelRoute(route) => place.gone.by(port, route_gone(&route)),
+        RouteNetlinkMessage::DelRule(rule) => place.gone.by(port, rule_gone(&rule)),
+        RouteNetlinkMessage::NewRoute(route) => place.gone.back(route_gone(&route)),
+        RouteNetlinkMessage::NewRule(rule) => place.gone.back(rule_gone(&rule)),
         _ => None,
     }
 }

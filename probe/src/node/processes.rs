@@ -6,13 +6,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use probe_common::COMM_LEN;
-use probe_engine::{Actor, ClientRole, ProcessClass};
+use probe_engine::{Actor, ClientRole, ProcessClass, cnis};
 
 use crate::text::clean;
 
 /// Executable name → what it is. Matched against the file that a process executes, never against the
-/// kernel's name of it, which is cut at 15 bytes: `containerd-shim-runc-v2` is not containerd. A new CNI's
-/// agent is one row.
+/// kernel's name of it, which is cut at 15 bytes: `containerd-shim-runc-v2` is not containerd. The agents of
+/// CNIs stand with what else is known of these.
 const CLASSES: &[(&str, ProcessClass)] = &[
     ("kubelet", ProcessClass::Kubelet),
     ("k3s", ProcessClass::Kubelet),
@@ -27,16 +27,6 @@ const CLASSES: &[(&str, ProcessClass)] = &[
     ("crio", ProcessClass::Runtime),
     ("dockerd", ProcessClass::Runtime),
     ("cri-dockerd", ProcessClass::Runtime),
-    ("calico-node", ProcessClass::CniAgent),
-    ("cilium-agent", ProcessClass::CniAgent),
-    ("flanneld", ProcessClass::CniAgent),
-    ("kube-ovn-daemon", ProcessClass::CniAgent),
-    ("kube-ovn", ProcessClass::CniAgent),
-    ("ovnkube", ProcessClass::CniAgent),
-    ("aws-k8s-agent", ProcessClass::CniAgent),
-    ("multus-daemon", ProcessClass::CniAgent),
-    ("kube-router", ProcessClass::CniAgent),
-    ("antrea-agent", ProcessClass::CniAgent),
     ("ovs-vswitchd", ProcessClass::Ovs),
     ("ovsdb-server", ProcessClass::Ovs),
     ("ovn-controller", ProcessClass::Ovs),
@@ -61,7 +51,8 @@ pub(crate) struct Found {
 
 /// What an executable of this name is.
 pub(crate) fn classify(name: &str) -> Option<ProcessClass> {
-    CLASSES.iter().find(|(known, _)| *known == name).map(|(_, class)| *class)
+    let known = CLASSES.iter().find(|(known, _)| *known == name).map(|(_, class)| *class);
+    known.or_else(|| cnis::executables().any(|agent| agent == name).then_some(ProcessClass::CniAgent))
 }
 
 /// What a process of this class is to the API server.
@@ -78,7 +69,8 @@ pub(crate) const fn client_role(class: ProcessClass) -> ClientRole {
 
 /// The names of the table as the kernel cuts them, for its watch list.
 pub(crate) fn watch_names() -> Vec<[u8; COMM_LEN]> {
-    let names: BTreeSet<_> = CLASSES.iter().map(|(name, _)| comm(name.as_bytes())).collect();
+    let names = CLASSES.iter().map(|(name, _)| *name).chain(cnis::executables());
+    let names: BTreeSet<_> = names.map(|name| comm(name.as_bytes())).collect();
     names.into_iter().collect()
 }
 

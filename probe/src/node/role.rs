@@ -30,27 +30,40 @@ const CRIO_SOCKETS: &[&str] = &["/run/crio/crio.sock", "/var/run/crio/crio.sock"
 const CONTAINERD_SOCKETS: &[&str] =
     &["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"];
 
+/// What etcd leaves on its host: static pod, systemd unit, data.
+const ETCD_FILES: &[&str] = &[
+    "/etc/kubernetes/manifests/etcd.yaml",
+    "/etc/kubernetes/manifests/etcd.yml",
+    "/etc/etcd.env",
+    "/etc/systemd/system/etcd.service",
+    "/var/lib/etcd/member",
+];
+
 /// The role, set or found, and the runtime. The addresses are left empty.
 pub(crate) fn find(settings: &Settings, processes: &[Found], targets: &[ApiTarget]) -> Host {
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
     let runtime = runtime(settings, processes, exists);
+    let kubelet_installed = KUBELET_FILES.iter().any(&exists);
+    let host = |role, role_set| Host { role, role_set, runtime, kubelet_installed, ..Host::default() };
     if let Some(role) = settings.role {
-        return Host { role, role_set: true, runtime, addresses: Vec::new() };
+        return host(role, true);
     }
-    let kubelet = runs(ProcessClass::Kubelet) || KUBELET_FILES.iter().any(&exists);
+    let kubelet = runs(ProcessClass::Kubelet) || kubelet_installed;
     let api_server = runs(ProcessClass::ApiServer) || API_SERVER_MANIFESTS.iter().any(&exists);
-    let etcd = runs(ProcessClass::Etcd);
+    let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
     // A directory or an address that somebody named is worth an answer, whatever else is missing.
     let asked_for = !targets.is_empty() || settings.on_host(&settings.cni_conf_dir).is_dir();
     let role = match (kubelet, api_server, etcd) {
         (_, true, _) => Role::ControlPlane,
+        // kubeadm runs an external etcd by a kubelet that knows no API server.
+        (true, false, true) if targets.is_empty() => Role::Etcd,
         (true, false, _) => Role::Worker,
         (false, false, true) => Role::Etcd,
         (false, false, false) if asked_for || runtime != Runtime::Unknown => Role::Unknown,
         (false, false, false) => Role::None,
     };
-    Host { role, role_set: false, runtime, addresses: Vec::new() }
+    host(role, false)
 }
 
 fn runtime(settings: &Settings, processes: &[Found], exists: impl Fn(&&str) -> bool) -> Runtime {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use probe_engine::{Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, refusal};
 
-use super::layout::{BAD, FAINT, UNSURE, took};
+use super::layout::{BAD, FAINT, GOOD, UNSURE, took};
 use super::trace::Timeline;
 
 impl<W: Write> Timeline<W> {
@@ -53,10 +53,14 @@ impl<W: Write> Timeline<W> {
                 let what = format!("{}[{}]", error.process.name, error.process.pid);
                 self.line(at, "link", &what, UNSURE, &format!("refused {}", refusal(error)));
             }
+            Observation::RouteGone(gone) if gone.back => {
+                self.line(at, "link", &gone.words(), GOOD, "is there again");
+            }
+            // What nobody is named for was told with its name.
+            Observation::RouteGone(gone) if gone.process.pid == 0 => {}
             Observation::RouteGone(gone) => {
                 let what = format!("{}[{}]", gone.process.name, gone.process.pid);
-                let kind = if gone.rule { "rule from" } else { "route to" };
-                self.line(at, "link", &what, UNSURE, &format!("removed the {kind} {}", gone.object));
+                self.line(at, "link", &what, UNSURE, &format!("removed {}", gone.words()));
             }
             Observation::Limit(limit) => {
                 let style = if limit.used >= limit.max { BAD } else { FAINT };

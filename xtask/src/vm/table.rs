@@ -236,7 +236,10 @@ const SIGNALS: &[Signal] = &[
     signal(
         "S6",
         "who removes routes and rules",
-        &["who_takes_a_route_or_a_rule_away_is_named"],
+        &[
+            "who_takes_a_route_or_a_rule_away_is_named",
+            "a_route_of_pods_that_somebody_takes_away_is_told_until_it_is_back",
+        ],
         &["link.error", "link.error.errno", "link.error.text"],
     ),
 ];

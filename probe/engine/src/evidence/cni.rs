@@ -4,10 +4,11 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 
 use super::Facts;
+use crate::cnis;
 use crate::limits;
 use crate::observation::{
-    Access, Actor, AgentSocket, CniEnd, CniError, CniStart, ConfAccess, Mono, NetlinkError, NetnsSeen,
-    PluginFile, ProcessClass,
+    Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Mono,
+    NetlinkError, NetnsSeen, PluginFile, ProcessClass, Sandbox, Step, StepKind,
 };
 
 /// What was done to one configuration file.
@@ -46,6 +47,26 @@ pub(crate) struct PluginFailure {
     pub(crate) last: Mono,
 }
 
+/// Sandboxes of one pod that were given up soon after their network was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GivenUp {
+    /// How many in a row.
+    pub(crate) times: u32,
+    /// `CNI_CONTAINERID` of the newest of them.
+    newest: String,
+    /// Since when there is one that was not given up yet.
+    lives: Option<Mono>,
+    pub(crate) since: Mono,
+    pub(crate) last: Mono,
+}
+
+impl GivenUp {
+    /// One of them has lived long enough to count as one that works.
+    pub(crate) fn works(&self, now: Mono) -> bool {
+        self.lives.is_some_and(|since| now.since(since) >= limits::GIVEN_UP)
+    }
+}
+
 impl Facts {
     pub(super) fn plugin_file(&mut self, at: Mono, file: PluginFile) {
         let who = &file.process;
@@ -58,6 +79,19 @@ impl Facts {
             let plugin = file.plugin.clone();
             self.files.insert(plugin, RefusedFile { file, since, last: at, times: times.saturating_add(1) });
         }
+    }
+
+    pub(super) fn configuration(&mut self, at: Mono, config: CniConfig) {
+        for file in &config.files {
+            let ConfContent::Network { plugins, .. } = &file.content else { continue };
+            let known = self.owners.contains_key(&file.name);
+            if let Some(cni) = cnis::of_config(&file.name, plugins.iter().map(String::as_str))
+                && (known || self.owners.len() < limits::FILES)
+            {
+                self.owners.insert(file.name.clone(), cni);
+            }
+        }
+        self.config = Some((config, at));
     }
 
     pub(super) fn access(&mut self, at: Mono, access: ConfAccess) {
@@ -135,11 +169,35 @@ impl Facts {
         }
     }
 
+    /// A sandbox whose network was made, and that was given up at once: what failed came after CNI.
+    pub(super) fn sandbox(&mut self, at: Mono, sandbox: Sandbox) {
+        let did = |kind| sandbox.steps.iter().any(|step: &Step| step.step == kind && step.ok);
+        let Some(pod) = sandbox.pod.as_ref().filter(|_| did(StepKind::Add)) else { return };
+        if self.given_up.len() >= limits::FULL && !self.given_up.contains_key(pod) {
+            return;
+        }
+        let known = self.given_up.entry(pod.clone()).or_insert_with(|| GivenUp {
+            times: 0,
+            newest: String::new(),
+            lives: None,
+            since: at,
+            last: at,
+        });
+        known.last = at;
+        if !did(StepKind::Del) {
+            known.lives = Some(at);
+        } else if known.newest != sandbox.container_id {
+            known.lives = None;
+            known.newest = sandbox.container_id;
+            known.times = if sandbox.took_ns < limits::GIVEN_UP { known.times.saturating_add(1) } else { 0 };
+        }
+    }
+
     /// How long a plugin may run.
     pub(crate) fn plugin_limit(&self, plugin: &str) -> u64 {
         self.plugin_limit_ns.unwrap_or_else(|| {
-            let known = limits::PLUGIN_RUNS.iter().find(|(name, _)| *name == plugin);
-            known.map_or(limits::PLUGIN_RUN, |(_, limit)| *limit)
+            let known = cnis::of_plugin(plugin).filter(|cni| cni.plugin_limit_s > 0);
+            known.map_or(limits::PLUGIN_RUN, |cni| cni.plugin_limit_s * limits::SECOND)
         })
     }
 }

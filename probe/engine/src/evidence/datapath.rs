@@ -6,7 +6,14 @@ use alloc::vec::Vec;
 
 use super::Facts;
 use crate::limits;
-use crate::observation::{Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, RouteGone};
+use crate::observation::{
+    Link, Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
+};
+
+// include/uapi/asm-generic/errno.h
+const EOPNOTSUPP: u32 = 95;
+const EAFNOSUPPORT: u32 = 97;
+pub(crate) const EADDRINUSE: u32 = 98;
 
 /// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
 pub(crate) const ERRNOS: &[(u32, &str)] = &[
@@ -48,12 +55,47 @@ impl Facts {
             let who = &error.process;
             self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
         }
+        // Agents try again what exists already; these answers do not go away by themselves.
+        let agent = matches!(error.class, Some(ProcessClass::CniAgent | ProcessClass::Ovs));
+        let lasting = matches!(error.errno, EADDRINUSE | EAFNOSUPPORT | EOPNOTSUPP);
+        let known = self.refused_links.get(&error.object).map(|(_, since, _)| *since);
+        if agent
+            && lasting
+            && matches!(error.request.as_str(), "newlink" | "setlink")
+            && (known.is_some() || self.refused_links.len() < limits::FULL)
+        {
+            self.refused_links.insert(error.object.clone(), (error.clone(), known.unwrap_or(at), at));
+        }
+    }
+
+    /// A link that is up was made after all.
+    pub(super) fn link(&mut self, link: &Link) {
+        if link.present && link.up && link.netns.is_none() {
+            self.refused_links.remove(&link.name);
+            self.refused_links.remove(&format!("#{}", link.index));
+        }
     }
 
     pub(super) fn route_gone(&mut self, at: Mono, gone: &RouteGone) {
-        let what = if gone.rule { "the rule from" } else { "the route to" };
+        let key = (gone.rule, gone.object.clone());
+        if gone.back {
+            self.routes_gone.remove(&key);
+            return;
+        }
         let who = &gone.process;
-        self.line(at, "route.gone", format!("{}[{}] removed {what} {}", who.name, who.pid, gone.object));
+        if who.pid != 0 {
+            self.line(at, "route.gone", format!("{}[{}] removed {}", who.name, who.pid, gone.words()));
+        }
+        if self.routes_gone.len() < limits::FULL || self.routes_gone.contains_key(&key) {
+            // One source knows who did it, another where it led.
+            let (known, _) = self.routes_gone.entry(key).or_insert_with(|| (gone.clone(), at));
+            if known.process.pid == 0 {
+                known.process.clone_from(who);
+            }
+            if known.device.is_empty() {
+                known.device.clone_from(&gone.device);
+            }
+        }
     }
 
     pub(super) fn ovs(&mut self, at: Mono, ovs: Ovs) {

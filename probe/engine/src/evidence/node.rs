@@ -112,6 +112,7 @@ impl Facts {
                 self.runtime.take_if(|known| known.pid == process.process.pid);
             }
         }
+        self.life(at, &process);
         if process.class == ProcessClass::Ovs && process.process.name == "ovs-vswitchd" {
             let ended = matches!(process.event, ProcessEvent::Exited { .. });
             self.vswitchd_gone = ended.then(|| (process.process.name.clone(), at));

@@ -1,5 +1,6 @@
 //! Links, routes, Open vSwitch.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -133,6 +134,21 @@ pub struct RouteGone {
     pub rule: bool,
     /// Destination as people write it: `10.244.0.0/16`, `default`; of a rule, the source.
     pub object: String,
+    /// The link that it led to; empty for a rule, and when it is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
+    /// It is there again.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub back: bool,
+}
+
+impl RouteGone {
+    /// In plain words: `the route to 10.244.0.0/16 by cni0`.
+    pub fn words(&self) -> String {
+        let what = if self.rule { "the rule from" } else { "the route to" };
+        let by = if self.device.is_empty() { String::new() } else { format!(" by {}", self.device) };
+        format!("{what} {}{by}", self.object)
+    }
 }
 
 /// See [`super::Observation::PacketsDropped`].

@@ -50,6 +50,9 @@ pub struct Host {
     /// Addresses of this host's own links, loopback included.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// A kubelet has been set up here, whether it runs or not.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub kubelet_installed: bool,
 }
 
 /// Who acted.

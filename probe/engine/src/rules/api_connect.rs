@@ -5,9 +5,9 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::Fault;
+use super::{Fault, causes};
 use crate::evidence::{Facts, Failure, Ledger};
-use crate::observation::TargetKind;
+use crate::observation::{ProcessClass, TargetKind};
 use crate::outcome::{Outcome, is_own};
 use crate::reason::Reason;
 
@@ -18,7 +18,17 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .filter_map(|(addr, ledger)| {
             if let Some(failure) = ledger.failure.as_ref().or(ledger.broken.as_ref()) {
                 let (reason, words) = verdict(facts, addr, ledger, failure)?;
-                return Some(Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since));
+                let fault = Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since);
+                return Some(match reason {
+                    Reason::APIServerDown | Reason::APILocalProxyDown => {
+                        fault.settles(facts.settling(serves)).may_come_from(causes::OF_STATIC_PODS)
+                    }
+                    Reason::APIRouteMissing => fault.may_come_from(causes::OF_NO_ROUTE),
+                    Reason::APITimeout | Reason::APIServiceNotProgrammed | Reason::APIHairpin => {
+                        fault.may_come_from(causes::OF_SILENCE)
+                    }
+                    _ => fault,
+                });
             }
             let stalled = ledger.stalled.as_ref()?;
             let words =
@@ -27,6 +37,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             Some(Fault::new(Reason::APIConnectionStalled, addr.to_string(), message, stalled.since))
         })
         .collect()
+}
+
+/// What listens on the addresses of this host itself.
+fn serves(_: &str, class: ProcessClass) -> bool {
+    matches!(class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy)
 }
 
 fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure) -> Option<(Reason, String)> {

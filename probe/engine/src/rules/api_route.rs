@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
-use super::Fault;
+use super::{Fault, causes};
 use crate::evidence::Facts;
 use crate::reason::Reason;
 
@@ -16,7 +16,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             let (errno, since) = *facts.routes.get(&addr.ip())?;
             (errno != 0).then(|| {
                 let message = format!("{addr} cannot be reached: there is no route");
-                Fault::new(Reason::APIRouteMissing, addr.to_string(), message, since).state()
+                let fault = Fault::new(Reason::APIRouteMissing, addr.to_string(), message, since);
+                fault.state().may_come_from(causes::OF_NO_ROUTE)
             })
         })
         .collect()

@@ -6,11 +6,12 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::Fault;
+use super::{Fault, causes};
 use crate::evidence::Facts;
 use crate::limits;
-use crate::observation::{Access, Actor, CniConfig, ConfContent, ConfFile, Runtime};
-use crate::reason::{Reason, Side};
+use crate::observation::{Access, Actor, CniConfig, ConfContent, ConfFile, Mono, ProcessClass, Runtime};
+use crate::reason::Reason;
+use crate::verdict::Finding;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let Some((config, since)) = &facts.config else { return Vec::new() };
@@ -28,8 +29,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             None => format!("{} {there}: the CNI's agent has not written its configuration", config.dir),
         };
         let fault = Fault::new(Reason::CNIConfigMissing, config.dir.as_str(), message, *since).state();
-        // Agents write it once they have reached the API server.
-        return Vec::from([fault.may_come_from(Side::Api)]);
+        // Agents write it once they have reached the API server and made their datapath.
+        let waits = |_: &str, class| {
+            matches!(class, ProcessClass::Kubelet | ProcessClass::CniAgent | ProcessClass::Ovs)
+        };
+        return Vec::from([fault.settles(facts.settling(waits)).may_come_from(causes::OF_OVS_AGENTS)]);
     };
     if let Some((winner, _)) = winner(config, facts.host.runtime) {
         return not_loaded(facts, config, winner).into_iter().collect();
@@ -42,12 +46,46 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 
 /// Who took the last file away.
 fn removed(facts: &Facts) -> Option<String> {
-    let gone = |access| matches!(access, Access::Removed | Access::RenamedFrom);
+    let (file, _, access, who) = taken(facts).max_by_key(|(_, at, ..)| *at)?;
+    Some(format!("{file} was {} by {}", took(access), person(who)))
+}
+
+/// Files that somebody has taken away and that are not there again.
+fn taken(facts: &Facts) -> impl Iterator<Item = (&str, Mono, Access, &Actor)> {
+    let there = |file: &str| {
+        let files = facts.config.iter().flat_map(|(config, _)| &config.files);
+        files.into_iter().any(|known| known.name == file)
+    };
     let changes = facts.accesses.iter().filter_map(|(file, known)| Some((file, known.changed.as_ref()?)));
-    let (file, (_, access, who)) =
-        changes.filter(|(_, (_, access, _))| gone(*access)).max_by_key(|(_, (at, ..))| *at)?;
-    let what = if *access == Access::Removed { "removed" } else { "renamed" };
-    Some(format!("{file} was {what} by {}", person(who)))
+    let changes = changes.map(|(file, (at, access, who))| (file.as_str(), *at, *access, who));
+    changes.filter(move |(file, _, access, _)| {
+        matches!(access, Access::Removed | Access::RenamedFrom) && !there(file)
+    })
+}
+
+const fn took(access: Access) -> &'static str {
+    if matches!(access, Access::Removed) { "removed" } else { "renamed away" }
+}
+
+/// A file that somebody took away who is not the agent that it belongs to. With another one in its place pods go
+/// on to get networks, though not all that they should.
+pub(crate) fn displaced(facts: &Facts) -> Option<Finding> {
+    let foreign = |file: &str, who: &Actor| {
+        let owner = facts.owners.get(file);
+        owner.is_none_or(|cni| {
+            !cni.executables.contains(&who.name.as_str()) && !cni.plugins.contains(&who.name.as_str())
+        })
+    };
+    // Of a file whose content was never seen nobody knows what is missing now.
+    let foreign =
+        taken(facts).filter(|(file, _, _, who)| facts.owners.contains_key(*file) && foreign(file, who));
+    let (file, since, access, who) = foreign.max_by_key(|(_, at, ..)| *at)?;
+    let (config, _) = facts.config.as_ref()?;
+    let path = format!("{}/{file}", config.dir.trim_end_matches('/'));
+    let cni = facts.owners.get(file).map_or("its owner", |cni| cni.name);
+    let message = format!("{path} of {cni} was {} by {}", took(access), person(who));
+    let fault = Fault::new(Reason::CNIConfigDisplaced, path, message, since);
+    Some(fault.finding)
 }
 
 /// A process that has ended before it could be looked up has no name.
@@ -87,7 +125,7 @@ pub(super) fn winner(config: &CniConfig, runtime: Runtime) -> Option<(&ConfFile,
     }
 }
 
-fn network(file: &ConfFile) -> Option<(&ConfFile, &[String])> {
+pub(super) fn network(file: &ConfFile) -> Option<(&ConfFile, &[String])> {
     match &file.content {
         ConfContent::Network { plugins, .. } => Some((file, plugins)),
         _ => None,

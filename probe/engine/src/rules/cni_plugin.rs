@@ -1,16 +1,17 @@
 //! A plugin ran and failed.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use super::{Fault, depth};
-use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
-use crate::observation::{AgentSocket, NetlinkError, NetnsSeen};
+use super::{Fault, causes, depth};
+use crate::cnis::{self, Cni};
+use crate::evidence::{EADDRINUSE, ERRNOS, Facts, PluginFailure, refusal, socket_errno};
+use crate::observation::{NetlinkError, NetnsSeen, ProcessClass, ProcessEvent};
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
-const EXHAUSTED: [&str; 6] = [
+const EXHAUSTED: &[&str] = &[
     "no ip addresses available",
     "no available ip",
     "no available address",
@@ -18,6 +19,16 @@ const EXHAUSTED: [&str; 6] = [
     "could not allocate ip in range",
     "no more free ip",
 ];
+
+/// What the API server's refusal looks like in the words of its clients: HTTP 401 and 403.
+const UNAUTHORIZED: &[&str] =
+    &["unauthorized", "is forbidden: user", "token has expired", "invalid bearer token"];
+
+/// What OVN's plugins say of a port that ovn-controller has not bound.
+const NOT_BOUND: &[&str] = &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"];
+
+/// What plugins and agents say of a node without a range of addresses.
+const NO_POD_CIDR: &[&str] = &["pod cidr not assigned", "podcidr is not", "no podcidr", "no pod cidr"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // What a plugin waits for in vain is told by itself.
@@ -32,49 +43,107 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
-    let words = words(plugin, failure);
     let said =
         failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
-    let lower = said.to_lowercase();
     let (netns, seen) = &failure.netns;
-    let (reason, subject) = if let Some(words) = netns_words(*seen)
-        // A runtime takes a failed sandbox away at once, perhaps before it was looked at: the plugin must have
-        // stumbled over the path itself.
+    // A runtime takes a failed sandbox away at once, perhaps before it was looked at: the plugin must have
+    // stumbled over the path itself.
+    if let Some(words) = netns_words(*seen)
         && (said.contains(netns.as_str()) || failure.error.is_none() && *seen != NetnsSeen::Missing)
     {
         let message = format!("plugin {plugin} was given {netns}, which {words}");
-        let fault = Fault::new(Reason::NetnsInvalid, netns.as_str(), message, failure.since);
-        return fault.at_depth(depth::DATAPATH);
-    } else if let Some(socket) = &failure.socket {
-        (Reason::CNIAgentNotReady, agent_of(&socket.path).map_or(socket.path.as_str(), |agent| agent.name))
-    } else if EXHAUSTED.iter().any(|text| lower.contains(text)) {
-        (Reason::IPAMExhausted, failure.speaker.as_str())
-    } else if let Some(refusal) = &failure.refusal
-        && blames(refusal, &lower)
-    {
-        let object = if refusal.object.is_empty() { plugin } else { &refusal.object };
-        let conflict = matches!(refusal.errno, EEXIST | EADDRINUSE);
-        (if conflict { Reason::LinkConflict } else { Reason::LinkSetupFailed }, object)
-    } else {
-        (Reason::CNIPluginFailed, plugin)
-    };
-    let words = match &failure.refusal {
-        Some(error) if reason.side() == Side::Datapath => {
-            format!("{words}; the kernel refused {}", refusal(error))
-        }
-        _ => words,
-    };
-    let depth = if reason.side() == Side::Datapath { depth::DATAPATH } else { depth::PLUGIN };
-    let fault = Fault::new(reason, subject, words, failure.since).at_depth(depth);
-    let waits_for_ovs = |socket: &AgentSocket| agent_of(&socket.path).is_some_and(|agent| agent.needs_ovs);
-    if reason == Reason::CNIAgentNotReady && failure.socket.as_ref().is_some_and(waits_for_ovs) {
-        return fault.may_come_from(Side::Datapath);
+        return Fault::new(Reason::NetnsInvalid, netns.as_str(), message, failure.since);
     }
+    if let Some(fault) = agent_away(facts, plugin, failure, &said) {
+        return fault;
+    }
+    let lower = said.to_lowercase();
+    let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
+    let words = words(plugin, failure);
+    let fault = |reason, subject: &str, words| {
+        let fault = Fault::new(reason, subject, words, failure.since);
+        if reason.side() == Side::Datapath { fault } else { fault.at_depth(depth::PLUGIN) }
+    };
+    if has(EXHAUSTED) {
+        return fault(Reason::IPAMExhausted, &failure.speaker, words);
+    }
+    if has(UNAUTHORIZED) {
+        return fault(Reason::CNIUnauthorized, plugin, words).may_come_from(causes::OF_REFUSED_CREDENTIALS);
+    }
+    if has(NOT_BOUND) {
+        return fault(Reason::OVNPortNotBound, plugin, words).may_come_from(causes::OF_PORTS);
+    }
+    if has(NO_POD_CIDR) {
+        return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(causes::OF_AGENTS);
+    }
+    if let Some(refused) = failure.refusal.as_ref().filter(|refused| blames(refused, &lower)) {
+        let object = if refused.object.is_empty() { plugin } else { &refused.object };
+        let conflict = matches!(refused.errno, EEXIST | EADDRINUSE);
+        let reason = if conflict { Reason::LinkConflict } else { Reason::LinkSetupFailed };
+        return fault(reason, object, format!("{words}; the kernel refused {}", refusal(refused)));
+    }
+    let fault = fault(Reason::CNIPluginFailed, plugin, words);
     // Only a plugin that names the API's address failed because of it.
     if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
-        fault.may_come_from(Side::Api)
+        fault.may_come_from(causes::OF_AGENTS)
     } else {
         fault
+    }
+}
+
+/// The plugin's agent does not answer on its socket, or has not written what the plugin reads.
+fn agent_away(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) -> Option<Fault> {
+    let told = failure.socket.as_ref().map(|socket| (socket.path.as_str(), socket_errno(socket.errno)));
+    let unheard = told.or_else(|| Some((dialled(said)?, "does not answer".to_string())));
+    let (cni, words) = if let Some((path, how)) = unheard {
+        let words = format!("plugin {plugin} failed because its agent's socket {path} {how}");
+        (cnis::of_socket(path).ok_or(path), words)
+    } else {
+        // A file that only the plugin speaks of may be anything: that of an agent is known by its path.
+        let cni = cnis::CNIS.iter().find(|cni| !cni.writes.is_empty() && said.contains(cni.writes))?;
+        let words = format!("plugin {plugin} failed because {} has not written {}", cni.agent, cni.writes);
+        (Ok(cni), words)
+    };
+    let (subject, how) = match cni {
+        Ok(cni) => (cni.agent, end_of(facts, cni)),
+        Err(path) => (path, String::new()),
+    };
+    let cni = cni.ok();
+    let needs_ovs = cni.is_some_and(|cni| cni.bridge.is_some());
+    let starts = |name: &str, class| {
+        cni.is_some_and(|cni| cni.executables.contains(&name)) || needs_ovs && class == ProcessClass::Ovs
+    };
+    let fault = Fault::new(Reason::CNIAgentNotReady, subject, words + &how, failure.since);
+    let fault = fault.at_depth(depth::PLUGIN).settles(facts.settling(starts));
+    Some(fault.may_come_from(match cni {
+        Some(cni) if cni.meta => causes::OF_DEFAULT_NETWORK,
+        _ if needs_ovs => causes::OF_OVS_AGENTS,
+        _ => causes::OF_AGENTS,
+    }))
+}
+
+/// The path in Go's words for a Unix socket that could not be reached: `dial unix PATH: connect: …`.
+fn dialled(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once("dial unix ")?;
+    let (path, _) = rest.split_once(": ")?;
+    path.starts_with('/').then_some(path)
+}
+
+/// Where its agent is, when it does not run.
+fn end_of(facts: &Facts, cni: &Cni) -> String {
+    let lives: Vec<_> = facts.lives_of(|name, _| cni.executables.contains(&name)).collect();
+    if lives.iter().any(|(_, life)| !life.pids.is_empty()) {
+        return format!("; {} runs", cni.agent);
+    }
+    let ended = lives.into_iter().find_map(|(name, life)| Some((name, &life.ended.as_ref()?.1)));
+    match ended {
+        Some((name, ProcessEvent::Exited { exit, .. })) if exit.signal != 0 => {
+            format!("; {name} was ended by signal {}", exit.signal)
+        }
+        Some((name, ProcessEvent::Exited { exit, .. })) => {
+            format!("; {name} ended with exit code {}", exit.code)
+        }
+        _ => String::new(),
     }
 }
 
@@ -91,27 +160,7 @@ fn netns_words(seen: NetnsSeen) -> Option<&'static str> {
     })
 }
 
-/// Who answers on a socket: every CNI that talks to an agent has its own. A new one is one row; the path
-/// itself says enough for the others.
-const AGENTS: &[Agent] = &[
-    Agent { socket: "/cilium.sock", name: "cilium-agent", needs_ovs: false },
-    Agent { socket: "/kube-ovn-daemon.sock", name: "kube-ovn-cni", needs_ovs: true },
-    Agent { socket: "/multus.sock", name: "multus-daemon", needs_ovs: false },
-    Agent { socket: "/ovn-cni-server.sock", name: "ovnkube-node", needs_ovs: true },
-    Agent { socket: "/ipamd.sock", name: "aws-node", needs_ovs: false },
-    Agent { socket: "/cni.sock", name: "antrea-agent", needs_ovs: true },
-];
-
-struct Agent {
-    /// What the path of its socket ends with.
-    socket: &'static str,
-    name: &'static str,
-    /// It serves once Open vSwitch does.
-    needs_ovs: bool,
-}
-
 const EEXIST: u32 = 17;
-const EADDRINUSE: u32 = 98;
 
 /// Plugins try things that may fail and go on: a refusal is the reason only when the plugin says so, by the
 /// text of the errno (of any, where it is not known) or by the kernel's own words.
@@ -121,18 +170,7 @@ fn blames(refusal: &NetlinkError, said: &str) -> bool {
         || (!refusal.text.is_empty() && said.contains(&refusal.text.to_lowercase()))
 }
 
-fn agent_of(path: &str) -> Option<&'static Agent> {
-    AGENTS.iter().find(|agent| path.ends_with(agent.socket))
-}
-
 fn words(plugin: &str, failure: &PluginFailure) -> String {
-    if let Some(socket) = &failure.socket {
-        return format!(
-            "plugin {plugin} failed because its agent's socket {} {}",
-            socket.path,
-            socket_errno(socket.errno)
-        );
-    }
     let through =
         if failure.speaker == plugin { String::new() } else { format!(" (through {})", failure.speaker) };
     match (&failure.error, failure.signal) {

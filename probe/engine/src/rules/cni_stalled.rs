@@ -3,10 +3,11 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, depth};
+use super::{Fault, causes, depth};
 use crate::evidence::Facts;
 use crate::limits::{self, SECOND};
-use crate::reason::{Reason, Side};
+use crate::observation::ProcessClass;
+use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = waiting(facts);
@@ -28,8 +29,9 @@ fn waiting(facts: &Facts) -> Vec<Fault> {
             waits.plugin, waits.file
         );
         let fault = Fault::new(Reason::CNIDefaultNetworkNotReady, waits.file.as_str(), message, since);
-        // Agents write it once they have reached the API server.
-        faults.push(fault.at_depth(depth::PLUGIN).may_come_from(Side::Api));
+        let agents = |_: &str, class| matches!(class, ProcessClass::CniAgent | ProcessClass::Ovs);
+        let fault = fault.at_depth(depth::PLUGIN).settles(facts.settling(agents));
+        faults.push(fault.may_come_from(causes::OF_DEFAULT_NETWORK));
     }
     faults
 }
@@ -51,7 +53,7 @@ fn stalled(facts: &Facts) -> Vec<Fault> {
                 limit / SECOND
             );
             let fault = Fault::new(Reason::CNIPluginStalled, start.plugin.as_str(), message, since);
-            fault.state().at_depth(depth::PLUGIN)
+            fault.state().at_depth(depth::PLUGIN).may_come_from(causes::OF_DEFAULT_NETWORK)
         })
         .collect()
 }

@@ -2,13 +2,14 @@
 
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use super::Fault;
+use super::{Fault, causes};
 use crate::evidence::Facts;
 use crate::limits;
 use crate::observation::{Process, ProcessClass, ProcessEvent};
+use crate::outcome::is_own;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -29,10 +30,23 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .take(1)
         .map(|(name, ends)| {
             let (_, newest) = ends[ends.len() - 1];
-            let message = format!("{name} ends again and again: {}", how(newest));
+            let how = how(newest);
+            let own = facts.targets_in_order().into_iter().map(|(addr, _)| addr);
+            let own = own.filter(|addr| is_own(addr.ip(), &facts.host.addresses)).min();
+            // Nobody ends it: what stands behind is etcd's own trouble.
+            if let (Some(addr), ProcessClass::Etcd, true) = (own, newest.class, by_itself(newest)) {
+                let message = format!("{addr} comes and goes: {name} ends again and again, {how}");
+                let fault = Fault::new(Reason::APIServerDown, addr.to_string(), message, ends[0].0);
+                return fault.state().may_come_from(causes::OF_STATIC_PODS);
+            }
+            let message = format!("{name} ends again and again: {how}");
             Fault::new(Reason::ControlPlaneCrashLoop, name, message, ends[0].0)
         })
         .collect()
+}
+
+fn by_itself(process: &Process) -> bool {
+    matches!(&process.event, ProcessEvent::Exited { exit, sender: None, oom: false } if exit.signal == 0)
 }
 
 fn how(process: &Process) -> String {

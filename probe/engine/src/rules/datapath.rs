@@ -1,20 +1,34 @@
-//! Packets of pods that this host drops.
+//! Packets of pods that this host drops, and links that it does not make.
 
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, depth};
-use crate::evidence::Facts;
+use super::{Fault, causes};
+use crate::cnis;
+use crate::evidence::{EADDRINUSE, Facts, refusal};
+use crate::observation::{Mono, NetlinkError};
 use crate::reason::Reason;
 
-/// What the links of pods and of CNIs are called: a spoofed packet on any other link is the filter's ordinary
-/// work. A new CNI's is one entry.
-const LINKS: &[&str] =
-    &["cali", "cilium_", "cni", "eni", "flannel", "genev_sys", "lxc", "nkt", "ovn", "tunl0", "veth", "vxlan"];
-
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let of_pods =
-        facts.dropping.iter().filter(|(device, _)| LINKS.iter().any(|name| device.starts_with(name)));
+    let mut faults = dropped(facts);
+    faults.extend(facts.refused_links.values().map(|(error, since, _)| refused(error, *since)));
+    faults
+}
+
+/// The agent of a CNI gets no link: it ends, or waits, before it writes its configuration.
+fn refused(error: &NetlinkError, since: Mono) -> Fault {
+    let who = &error.process.name;
+    let (reason, words) = match error.errno {
+        EADDRINUSE => (Reason::LinkConflict, "another link has the same port or address"),
+        _ => (Reason::LinkSetupFailed, "this kernel cannot make it"),
+    };
+    let message = format!("the kernel refused {who} {}: {words}", refusal(error));
+    Fault::new(reason, error.object.as_str(), message, since).may_come_from(causes::OF_LINKS)
+}
+
+fn dropped(facts: &Facts) -> Vec<Fault> {
+    // On any other link a spoofed packet is the filter's ordinary work.
+    let of_pods = facts.dropping.iter().filter(|(device, _)| cnis::of_link(device).is_some());
     of_pods
         .map(|(device, (dropped, since, _))| {
             let message = format!(
@@ -23,7 +37,6 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                 dropped.reason
             );
             Fault::new(Reason::ReversePathFiltered, device.as_str(), message, *since)
-                .at_depth(depth::DATAPATH)
         })
         .collect()
 }

@@ -7,13 +7,17 @@ mod api_listener;
 mod api_route;
 mod cni_binary;
 mod cni_config;
+mod cni_order;
 mod cni_plugin;
 mod cni_stalled;
 mod control_plane;
 mod datapath;
+mod kubelet;
 mod ovs;
 mod resources;
+mod routes;
 mod runtime;
+mod sandbox;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -24,15 +28,19 @@ use crate::observation::Mono;
 use crate::reason::{Reason, Side};
 use crate::verdict::Finding;
 
+pub(crate) use cni_config::displaced;
+
 /// A fault that holds now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) finding: Finding,
     /// Holds by itself (no file, no listener, no route), as against something that is tried again.
     pub(crate) state: bool,
-    /// A fault of this side may be its cause. API → CNI only: pods of the host's network, the control plane
-    /// among them, are started whatever the CNI does, so CNI is never the cause of an API fault.
-    pub(crate) may_come_from: Option<Side>,
+    /// Until when it may go away by itself, because somebody has just started: no condition says it before.
+    pub(crate) settles: Option<Mono>,
+    /// What may be its cause. API → CNI only: pods of the host's network, the control plane among them, are
+    /// started whatever the CNI does, so CNI is never the cause of an API fault.
+    pub(crate) causes: &'static [Reason],
     /// How near to the ground it lies: of two independent faults the lower one is told first.
     pub(crate) depth: u8,
 }
@@ -46,11 +54,116 @@ mod depth {
     pub(super) const DATAPATH: u8 = 4;
 }
 
+/// What may be the cause of what.
+mod causes {
+    use crate::reason::Reason;
+
+    /// Reasons by their names; with a list before them, those of that list first.
+    macro_rules! reasons {
+        ($($name:ident),* $(,)?) => { &[$(Reason::$name),*] };
+        ($list:ident; $($name:ident),* $(,)?) => {{
+            const MORE: &[Reason] = &[$(Reason::$name),*];
+            const ALL: [Reason; $list.len() + MORE.len()] = {
+                let mut all = [Reason::NetworkReady; $list.len() + MORE.len()];
+                let mut at = 0;
+                while at < all.len() {
+                    all[at] = if at < $list.len() { $list[at] } else { MORE[at - $list.len()] };
+                    at += 1;
+                }
+                all
+            };
+            &ALL
+        }};
+    }
+
+    /// Without the runtime, or the kubelet, no pod is started: those of the control plane neither.
+    pub(super) const OF_STATIC_PODS: &[Reason] =
+        reasons![ControlPlaneCrashLoop, CredentialExpired, RuntimeDown, RuntimeLimitExceeded, KubeletDown,];
+
+    /// New connections are dropped where they are counted.
+    pub(super) const OF_SILENCE: &[Reason] = reasons![ConntrackExhausted];
+
+    /// A route is missing because somebody took it away.
+    pub(super) const OF_NO_ROUTE: &[Reason] = reasons![RoutesRemoved];
+
+    /// The kubelet ends at once without a valid credential, and without a runtime.
+    pub(super) const OF_KUBELET: &[Reason] = reasons![CredentialExpired, RuntimeDown, RuntimeLimitExceeded];
+
+    /// A runtime does not serve without an inotify instance to watch its configuration.
+    pub(super) const OF_RUNTIME: &[Reason] = reasons![RuntimeLimitExceeded];
+
+    /// An agent needs the API server, and what its datapath is made of, before it answers or writes anything.
+    pub(super) const OF_AGENTS: &[Reason] = reasons![
+        APIServerDown,
+        ControlPlaneCrashLoop,
+        APIServerRefused,
+        APILocalProxyDown,
+        APIServiceNoEndpoints,
+        APIServiceNotProgrammed,
+        APIVIPUnreachable,
+        APIFirewalled,
+        APIPolicyDenied,
+        APIBPFDenied,
+        APIRouteMissing,
+        APITimeout,
+        APIHairpin,
+        APIServerReset,
+        APIConnectionStalled,
+        APITLSStalled,
+        APITLSFailed,
+        APIServerUnhealthy,
+        CredentialExpired,
+        AdmissionBlocked,
+        RuntimeDown,
+        RuntimeLimitExceeded,
+        KubeletDown,
+        PodCIDRNotAssigned,
+        CNIConfigShadowed,
+        CNIConfigOrphaned,
+        CNIBinaryBusy,
+        KernelModuleMissing,
+        LinkConflict,
+        LinkSetupFailed,
+        ConntrackExhausted,
+    ];
+
+    /// The same, and Open vSwitch.
+    pub(super) const OF_OVS_AGENTS: &[Reason] = reasons![OF_AGENTS; OVSNotReady];
+
+    /// A meta-plugin needs all that its default network needs, and that network's agent.
+    pub(super) const OF_DEFAULT_NETWORK: &[Reason] = reasons![
+        OF_OVS_AGENTS;
+        CNIAgentNotReady,
+        CNIConfigMissing,
+        CNIConfigInvalid,
+        OVNPortNotBound,
+    ];
+
+    /// Open vSwitch needs its module, and its links.
+    pub(super) const OF_OVS: &[Reason] =
+        reasons![KernelModuleMissing, LinkConflict, RuntimeDown, KubeletDown];
+
+    /// A kind of link is made by a module.
+    pub(super) const OF_LINKS: &[Reason] = reasons![KernelModuleMissing];
+
+    /// A port is bound by an agent of Open vSwitch that talks to its own database.
+    pub(super) const OF_PORTS: &[Reason] = reasons![OVSNotReady, CNIAgentNotReady];
+
+    /// The API server refuses a credential that is over.
+    pub(super) const OF_REFUSED_CREDENTIALS: &[Reason] = reasons![CredentialExpired];
+
+    /// Sandboxes go with the pods of a control plane that is ended again and again.
+    pub(super) const OF_SANDBOXES: &[Reason] =
+        reasons![ControlPlaneCrashLoop, RuntimeDown, RuntimeLimitExceeded];
+}
+
 impl Fault {
     fn new(reason: Reason, subject: impl Into<String>, message: String, since: Mono) -> Self {
         let depth = match reason.side() {
             Side::Api => depth::API,
-            _ => depth::CONFIGURATION,
+            Side::Runtime => depth::RUNTIME,
+            Side::Datapath => depth::DATAPATH,
+            Side::Cni | Side::None => depth::CONFIGURATION,
         };
         Self {
             finding: Finding {
@@ -60,7 +173,8 @@ impl Fault {
                 since,
             },
             state: false,
-            may_come_from: None,
+            settles: None,
+            causes: &[],
             depth,
         }
     }
@@ -70,8 +184,13 @@ impl Fault {
         self
     }
 
-    fn may_come_from(mut self, side: Side) -> Self {
-        self.may_come_from = Some(side);
+    fn settles(mut self, until: Option<Mono>) -> Self {
+        self.settles = until;
+        self
+    }
+
+    fn may_come_from(mut self, causes: &'static [Reason]) -> Self {
+        self.causes = causes;
         self
     }
 
@@ -92,12 +211,16 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         api_connect::judge,
         api_answer::judge,
         runtime::judge,
+        kubelet::judge,
         resources::judge,
+        sandbox::judge,
         cni_config::judge,
+        cni_order::judge,
         cni_binary::judge,
         ovs::judge,
         cni_plugin::judge,
         cni_stalled::judge,
+        routes::judge,
         datapath::judge,
     ] {
         for fault in rule(facts) {

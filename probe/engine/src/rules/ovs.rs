@@ -4,23 +4,22 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::cni_config::winner;
-use super::{Fault, depth};
+use super::{Fault, causes, depth};
+use crate::cnis;
 use crate::evidence::Facts;
 use crate::limits;
+use crate::observation::ProcessClass;
 use crate::reason::Reason;
 
-/// Plugins whose networks are made of OVS bridges, and the bridge without which nothing works. A new one is
-/// one row.
-const BRIDGES: &[(&str, &str)] =
-    &[("antrea", "br-int"), ("kube-ovn", "br-int"), ("ovn-k8s-cni-overlay", "br-int"), ("ovs", "")];
 /// Kinds of interfaces that connect this node to the others.
 const TUNNELS: &[&str] = &["geneve", "gre", "stt", "vxlan"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let wanted = facts.config.as_ref().and_then(|(config, _)| {
         let (_, plugins) = winner(config, facts.host.runtime)?;
-        BRIDGES.iter().find(|(plugin, _)| plugins.iter().any(|named| named == plugin))
+        plugins.iter().find_map(|plugin| Some((plugin, cnis::of_plugin(plugin)?.bridge?)))
     });
+    let settles = facts.settling(|_, class| class == ProcessClass::Ovs);
     let known = facts.ovs.as_ref();
     let in_kernel = known.is_some_and(|(ovs, _)| !ovs.datapaths.is_empty());
     // A host without it, and without a plugin that wants it, has nothing to miss.
@@ -30,7 +29,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = Vec::new();
     // Nothing here is a state that stands by itself: daemons are restarted, and come back within seconds.
     let mut fault = |subject: &str, message, since| {
-        faults.push(Fault::new(Reason::OVSNotReady, subject, message, since).at_depth(depth::PLUGIN));
+        let fault = Fault::new(Reason::OVSNotReady, subject, message, since).at_depth(depth::PLUGIN);
+        faults.push(fault.settles(settles).may_come_from(causes::OF_OVS));
     };
     if let Some((name, since)) = &facts.vswitchd_gone {
         let left = if in_kernel { "; its datapath stays in the kernel and takes no new flows" } else { "" };

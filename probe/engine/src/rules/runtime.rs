@@ -3,8 +3,9 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, depth};
+use super::{Fault, causes};
 use crate::evidence::{Facts, socket_errno};
+use crate::observation::ProcessClass;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -13,7 +14,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         let words = socket_errno(failure.errno);
         let message = format!("the kubelet cannot reach the container runtime: {} {words}", failure.path);
         Fault::new(Reason::RuntimeDown, failure.path.as_str(), message, failure.since)
-            .at_depth(depth::RUNTIME)
+            .settles(facts.settling(|_, class| class == ProcessClass::Runtime))
+            .may_come_from(causes::OF_RUNTIME)
     })
     .collect()
 }

@@ -45,11 +45,37 @@ fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
     ] {
         node.netns.ip(command)?;
         let (_, line) = trace
-            .wait_for("who took it away", |line| line["kind"] == "route_gone" && line["rule"] == rule)?;
+            // The process may have ended before its name was looked up; its id is there.
+            .wait_for("who took it away", |line| {
+                line["kind"] == "route_gone"
+                    && line["rule"] == rule
+                    && line["process"]["pid"].as_u64() > Some(0)
+            })?;
         ensure!(without_object || line["object"] == object, "{line}");
-        // The process may have ended before its name was looked up; its id is there.
-        ensure!(line["process"]["pid"].as_u64() > Some(0), "{line}");
     }
+    Ok(())
+}
+
+/// A route that leads to a link of a CNI is missed until it is there again, whoever puts it back.
+#[test]
+fn a_route_of_pods_that_somebody_takes_away_is_told_until_it_is_back() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    node.netns.ip(
+        "link add cali0 type veth peer name pod0\nlink set pod0 up\nlink set cali0 up\nroute add 10.244.1.0/24 dev cali0",
+    )?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    if trace.gap("link.error.text").is_some() || trace.gap("link.error.errno").is_some() {
+        // Which route, or who: without one of them nobody is blamed, and the removal is in the trace.
+        node.netns.ip("route del 10.244.1.0/24 dev cali0")?;
+        trace.wait_for("the removal", |line| line["kind"] == "route_gone" && line["device"] == "cali0")?;
+        return Ok(());
+    }
+    node.netns.ip("route del 10.244.1.0/24 dev cali0")?;
+    let verdict = trace.wait_for_verdict("RoutesRemoved")?;
+    ensure!(verdict.line["verdict"]["subject"] == "10.244.1.0/24", "{}", verdict.line);
+    node.netns.ip("route add 10.244.1.0/24 dev cali0")?;
+    trace.wait_for_verdict("NetworkReady")?;
     Ok(())
 }
 

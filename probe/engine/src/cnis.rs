@@ -1,0 +1,218 @@
+//! What is known of each CNI: one row, and nothing of it anywhere else.
+//!
+//! Everything here makes an answer better and nothing depends on it: a CNI without a row is judged by what its
+//! plugins say and do. Names are from the projects' own sources.
+
+/// One CNI, or one meta-plugin.
+#[derive(Clone, Copy, Debug)]
+pub struct Cni {
+    /// As people call it.
+    pub name: &'static str,
+    /// The `type` of its own plugins in a configuration; of reference plugins that it uses, none.
+    pub plugins: &'static [&'static str],
+    /// Names of its configuration files, where the plugins do not tell whose they are.
+    pub files: &'static [&'static str],
+    /// Its agent, as its project calls it; empty for a CNI that has none.
+    pub agent: &'static str,
+    /// Executables of that agent.
+    pub executables: &'static [&'static str],
+    /// What the path of the agent's socket ends with; empty where plugins do not talk to it.
+    pub socket: &'static str,
+    /// What the agent writes when it is ready and the plugins read; empty when there is no such file.
+    pub writes: &'static str,
+    /// The Open vSwitch bridge without which nothing works; empty for "any", `None` without OVS.
+    pub bridge: Option<&'static str>,
+    /// It stands before others, and hands their networks on.
+    pub meta: bool,
+    /// How the names of its links begin.
+    pub links: &'static [&'static str],
+    /// The longest that its plugins wait by themselves, in seconds, and half as long again; 0 when they do not.
+    pub plugin_limit_s: u64,
+}
+
+/// A CNI of which nothing is known: what a row does not say.
+const UNKNOWN: Cni = Cni {
+    name: "",
+    plugins: &[],
+    files: &[],
+    agent: "",
+    executables: &[],
+    socket: "",
+    writes: "",
+    bridge: None,
+    meta: false,
+    links: &[],
+    plugin_limit_s: 0,
+};
+
+/// Every row, in the order of the alphabet.
+pub const CNIS: &[Cni] = &[
+    Cni {
+        name: "Antrea",
+        plugins: &["antrea"],
+        agent: "antrea-agent",
+        executables: &["antrea-agent"],
+        socket: "/antrea/cni.sock",
+        bridge: Some("br-int"),
+        links: &["antrea", "genev_sys"],
+        ..UNKNOWN
+    },
+    Cni {
+        name: "AWS VPC CNI",
+        plugins: &["aws-cni", "egress-cni"],
+        agent: "aws-node",
+        executables: &["aws-k8s-agent"],
+        socket: "/ipamd.sock",
+        links: &["eni"],
+        ..UNKNOWN
+    },
+    // calico-ipam waits 90 s for its lock, /var/run/calico/ipam.lock.
+    Cni {
+        name: "Calico",
+        plugins: &["calico", "calico-ipam"],
+        agent: "calico-node",
+        executables: &["calico-node"],
+        writes: "/var/lib/calico/nodename",
+        links: &["cali", "tunl0", "vxlan", "wireguard.cali"],
+        plugin_limit_s: 135,
+        ..UNKNOWN
+    },
+    // cilium-cni waits 30 s for its agent.
+    Cni {
+        name: "Cilium",
+        plugins: &["cilium-cni"],
+        agent: "cilium-agent",
+        executables: &["cilium-agent"],
+        socket: "/cilium.sock",
+        links: &["cilium_", "lxc"],
+        plugin_limit_s: 45,
+        ..UNKNOWN
+    },
+    // k3s has flannel inside.
+    Cni {
+        name: "flannel",
+        plugins: &["flannel"],
+        agent: "flanneld",
+        executables: &["flanneld", "k3s", "k3s-server", "k3s-agent"],
+        writes: "/run/flannel/subnet.env",
+        links: &["cni", "flannel"],
+        ..UNKNOWN
+    },
+    // Waits up to 200 s for the gateway.
+    Cni {
+        name: "Kube-OVN",
+        plugins: &["kube-ovn"],
+        agent: "kube-ovn-cni",
+        executables: &["kube-ovn-daemon", "kube-ovn"],
+        socket: "/kube-ovn-daemon.sock",
+        bridge: Some("br-int"),
+        links: &["genev_sys", "ovn"],
+        plugin_limit_s: 300,
+        ..UNKNOWN
+    },
+    Cni {
+        name: "kube-router",
+        files: &["10-kuberouter.conf", "10-kuberouter.conflist"],
+        agent: "kube-router",
+        executables: &["kube-router"],
+        links: &["kube-bridge"],
+        ..UNKNOWN
+    },
+    // Waits 60 s for its daemon and 45 s for the default network.
+    Cni {
+        name: "Multus",
+        plugins: &["multus-shim"],
+        agent: "multus-daemon",
+        executables: &["multus-daemon"],
+        socket: "/multus.sock",
+        meta: true,
+        plugin_limit_s: 150,
+        ..UNKNOWN
+    },
+    Cni { name: "Multus (thin)", plugins: &["multus"], meta: true, plugin_limit_s: 150, ..UNKNOWN },
+    Cni {
+        name: "OVN-Kubernetes",
+        plugins: &["ovn-k8s-cni-overlay"],
+        agent: "ovnkube-node",
+        executables: &["ovnkube"],
+        socket: "/ovn-cni-server.sock",
+        bridge: Some("br-int"),
+        links: &["genev_sys", "ovn"],
+        ..UNKNOWN
+    },
+    Cni { name: "ovs-cni", plugins: &["ovs"], bridge: Some(""), ..UNKNOWN },
+    Cni {
+        name: "reference plugins",
+        plugins: &["bridge", "host-device", "ipvlan", "macvlan", "ptp"],
+        links: &["cni", "nkt", "veth"],
+        ..UNKNOWN
+    },
+    Cni {
+        name: "Weave Net",
+        plugins: &["weave-net", "weave-ipam"],
+        agent: "weave",
+        executables: &["weaver"],
+        links: &["vethwe", "weave"],
+        ..UNKNOWN
+    },
+];
+
+/// Whose configuration this is: by its plugins, then by its name.
+pub(crate) fn of_config<'a>(file: &str, mut plugins: impl Iterator<Item = &'a str>) -> Option<&'static Cni> {
+    let by_plugin = plugins.find_map(of_plugin);
+    // Reference plugins are used by many.
+    by_plugin
+        .filter(|cni| !cni.executables.is_empty() || cni.bridge.is_some())
+        .or_else(|| CNIS.iter().find(|cni| cni.files.contains(&file)))
+        .or(by_plugin)
+}
+
+/// Whose plugin this is.
+pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
+    CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
+}
+
+/// Whose agent listens on the socket at `path`.
+pub(crate) fn of_socket(path: &str) -> Option<&'static Cni> {
+    CNIS.iter().find(|cni| !cni.socket.is_empty() && path.ends_with(cni.socket))
+}
+
+/// Whose link this is.
+pub(crate) fn of_link(name: &str) -> Option<&'static Cni> {
+    CNIS.iter().find(|cni| cni.links.iter().any(|begins| name.starts_with(begins)))
+}
+
+/// Executables of every agent.
+pub fn executables() -> impl Iterator<Item = &'static str> {
+    CNIS.iter().flat_map(|cni| cni.executables).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_row_is_told_from_every_other() {
+        let mut names = BTreeSet::new();
+        let mut plugins = BTreeSet::new();
+        for cni in CNIS {
+            assert!(names.insert(cni.name), "{} stands twice", cni.name);
+            assert!(cni.plugins.iter().all(|plugin| plugins.insert(*plugin)), "{} shares a plugin", cni.name);
+            assert!(!cni.plugins.is_empty() || !cni.files.is_empty(), "{} is never found", cni.name);
+            assert_eq!(cni.agent.is_empty(), cni.executables.is_empty(), "{}", cni.name);
+        }
+        assert!(CNIS.is_sorted_by_key(|cni| cni.name.to_lowercase()));
+    }
+
+    #[test]
+    fn a_configuration_is_its_agent_s_before_it_is_a_reference_plugin_s() {
+        let whose =
+            |file, plugins: &[&'static str]| of_config(file, plugins.iter().copied()).map(|cni| cni.name);
+        assert_eq!(whose("10-calico.conflist", &["calico", "portmap", "calico-ipam"]), Some("Calico"));
+        assert_eq!(whose("10-kuberouter.conflist", &["bridge", "portmap"]), Some("kube-router"));
+        assert_eq!(whose("10-pods.conflist", &["bridge", "host-local"]), Some("reference plugins"));
+        assert_eq!(whose("99-mine.conf", &["mine"]), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! What ordinary life tells: it changes nothing of what is judged.
+
+use super::Facts;
+use crate::limits;
+use crate::observation::{Connect, Mono, NameState, Observation};
+use crate::outcome::Outcome;
+
+impl Facts {
+    /// Will the judgement be the same after this as before? Asked before it is taken; false when in doubt. A busy
+    /// node tells of thousands of successes a second.
+    pub(crate) fn is_quiet(&self, at: Mono, observation: &Observation) -> bool {
+        match observation {
+            Observation::Connect(connect) => self.is_known_success(connect),
+            // A plugin that is given too much time is found when its time is over.
+            Observation::CniStart(start) => {
+                !self.files.contains_key(&start.plugin) && !self.running.contains_key(&start.pid)
+            }
+            Observation::CniEnd(end) => {
+                let told_late = |(_, since): &(_, Mono)| at.since(*since) >= limits::WAITS;
+                let is_late = self.running.get(&end.start.pid).is_some_and(told_late);
+                let is_news = !end.exit.success() || self.plugins.contains_key(&end.start.plugin);
+                !is_late && (end.start.command != "ADD" || !is_news)
+            }
+            Observation::Link(_) => self.refused_links.is_empty(),
+            Observation::NetnsName(name) => name.state != NameState::Stale,
+            Observation::Netns(_) | Observation::OvsPort(_) => true,
+            _ => false,
+        }
+    }
+
+    fn is_known_success(&self, connect: &Connect) -> bool {
+        let Some(ledger) = self.targets.get(&connect.to).filter(|_| connect.host_netns) else { return true };
+        match Outcome::of(connect, &self.host.addresses) {
+            Outcome::Cancelled => true,
+            Outcome::Ok => {
+                ledger.last_ok.is_some()
+                    && ledger.failure.is_none()
+                    && !ledger.denied.contains_key(&connect.role)
+            }
+            _ => false,
+        }
+    }
+}

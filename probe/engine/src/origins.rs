@@ -1,0 +1,52 @@
+//! What stands behind a root: the verdict's `because`.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::evidence::Facts;
+use crate::limits;
+use crate::observation::{Mono, ProcessClass, ProcessEvent};
+use crate::reason::Reason;
+use crate::rules::{self, Fault};
+use crate::verdict::Finding;
+
+/// Origins of `root`, nearest first.
+pub(crate) fn of(root: &Fault, facts: &Facts) -> Vec<Finding> {
+    let origin = match root.finding.reason {
+        Reason::APIServerDown | Reason::APIServerUnhealthy => etcd(facts),
+        Reason::CNIConfigMissing => rules::displaced(facts),
+        _ => None,
+    };
+    origin.into_iter().collect()
+}
+
+/// The end of this host's etcd, when nobody else brought it about: the API server does not live without it.
+pub(crate) fn etcd(facts: &Facts) -> Option<Finding> {
+    let lives = facts.lives_of(|_, class| class == ProcessClass::Etcd);
+    let ended = lives.filter_map(|(name, life)| Some((name, life, life.ended.as_ref()?)));
+    // A moment after its return the API server is still on its way.
+    let away =
+        ended.filter(|(_, life, (at, _))| life.pids.is_empty() || facts.now.since(*at) < limits::CRASH_REST);
+    let (name, life, (at, event)) = away.max_by_key(|(_, _, (at, _))| *at)?;
+    let ProcessEvent::Exited { exit, sender, oom } = event else { return None };
+    let how = match (exit.signal, sender) {
+        _ if *oom => String::from("is out of memory"),
+        (0, None) => format!("ends by itself with exit code {}", exit.code),
+        (0, Some(sender)) => format!("was told to end by {}, exit code {}", sender.name, exit.code),
+        (signal, None) => format!("was ended by signal {signal}"),
+        (signal, Some(sender)) => format!("was ended by signal {signal} from {}", sender.name),
+    };
+    let often = if life.loops(facts.now) { ", again and again" } else { "" };
+    let mut message = format!("{name} {how}{often}");
+    let full = facts.full.values().find(|(limit, _)| matches!(limit.what.as_str(), "disk" | "inodes"));
+    if let Some((limit, _)) = full {
+        message.push_str(&format!("; the {} of {} is full", limit.what, limit.subject));
+    }
+    Some(finding(Reason::EtcdDown, name, message, *at))
+}
+
+fn finding(reason: Reason, subject: &str, message: String, since: Mono) -> Finding {
+    let subject = limits::cut(String::from(subject), limits::SUBJECT);
+    Finding { reason, subject, message: limits::cut(message, limits::MESSAGE), since }
+}

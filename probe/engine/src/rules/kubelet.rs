@@ -1,0 +1,47 @@
+//! The kubelet does not run, or ends at once.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{Fault, causes};
+use crate::evidence::Facts;
+use crate::observation::{ProcessClass, ProcessEvent, Role, Scope};
+use crate::reason::Reason;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    let is_node = matches!(facts.host.role, Role::Worker | Role::ControlPlane);
+    let blind = facts.gaps.contains_key("process.exit") || facts.lost.contains_key(&Scope::Processes);
+    let Some(told) = facts.snapshot_done.filter(|_| is_node && !blind) else { return Vec::new() };
+    let is_kubelet = |_: &str, class| class == ProcessClass::Kubelet;
+    let kubelets: Vec<_> = facts.lives_of(is_kubelet).collect();
+    let looping = kubelets.iter().find(|(_, life)| life.loops(facts.now));
+    let runs = kubelets.iter().any(|(_, life)| !life.pids.is_empty());
+    // Without one that was ever seen, its files must say that there should be one.
+    if looping.is_none() && (runs || kubelets.is_empty() && !facts.host.kubelet_installed) {
+        return Vec::new();
+    }
+    let newest = kubelets.iter().filter_map(|(name, life)| Some((*name, life.ended.as_ref()?)));
+    let (name, since, how) = match newest.max_by_key(|(_, (at, _))| *at) {
+        Some((name, (at, event))) => (name.as_str(), *at, how(event)),
+        None => ("kubelet", told, String::new()),
+    };
+    let message = match looping {
+        Some((name, _)) => format!("{name} ends again and again{how}"),
+        None => format!("{name} does not run{how}"),
+    };
+    let settles = facts.settling(is_kubelet).filter(|_| looping.is_none());
+    let fault = Fault::new(Reason::KubeletDown, name, message, since);
+    Vec::from([fault.settles(settles).may_come_from(causes::OF_KUBELET)])
+}
+
+fn how(event: &ProcessEvent) -> String {
+    let ProcessEvent::Exited { exit, sender, oom } = event else { return String::new() };
+    match (exit.signal, sender) {
+        _ if *oom => String::from(": it was out of memory"),
+        (0, None) => format!(": it ended by itself with exit code {}", exit.code),
+        (0, Some(sender)) => format!(": {} told it to end, exit code {}", sender.name, exit.code),
+        (signal, None) => format!(": signal {signal} ended it"),
+        (signal, Some(sender)) => format!(": signal {signal} from {} ended it", sender.name),
+    }
+}
