@@ -23,8 +23,9 @@ pub use node::socket_errno;
 use crate::cnis::Cni;
 use crate::limits;
 use crate::observation::{
-    Actor, CniConfig, CniStart, Credential, Gap, Host, Limit, LimitHit, ModuleMissing, Mono, NameState,
-    NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process, RouteGone, Scope,
+    Actor, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit, ModuleMissing,
+    Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process, RouteGone,
+    Scope,
 };
 use crate::verdict::Evidence;
 
@@ -54,6 +55,9 @@ pub(crate) struct Facts {
     /// By module.
     pub(crate) modules: BTreeMap<String, (ModuleMissing, Mono, Mono)>,
     pub(crate) sysctls: BTreeMap<String, String>,
+    pub(crate) drivers: Option<CgroupDrivers>,
+    /// By directory.
+    pub(crate) leases: BTreeMap<String, Leases>,
     /// By plugin: tries to execute or to replace it that were refused.
     pub(crate) files: BTreeMap<String, RefusedFile>,
     /// By link: packets that the reverse path filter dropped.
@@ -119,6 +123,12 @@ impl Facts {
             Observation::Credential(credential) => self.credential(at, credential),
             Observation::ClockStep { by_ms } => {
                 self.line(at, "clock", format!("the wall clock was set by {by_ms} ms"));
+            }
+            Observation::CgroupDrivers(drivers) => self.drivers = Some(drivers),
+            Observation::Leases(leases) => {
+                if self.leases.len() < limits::FULL || self.leases.contains_key(&leases.dir) {
+                    self.leases.insert(leases.dir.clone(), leases);
+                }
             }
             Observation::ModuleMissing(missing) => self.module(at, missing),
             Observation::Sysctl { name, value } => {

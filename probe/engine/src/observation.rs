@@ -99,6 +99,10 @@ pub enum Observation {
         /// Milliseconds forward; negative for back.
         by_ms: i64,
     },
+    /// Who makes the cgroups of containers.
+    CgroupDrivers(CgroupDrivers),
+    /// How many addresses a network has given out; when that moves away from the number of sandboxes, or back.
+    Leases(Leases),
     /// A module that the kernel asked for did not come.
     ModuleMissing(ModuleMissing),
     /// A plugin could not be executed, or a running one not be replaced.

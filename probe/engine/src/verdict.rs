@@ -76,7 +76,8 @@ pub struct Report {
     pub role: Role,
     /// The root cause, or `NetworkReady`, `Learning`, `ProbeDegraded`, `NotApplicable`, `AgentStopping`.
     pub verdict: Finding,
-    /// Its status: True only for `NetworkReady`; False for a proven fault; else Unknown.
+    /// Its status: True for `NetworkReady`, and for `CNIConfigDisplaced` while another network takes its place; False
+    /// for a proven fault; else Unknown.
     pub status: Status,
     /// What to look at first, and what not to restart.
     pub remedy: String,

@@ -53,7 +53,8 @@ fn compact(effect: &Effect, at_ns: u64) -> Option<Value> {
     match effect {
         Effect::Verdict(report) => Some(json!({
             "at": seconds, "verdict": report.verdict.reason, "status": report.status,
-            "subject": report.verdict.subject, "because": reasons(&report.because),
+            "subject": report.verdict.subject, "message": report.verdict.message,
+            "because": reasons(&report.because),
             "consequences": reasons(&report.consequences), "also": reasons(&report.also),
         })),
         Effect::Condition(condition) => Some(json!({

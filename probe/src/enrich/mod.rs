@@ -10,6 +10,7 @@ mod rtnetlink;
 mod sandbox;
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use probe_common::{CniExec, Drops, Event, FileRefused, LimitHit, Rtnetlink, text};
 use probe_engine::{
-    Actor, CniStart, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, PacketsDropped,
+    Actor, CniStart, DeniedBy, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, PacketsDropped,
     PluginFile, Process, ProcessEvent, SocketConnect,
 };
 
@@ -31,6 +32,20 @@ use cni::CniRuns;
 use connects::EarlyErrors;
 use modules::Modules;
 pub(crate) use sandbox::Sandboxes;
+
+/// Who says that root may not execute the file at `path`; `None` when it cannot be looked at any more.
+fn denied_by(path: &Path) -> Option<DeniedBy> {
+    if fs::metadata(path).ok()?.mode() & 0o111 == 0 {
+        return Some(DeniedBy::Mode);
+    }
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zero is a valid value.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends with a NUL, and `stat` is live and of the type that is filled.
+    let answer = unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) };
+    let noexec = stat.f_flag & libc::ST_NOEXEC != 0;
+    (answer == 0).then_some(if noexec { DeniedBy::Mount } else { DeniedBy::SecurityModule })
+}
 
 /// Longest name that is kept; an executable's name may be 255 bytes (`NAME_MAX`).
 const NAME_MAX: usize = 64;
@@ -227,20 +242,16 @@ impl Enricher {
         let is_it = |path: &Path| {
             fs::metadata(path).is_ok_and(|file| record.inode == 0 || file.ino() == record.inode)
         };
-        let is_plugin = match path.parent().filter(|dir| dir.is_absolute()) {
-            Some(parent) => dirs.any(|dir| dir == parent),
-            None => dirs.any(|dir| is_it(&self.settings.on_host(dir).join(name))),
-        };
-        is_plugin.then(|| {
-            let process = self.clients.find(&record.task).actor;
-            let plugin = clean(name.as_bytes(), NAME_MAX);
-            Observation::PluginFile(PluginFile {
-                process,
-                plugin,
-                write: record.write == 1,
-                errno: record.errno,
-            })
-        })
+        let dir = match path.parent().filter(|dir| dir.is_absolute()) {
+            Some(parent) => dirs.find(|dir| *dir == parent),
+            None => dirs.find(|dir| is_it(&self.settings.on_host(dir).join(name))),
+        }?;
+        let (errno, write) = (record.errno, record.write == 1);
+        let denied = !write && [libc::EACCES, libc::EPERM].map(i32::unsigned_abs).contains(&errno);
+        let denied_by = denied.then(|| denied_by(&self.settings.on_host(dir).join(name))).flatten();
+        let process = self.clients.find(&record.task).actor;
+        let plugin = clean(name.as_bytes(), NAME_MAX);
+        Some(Observation::PluginFile(PluginFile { process, plugin, write, errno, denied_by }))
     }
 
     fn dropped(&self, record: &Drops) -> PacketsDropped {

@@ -1,5 +1,7 @@
 //! A network configuration as libcni reads it.
 
+use std::path::{Path, PathBuf};
+
 use probe_engine::ConfContent;
 use serde_json::Value;
 
@@ -33,7 +35,7 @@ fn try_parse(name: &str, bytes: &[u8]) -> Result<(String, Vec<String>), String> 
     let title = network.get("name").and_then(Value::as_str).unwrap_or_default();
     let mut types = Vec::new();
     let mut ipams = Vec::new();
-    if std::path::Path::new(name).extension().is_some_and(|extension| extension == "conflist") {
+    if Path::new(name).extension().is_some_and(|extension| extension == "conflist") {
         if title.is_empty() {
             return Err("the list has no `name`".to_owned());
         }
@@ -62,6 +64,19 @@ pub(super) fn readiness(bytes: &[u8]) -> Option<(String, String)> {
         let kind = plugin.get("type").and_then(Value::as_str).unwrap_or("multus-shim");
         Some((clean(kind.as_bytes(), NAME), clean(file.as_bytes(), FILE)))
     })
+}
+
+/// Where the network keeps the addresses that it gives out, when host-local does that: a directory of its own
+/// below `dataDir`.
+pub(super) fn lease_dir(bytes: &[u8]) -> Option<PathBuf> {
+    const DEFAULT: &str = "/var/lib/cni/networks";
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    let network = value.get("name")?.as_str().filter(|name| !name.contains('/') && *name != "..")?;
+    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    let mut ipams = plugins.take(PLUGINS).chain([&value]).filter_map(|plugin| plugin.get("ipam"));
+    let ipam = ipams.find(|ipam| ipam.get("type").and_then(Value::as_str) == Some("host-local"))?;
+    let dir = ipam.get("dataDir").and_then(Value::as_str).filter(|dir| !dir.is_empty()).unwrap_or(DEFAULT);
+    (dir.starts_with('/') && dir.len() <= FILE).then(|| Path::new(dir).join(network))
 }
 
 fn one(plugin: &Value, types: &mut Vec<String>, ipams: &mut Vec<String>) -> Result<(), String> {

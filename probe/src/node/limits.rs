@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use probe_engine::{Limit, Observation, PacketsDropped, ProcessClass};
+use probe_engine::{CgroupDrivers, Limit, Observation, PacketsDropped, ProcessClass};
 
-use super::{credentials, processes};
+use super::{cgroup_drivers, credentials, leases, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -39,8 +39,13 @@ const SYSCTLS: &[&str] = &[
 /// With `count_drops`, also how many packets the reverse path filter dropped, by the kernel's counter, which
 /// does not say where. Runs for ever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool) {
-    let mut look =
-        Look { told: Told::default(), wall: wall_offset_ms(), turn: 0, dropped: reverse_path_drops() };
+    let mut look = Look {
+        told: Told::default(),
+        leases: leases::Told::default(),
+        wall: wall_offset_ms(),
+        turn: 0,
+        dropped: reverse_path_drops(),
+    };
     loop {
         // A walk through /proc takes long on a busy node, and events do not wait.
         let shared = Arc::clone(&settings);
@@ -62,6 +67,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
 /// What is remembered between two looks.
 struct Look {
     told: Told,
+    leases: leases::Told,
     wall: i64,
     turn: u32,
     dropped: Option<u64>,
@@ -70,6 +76,10 @@ struct Look {
 impl Look {
     fn turn(&mut self, settings: &Settings, count_drops: bool) -> Vec<Observation> {
         let mut seen = Vec::new();
+        if self.turn.is_multiple_of(RARELY) {
+            self.leases.configured(settings);
+        }
+        self.leases.look(settings, &mut seen);
         for limit in often(settings) {
             self.told.limit(limit, &mut seen);
         }
@@ -81,6 +91,11 @@ impl Look {
                 self.told.credential(credential, &mut seen);
             }
             self.told.sysctls(&mut seen);
+            let drivers = cgroup_drivers::find(settings);
+            if self.told.drivers != drivers {
+                self.told.drivers.clone_from(&drivers);
+                seen.extend(drivers.map(Observation::CgroupDrivers));
+            }
         }
         self.turn = self.turn.wrapping_add(1);
         if let (true, Some(now)) = (count_drops, reverse_path_drops()) {
@@ -111,6 +126,7 @@ struct Told {
     limits: BTreeMap<(String, String), u8>,
     credentials: BTreeMap<String, (bool, bool, i64)>,
     sysctls: BTreeMap<String, String>,
+    drivers: Option<CgroupDrivers>,
 }
 
 impl Told {

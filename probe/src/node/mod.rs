@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 mod certificate;
+mod cgroup_drivers;
 pub(crate) mod cni_config;
 mod cni_parse;
 pub(crate) mod conf_access;
@@ -9,6 +10,7 @@ pub(crate) mod connections;
 mod credentials;
 mod errqueue;
 mod file;
+mod leases;
 pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod namespaces;

@@ -444,6 +444,8 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::ClockStep { .. } => "clock_step",
         Observation::ModuleMissing(_) => "module_missing",
         Observation::PluginFile(_) => "plugin_file",
+        Observation::Leases(_) => "leases",
+        Observation::CgroupDrivers(_) => "cgroup_drivers",
         Observation::PacketsDropped(_) => "packets_dropped",
         Observation::Sysctl { .. } => "sysctl",
         Observation::Process(_) => "process",

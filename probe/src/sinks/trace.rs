@@ -66,6 +66,7 @@ fn topic(observation: &Observation) -> Option<Topic> {
         | Observation::CniStart(_)
         | Observation::CniEnd(_)
         | Observation::PluginFile(_)
+        | Observation::Leases(_)
         | Observation::Sandbox(_) => Topic::Cni,
         Observation::Netns(_) | Observation::NetnsName(_) => Topic::Netns,
         Observation::Link(_)
@@ -75,7 +76,9 @@ fn topic(observation: &Observation) -> Option<Topic> {
         | Observation::OvsUpcalls(_)
         | Observation::PacketsDropped(_)
         | Observation::RouteGone(_) => Topic::Link,
-        Observation::Process(_) | Observation::SocketConnect(_) => Topic::Process,
+        Observation::Process(_) | Observation::SocketConnect(_) | Observation::CgroupDrivers(_) => {
+            Topic::Process
+        }
         _ => return None,
     })
 }

@@ -71,6 +71,15 @@ impl<W: Write> Timeline<W> {
                 let what = format!("{}[{}]", hit.process.name, hit.process.pid);
                 self.line(at, "limit", &what, BAD, &format!("got no {}: errno {}", hit.what, hit.errno));
             }
+            Observation::CgroupDrivers(drivers) => {
+                let agree = drivers.kubelet == drivers.runtime;
+                let what = format!("kubelet {}, runtime {}", drivers.kubelet, drivers.runtime);
+                self.line(at, "process", "cgroup drivers", if agree { FAINT } else { BAD }, &what);
+            }
+            Observation::Leases(leases) => {
+                let what = format!("{} leases for {} namespaces", leases.held, leases.namespaces);
+                self.line(at, "cni", &leases.dir, FAINT, &what);
+            }
             Observation::PluginFile(file) => {
                 let what = format!("{}[{}]", file.process.name, file.process.pid);
                 let how = if file.write { "cannot replace" } else { "cannot execute" };

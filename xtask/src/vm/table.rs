@@ -242,6 +242,15 @@ const SIGNALS: &[Signal] = &[
         ],
         &["link.error", "link.error.errno", "link.error.text"],
     ),
+    signal(
+        "S7",
+        "execution denied, by whom",
+        &[
+            "a_plugin_that_may_not_be_executed_is_told",
+            "a_plugin_on_a_file_system_without_execution_is_told_as_such",
+        ],
+        &["cni.exec.refused"],
+    ),
 ];
 
 /// One kernel: what its tests said, and what `probe doctor` said.

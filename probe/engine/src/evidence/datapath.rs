@@ -10,9 +10,7 @@ use crate::observation::{
     Link, Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
 };
 
-// include/uapi/asm-generic/errno.h
-const EOPNOTSUPP: u32 = 95;
-const EAFNOSUPPORT: u32 = 97;
+/// include/uapi/asm-generic/errno.h
 pub(crate) const EADDRINUSE: u32 = 98;
 
 /// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
@@ -55,12 +53,12 @@ impl Facts {
             let who = &error.process;
             self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
         }
-        // Agents try again what exists already; these answers do not go away by themselves.
-        let agent = matches!(error.class, Some(ProcessClass::CniAgent | ProcessClass::Ovs));
-        let lasting = matches!(error.errno, EADDRINUSE | EAFNOSUPPORT | EOPNOTSUPP);
+        // Agents try what exists already, and kinds of links that a kernel may not have: ovs-vswitchd does at each
+        // start. A port that another link has is taken for good.
+        let agent = error.class == Some(ProcessClass::CniAgent);
         let known = self.refused_links.get(&error.object).map(|(_, since, _)| *since);
         if agent
-            && lasting
+            && error.errno == EADDRINUSE
             && matches!(error.request.as_str(), "newlink" | "setlink")
             && (known.is_some() || self.refused_links.len() < limits::FULL)
         {

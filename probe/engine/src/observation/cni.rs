@@ -199,6 +199,17 @@ pub struct CniError {
     pub details: String,
 }
 
+/// See [`super::Observation::Leases`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leases {
+    /// Where host-local keeps them; control characters are escaped.
+    pub dir: String,
+    /// Addresses that are given out.
+    pub held: u64,
+    /// Namespaces that a runtime has bound to a name: sandboxes that live.
+    pub namespaces: u64,
+}
+
 /// See [`super::Observation::PluginFile`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginFile {
@@ -211,4 +222,31 @@ pub struct PluginFile {
     pub write: bool,
     /// Positive errno: ETXTBSY, EACCES, EPERM.
     pub errno: u32,
+    /// Who says that it may not be executed, as far as that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denied_by: Option<DeniedBy>,
+}
+
+/// Who says that a file may not be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeniedBy {
+    /// Its mode.
+    Mode,
+    /// Its file system is mounted `noexec`.
+    Mount,
+    /// Neither: a security module (SELinux, AppArmor, IMA, …).
+    SecurityModule,
+}
+
+impl DeniedBy {
+    /// In plain words, after the errno.
+    pub(crate) const fn words(by: Option<Self>) -> &'static str {
+        match by {
+            Some(Self::Mode) => "its mode does not allow it",
+            Some(Self::Mount) => "its file system is mounted noexec",
+            Some(Self::SecurityModule) => "its mode and its mount allow it, so a security module says no",
+            None => "its mode, its mount, or a security module says no",
+        }
+    }
 }

@@ -128,6 +128,15 @@ pub struct Credential {
     pub expires_in_s: i64,
 }
 
+/// See [`super::Observation::CgroupDrivers`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupDrivers {
+    /// `systemd` or `cgroupfs`, as the runtime is configured.
+    pub runtime: String,
+    /// The same of the kubelet.
+    pub kubelet: String,
+}
+
 /// See [`super::Observation::ModuleMissing`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleMissing {

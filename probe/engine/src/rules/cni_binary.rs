@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::cni_config::{path, winner};
 use super::{Fault, depth};
 use crate::evidence::Facts;
-use crate::observation::{Mono, PluginFile, Runtime};
+use crate::observation::{DeniedBy, Mono, PluginFile, Runtime};
 use crate::reason::Reason;
 
 const ETXTBSY: u32 = 26;
@@ -41,8 +41,8 @@ fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
         (errno, _) => (
             Reason::CNIPluginFailed,
             format!(
-                "{who} may not execute the plugin {plugin} (errno {errno}): its mode, its mount, or a security \
-                 module says no"
+                "{who} may not execute the plugin {plugin} (errno {errno}): {}",
+                DeniedBy::words(file.denied_by)
             ),
         ),
     };

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::{Fault, causes, depth};
 use crate::cnis::{self, Cni};
 use crate::evidence::{EADDRINUSE, ERRNOS, Facts, PluginFailure, refusal, socket_errno};
-use crate::observation::{NetlinkError, NetnsSeen, ProcessClass, ProcessEvent};
+use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass, ProcessEvent};
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
@@ -65,7 +65,7 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         if reason.side() == Side::Datapath { fault } else { fault.at_depth(depth::PLUGIN) }
     };
     if has(EXHAUSTED) {
-        return fault(Reason::IPAMExhausted, &failure.speaker, words);
+        return fault(Reason::IPAMExhausted, &failure.speaker, words + &full_or_leak(facts));
     }
     if has(UNAUTHORIZED) {
         return fault(Reason::CNIUnauthorized, plugin, words).may_come_from(causes::OF_REFUSED_CREDENTIALS);
@@ -88,6 +88,18 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         fault.may_come_from(causes::OF_AGENTS)
     } else {
         fault
+    }
+}
+
+/// Whether the addresses belong to anybody: host-local keeps those of sandboxes that were never taken down. Empty
+/// where that is not known.
+fn full_or_leak(facts: &Facts) -> String {
+    // A pod of the host's network has a namespace and no address: half is left for these.
+    let leaks = |leases: &&Leases| leases.held > 0 && leases.held >= leases.namespaces.saturating_mul(2);
+    match facts.leases.values().find(leaks) {
+        Some(leases) => format!("; leak: {} keeps addresses of sandboxes that are gone", leases.dir),
+        None if facts.leases.is_empty() => String::new(),
+        None => "; full: the addresses belong to sandboxes that live".to_string(),
     }
 }
 

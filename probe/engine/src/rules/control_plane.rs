@@ -39,10 +39,21 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                 let fault = Fault::new(Reason::APIServerDown, addr.to_string(), message, ends[0].0);
                 return fault.state().may_come_from(causes::OF_STATIC_PODS);
             }
-            let message = format!("{name} ends again and again: {how}");
+            let message = format!("{name} ends again and again: {how}{}", disagreement(facts, newest));
             Fault::new(Reason::ControlPlaneCrashLoop, name, message, ends[0].0)
         })
         .collect()
+}
+
+/// Who makes the cgroups, when runtime and kubelet do not agree and it is a signal that ends the control plane.
+fn disagreement(facts: &Facts, process: &Process) -> String {
+    match (&facts.drivers, by_itself(process)) {
+        (Some(drivers), false) if drivers.runtime != drivers.kubelet => format!(
+            "; the kubelet's cgroupDriver is {} and the runtime's is {}: containers are ended because of that",
+            drivers.kubelet, drivers.runtime
+        ),
+        _ => String::new(),
+    }
 }
 
 fn by_itself(process: &Process) -> bool {

@@ -3,9 +3,9 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::Fault;
 use crate::cnis;
-use crate::evidence::{EADDRINUSE, Facts, refusal};
+use crate::evidence::{Facts, refusal};
 use crate::observation::{Mono, NetlinkError};
 use crate::reason::Reason;
 
@@ -18,12 +18,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 /// The agent of a CNI gets no link: it ends, or waits, before it writes its configuration.
 fn refused(error: &NetlinkError, since: Mono) -> Fault {
     let who = &error.process.name;
-    let (reason, words) = match error.errno {
-        EADDRINUSE => (Reason::LinkConflict, "another link has the same port or address"),
-        _ => (Reason::LinkSetupFailed, "this kernel cannot make it"),
-    };
-    let message = format!("the kernel refused {who} {}: {words}", refusal(error));
-    Fault::new(reason, error.object.as_str(), message, since).may_come_from(causes::OF_LINKS)
+    let message = format!("another link has the same port: the kernel refused {who} {}", refusal(error));
+    Fault::new(Reason::LinkConflict, error.object.as_str(), message, since)
 }
 
 fn dropped(facts: &Facts) -> Vec<Fault> {

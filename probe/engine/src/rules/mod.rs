@@ -143,9 +143,6 @@ mod causes {
     pub(super) const OF_OVS: &[Reason] =
         reasons![KernelModuleMissing, LinkConflict, RuntimeDown, KubeletDown];
 
-    /// A kind of link is made by a module.
-    pub(super) const OF_LINKS: &[Reason] = reasons![KernelModuleMissing];
-
     /// A port is bound by an agent of Open vSwitch that talks to its own database.
     pub(super) const OF_PORTS: &[Reason] = reasons![OVSNotReady, CNIAgentNotReady];
 

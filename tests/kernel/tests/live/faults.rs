@@ -310,10 +310,36 @@ fn exhausted_addresses_are_told_from_any_other_failure() -> Result<()> {
     } else {
         let verdict = trace.wait_for_verdict("IPAMExhausted")?;
         ensure!(verdict.line["verdict"]["subject"] == "host-local", "{}", verdict.line);
+        let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("; full: "), "{message}");
     }
     let end = trace.seen.iter().rfind(|line| line["kind"] == "cni_end").expect("the operation was told");
     ensure!(end["plugin"] == "bridge" && end["delegates"][0]["plugin"] == "host-local", "{end}");
     ensure!(end["pod"]["name"] == "web-2" && end["pod"]["namespace"] == "shop", "{end}");
+    Ok(())
+}
+
+/// Leases outlive sandboxes that were never taken down.
+#[test]
+fn addresses_of_sandboxes_that_are_gone_are_told_as_a_leak() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let leases = node.dir().join("leases/pods");
+    std::fs::create_dir(&leases)?;
+    for host in 2..255 {
+        std::fs::write(leases.join(format!("10.244.0.{host}")), format!("gone{host}\r\neth0"))?;
+    }
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    if !trace.seen.iter().any(|line| line["kind"] == "leases") {
+        trace.wait_for("the leases", |line| line["kind"] == "leases")?;
+    }
+    let config = node.plugin_config("10.244.0.0/24");
+    ensure!(!Sandbox::new("web-1")?.run(&node, "ADD", &config)?.status.success());
+    if trace.gap("cni.stdout").is_some() {
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("IPAMExhausted")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("; leak: ") && message.contains("leases/pods"), "{message}");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -30,7 +31,48 @@ fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
-    ensure!(message(&verdict.line).contains("may not execute the plugin shy (errno 13)"), "{}", verdict.line);
+    let words = "may not execute the plugin shy (errno 13): its mode does not allow it";
+    ensure!(message(&verdict.line).contains(words), "{}", verdict.line);
+    Ok(())
+}
+
+/// A file on itself, where nothing may be executed; unmounted when dropped.
+struct NoExec(CString);
+
+impl NoExec {
+    fn mount(file: &Path) -> Result<Self> {
+        let path = CString::new(file.as_os_str().as_bytes())?;
+        let none = std::ptr::null();
+        for (source, flags) in
+            [(path.as_ptr(), libc::MS_BIND), (none, libc::MS_BIND | libc::MS_REMOUNT | libc::MS_NOEXEC)]
+        {
+            // SAFETY: the path ends with a NUL and lives; the kernel takes null for what these flags ignore.
+            let answer = unsafe { libc::mount(source, path.as_ptr(), none, flags, std::ptr::null()) };
+            ensure!(answer == 0, "mount {} noexec: {}", file.display(), io::Error::last_os_error());
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for NoExec {
+    fn drop(&mut self) {
+        // SAFETY: the path ends with a NUL and lives.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+#[test]
+fn a_plugin_on_a_file_system_without_execution_is_told_as_such() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let plugin = node.helper_as("shut")?;
+    let _mounted = NoExec::mount(&plugin)?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    ensure!(Sandbox::new("web-1")?.run(&node, "ADD", &json!({"type": "shut"})).is_err());
+    if trace.gap("cni.exec.refused").is_some() {
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
+    ensure!(message(&verdict.line).contains("its file system is mounted noexec"), "{}", verdict.line);
     Ok(())
 }
 
