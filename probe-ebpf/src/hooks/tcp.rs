@@ -144,7 +144,8 @@ fn asked() -> (Address, u16) {
     // address that they hold. A whole struct sockaddr_in6 is read only where one was given.
     unsafe {
         let regs = bpf_task_pt_regs(current() as _) as *const u8;
-        if field::<u64>(regs, &REGS_SYSCALL) != get(&NR_CONNECT) as u64 {
+        // Four bytes on arm64, the lower four of eight on x86-64.
+        if field::<u32>(regs, &REGS_SYSCALL) as usize != get(&NR_CONNECT) {
             return nothing;
         }
         let sockaddr = field::<u64>(regs, &REGS_ARG2) as *const u8;

@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::Arch;
 use super::kernel::{Kernel, Series};
 
-/// Longest that a machine may run: several times what it takes.
-const PATIENCE: Duration = Duration::from_mins(12);
+/// Longest that a machine may run: more than twice what the slowest takes. That of another architecture is emulated
+/// more slowly.
+const PATIENCE: Duration = Duration::from_mins(16);
+const PATIENCE_ACROSS: Duration = Duration::from_hours(1);
 /// Memory in MiB: the file system, two tests and their agents at a time.
 const MEMORY: &str = "1536";
 
@@ -58,6 +61,7 @@ fn boot(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Resu
     let started = Instant::now();
     let (port, results) = series.arch.ports();
     let append = series.append;
+    let patience = if series.arch == Arch::Amd64 { PATIENCE } else { PATIENCE_ACROSS };
     let mut qemu = series.arch.qemu();
     if port != results {
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
@@ -84,10 +88,10 @@ fn boot(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Resu
         if qemu.try_wait()?.is_some() {
             break;
         }
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > patience {
             let _ = qemu.kill();
             let _ = qemu.wait();
-            bail!("the machine did not end within {} s; see {}", PATIENCE.as_secs(), dir.display());
+            bail!("the machine did not end within {} s; see {}", patience.as_secs(), dir.display());
         }
         std::thread::sleep(Duration::from_millis(200));
     }
