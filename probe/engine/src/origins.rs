@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::evidence::Facts;
 use crate::limits;
-use crate::observation::{Mono, ProcessClass, ProcessEvent};
+use crate::observation::{Mono, ProcessClass};
 use crate::reason::Reason;
 use crate::rules::{self, Fault};
 use crate::verdict::Finding;
@@ -29,16 +29,8 @@ pub(crate) fn etcd(facts: &Facts) -> Option<Finding> {
     let away =
         ended.filter(|(_, life, (at, _))| life.pids.is_empty() || facts.now.since(*at) < limits::CRASH_REST);
     let (name, life, (at, event)) = away.max_by_key(|(_, _, (at, _))| *at)?;
-    let ProcessEvent::Exited { exit, sender, oom } = event else { return None };
-    let how = match (exit.signal, sender) {
-        _ if *oom => String::from("is out of memory"),
-        (0, None) => format!("ends by itself with exit code {}", exit.code),
-        (0, Some(sender)) => format!("was told to end by {}, exit code {}", sender.name, exit.code),
-        (signal, None) => format!("was ended by signal {signal}"),
-        (signal, Some(sender)) => format!("was ended by signal {signal} from {}", sender.name),
-    };
     let often = if life.loops(facts.now) { ", again and again" } else { "" };
-    let mut message = format!("{name} {how}{often}");
+    let mut message = format!("{name} ended {}{often}", event.how()?);
     let full = facts.full.values().find(|(limit, _)| matches!(limit.what.as_str(), "disk" | "inodes"));
     if let Some((limit, _)) = full {
         message.push_str(&format!("; the {} of {} is full", limit.what, limit.subject));

@@ -1,5 +1,6 @@
 //! The host and its processes, and what they run out of.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -204,4 +205,18 @@ pub enum ProcessEvent {
         #[serde(default)]
         oom: bool,
     },
+}
+
+impl ProcessEvent {
+    /// How it ended, to follow `it ended`; `None` for one that runs.
+    pub(crate) fn how(&self) -> Option<String> {
+        let Self::Exited { exit, sender, oom } = self else { return None };
+        Some(match (exit.signal, sender) {
+            _ if *oom => String::from("out of memory"),
+            (0, None) => format!("by itself, with exit code {}", exit.code),
+            (0, Some(sender)) => format!("by order of {}, with exit code {}", sender.name, exit.code),
+            (signal, None) => format!("by signal {signal}"),
+            (signal, Some(sender)) => format!("by signal {signal} from {}", sender.name),
+        })
+    }
 }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::{Fault, causes, depth};
 use crate::cnis::{self, Cni};
 use crate::evidence::{EADDRINUSE, ERRNOS, Facts, PluginFailure, refusal, socket_errno};
-use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass, ProcessEvent};
+use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
 use crate::reason::{Reason, Side};
 
 /// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
@@ -147,16 +147,8 @@ fn end_of(facts: &Facts, cni: &Cni) -> String {
     if lives.iter().any(|(_, life)| !life.pids.is_empty()) {
         return format!("; {} runs", cni.agent);
     }
-    let ended = lives.into_iter().find_map(|(name, life)| Some((name, &life.ended.as_ref()?.1)));
-    match ended {
-        Some((name, ProcessEvent::Exited { exit, .. })) if exit.signal != 0 => {
-            format!("; {name} was ended by signal {}", exit.signal)
-        }
-        Some((name, ProcessEvent::Exited { exit, .. })) => {
-            format!("; {name} ended with exit code {}", exit.code)
-        }
-        _ => String::new(),
-    }
+    let ended = lives.into_iter().find_map(|(name, life)| Some((name, life.ended.as_ref()?.1.how()?)));
+    ended.map(|(name, how)| format!("; {name} ended {how}")).unwrap_or_default()
 }
 
 /// What is wrong with the namespace that a plugin was given; a failed plugin says it less well.

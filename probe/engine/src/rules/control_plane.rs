@@ -30,7 +30,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .take(1)
         .map(|(name, ends)| {
             let (_, newest) = ends[ends.len() - 1];
-            let how = how(newest);
+            let how = newest.event.how().unwrap_or_default();
             let own = facts.targets_in_order().into_iter().map(|(addr, _)| addr);
             let own = own.filter(|addr| is_own(addr.ip(), &facts.host.addresses)).min();
             // Nobody ends it: what stands behind is etcd's own trouble.
@@ -58,17 +58,4 @@ fn disagreement(facts: &Facts, process: &Process) -> String {
 
 fn by_itself(process: &Process) -> bool {
     matches!(&process.event, ProcessEvent::Exited { exit, sender: None, oom: false } if exit.signal == 0)
-}
-
-fn how(process: &Process) -> String {
-    let ProcessEvent::Exited { exit, sender, oom } = &process.event else { return String::new() };
-    if *oom {
-        return String::from("it is out of memory");
-    }
-    match (exit.signal, sender) {
-        (0, None) => format!("by itself, with exit code {}", exit.code),
-        (0, Some(sender)) => format!("told to by {}, with exit code {}", sender.name, exit.code),
-        (signal, None) => format!("by signal {signal}"),
-        (signal, Some(sender)) => format!("by signal {signal} from {}", sender.name),
-    }
 }

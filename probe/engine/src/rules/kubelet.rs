@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use super::{Fault, causes};
 use crate::evidence::Facts;
-use crate::observation::{ProcessClass, ProcessEvent, Role, Scope};
+use crate::observation::{ProcessClass, Role, Scope};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -23,7 +23,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     }
     let newest = kubelets.iter().filter_map(|(name, life)| Some((*name, life.ended.as_ref()?)));
     let (name, since, how) = match newest.max_by_key(|(_, (at, _))| *at) {
-        Some((name, (at, event))) => (name.as_str(), *at, how(event)),
+        Some((name, (at, event))) => {
+            let how = event.how().map(|how| format!(": it ended {how}"));
+            (name.as_str(), *at, how.unwrap_or_default())
+        }
         None => ("kubelet", told, String::new()),
     };
     let message = match looping {
@@ -33,15 +36,4 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let settles = facts.settling(is_kubelet).filter(|_| looping.is_none());
     let fault = Fault::new(Reason::KubeletDown, name, message, since);
     Vec::from([fault.settles(settles).may_come_from(causes::OF_KUBELET)])
-}
-
-fn how(event: &ProcessEvent) -> String {
-    let ProcessEvent::Exited { exit, sender, oom } = event else { return String::new() };
-    match (exit.signal, sender) {
-        _ if *oom => String::from(": it was out of memory"),
-        (0, None) => format!(": it ended by itself with exit code {}", exit.code),
-        (0, Some(sender)) => format!(": {} told it to end, exit code {}", sender.name, exit.code),
-        (signal, None) => format!(": signal {signal} ended it"),
-        (signal, Some(sender)) => format!(": signal {signal} from {} ended it", sender.name),
-    }
 }
