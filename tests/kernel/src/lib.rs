@@ -16,4 +16,4 @@ pub use cni::Sandbox;
 pub use netns::{Namespace, spawn};
 pub use node::{API, Client, Dial, Node, Server};
 pub use ovs::OpenVSwitch;
-pub use probe::{Check, Trace, Verdict, now_ns, patience, probe_binary};
+pub use probe::{Check, Trace, Verdict, now_ns, patience, probe_binary, probe_command};

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, patience, probe_binary};
+use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, patience, probe_binary, probe_command};
 use serde_json::Value;
 
 #[test]
@@ -247,14 +247,7 @@ fn without_root_it_says_what_is_missing() -> Result<()> {
 
 /// `probe VERB` with text output; the caller ends it.
 fn probe(node: &Node, verb: &str, args: &[&str]) -> Result<Child> {
-    let mut command = node.netns.command(probe_binary()?)?;
-    command
-        .arg(verb)
-        .arg("--cni-conf-dir")
-        .arg(node.conf_dir())
-        .arg("--cni-bin-dir")
-        .arg(node.bin_dir())
-        .args(args);
+    let mut command = probe_command(node, verb, args)?;
     Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
