@@ -1,0 +1,83 @@
+//! `probe`: says why a Kubernetes node is not ready, from inside the kernel.
+
+mod app;
+mod bpf;
+mod cli;
+mod clock;
+mod commands;
+mod enrich;
+mod exit;
+mod feed;
+mod node;
+mod report;
+mod settings;
+mod sinks;
+mod text;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::bpf::Unsupported;
+use crate::cli::{Cli, Color, Command, UsageError};
+use crate::exit::Exit;
+
+/// The program, from its arguments to its exit code.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| warn(&format!("internal error: {panic}").replace('\n', " "))));
+    // Wrong use ends here, with clap's own message and exit code 2.
+    let cli = Cli::parse();
+    match cli.color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    if cli.verbose {
+        commands::kernel_log::show();
+    }
+    match dispatch(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            warn(&format!("{error:#}"));
+            if error.is::<UsageError>() {
+                Exit::Usage.into()
+            } else if error.is::<Unsupported>() {
+                Exit::Unsupported.into()
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Replay(args) => commands::replay::run(&args),
+        Command::Explain(args) => commands::explain::run(&args),
+        Command::Doctor(args) => with_loop(commands::doctor::run(args)),
+        Command::Check(args) => with_loop(commands::check::run(args)),
+        Command::Trace(args) => with_loop(commands::trace::run(args)),
+        Command::Run(args) => with_loop(commands::run::run(args)),
+    }
+}
+
+/// One thread: everything waits most of the time, and the order of events stays what it was.
+fn with_loop(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// One line on standard error: the only place that writes there.
+pub(crate) fn warn(text: &str) {
+    // Nobody to tell when this fails.
+    let _ = writeln!(anstream::stderr().lock(), "probe: {text}");
+}
+
+/// The reader of our output went away: that ends us, and is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+    };
+    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+}
