@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use probe_common::Hook;
-use probe_engine::{Config, Effect, Engine, Mono, Observation, Report};
+use probe_engine::{Config, Effect, Engine, Mono, Observation, Remembered, Report};
 use tokio::sync::{mpsc, watch};
 
 use crate::bpf::{self, HookStatus, Kernel, Unsupported};
 use crate::clock::{self, Wall};
 use crate::enrich::{DropReasons, Enricher, Sandboxes};
-use crate::feed::Seen;
+use crate::feed::{Feed, Seen};
 use crate::node::ask::{Asked, Targets};
 use crate::settings::Settings;
 use crate::sinks::Sink;
@@ -38,6 +38,7 @@ pub(crate) struct App {
     unsupported: Option<String>,
     hooks: Vec<HookStatus>,
     queue: mpsc::Receiver<Seen>,
+    feed: Feed,
     asked: mpsc::Receiver<Asked>,
     wake: mpsc::Sender<SocketAddr>,
     targets: watch::Sender<Targets>,
@@ -95,6 +96,7 @@ impl App {
             unsupported,
             hooks,
             queue,
+            feed,
             asked,
             wake,
             targets,
@@ -127,6 +129,17 @@ impl App {
     /// From the start of the process to the last attached program.
     pub(crate) fn attach_took(&self) -> Option<Duration> {
         self.kernel.as_ref().map(|kernel| kernel.took)
+    }
+
+    /// Where tasks of a command's own put what they observe.
+    pub(crate) fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
+    /// What an earlier agent said last; before [`Self::run`].
+    pub(crate) fn remember(&mut self, remembered: Remembered) {
+        let observation = Observation::Remembered(remembered);
+        self.early.insert(0, Seen { at: self.started, observation });
     }
 
     /// Everything that is known now.
@@ -176,7 +189,7 @@ impl App {
                 }
                 () = at(deadline) => {
                     self.engine.tick(clock::now());
-                    self.drain(clock::now(), sinks);
+                    self.drain(clock::now(), false, sinks);
                 }
             }
         }
@@ -206,12 +219,16 @@ impl App {
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
         }
+        // No effect follows from these, and the report is another one.
+        let tells = matches!(
+            observation,
+            Observation::Gap(_) | Observation::GapClosed { .. } | Observation::Writes(_)
+        );
         self.engine.observe(at, observation);
-        self.drain(at, sinks);
+        self.drain(at, tells, sinks);
     }
 
-    fn drain(&mut self, at: Mono, sinks: &mut [&mut dyn Sink]) {
-        let mut changed = false;
+    fn drain(&mut self, at: Mono, mut changed: bool, sinks: &mut [&mut dyn Sink]) {
         while let Some(effect) = self.engine.poll_effect() {
             changed = true;
             for sink in sinks.iter_mut() {

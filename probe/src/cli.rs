@@ -54,7 +54,7 @@ pub(crate) enum Output {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The agent: metrics, state file, socket.
+    /// The agent: node conditions, metrics, state file, socket.
     Run(RunArgs),
     /// One verdict now: asks the running agent, or looks for itself.
     Check(CheckArgs),
@@ -78,6 +78,12 @@ pub(crate) struct RunArgs {
     /// Where the newest report is kept.
     #[arg(long, default_value = "/run/netready/state.json", env = "NETREADY_STATE_FILE")]
     pub(crate) state_file: PathBuf,
+    /// Where changes are kept across restarts.
+    #[arg(long, default_value = "/var/lib/netready/journal.jsonl", env = "NETREADY_JOURNAL")]
+    pub(crate) journal: PathBuf,
+    /// Do not write the conditions to the Node object.
+    #[arg(long, env = "NETREADY_NO_CONDITIONS")]
+    pub(crate) no_conditions: bool,
     /// Where `probe check` asks this agent.
     #[arg(long, default_value = DEFAULT_SOCKET, env = "NETREADY_SOCKET")]
     pub(crate) socket: PathBuf,
@@ -169,7 +175,7 @@ pub(crate) struct NodeArgs {
     /// cluster's Service address. May be repeated.
     #[arg(long, value_delimiter = ',', value_name = "ADDRESS", env = "NETREADY_APISERVER")]
     apiserver: Vec<String>,
-    /// Kubeconfig whose server is the API server.
+    /// Kubeconfig whose server is the API server; the agent writes the conditions with its account.
     #[arg(long, value_name = "FILE", env = "NETREADY_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
     /// Where the runtime reads network configurations.
@@ -321,7 +327,8 @@ fn api_server(settings: &Settings, text: &str) -> Result<ApiServer, UsageError> 
 
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    crate::text::clean(name.trim().as_bytes(), 253)
+    // As the kubelet makes a node's name of it.
+    crate::text::clean(name.trim().to_lowercase().as_bytes(), 253)
 }
 
 /// `500ms`, `10s`, `2m`, `1h`; a day at most, and never nothing.

@@ -8,6 +8,7 @@ mod commands;
 mod enrich;
 mod exit;
 mod feed;
+mod kube;
 mod node;
 mod report;
 mod settings;

@@ -1,6 +1,6 @@
 //! The machine-readable form of a report: public, see `docs/verdicts.md` §3. It only grows.
 
-use probe_engine::{Evidence, Finding, Mono, Reason, Report, Role, Side, Status};
+use probe_engine::{Evidence, Finding, Mono, Reason, Report, Role, Side, Status, Writes};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Wall;
@@ -42,6 +42,9 @@ pub(crate) struct Document {
     pub(crate) conditions: Vec<ConditionRow>,
     pub(crate) evidence: Vec<EvidenceRow>,
     pub(crate) gaps: Vec<GapRow>,
+    /// Absent while nobody has tried, and where nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) condition_writes: Option<Writes>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +139,7 @@ impl Document {
                 .iter()
                 .map(|gap| GapRow { signal: gap.signal.clone(), why: gap.why.clone() })
                 .collect(),
+            condition_writes: report.writes.clone(),
         }
     }
 }

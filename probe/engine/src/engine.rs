@@ -86,6 +86,11 @@ impl Engine {
         if let Observation::Reread { scope } = &observation {
             self.rereads.retain(|known| known != scope);
         }
+        if let Observation::Remembered(remembered) = &observation {
+            for held in &mut self.held {
+                remembered.conditions.iter().for_each(|condition| held.remember(condition));
+            }
+        }
         let quiet = self.facts.is_quiet(self.now, &observation);
         if matches!(observation, Observation::CniStart(_)) {
             let waits = self.now.plus(limits::WAITS);
@@ -133,6 +138,7 @@ impl Engine {
             conditions: self.held.iter().map(|held| held.condition.clone()).collect(),
             evidence: self.facts.lines.iter().cloned().collect(),
             gaps: self.facts.gaps.values().cloned().collect(),
+            writes: self.facts.writes.clone(),
         }
     }
 

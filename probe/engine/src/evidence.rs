@@ -25,7 +25,7 @@ use crate::limits;
 use crate::observation::{
     Actor, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit, ModuleMissing,
     Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process, RouteGone,
-    Scope,
+    Scope, Writes,
 };
 use crate::verdict::Evidence;
 
@@ -83,6 +83,7 @@ pub(crate) struct Facts {
     pub(crate) given_up: BTreeMap<Pod, GivenUp>,
     pub(crate) lost: BTreeMap<Scope, Mono>,
     pub(crate) gaps: BTreeMap<String, Gap>,
+    pub(crate) writes: Option<Writes>,
     pub(crate) snapshot_done: Option<Mono>,
     pub(crate) stopping: Option<Mono>,
     pub(crate) lines: VecDeque<Evidence>,
@@ -149,7 +150,8 @@ impl Facts {
             Observation::OvsUpcalls(upcalls) => self.upcalls(at, upcalls),
             Observation::Sandbox(sandbox) => self.sandbox(at, sandbox),
             Observation::Link(link) => self.link(&link),
-            Observation::Netns(_) | Observation::OvsPort(_) => {}
+            // What an earlier agent said is a fact of the conditions, not of the node.
+            Observation::Netns(_) | Observation::OvsPort(_) | Observation::Remembered(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
             Observation::Lost(lost) => {
@@ -174,6 +176,7 @@ impl Facts {
             Observation::GapClosed { signal } => {
                 self.gaps.remove(&signal);
             }
+            Observation::Writes(writes) => self.writes = Some(writes),
             Observation::SnapshotDone => {
                 self.snapshot_done.get_or_insert(at);
             }

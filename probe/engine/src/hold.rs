@@ -28,6 +28,8 @@ pub(crate) struct Held {
     /// Since when the wanted status differs from the shown one, and which it is.
     pending: Option<(Status, Mono)>,
     changed: Option<Mono>,
+    /// What an earlier agent said last, and since when.
+    before: Option<(Status, Mono)>,
 }
 
 impl Held {
@@ -39,7 +41,14 @@ impl Held {
             message: String::new(),
             since: start,
         };
-        Self { condition, pending: None, changed: None }
+        Self { condition, pending: None, changed: None, before: None }
+    }
+
+    /// Takes what an earlier agent said last: a status that this one comes to first, too, has not changed.
+    pub(crate) fn remember(&mut self, condition: &Condition) {
+        if condition.condition == self.condition.condition && self.changed.is_none() {
+            self.before = Some((condition.status, condition.since));
+        }
     }
 
     /// Takes what is wanted at `now`; true when the condition says something new.
@@ -56,7 +65,10 @@ impl Held {
             return false;
         }
         self.condition.status = wanted.status;
-        self.condition.since = now;
+        self.condition.since = match self.before.take() {
+            Some((status, since)) if status == wanted.status => since.min(now),
+            _ => now,
+        };
         self.changed = Some(now);
         self.pending = None;
         self.say(wanted);

@@ -9,6 +9,7 @@ mod node;
 mod sandbox;
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub use cni::*;
 pub use datapath::*;
 pub use node::*;
 pub use sandbox::*;
+
+use crate::verdict::Condition;
 
 /// A time on `CLOCK_BOOTTIME`, in nanoseconds. The engine knows no other clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -132,6 +135,10 @@ pub enum Observation {
         /// As it was named in [`Gap::signal`].
         signal: String,
     },
+    /// What an earlier agent on this boot said last; before everything else.
+    Remembered(Remembered),
+    /// How the conditions reach the Node object; when that changes.
+    Writes(Writes),
     /// The state at start was read completely; from here on there are only changes.
     SnapshotDone,
     /// The agent is being removed.
@@ -161,6 +168,23 @@ pub struct Lost {
     pub scope: Scope,
     /// How many, at least.
     pub count: u64,
+}
+
+/// See [`Observation::Remembered`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// At most one of each type. A condition that comes to the same status has had it since then.
+    pub conditions: Vec<Condition>,
+}
+
+/// See [`Observation::Writes`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writes {
+    /// The account and the address in use; empty when there is none.
+    pub by: String,
+    /// Why they are not written, on one line.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// See [`Observation::Gap`].

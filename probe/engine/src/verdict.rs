@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::observation::{Gap, Mono, Role};
+use crate::observation::{Gap, Mono, Role, Writes};
 use crate::reason::{Reason, Status};
 
 /// One finding in words.
@@ -93,6 +93,9 @@ pub struct Report {
     pub evidence: Vec<Evidence>,
     /// What could not be seen.
     pub gaps: Vec<Gap>,
+    /// How the conditions reach the Node object; `None` when nobody has tried yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<Writes>,
 }
 
 /// What the engine wants done. It does nothing itself.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anstyle::Style;
 use anyhow::Result;
-use probe_engine::Status;
+use probe_engine::{Status, Writes};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
@@ -83,6 +83,13 @@ pub(super) fn text(document: &Document, width: usize) -> Result<String> {
     for condition in &document.conditions {
         let line = format!("{} = {} ({})", condition.condition, condition.status.as_str(), condition.reason);
         paragraph(&mut out, width, "writes", &line, FAINT);
+    }
+    match &document.condition_writes {
+        Some(Writes { problem: Some(why), .. }) => {
+            paragraph(&mut out, width, "", &format!("not on the Node object: {why}"), UNSURE);
+        }
+        Some(Writes { by, .. }) => paragraph(&mut out, width, "", &format!("by {by}"), FAINT),
+        None => {}
     }
     for line in document.evidence.iter().rev().take(6).rev() {
         let time = line.at.get(11..23).unwrap_or(&line.at);

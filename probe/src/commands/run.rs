@@ -3,8 +3,9 @@
 use std::sync::{Arc, PoisonError};
 
 use anyhow::Result;
-use probe_engine::Observation;
+use probe_engine::{Observation, Remembered};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use super::until_stopped;
 use crate::app::App;
@@ -12,7 +13,11 @@ use crate::cli::RunArgs;
 use crate::clock;
 use crate::exit::Exit;
 use crate::feed::Seen;
+use crate::kube;
 use crate::report::Context;
+use crate::settings::Settings;
+use crate::sinks::conditions::Conditions;
+use crate::sinks::journal::{self, Journal};
 use crate::sinks::metrics::{Metrics, Shared};
 use crate::sinks::socket::Socket;
 use crate::sinks::state::StateFile;
@@ -20,11 +25,11 @@ use crate::sinks::{Sink, http};
 
 /// See the module. What cannot be served is said once, shows in `/readyz`, and stops nothing else.
 pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
-    let settings = args.node.settings()?;
+    let settings = Arc::new(args.node.settings()?);
     let node = settings.node.clone();
     let mut metrics = Metrics::new();
     let shared = metrics.shared();
-    let mut app = App::start(Arc::new(settings)).await?;
+    let mut app = App::start(Arc::clone(&settings)).await?;
     if let Some(why) = app.unsupported() {
         wrong(&shared, format!("{why}; the agent works with what can be seen without eBPF"));
     }
@@ -38,6 +43,22 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
             );
         }
     }
+    // Before this agent writes to it.
+    let remembered = journal::remembered(&args.journal, &context.boot_id);
+    let opened = Journal::open(args.journal.clone(), context.clone(), app.started());
+    let mut journal = kept(&shared, "keep the journal", &args.journal, opened);
+    let mut conditions = None;
+    if !args.no_conditions {
+        if kube::is_node_name(&node) {
+            conditions = Some(write_conditions(&app, &settings, &metrics, &remembered));
+        } else {
+            wrong(
+                &shared,
+                format!("{node:?} is no name of a node: its conditions are not written; see --node-name"),
+            );
+        }
+    }
+    app.remember(remembered);
     let state = StateFile::create(args.state_file.clone(), context.clone());
     let mut state = kept(&shared, "write the state file", &args.state_file, state);
     let socket = Socket::serve(&args.socket, context);
@@ -50,12 +71,31 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     let mut sinks: Vec<&mut dyn Sink> = vec![&mut metrics];
     sinks.extend(state.as_mut().map(|state| state as &mut dyn Sink));
     sinks.extend(socket.as_mut().map(|socket| socket as &mut dyn Sink));
+    sinks.extend(journal.as_mut().map(|journal| journal as &mut dyn Sink));
+    sinks.extend(conditions.as_mut().map(|conditions| conditions as &mut dyn Sink));
     app.run(&mut sinks, until_stopped(None)?).await?;
 
     // The last word: what stands in the files from here on is no longer looked after.
     let last = Seen { at: clock::now(), observation: Observation::Stopping };
     app.stop(last, &mut sinks);
     Ok(Exit::Ready)
+}
+
+/// Starts the writer of the Node object; answers with what tells it.
+fn write_conditions(
+    app: &App,
+    settings: &Arc<Settings>,
+    metrics: &Metrics,
+    remembered: &Remembered,
+) -> Conditions {
+    /// Changes of conditions come seconds apart; a write may take half a minute.
+    const QUEUE: usize = 64;
+    let (news, told) = mpsc::channel(QUEUE);
+    let resumed = !remembered.conditions.is_empty();
+    let writer = kube::run(Arc::clone(settings), app.wall(), resumed, metrics.writes(), told, app.feed());
+    // Ends with its sender.
+    drop(tokio::spawn(writer));
+    Conditions::new(news, remembered)
 }
 
 fn wrong(shared: &Shared, why: String) {

@@ -21,7 +21,7 @@ pub(crate) struct Targets {
 }
 
 /// Kubelets' kubeconfigs: kubeadm, kops, Kubespray, k3s, RKE2.
-const KUBECONFIGS: &[&str] = &[
+pub(crate) const KUBECONFIGS: &[&str] = &[
     "/etc/kubernetes/kubelet.conf",
     "/var/lib/kubelet/kubeconfig",
     "/etc/kubernetes/bootstrap-kubelet.conf",
@@ -100,14 +100,14 @@ impl Targets {
 }
 
 /// The host name in a URL; `None` for an address.
-fn name_in(server: &str) -> Option<String> {
+pub(crate) fn name_in(server: &str) -> Option<String> {
     let authority = server.strip_prefix("https://").unwrap_or(server).split('/').next()?;
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     let is_address = authority.starts_with('[') || host.parse::<IpAddr>().is_ok();
     (!is_address).then(|| clean(host.as_bytes(), 253))
 }
 
-fn servers(kubeconfig: &Value) -> Vec<String> {
+pub(super) fn servers(kubeconfig: &Value) -> Vec<String> {
     let clusters =
         kubeconfig.get("clusters").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let server = |cluster: &Value| Some(cluster.pointer("/cluster/server")?.as_str()?.to_owned());

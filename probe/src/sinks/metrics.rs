@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use probe_engine::{
     ClientRole, ConditionType, ConfContent, Effect, Link, Mono, Observation, Outcome, ProcessEvent, Reason,
@@ -165,9 +166,44 @@ pub(crate) struct Metrics {
     events: Family<KindLabels, Counter>,
     lost: Family<HookLabels, Counter>,
     attached: Family<HookLabels, Gauge<i64>>,
+    writes: WriteMetrics,
     own: Vec<IpAddr>,
     alive: Arc<AtomicU64>,
     ready: Arc<Mutex<Readiness>>,
+}
+
+/// What the writer of the Node object counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WriteMetrics {
+    writes: Family<OutcomeLabels, Counter>,
+    last: Gauge<f64, AtomicU64>,
+}
+
+impl WriteMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "condition_writes",
+            "Writes of the node conditions by outcome",
+            self.writes.clone(),
+        );
+        registry.register(
+            "condition_last_write_timestamp_seconds",
+            "When the node conditions were last written; 0 for never",
+            self.last.clone(),
+        );
+        self.writes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc_by(0);
+    }
+
+    /// A write ended, in one of a closed set of ways.
+    pub(crate) fn ended(&self, outcome: &'static str) {
+        self.writes.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// It stands on the Node object, by the wall clock.
+    pub(crate) fn wrote(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last.set(now.as_secs_f64());
+    }
 }
 
 /// What `/readyz` answers from.
@@ -223,6 +259,7 @@ impl Metrics {
             events: Family::default(),
             lost: Family::default(),
             attached: Family::default(),
+            writes: WriteMetrics::default(),
             own: Vec::new(),
             alive: Arc::default(),
             ready: Arc::default(),
@@ -264,7 +301,13 @@ impl Metrics {
         r.register("events", "Observations by kind", self.events.clone());
         r.register("events_lost", "Events that a hook could not report, at least", self.lost.clone());
         r.register("hook_attached", "1 when the hook is in use", self.attached.clone());
+        self.writes.register(r);
         r.register("build", "Version of the agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    }
+
+    /// For the writer of the Node object.
+    pub(crate) fn writes(&self) -> WriteMetrics {
+        self.writes.clone()
     }
 
     /// For the server.
@@ -453,6 +496,8 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::Reread { .. } => "reread",
         Observation::Gap(_) => "gap",
         Observation::GapClosed { .. } => "gap_closed",
+        Observation::Remembered(_) => "remembered",
+        Observation::Writes(_) => "writes",
         Observation::SnapshotDone => "snapshot_done",
         Observation::Stopping => "stopping",
     }

@@ -1,6 +1,8 @@
 //! What the outside gets to see. Sinks act and do not judge.
 
+pub(crate) mod conditions;
 pub(crate) mod http;
+pub(crate) mod journal;
 pub(crate) mod layout;
 pub(crate) mod metrics;
 pub(crate) mod record;

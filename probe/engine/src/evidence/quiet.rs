@@ -23,7 +23,10 @@ impl Facts {
             }
             Observation::Link(_) => self.refused_links.is_empty(),
             Observation::NetnsName(name) => name.state != NameState::Stale,
-            Observation::Netns(_) | Observation::OvsPort(_) => true,
+            Observation::Netns(_)
+            | Observation::OvsPort(_)
+            | Observation::Writes(_)
+            | Observation::Remembered(_) => true,
             _ => false,
         }
     }

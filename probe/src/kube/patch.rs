@@ -1,0 +1,159 @@
+//! What is sent: our two conditions in a Node object, and events about them.
+
+use http::Request;
+use probe_engine::{Condition, Mono, Status};
+use serde_json::{Value, json};
+
+use crate::clock::Wall;
+use crate::report::PREFIX;
+
+/// Answered with the object's metadata alone: a Node object is twenty times as long.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+
+/// A strategic merge: the list of conditions merges by type, so those of others stay as they are.
+pub(crate) fn status(node: &str, conditions: &[Condition], now: Mono, wall: Wall) -> Request<Vec<u8>> {
+    let rows: Vec<_> = conditions
+        .iter()
+        .map(|condition| {
+            json!({
+                "type": format!("{PREFIX}/{}", condition.condition.as_str()),
+                "status": condition.status.as_str(),
+                "reason": condition.reason.as_str(),
+                "message": condition.message,
+                "lastHeartbeatTime": seconds(wall, now),
+                "lastTransitionTime": seconds(wall, condition.since),
+            })
+        })
+        .collect();
+    let body = json!({"status": {"conditions": rows}});
+    request("PATCH", &format!("/api/v1/nodes/{node}/status"), "application/strategic-merge-patch+json", &body)
+}
+
+/// One event, as it is created and then counted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// Name of the object; the same for the same transition.
+    pub(crate) name: String,
+    /// Of the last one.
+    pub(crate) condition: Condition,
+    /// How often it happened.
+    pub(crate) count: u32,
+    /// When it happened first.
+    pub(crate) first: Mono,
+}
+
+/// Where events of nodes lie, which are in no namespace.
+const EVENTS: &str = "/api/v1/namespaces/default/events";
+
+impl Event {
+    /// The object, when it is not there yet.
+    pub(crate) fn create(&self, node: &str, wall: Wall) -> Request<Vec<u8>> {
+        let condition = &self.condition;
+        let kind = if condition.status == Status::False { "Warning" } else { "Normal" };
+        let body = json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": self.name, "namespace": "default"},
+            // `kubectl describe node` looks for events whose uid is the node's name, as the kubelet writes them.
+            "involvedObject": {"kind": "Node", "name": node, "uid": node},
+            "reason": condition.reason.as_str(),
+            "message": self.message(),
+            "type": kind,
+            "source": {"component": "netready", "host": node},
+            "count": self.count,
+            "firstTimestamp": seconds(wall, self.first),
+            "lastTimestamp": seconds(wall, condition.since),
+        });
+        request("POST", EVENTS, "application/json", &body)
+    }
+
+    /// The same thing happened again.
+    pub(crate) fn again(&self, wall: Wall) -> Request<Vec<u8>> {
+        let body = json!({
+            "count": self.count,
+            "message": self.message(),
+            "lastTimestamp": seconds(wall, self.condition.since),
+        });
+        request("PATCH", &format!("{EVENTS}/{}", self.name), "application/merge-patch+json", &body)
+    }
+
+    fn message(&self) -> String {
+        let condition = &self.condition;
+        format!("{} is {}: {}", condition.condition.as_str(), condition.status.as_str(), condition.message)
+    }
+}
+
+fn request(method: &str, path: &str, content: &str, body: &Value) -> Request<Vec<u8>> {
+    let builder = Request::builder().method(method).uri(path).header("Content-Type", content);
+    builder
+        .header("Accept", METADATA)
+        .body(body.to_string().into_bytes())
+        .expect("a node's name was checked to be a part of a path")
+}
+
+/// `2026-01-02T03:04:05Z`: the API server keeps whole seconds.
+fn seconds(wall: Wall, at: Mono) -> String {
+    let time = jiff::Timestamp::try_from(wall.at(at)).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A node's name is a DNS subdomain (RFC 1123); anything else would end up in the path of a request.
+pub(crate) fn is_node_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let inner = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_engine::{ConditionType, Reason};
+
+    use super::*;
+
+    fn condition() -> Condition {
+        Condition {
+            condition: ConditionType::NodeNetworkReady,
+            status: Status::False,
+            reason: Reason::CNIConfigMissing,
+            message: "nothing in \"/etc/cni/net.d\"".into(),
+            since: Mono(90_000_000_000),
+        }
+    }
+
+    const WALL: Wall = Wall { offset_ns: 1_767_322_000_000_000_000 };
+
+    #[test]
+    fn only_our_own_types_are_in_a_patch_and_times_are_true() {
+        let request = status("worker-3", &[condition()], Mono(150_000_000_000), WALL);
+        assert_eq!(request.uri(), "/api/v1/nodes/worker-3/status");
+        let body: Value = serde_json::from_slice(request.body()).expect("JSON");
+        let conditions = body.pointer("/status/conditions").and_then(Value::as_array).expect("a list");
+        assert_eq!(conditions.len(), 1);
+        assert_eq!(conditions[0]["type"], "netready.dev/NodeNetworkReady");
+        assert_eq!(conditions[0]["lastTransitionTime"], "2026-01-02T02:48:10Z");
+        assert_eq!(conditions[0]["lastHeartbeatTime"], "2026-01-02T02:49:10Z");
+        assert_eq!(body.as_object().map(serde_json::Map::len), Some(1));
+    }
+
+    #[test]
+    fn an_event_is_created_once_and_counted_on() {
+        let event = Event { name: "worker-3.1".into(), condition: condition(), count: 2, first: Mono(0) };
+        let body: Value = serde_json::from_slice(event.create("worker-3", WALL).body()).expect("JSON");
+        assert_eq!((body["type"].as_str(), body["count"].as_u64()), (Some("Warning"), Some(2)));
+        let again = event.again(WALL);
+        assert_eq!(again.uri(), "/api/v1/namespaces/default/events/worker-3.1");
+        assert!(!String::from_utf8_lossy(again.body()).contains("firstTimestamp"));
+    }
+
+    #[test]
+    fn a_name_that_is_no_node_s_gets_into_no_path() {
+        for good in ["worker-3", "ip-10-0-0-1.eu-west-1.compute.internal", "a"] {
+            assert!(is_node_name(good), "{good}");
+        }
+        for bad in ["", "a/b", "../x", "A", "-a", "a..b", "a b", "a\n"] {
+            assert!(!is_node_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Writes what the conditions say to the Node object, as the schedule has it.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use probe_engine::{Condition, ConditionType, Mono, Observation, Reason, Status, Writes};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::access::{Access, Problem};
+use super::patch::{self, Event};
+use super::schedule::{Failure, Schedule};
+use crate::clock::{self, Wall};
+use crate::feed::{Feed, Seen};
+use crate::settings::Settings;
+use crate::sinks::metrics::WriteMetrics;
+
+/// What the writer is told.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// Both conditions, after each change.
+    Conditions(Vec<Condition>),
+    /// One changed its status.
+    Changed(Condition),
+    /// A kubelet has started.
+    KubeletStarted,
+}
+
+/// Everything that the task works with.
+struct Writer {
+    settings: Arc<Settings>,
+    wall: Wall,
+    access: Access,
+    schedule: Schedule,
+    metrics: WriteMetrics,
+    feed: Feed,
+    /// As it was told last.
+    told: Option<Writes>,
+    /// By what they are about: a closed set.
+    events: BTreeMap<(ConditionType, Reason, Status), Event>,
+    /// Those that were not sent yet.
+    unsent: Vec<(ConditionType, Reason, Status)>,
+    /// Names of events lie in the whole cluster's namespace and outlive an agent.
+    seed: u64,
+}
+
+/// Runs until nobody tells it anything more. `resumed`: an agent ran before on this boot.
+pub(crate) async fn run(
+    settings: Arc<Settings>,
+    wall: Wall,
+    resumed: bool,
+    metrics: WriteMetrics,
+    mut news: mpsc::Receiver<News>,
+    feed: Feed,
+) {
+    let mut hasher = DefaultHasher::new();
+    (&settings.node, clock::now()).hash(&mut hasher);
+    let seed = hasher.finish();
+    let access = Access::new(Arc::clone(&settings));
+    let schedule = Schedule::new(seed, resumed);
+    let (told, events, unsent) = (None, BTreeMap::new(), Vec::new());
+    let mut writer = Writer { settings, wall, access, schedule, metrics, feed, told, events, unsent, seed };
+    loop {
+        tokio::select! {
+            told = news.recv() => match told {
+                Some(told) => writer.take(told),
+                None => return,
+            },
+            () = until(writer.schedule.due()) => writer.write().await,
+        }
+    }
+}
+
+async fn until(due: Option<Mono>) {
+    match due {
+        Some(due) => tokio::time::sleep(Duration::from_nanos(due.since(clock::now()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Writer {
+    fn take(&mut self, news: News) {
+        let now = clock::now();
+        match news {
+            News::Conditions(conditions) => self.schedule.want(now, &conditions),
+            News::KubeletStarted => self.schedule.registers(now),
+            News::Changed(condition) => self.happened(condition),
+        }
+    }
+
+    /// One event for each kind of change; the same again is counted.
+    fn happened(&mut self, condition: Condition) {
+        let key = (condition.condition, condition.reason, condition.status);
+        let since = condition.since;
+        if let Some(event) = self.events.get_mut(&key) {
+            event.count = event.count.saturating_add(1);
+            event.condition = condition;
+        } else {
+            let mut hasher = DefaultHasher::new();
+            (self.seed, key.0.as_str(), key.1.as_str(), key.2.as_str()).hash(&mut hasher);
+            let name = format!("{}.{:016x}", self.settings.node, hasher.finish());
+            self.events.insert(key, Event { name, condition, count: 1, first: since });
+        }
+        if !self.unsent.contains(&key) {
+            self.unsent.push(key);
+        }
+    }
+
+    async fn write(&mut self) {
+        let now = clock::now();
+        let conditions = self.schedule.take(now);
+        let request = patch::status(&self.settings.node, &conditions, now, self.wall);
+        let result = self.access.send(&request).await;
+        let now = clock::now();
+        let (outcome, problem) = match result {
+            Ok(_) => {
+                self.schedule.wrote(now, conditions);
+                self.metrics.wrote();
+                ("ok", None)
+            }
+            Err(problem) => {
+                self.schedule.failed(now, problem.failure);
+                (outcome(&problem), Some(problem.why))
+            }
+        };
+        self.metrics.ended(outcome);
+        let good = problem.is_none();
+        self.tell(now, problem).await;
+        if good {
+            self.send_events().await;
+        }
+    }
+
+    /// By which way they are written, or why not; when that is news.
+    async fn tell(&mut self, at: Mono, problem: Option<String>) {
+        let by = self.access.name().unwrap_or_default().to_owned();
+        let writes = Writes { by, problem };
+        if self.told.as_ref() == Some(&writes) {
+            return;
+        }
+        crate::warn(&match &writes.problem {
+            None => format!("the conditions of node {} are written: {}", self.settings.node, writes.by),
+            Some(why) => format!("the conditions of node {} are not written: {why}", self.settings.node),
+        });
+        self.told = Some(writes.clone());
+        // The loop has ended when nobody listens.
+        let _ = self.feed.send(Seen { at, observation: Observation::Writes(writes) }).await;
+    }
+
+    async fn send_events(&mut self) {
+        for key in std::mem::take(&mut self.unsent) {
+            let Some(event) = self.events.get(&key).cloned() else { continue };
+            let again = if event.count > 1 { self.send(&event, false).await } else { Err(Failure::NoNode) };
+            // It is not there yet, or has been forgotten: they are kept for an hour.
+            let sent = match again {
+                Err(Failure::NoNode) => self.send(&event, true).await,
+                other => other,
+            };
+            if sent == Err(Failure::Away) {
+                self.unsent.push(key);
+            }
+        }
+    }
+
+    async fn send(&mut self, event: &Event, new: bool) -> Result<Value, Failure> {
+        let node = &self.settings.node;
+        let request = if new { event.create(node, self.wall) } else { event.again(self.wall) };
+        self.access.send(&request).await.map_err(|problem| problem.failure)
+    }
+}
+
+/// A closed set, for the metric.
+fn outcome(problem: &Problem) -> &'static str {
+    match (problem.failure, problem.status) {
+        (Failure::NoNode, _) => "no_node",
+        (_, Some(401)) => "unauthorized",
+        (_, Some(403)) => "forbidden",
+        (_, Some(429)) => "throttled",
+        (Failure::Refused, _) => "refused",
+        (Failure::Away, Some(_)) => "server_error",
+        (Failure::Away, None) => "unreachable",
+    }
+}

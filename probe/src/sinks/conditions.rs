@@ -1,0 +1,73 @@
+//! Tells the writer of the Node object what the conditions say.
+
+use std::collections::BTreeMap;
+
+use probe_engine::{
+    Condition, ConditionType, Effect, Mono, Observation, ProcessClass, ProcessEvent, Reason, Remembered,
+    Report, Status,
+};
+use tokio::sync::mpsc;
+
+use super::Sink;
+use crate::kube::News;
+
+/// See the module. Never waits: the writer may be waiting for the API server.
+pub(crate) struct Conditions {
+    news: mpsc::Sender<News>,
+    shown: Vec<Condition>,
+    /// The status that each had last, as far as events are concerned.
+    status: BTreeMap<ConditionType, Status>,
+    /// Not told yet, because the writer is behind.
+    late: Option<Vec<Condition>>,
+}
+
+impl Conditions {
+    /// `remembered` is what an earlier agent said: the same again is no change.
+    pub(crate) fn new(news: mpsc::Sender<News>, remembered: &Remembered) -> Self {
+        let status = remembered.conditions.iter().map(|known| (known.condition, known.status)).collect();
+        Self { news, shown: Vec::new(), status, late: None }
+    }
+
+    fn tell(&mut self) {
+        if let Some(conditions) = self.late.take()
+            && let Err(mpsc::error::TrySendError::Full(_)) =
+                self.news.try_send(News::Conditions(conditions.clone()))
+        {
+            self.late = Some(conditions);
+        }
+    }
+}
+
+impl Sink for Conditions {
+    fn observation(&mut self, _at: Mono, observation: &Observation) {
+        if let Observation::Process(process) = observation
+            && (process.class, &process.event) == (ProcessClass::Kubelet, &ProcessEvent::Started)
+        {
+            // Full: the writer is busy, and a heartbeat puts right what this would have.
+            let _ = self.news.try_send(News::KubeletStarted);
+        }
+    }
+
+    fn effect(&mut self, _at: Mono, effect: &Effect) {
+        let Effect::Condition(condition) = effect else { return };
+        // What an agent says when it comes or goes is no change of the node.
+        if matches!(condition.reason, Reason::Learning | Reason::AgentStopping) {
+            return;
+        }
+        if self.status.insert(condition.condition, condition.status) != Some(condition.status) {
+            let _ = self.news.try_send(News::Changed(condition.clone()));
+        }
+    }
+
+    fn report(&mut self, _at: Mono, report: &Report) {
+        if self.shown != report.conditions {
+            self.shown.clone_from(&report.conditions);
+            self.late = Some(report.conditions.clone());
+            self.tell();
+        }
+    }
+
+    fn turn(&mut self, _at: Mono) {
+        self.tell();
+    }
+}
