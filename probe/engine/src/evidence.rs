@@ -72,6 +72,8 @@ pub(crate) struct Facts {
     /// The container runtime that runs.
     pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
+    /// Sockets of runtimes that the kubelet has reached.
+    pub(crate) served: BTreeSet<String>,
     pub(crate) exits: VecDeque<(Mono, Process)>,
     /// By name of the executable.
     pub(crate) lives: BTreeMap<String, Life>,

@@ -6,7 +6,7 @@ use alloc::string::{String, ToString as _};
 use super::Facts;
 use crate::limits;
 use crate::observation::{
-    Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent, Role,
+    Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent, Role, Runtime,
     SocketConnect,
 };
 
@@ -87,6 +87,13 @@ impl Facts {
         }
         if connect.errno == 0 {
             self.runtime_down = None;
+            if self.served.len() < limits::FILES {
+                self.served.insert(connect.path);
+            }
+            return;
+        }
+        // A kubelet that starts tries the sockets of every runtime that it can count containers of.
+        if !self.is_runtime_of_this_host(&connect.path) && !self.served.contains(&connect.path) {
             return;
         }
         let since = self.runtime_down.as_ref().map_or(at, |known| known.since);
@@ -101,6 +108,14 @@ impl Facts {
             self.line(at, "runtime.socket", text);
         }
         self.runtime_down = Some(SocketFailure { path: connect.path, errno: connect.errno, since, last: at });
+    }
+
+    fn is_runtime_of_this_host(&self, path: &str) -> bool {
+        match self.host.runtime {
+            Runtime::Containerd => !path.ends_with("/crio.sock"),
+            Runtime::CriO => path.ends_with("/crio.sock"),
+            Runtime::Unknown => self.served.is_empty(),
+        }
     }
 
     pub(super) fn process(&mut self, at: Mono, process: Process) {
