@@ -117,7 +117,7 @@ impl Facts {
             }
             Observation::CniConfig(config) => self.configuration(at, config),
             Observation::Answer(answer) => self.answer(at, answer),
-            Observation::Connection(connection) => self.connection(at, &connection),
+            Observation::Connection(connection) => return self.connection(at, &connection),
             Observation::SocketConnect(connect) => self.socket(at, connect),
             Observation::NetlinkError(error) => self.netlink_error(at, &error),
             Observation::RouteGone(gone) => self.route_gone(at, &gone),

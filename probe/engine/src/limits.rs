@@ -57,6 +57,9 @@ pub const SECOND: u64 = 1_000_000_000;
 /// How long a failed connect counts when nobody tries again. The agent asks every 10 s, and a client's
 /// back-off grows to 30 s: two minutes without a repetition mean that nobody uses the address any more.
 pub const CONNECT_FAILURE: u64 = 120 * SECOND;
+/// How long a host that has answered by ICMP may be silent before it counts as silent: a minute of clients that try
+/// every few seconds.
+pub const ICMP_SILENCE: u64 = 60 * SECOND;
 /// How long a failed ADD counts when nobody tries again: the kubelet retries a pod within 5 minutes at the
 /// longest (its back-off limit), so a pod that is still wanted shows twice in this time.
 pub const PLUGIN_FAILURE: u64 = 600 * SECOND;

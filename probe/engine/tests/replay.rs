@@ -97,6 +97,26 @@ fn every_recording_gives_its_expected_verdicts() {
 /// that are this near to each other are exchanged. A second, because recordings have few that are nearer.
 const WINDOW_NS: u64 = 1_000_000_000;
 
+/// What comes through the ring buffer.
+const KERNEL: [&str; 14] = [
+    "connect",
+    "connection",
+    "socket_connect",
+    "listener",
+    "cni_start",
+    "cni_end",
+    "netns",
+    "netlink_error",
+    "route_gone",
+    "limit_hit",
+    "module_missing",
+    "plugin_file",
+    "packets_dropped",
+    "process",
+];
+/// Most exchanges that are tried in one recording: each replays it whole.
+const MOST: usize = 25;
+
 /// The last word on each question.
 fn last_words(recording: &str) -> Vec<String> {
     let rows = replay(recording);
@@ -129,13 +149,18 @@ fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
         let start =
             known.iter().position(|(_, kind)| kind == "snapshot_done").map_or(lines.len(), |at| at + 1);
         let expected = last_words(&recording);
+        let mut taken = 0;
         for at in start..lines.len().saturating_sub(1) {
             let ((one, kind), (other, next)) = (&known[at], &known[at + 1]);
-            // Two of a kind come from one place, and in order; an end of a loss belongs to its loss.
-            if kind == next || one.abs_diff(*other) > WINDOW_NS || next == "reread" {
+            // What the kernel half tells is sorted before it is told; what netlink, files and questions tell comes each
+            // in its own order. An end of a loss belongs to its loss.
+            let is_one_source =
+                kind == next || [kind, next].iter().all(|kind| KERNEL.contains(&kind.as_str()));
+            if is_one_source || one.abs_diff(*other) > WINDOW_NS || next == "reread" || taken >= MOST {
                 continue;
             }
             swaps += 1;
+            taken += 1;
             let mut swapped = lines.clone();
             swapped.swap(at, at + 1);
             let said = last_words(&(swapped.join("\n") + "\n"));

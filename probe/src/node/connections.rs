@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use probe_engine::{Actor, ClientRole, Connection, Observation};
+use probe_engine::{Actor, ClientRole, Connection, Mono, Observation};
 use tokio::sync::watch;
 
 use super::ask::Targets;
@@ -20,6 +20,12 @@ const LOOK: Duration = Duration::from_secs(3);
 /// earliest, the third after more than a second.
 const TIMEOUTS: u8 = 3;
 
+/// A client's words that wait for an answer this long are a reason to ask: the API server answers within a second,
+/// but for lists of thousands of objects.
+const WAITS: u64 = 5_000_000_000;
+/// So many bytes are a request: frames that only keep a connection going are shorter, 35 bytes with TLS around them.
+const REQUEST: u64 = 128;
+
 /// How the worst of a target's connections looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Looks {
@@ -31,9 +37,43 @@ enum Looks {
     Unacked,
 }
 
+/// What a connection that worked waits for.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// Bytes that had come, and bytes that were acknowledged, when something came last.
+    received: u64,
+    acked: u64,
+    /// When a request was first seen unanswered.
+    since: Option<Mono>,
+    told: bool,
+}
+
+impl Waits {
+    fn new(connection: &Established) -> Self {
+        Self { received: connection.received, acked: connection.acked, since: None, told: false }
+    }
+
+    /// Takes a look at `now`; answers with the length of a silence that is news.
+    fn look(&mut self, now: Mono, connection: &Established) -> Option<u64> {
+        if connection.received != self.received {
+            *self = Self::new(connection);
+        }
+        if connection.acked.saturating_sub(self.acked) < REQUEST {
+            return None;
+        }
+        let waited = now.since(*self.since.get_or_insert(now));
+        if waited < WAITS || std::mem::replace(&mut self.told, true) {
+            return None;
+        }
+        Some(waited)
+    }
+}
+
 /// Tells of connections that are silent for as long as they are, and of the others when that changes.
 pub(crate) async fn watch(targets: watch::Receiver<Targets>, feed: Feed) {
     let mut told: BTreeMap<SocketAddr, Looks> = BTreeMap::new();
+    // By the number of the socket's file.
+    let mut waits: BTreeMap<u32, Waits> = BTreeMap::new();
     loop {
         tokio::time::sleep(LOOK).await;
         let wanted: Vec<_> = targets.borrow().keys().copied().collect();
@@ -43,6 +83,14 @@ pub(crate) async fn watch(targets: watch::Receiver<Targets>, feed: Feed) {
         }
         // Without sock_diag nothing is seen here; the listeners' gap has said so.
         let Ok(found) = sockets::established(&wanted) else { continue };
+        let mut seen = Vec::new();
+        waits.retain(|inode, _| found.iter().any(|connection| connection.inode == *inode));
+        for connection in found.iter().filter(|connection| connection.received > 0) {
+            let waits = waits.entry(connection.inode).or_insert_with(|| Waits::new(connection));
+            if let Some(unanswered_ns) = waits.look(clock::now(), connection) {
+                seen.push(Connection { unanswered_ns, ..describe(connection, true) });
+            }
+        }
         let mut worst: BTreeMap<SocketAddr, (Looks, Established)> = BTreeMap::new();
         for connection in found {
             let looks = looks(&connection);
@@ -56,7 +104,10 @@ pub(crate) async fn watch(targets: watch::Receiver<Targets>, feed: Feed) {
             if looks == Looks::Quiet || (!bad && before == Some(looks)) {
                 continue;
             }
-            let observation = Observation::Connection(describe(&connection, bad));
+            seen.push(describe(&connection, bad));
+        }
+        for connection in seen {
+            let observation = Observation::Connection(connection);
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return;
             }
@@ -98,6 +149,7 @@ fn describe(connection: &Established, bad: bool) -> Connection {
         rst: false,
         sk_err: 0,
         unacked_ns: if unacked { ns(connection.last_ack_ms) } else { 0 },
+        unanswered_ns: 0,
     }
 }
 
@@ -106,4 +158,45 @@ fn role(client: &Actor) -> ClientRole {
         return ClientRole::Probe;
     }
     processes::classify(&client.name).map_or(ClientRole::Other, processes::client_role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(acked: u64, received: u64) -> Established {
+        Established {
+            to: "10.0.0.1:6443".parse().expect("an address"),
+            inode: 7,
+            retransmits: 0,
+            unacked: 0,
+            last_sent_ms: 0,
+            last_ack_ms: 0,
+            acked,
+            received,
+        }
+    }
+
+    const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_request_without_an_answer_is_told_once() {
+        let mut waits = Waits::new(&connection(1000, 5000));
+        assert_eq!(waits.look(Mono(3 * S), &connection(1500, 5000)), None);
+        assert_eq!(waits.look(Mono(6 * S), &connection(1500, 5000)), None);
+        assert_eq!(waits.look(Mono(9 * S), &connection(1900, 5000)), Some(6 * S));
+        assert_eq!(waits.look(Mono(12 * S), &connection(2000, 5000)), None);
+        // An answer, and the next silence.
+        assert_eq!(waits.look(Mono(15 * S), &connection(2000, 5100)), None);
+        assert_eq!(waits.look(Mono(18 * S), &connection(2300, 5100)), None);
+        assert_eq!(waits.look(Mono(24 * S), &connection(2300, 5100)), Some(6 * S));
+    }
+
+    #[test]
+    fn frames_that_keep_a_connection_going_want_no_answer() {
+        let mut waits = Waits::new(&connection(1000, 5000));
+        for turn in 1..20 {
+            assert_eq!(waits.look(Mono(turn * 3 * S), &connection(1070, 5000)), None);
+        }
+    }
 }

@@ -120,6 +120,21 @@ impl Facts {
                 entry.or_insert(fresh).last = at;
                 first
             }
+            // Somebody has got through since it began: it tells of a time that is over.
+            Outcome::Timeout | Outcome::GaveUp
+                if ledger.last_ok.is_some_and(|ok| at.since(ok) <= connect.took_ns) =>
+            {
+                false
+            }
+            // A host that rejects says so once a second at the most (icmp_ratelimit), and is silent in between.
+            Outcome::Timeout | Outcome::GaveUp
+                if ledger.failure.as_ref().is_some_and(|known| {
+                    matches!(known.outcome, Outcome::FilteredIcmp | Outcome::RefusedIcmp)
+                        && at.since(known.last) < limits::ICMP_SILENCE
+                }) =>
+            {
+                false
+            }
             _ => match &mut ledger.failure {
                 Some(known)
                     if same(known.outcome, outcome)
@@ -164,18 +179,25 @@ impl Facts {
     }
 
     /// What follows the handshake. A connect that succeeds says nothing of it.
-    pub(super) fn connection(&mut self, at: Mono, connection: &Connection) {
+    /// Answers with the address to ask: a server whose kernel still takes connections is known by its words alone.
+    pub(super) fn connection(&mut self, at: Mono, connection: &Connection) -> Option<SocketAddr> {
         if !connection.host_netns {
-            return;
+            return None;
         }
-        let Some(ledger) = self.targets.get_mut(&connection.to) else { return };
-        let Some(outcome) = Outcome::of_connection(connection) else { return };
+        let ledger = self.targets.get_mut(&connection.to)?;
+        let gave_up =
+            connection.ended && !connection.by_peer && connection.received == 0 && connection.acked > 0;
+        let ask = (gave_up || connection.unanswered_ns > 0).then_some(connection.to);
+        if connection.unanswered_ns > 0 {
+            return ask;
+        }
+        let Some(outcome) = Outcome::of_connection(connection) else { return ask };
         if outcome == Outcome::Ok {
             ledger.broken = None;
             if !connection.ended {
                 ledger.stalled = None;
             }
-            return;
+            return None;
         }
         let worked = outcome == Outcome::Stalled && connection.received > 0;
         let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
@@ -196,6 +218,7 @@ impl Facts {
             );
             self.line(at, "tcp.connection", text);
         }
+        ask
     }
 
     pub(super) fn connect_line(&mut self, at: Mono, connect: &Connect, outcome: Outcome) {

@@ -130,6 +130,10 @@ pub struct Connection {
     /// Nanoseconds for which something was sent again without any acknowledgement; 0 when nothing is.
     #[serde(default)]
     pub unacked_ns: u64,
+    /// Nanoseconds for which the client's words have been acknowledged and not answered on a connection that worked;
+    /// told once for each such silence. A reason to ask, and no proof: not every word wants an answer.
+    #[serde(default)]
+    pub unanswered_ns: u64,
 }
 
 /// See [`super::Observation::SocketConnect`].
