@@ -17,6 +17,9 @@ use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
 use crate::sinks::metrics::WriteMetrics;
 
+/// After an event that could not be sent although a write could: the next write may be a heartbeat away.
+const EVENTS_AGAIN: u64 = 20_000_000_000;
+
 /// What the writer is told.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
@@ -40,8 +43,9 @@ struct Writer {
     told: Option<Writes>,
     /// By what they are about: a closed set.
     events: BTreeMap<(ConditionType, Reason, Status), Event>,
-    /// Those that were not sent yet.
+    /// Those that were not sent yet, and when that is tried again if no write comes first.
     unsent: Vec<(ConditionType, Reason, Status)>,
+    events_due: Option<Mono>,
     /// Names of events lie in the whole cluster's namespace and outlive an agent.
     seed: u64,
 }
@@ -61,7 +65,19 @@ pub(crate) async fn run(
     let access = Access::new(Arc::clone(&settings));
     let schedule = Schedule::new(seed, resumed);
     let (told, events, unsent) = (None, BTreeMap::new(), Vec::new());
-    let mut writer = Writer { settings, wall, access, schedule, metrics, feed, told, events, unsent, seed };
+    let mut writer = Writer {
+        settings,
+        wall,
+        access,
+        schedule,
+        metrics,
+        feed,
+        told,
+        events,
+        unsent,
+        events_due: None,
+        seed,
+    };
     loop {
         tokio::select! {
             told = news.recv() => match told {
@@ -69,6 +85,7 @@ pub(crate) async fn run(
                 None => return,
             },
             () = until(writer.schedule.due()) => writer.write().await,
+            () = until(writer.events_due) => writer.send_events().await,
         }
     }
 }
@@ -150,6 +167,7 @@ impl Writer {
     }
 
     async fn send_events(&mut self) {
+        self.events_due = None;
         for key in std::mem::take(&mut self.unsent) {
             let Some(event) = self.events.get(&key).cloned() else { continue };
             let again = if event.count > 1 { self.send(&event, false).await } else { Err(Failure::NoNode) };
@@ -160,6 +178,7 @@ impl Writer {
             };
             if sent == Err(Failure::Away) {
                 self.unsent.push(key);
+                self.events_due = Some(clock::now().plus(EVENTS_AGAIN));
             }
         }
     }
