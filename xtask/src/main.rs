@@ -1,4 +1,4 @@
-//! What one does with this repository: `cargo xtask setup | build | demo | test | bench | docs`.
+//! What one does with this repository: `cargo xtask setup | build | demo | test | vm | e2e | bench | docs`.
 #![expect(clippy::print_stderr, reason = "a tool for developers talks on its terminal")]
 #![expect(clippy::print_stdout, reason = "as above")]
 
@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod demo;
 mod docs;
+mod e2e;
 mod setup;
 mod test;
 mod vm;
@@ -13,7 +14,7 @@ mod vm;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
 /// Tasks of the repository.
@@ -50,6 +51,11 @@ enum Task {
         /// Only tests whose name contains this.
         #[arg(long, value_name = "TEXT")]
         filter: Option<String>,
+    },
+    /// Boot a real Kubernetes node, break it, and look at its Node object; needs root.
+    E2e {
+        /// Only scenes whose name contains one of these.
+        scenes: Vec<String>,
     },
     /// Measure against the budgets; needs root.
     Bench,
@@ -94,6 +100,10 @@ fn run(task: &Task) -> Result<bool> {
             root("the machines' file systems are made of files that only root may read")?;
             vm::command(kernels, filter.as_deref())
         }
+        Task::E2e { scenes } => {
+            root("the node lives in namespaces")?;
+            e2e::run(scenes)
+        }
         Task::Bench => {
             root("the benchmarks load eBPF programs")?;
             let probe = build::release()?;
@@ -132,5 +142,17 @@ fn shown(command: &mut Command) -> Result<()> {
     if !status.success() {
         bail!("{} failed: {status}", command.get_program().display());
     }
+    Ok(())
+}
+
+/// Runs a command whose words matter only when it fails.
+fn quiet(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        command.get_program().display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }

@@ -142,6 +142,13 @@ fn core() -> Result<()> {
     Ok(())
 }
 
+/// Installs those of `wanted`, each a program or a file and its package, that are not there.
+pub(crate) fn packages(wanted: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing: Vec<_> =
+        wanted.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { apt(&missing, why) }
+}
+
 /// What building for arm64 and running it needs besides.
 pub(crate) fn arm64() -> Result<()> {
     let tools = [
@@ -149,11 +156,7 @@ pub(crate) fn arm64() -> Result<()> {
         ("/usr/aarch64-linux-gnu/include/stdio.h", "libc6-dev-arm64-cross"),
         ("qemu-system-aarch64", "qemu-system-arm"),
     ];
-    let missing: Vec<_> =
-        tools.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
-    if !missing.is_empty() {
-        apt(&missing, "building for arm64 and running it")?;
-    }
+    packages(&tools, "building for arm64 and running it")?;
     let mut add = Command::new("rustup");
     add.args(["target", "add", "aarch64-unknown-linux-gnu"]).stdin(Stdio::null());
     let output = add.output().context("run rustup")?;

@@ -7,10 +7,9 @@ mod machine;
 pub(crate) mod table;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 
 pub(crate) use arch::Arch;
 
@@ -162,16 +161,4 @@ fn summary(said: &Result<Said>) -> String {
         }
         Err(_) => "no result".to_owned(),
     }
-}
-
-/// Runs a command whose words matter only when it fails.
-fn quiet(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
-    ensure!(
-        output.status.success(),
-        "{} failed: {}",
-        command.get_program().display(),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
 }

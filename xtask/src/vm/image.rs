@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use super::kernel::Kernel;
-use super::quiet;
+use crate::quiet;
 
 /// Programs that the tests and the start script run, with the libraries that they need.
 const PROGRAMS: &[&str] = &[

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Arch, quiet};
+use super::Arch;
+use crate::quiet;
 
 /// One kernel of the matrix: Debian's release that carries it, and how its version starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

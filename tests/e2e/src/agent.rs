@@ -1,0 +1,154 @@
+//! The agent on the node, and what it and the API server say.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use kernel_tests::probe_binary;
+use serde_json::Value;
+
+use crate::cluster::{Cluster, NODE, Running, until};
+
+/// Where its times are told; milliseconds.
+const STATE: &str = "/run/netready/state.json";
+
+/// A condition on the Node object.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// `True`, `False`, `Unknown`
+    pub(crate) status: String,
+    /// A name.
+    pub(crate) reason: String,
+    /// As it stands there: whole seconds since 1970.
+    pub(crate) since_s: i64,
+    /// From the change of the condition in the agent to the moment at which it was read on the Node object.
+    pub(crate) took: Duration,
+    /// The kubelet's own `Ready`, with its reason.
+    pub(crate) ready: String,
+}
+
+/// Starts `probe run` on the node.
+pub(crate) fn start(cluster: &Cluster, args: &[&str]) -> Result<Running> {
+    let mut command = cluster.place.command(probe_binary()?)?;
+    command.args(["run", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin"]).args(args);
+    command.env_remove("KUBERNETES_SERVICE_HOST");
+    Running::start(&mut command, &cluster.file("probe.log"))
+}
+
+/// Records a scene when `NETREADY_E2E_RECORD` names a directory: the trace of it for people, and what a replay needs.
+pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> {
+    let Some(dir) = std::env::var_os("NETREADY_E2E_RECORD").map(PathBuf::from) else { return Ok(None) };
+    fs::create_dir_all(&dir)?;
+    let name = scene.to_lowercase().replace(' ', "-");
+    let recording = dir.join(format!("{name}.jsonl"));
+    // A recording is never written over by the program itself.
+    let _ = fs::remove_file(&recording);
+    let mut command = cluster.place.command(probe_binary()?)?;
+    command.args(["trace", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin", "--record"]).arg(recording);
+    command.env_remove("KUBERNETES_SERVICE_HOST");
+    Running::start(&mut command, &dir.join(format!("{name}.txt"))).map(Some)
+}
+
+/// What the agent says on its own host.
+pub(crate) fn state(cluster: &Cluster) -> Result<Value> {
+    let text = fs::read(cluster.place.path(STATE)).context("read the agent's state file")?;
+    serde_json::from_slice(&text).context("read the agent's state")
+}
+
+/// One of our conditions, of the agent or of the Node object.
+fn row<'a>(conditions: &'a Value, name: &str) -> Option<&'a Value> {
+    let ours = |row: &&Value| {
+        row["type"].as_str().is_some_and(|kind| kind == name || kind.ends_with(&format!("/{name}")))
+    };
+    conditions.as_array()?.iter().find(ours)
+}
+
+/// Waits until the agent itself says so.
+pub(crate) fn says(cluster: &Cluster, condition: &str, reason: &str, patience: Duration) -> Result<()> {
+    let mut last = String::new();
+    let result = until(&format!("the agent says {condition} {reason}"), patience, || {
+        let Ok(state) = state(cluster) else { return Ok(None) };
+        last = row(&state["conditions"], condition).map(Value::to_string).unwrap_or_default();
+        Ok((row(&state["conditions"], condition).is_some_and(|row| row["reason"] == reason)).then_some(()))
+    });
+    result.with_context(|| format!("it says {last}"))
+}
+
+/// What the Node object is to say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Which one, without its domain.
+    pub(crate) condition: &'a str,
+    /// Its status.
+    pub(crate) status: &'a str,
+    /// Its reason.
+    pub(crate) reason: &'a str,
+    /// It must have changed at this time or later, in seconds since 1970.
+    pub(crate) after_s: i64,
+}
+
+/// Waits until the Node object says so.
+pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) -> Result<Seen> {
+    let Wanted { condition, status, reason, after_s } = wanted;
+    let started = Instant::now();
+    let mut last = Value::Null;
+    let result = until(&format!("the Node object says {condition} {status} {reason}"), patience, || {
+        // The API server may be away.
+        let Ok(node) = cluster.node() else { return Ok(None) };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let conditions = &node["status"]["conditions"];
+        let Some(row) = row(conditions, condition) else { return Ok(None) };
+        last = row.clone();
+        if row["status"] != status || row["reason"] != reason {
+            return Ok(None);
+        }
+        let since_s = seconds(&row["lastTransitionTime"])?;
+        if since_s < after_s {
+            return Ok(None);
+        }
+        let changed =
+            self::row(&state(cluster)?["conditions"], condition).map(|row| row["lastTransitionTime"].clone());
+        let changed = millis(&changed.unwrap_or_default())?;
+        let ready = self::row(conditions, "Ready").map_or("none".to_owned(), |ready| {
+            format!(
+                "{} {}",
+                ready["status"].as_str().unwrap_or_default(),
+                ready["reason"].as_str().unwrap_or_default()
+            )
+        });
+        Ok(Some(Seen {
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            since_s,
+            took: now.saturating_sub(changed),
+            ready,
+        }))
+    });
+    result.with_context(|| {
+        let said = state(cluster).map(|state| state["conditions"].to_string()).unwrap_or_default();
+        format!("after {} s it says {last}; the agent says {said}", started.elapsed().as_secs())
+    })
+}
+
+/// `2026-01-02T03:04:05Z`
+pub(crate) fn seconds(text: &Value) -> Result<i64> {
+    Ok(i64::try_from(millis(text)?.as_secs())?)
+}
+
+/// `2026-01-02T03:04:05.678Z`, since 1970.
+fn millis(text: &Value) -> Result<Duration> {
+    let Some(text) = text.as_str().and_then(|text| text.strip_suffix('Z')) else {
+        bail!("{text} is no time")
+    };
+    let numbers: Vec<u64> = text.split(['-', 'T', ':', '.']).map_while(|part| part.parse().ok()).collect();
+    let [year, month, day, hour, minute, second, rest @ ..] = numbers.as_slice() else {
+        bail!("{text} is no time")
+    };
+    let month = time::Month::try_from(u8::try_from(*month)?)?;
+    let date = time::Date::from_calendar_date(i32::try_from(*year)?, month, u8::try_from(*day)?)?;
+    let days =
+        u64::try_from((date - time::Date::from_calendar_date(1970, time::Month::January, 1)?).whole_days())?;
+    let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
+    Ok(Duration::from_secs(seconds) + Duration::from_millis(rest.first().copied().unwrap_or(0)))
+}

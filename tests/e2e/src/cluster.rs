@@ -1,0 +1,383 @@
+//! A control plane on one host, a node on another: the real programs, on nothing but this machine.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kernel_tests::Namespace;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::image;
+use crate::pki::{self, Authority, Identity};
+use crate::place::{Place, with_us};
+
+/// Name of the node.
+pub(crate) const NODE: &str = "node-1";
+/// Where the API is served.
+pub(crate) const API: &str = "10.99.0.1:6443";
+/// The address of the Service `kubernetes`.
+pub(crate) const SERVICE: &str = "10.96.0.1";
+/// Until when certificates are valid that should be.
+pub(crate) const VALID: time::Duration = time::Duration::days(1);
+
+/// Set when the user wants to stop.
+pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// What the kubelet writes, whatever it is told: the machine gets its own values back.
+const SYSCTLS: &[&str] = &[
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+];
+
+/// A program that runs; ended when dropped.
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts it; what it says goes to `log`.
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let output = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
+        Ok(Self { child })
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        // SAFETY: no precondition; the process is our child and was not waited for.
+        unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+    }
+
+    /// Ends it as an init system would, and waits.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.signal(libc::SIGTERM);
+        until("the program ends", Duration::from_secs(30), || Ok(self.child.try_wait()?.map(|_| ())))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks until there is an answer.
+pub(crate) fn until<T>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {} s in vain until {what}", patience.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Everything.
+pub(crate) struct Cluster {
+    assets: PathBuf,
+    /// etcd.
+    pub(crate) etcd: Option<Running>,
+    /// kube-apiserver.
+    pub(crate) api: Option<Running>,
+    /// containerd.
+    pub(crate) runtime: Option<Running>,
+    /// kubelet.
+    pub(crate) kubelet: Option<Running>,
+    /// The node.
+    pub(crate) place: Place,
+    /// The other host.
+    pub(crate) control: Namespace,
+    /// Signs certificates.
+    pub(crate) authority: Authority,
+    sysctls: Vec<(PathBuf, String)>,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// Both hosts, the files of both, and nothing that runs.
+    pub(crate) fn new(assets: &Path) -> Result<Self> {
+        let control = Namespace::new()?;
+        let netns = Namespace::with(&format!(
+            "link add eth0 type veth peer name eth0 netns {}
+             addr add 10.99.0.2/24 dev eth0
+             link set eth0 up
+             route add default via 10.99.0.1",
+            control.name()
+        ))?;
+        control.ip("addr add 10.99.0.1/24 dev eth0\nlink set eth0 up")?;
+        let dir = TempDir::with_prefix("nrlab-e2e-").context("make a directory for the cluster")?;
+        let place = Place::new(netns, dir.path())?;
+        let read = |name: &&str| {
+            let path = Path::new("/proc/sys").join(name);
+            fs::read_to_string(&path).map(|value| (path, value)).context("read a sysctl")
+        };
+        let sysctls = SYSCTLS.iter().map(read).collect::<Result<_>>()?;
+        let cluster = Self {
+            assets: assets.to_owned(),
+            etcd: None,
+            api: None,
+            runtime: None,
+            kubelet: None,
+            place,
+            control,
+            authority: Authority::new()?,
+            sysctls,
+            dir,
+        };
+        cluster.files()?;
+        Ok(cluster)
+    }
+
+    /// Of the harness, not of the node.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn asset(&self, name: &str) -> PathBuf {
+        self.assets.join(name)
+    }
+
+    fn files(&self) -> Result<()> {
+        let server = self.authority.server(&["10.99.0.1", SERVICE, "127.0.0.1"])?;
+        pki::write(&self.file("ca.crt"), &self.authority.certificate)?;
+        pki::write(&self.file("server.crt"), &server.certificate)?;
+        pki::write(&self.file("server.key"), &server.key)?;
+        pki::write(&self.file("server.pub"), &server.public)?;
+        let admin = self.authority.client("admin", "system:masters", VALID)?;
+        let server = format!("https://{API}");
+        pki::write(
+            &self.file("admin.conf"),
+            &pki::kubeconfig(&server, &self.authority, &pki::inline(&admin)),
+        )?;
+        for dir in ["/etc/cni/net.d", "/run/netns", "/var/lib/kubelet/pki", "/etc/kubernetes"] {
+            fs::create_dir_all(self.place.path(dir))?;
+        }
+        self.kubelet_identity(VALID)?;
+        let user = json!({"client-certificate": CERTIFICATE, "client-key": CERTIFICATE});
+        let config = pki::kubeconfig(&server, &self.authority, &user);
+        pki::write(&self.place.path("/etc/kubernetes/kubelet.conf"), &config)?;
+        let config = json!({
+            "kind": "KubeletConfiguration",
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupsPerQOS": false,
+            "enforceNodeAllocatable": [],
+            "failSwapOn": false,
+            "clusterDNS": ["10.96.0.10"],
+            "nodeStatusUpdateFrequency": "2s",
+            "oomScoreAdj": 0,
+            "maxOpenFiles": 20000,
+            "evictionHard": {"imagefs.available": "0%", "nodefs.available": "0%", "memory.available": "0%"},
+        });
+        pki::write(&self.place.path("/var/lib/kubelet/config.yaml"), &config.to_string())?;
+        pki::write(&self.file("containerd.toml"), &self.containerd_config())?;
+        Ok(())
+    }
+
+    fn containerd_config(&self) -> String {
+        // Its own directory is no overlay: the layers of images are.
+        format!(
+            "version = 2\nroot = \"{root}\"\nstate = \"/run/containerd\"\noom_score = 0\n\
+             [grpc]\naddress = \"/run/containerd/containerd.sock\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {image:?}\nrestrict_oom_score_adj = true\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/opt/cni/bin\"\nconf_dir = \"/etc/cni/net.d\"\n",
+            root = self.file("containerd").display(),
+            image = image::NAME,
+        )
+    }
+
+    /// The kubelet's certificate and key, replaced as the kubelet replaces them.
+    pub(crate) fn kubelet_identity(&self, left: time::Duration) -> Result<()> {
+        let user = format!("system:node:{NODE}");
+        let identity = self.authority.client(&user, "system:nodes", left)?;
+        self.put_identity(&identity)
+    }
+
+    fn put_identity(&self, identity: &Identity) -> Result<()> {
+        let current = self.place.path(CERTIFICATE);
+        let new = pki::write(&current.with_extension("new"), &identity.together())?;
+        fs::rename(new, current).context("replace the kubelet's certificate")
+    }
+
+    /// A network that works: bridge and host-local on `subnet`.
+    pub(crate) fn install_network(&self, subnet: &str) -> Result<()> {
+        let bin = self.place.path("/opt/cni/bin");
+        fs::create_dir_all(&bin)?;
+        for plugin in ["bridge", "host-local", "loopback", "portmap"] {
+            let to = bin.join(plugin);
+            if !to.exists() {
+                fs::copy(Path::new("/usr/lib/cni").join(plugin), to).context("copy a CNI plugin")?;
+            }
+        }
+        self.write_network("10-pods.conflist", &network(subnet).to_string())
+    }
+
+    /// Puts a file into the configuration directory, as an installer does.
+    pub(crate) fn write_network(&self, name: &str, content: &str) -> Result<()> {
+        let dir = self.place.path("/etc/cni/net.d");
+        let new = pki::write(&dir.join(".new"), content)?;
+        fs::rename(new, dir.join(name)).with_context(|| format!("put {name} into place"))
+    }
+
+    /// Takes it away.
+    pub(crate) fn remove_network(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.place.path("/etc/cni/net.d").join(name)).context("remove the configuration")
+    }
+
+    /// etcd, with an empty or an older store.
+    pub(crate) fn start_etcd(&mut self) -> Result<()> {
+        let mut command = self.control.command("etcd")?;
+        command.arg("--data-dir").arg(self.file("etcd")).args([
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--logger=zap",
+        ]);
+        self.etcd = Some(Running::start(with_us(&mut command), &self.file("etcd.log"))?);
+        Ok(())
+    }
+
+    /// kube-apiserver, and waits until it is ready.
+    pub(crate) fn start_api(&mut self) -> Result<()> {
+        let mut command = self.control.command(self.asset("kube-apiserver"))?;
+        let file = |flag: &str, name: &str| format!("--{flag}={}", self.file(name).display());
+        command.args([
+            file("client-ca-file", "ca.crt"),
+            file("tls-cert-file", "server.crt"),
+            file("tls-private-key-file", "server.key"),
+            file("service-account-key-file", "server.pub"),
+            file("service-account-signing-key-file", "server.key"),
+            file("cert-dir", "apiserver"),
+        ]);
+        command.args([
+            "--etcd-servers=http://127.0.0.1:2379",
+            "--advertise-address=10.99.0.1",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            "--disable-admission-plugins=ServiceAccount",
+            "--allow-privileged=true",
+        ]);
+        self.api = Some(Running::start(with_us(&mut command), &self.file("kube-apiserver.log"))?);
+        until("the API server is ready", Duration::from_mins(1), || {
+            Ok(self.kubectl(&["get", "--raw", "/readyz"]).ok())
+        })?;
+        Ok(())
+    }
+
+    /// containerd, and waits until it serves.
+    pub(crate) fn start_runtime(&mut self) -> Result<()> {
+        let mut command = self.place.command("containerd")?;
+        command.arg("--config").arg(self.file("containerd.toml"));
+        self.runtime = Some(Running::start(&mut command, &self.file("containerd.log"))?);
+        until("containerd serves", Duration::from_secs(30), || {
+            let mut version = self.place.command("ctr")?;
+            version.args(["--address", "/run/containerd/containerd.sock", "version"]);
+            Ok(version.output()?.status.success().then_some(()))
+        })
+    }
+
+    /// Gives the runtime its one image.
+    pub(crate) fn import_image(&self) -> Result<()> {
+        let archive = image::archive(self.dir.path())?;
+        let mut command = self.place.command("ctr")?;
+        command.args(["--address", "/run/containerd/containerd.sock", "-n", "k8s.io", "images", "import"]);
+        said(command.arg(archive)).map(|_| ())
+    }
+
+    /// The kubelet.
+    pub(crate) fn start_kubelet(&mut self) -> Result<()> {
+        let mut command = self.place.command(self.asset("kubelet"))?;
+        command.args([
+            "--config=/var/lib/kubelet/config.yaml",
+            "--kubeconfig=/etc/kubernetes/kubelet.conf",
+            "--container-runtime=remote",
+            "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
+            "--node-ip=10.99.0.2",
+            &format!("--hostname-override={NODE}"),
+        ]);
+        self.kubelet = Some(Running::start(&mut command, &self.file("kubelet.log"))?);
+        Ok(())
+    }
+
+    /// kubectl as the administrator, on the control plane's host; with what it prints.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.control.command("kubectl")?;
+        command.arg("--kubeconfig").arg(self.file("admin.conf")).arg("--request-timeout=5s").args(args);
+        said(&mut command)
+    }
+
+    /// Applies a manifest.
+    pub(crate) fn apply(&self, manifest: &Value) -> Result<()> {
+        let file = pki::write(&self.file("manifest.json"), &manifest.to_string())?;
+        self.kubectl(&["apply", "-f", &file.display().to_string()]).map(|_| ())
+    }
+
+    /// The Node object.
+    pub(crate) fn node(&self) -> Result<Value> {
+        let text = self.kubectl(&["get", "node", NODE, "-o", "json"])?;
+        serde_json::from_str(&text).context("read the Node object")
+    }
+
+    /// The last lines of a program's log.
+    pub(crate) fn log(&self, name: &str) -> String {
+        let text = fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The kubelet before what it talks to; containers end with the place.
+        drop(self.kubelet.take());
+        drop(self.runtime.take());
+        drop(self.api.take());
+        drop(self.etcd.take());
+        for (path, value) in &self.sysctls {
+            let _ = fs::write(path, value);
+        }
+    }
+}
+
+/// The kubelet's, as it keeps it.
+pub(crate) const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+
+/// A configuration list.
+pub(crate) fn network(subnet: &str) -> Value {
+    json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [
+        {"type": "bridge", "bridge": "cni0", "isGateway": true,
+         "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]]}},
+        {"type": "portmap", "capabilities": {"portMappings": true}},
+    ]})
+}
+
+/// Runs a command to its end; with what it printed.
+pub(crate) fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

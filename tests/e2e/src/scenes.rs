@@ -1,0 +1,383 @@
+//! One fault after the other: what was done, what the Node object says then, and what the kubelet says of it.
+
+use std::fs;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::agent::{self, Seen, Wanted};
+use crate::cluster::{CERTIFICATE, Cluster, NODE, Running, VALID, network, until};
+use crate::image;
+
+const NETWORK: &str = "NodeNetworkReady";
+const REACHABLE: &str = "APIServerReachable";
+/// What a fault may take to be proven: the engine's own hold and settling times, and the kubelet's retries.
+const PROOF: Duration = Duration::from_mins(1);
+/// After an outage: clean for 10 s, then spread over a minute.
+const RETURN: Duration = Duration::from_secs(100);
+
+/// One line of the table.
+struct Line {
+    what: &'static str,
+    condition: &'static str,
+    seen: Seen,
+}
+
+/// The scene's own part of a story: makes the fault, waits for what must be said, repairs.
+type Scene = fn(&mut Stage<'_>) -> Result<()>;
+
+const SCENES: &[(&str, Scene)] = &[
+    ("healthy", healthy),
+    ("configuration removed", removed),
+    ("configuration broken", broken),
+    ("plugin missing", missing),
+    ("addresses exhausted", exhausted),
+    ("API server stopped", stopped),
+    ("API server frozen", frozen),
+    ("API server behind a filter that drops", dropped),
+    ("API server behind a filter that rejects", rejected),
+    ("etcd killed", etcd_killed),
+    ("containerd killed", runtime_killed),
+    ("kubelet stopped", kubelet_stopped),
+    ("node deleted", deleted),
+    ("credentials rotated and expired", credentials),
+    ("agent restarted", restarted),
+];
+
+/// The cluster, the agent, and the table so far.
+struct Stage<'a> {
+    cluster: &'a mut Cluster,
+    agent: Option<Running>,
+    lines: Vec<Line>,
+}
+
+/// Plays them; fails at the first wrong answer.
+pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
+    let started = Instant::now();
+    boot(cluster)?;
+    println!("a node that is Ready after {:.1} s", started.elapsed().as_secs_f32());
+    let agent = Some(agent::start(cluster, &[])?);
+    let mut stage = Stage { cluster, agent, lines: Vec::new() };
+    stage.expect("", good(NETWORK), PROOF)?;
+    stage.expect("", good(REACHABLE), PROOF)?;
+    stage.lines.clear();
+    for (name, scene) in SCENES {
+        if chosen.is_empty() || chosen.iter().any(|part| name.contains(part.as_str())) {
+            let started = Instant::now();
+            let recorder = agent::record(stage.cluster, name)?;
+            scene(&mut stage).with_context(|| format!("scene {name:?}"))?;
+            recorder.map(Running::stop).transpose()?;
+            println!("✔ {name} ({:.0} s)", started.elapsed().as_secs_f32());
+        }
+    }
+    print(&stage.lines);
+    Ok(())
+}
+
+fn boot(cluster: &mut Cluster) -> Result<()> {
+    cluster.start_etcd()?;
+    cluster.start_api()?;
+    cluster.install_network("10.244.0.0/24")?;
+    cluster.start_runtime()?;
+    cluster.import_image()?;
+    cluster.start_kubelet()?;
+    until("the node is Ready", Duration::from_secs(90), || {
+        let Ok(node) = cluster.node() else { return Ok(None) };
+        let ready = node["status"]["conditions"]
+            .as_array()
+            .is_some_and(|rows| rows.iter().any(|row| row["type"] == "Ready" && row["status"] == "True"));
+        Ok(ready.then_some(()))
+    })
+}
+
+fn print(lines: &[Line]) {
+    println!(
+        "\n{:<42} {:<19} {:<26} {:>11}  the kubelet's Ready then",
+        "what was done", "condition", "says", "on the Node"
+    );
+    println!("{}", "─".repeat(134));
+    for Line { what, condition, seen } in lines {
+        let says = format!("{} {}", seen.status, seen.reason);
+        println!("{what:<42} {condition:<19} {says:<26} {:>8} ms  {}", seen.took.as_millis(), seen.ready);
+    }
+    println!(
+        "\n\"on the Node\": from the change in the agent to its being read with kubectl, which takes 60 to 150 ms itself."
+    );
+}
+
+/// The condition of a node that is well.
+const fn good(condition: &'static str) -> Wanted<'static> {
+    Wanted { condition, status: "True", reason: "NetworkReady", after_s: 0 }
+}
+
+/// The network's condition when it is not.
+const fn broken_by(reason: &'static str) -> Wanted<'static> {
+    Wanted { condition: NETWORK, status: "False", reason, after_s: 0 }
+}
+
+fn now_s() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+impl Stage<'_> {
+    /// Waits for it on the Node object, and keeps it for the table.
+    fn expect(&mut self, what: &'static str, wanted: Wanted<'static>, patience: Duration) -> Result<Seen> {
+        let seen = agent::wait(self.cluster, wanted, patience)?;
+        self.lines.push(Line { what, condition: wanted.condition, seen: seen.clone() });
+        Ok(seen)
+    }
+
+    /// The node is well again.
+    fn recovers(&mut self) -> Result<()> {
+        for condition in [NETWORK, REACHABLE] {
+            agent::wait(self.cluster, good(condition), RETURN)?;
+        }
+        Ok(())
+    }
+
+    /// A pod on the node, without a scheduler.
+    fn pod(&self, name: &str) -> Result<()> {
+        self.cluster.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "nodeName": NODE, "terminationGracePeriodSeconds": 0, "enableServiceLinks": false,
+                "automountServiceAccountToken": false,
+                "containers": [{"name": "c", "image": image::NAME, "imagePullPolicy": "Never"}],
+            },
+        }))
+    }
+
+    fn phase(&self, name: &str) -> Result<String> {
+        let text =
+            self.cluster.kubectl(&["get", "pod", name, "-o", "jsonpath={.status.phase} {.status.podIP}"])?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn runs(&self, name: &str) -> Result<()> {
+        until(&format!("the pod {name} runs"), Duration::from_mins(1), || {
+            Ok(self.phase(name)?.starts_with("Running 10.").then_some(()))
+        })
+    }
+
+    fn without_pods(&self, names: &[&str]) -> Result<()> {
+        let mut args = vec!["delete", "pod", "--grace-period=0", "--force", "--wait=false"];
+        args.extend(names);
+        self.cluster.kubectl(&args).map(|_| ())
+    }
+
+    /// The API server is away for so long that the agent notices, then comes back: what was then is told truly.
+    fn outage(
+        &mut self,
+        what: &'static str,
+        reason: &str,
+        begin: impl FnOnce(&mut Cluster) -> Result<()>,
+        end: impl FnOnce(&mut Cluster) -> Result<()>,
+    ) -> Result<()> {
+        let from = now_s();
+        begin(self.cluster)?;
+        agent::says(self.cluster, REACHABLE, reason, PROOF)?;
+        let proven = now_s();
+        end(self.cluster)?;
+        let back = now_s();
+        let wanted = Wanted { after_s: back, ..good(REACHABLE) };
+        self.expect(what, wanted, RETURN)?;
+        // The change to False could not be written; what is left of it is an event with its own time.
+        let mut there = Vec::new();
+        until("the event of the outage is there", Duration::from_secs(30), || {
+            let text = self.cluster.kubectl(&["get", "events", "-o", "json"])?;
+            let events: Value = serde_json::from_str(&text)?;
+            let rows = events["items"].as_array().cloned().unwrap_or_default();
+            there = rows.iter().map(|row| format!("{} {}", row["message"], row["lastTimestamp"])).collect();
+            // Its reason is the one that was proven first; a better one may have followed.
+            let ours = |row: &&Value| {
+                let at = agent::seconds(&row["lastTimestamp"]).unwrap_or_default();
+                row["type"] == "Warning"
+                    && row["source"]["component"] == "netready"
+                    && (from..=proven).contains(&at)
+            };
+            Ok(rows.iter().find(ours).map(|_| ()))
+        })
+        .with_context(|| format!("between {from} and {proven}; there are {there:?}"))?;
+        self.recovers()
+    }
+}
+
+fn healthy(stage: &mut Stage<'_>) -> Result<()> {
+    stage.pod("web-1")?;
+    stage.runs("web-1")?;
+    stage.expect("nothing", good(NETWORK), PROOF)?;
+    stage.expect("", good(REACHABLE), PROOF)?;
+    let node = stage.cluster.node()?;
+    let kinds: Vec<_> = node["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|row| row["type"].clone())
+        .collect();
+    for foreign in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
+        ensure!(kinds.iter().any(|kind| kind == foreign), "{foreign} is gone from {kinds:?}");
+    }
+    ensure!(kinds.len() == 6, "{kinds:?}");
+    stage.without_pods(&["web-1"])
+}
+
+fn removed(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.remove_network("10-pods.conflist")?;
+    stage.expect("CNI configuration removed", broken_by("CNIConfigMissing"), PROOF)?;
+    stage.cluster.install_network("10.244.0.0/24")?;
+    stage.recovers()
+}
+
+fn broken(stage: &mut Stage<'_>) -> Result<()> {
+    stage
+        .cluster
+        .write_network("10-pods.conflist", "{\"cniVersion\": \"0.4.0\", \"name\": \"pods\", \"plug")?;
+    stage.expect("half a configuration", broken_by("CNIConfigInvalid"), PROOF)?;
+    stage.cluster.install_network("10.244.0.0/24")?;
+    stage.recovers()
+}
+
+fn missing(stage: &mut Stage<'_>) -> Result<()> {
+    let plugin = stage.cluster.place.path("/opt/cni/bin/portmap");
+    let away = plugin.with_file_name("portmap.away");
+    fs::rename(&plugin, &away)?;
+    stage.expect("plugin portmap removed", broken_by("CNIBinaryMissing"), PROOF)?;
+    fs::rename(&away, &plugin)?;
+    stage.recovers()
+}
+
+fn exhausted(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.write_network(
+        "10-pods.conflist",
+        &network("10.244.9.0/30").to_string().replace("\"pods\"", "\"few\"").replace("cni0", "cni9"),
+    )?;
+    stage.pod("one")?;
+    stage.runs("one")?;
+    stage.pod("two")?;
+    stage.expect("a second pod in a /30", broken_by("IPAMExhausted"), PROOF)?;
+    stage.without_pods(&["one", "two"])?;
+    stage.cluster.install_network("10.244.0.0/24")?;
+    // It takes a success to disprove it.
+    stage.pod("three")?;
+    stage.runs("three")?;
+    stage.recovers()?;
+    stage.without_pods(&["three"])
+}
+
+fn stopped(stage: &mut Stage<'_>) -> Result<()> {
+    stage.outage(
+        "API server stopped, and started",
+        "APIServerRefused",
+        |cluster| cluster.api.take().context("it runs")?.stop(),
+        Cluster::start_api,
+    )
+}
+
+fn frozen(stage: &mut Stage<'_>) -> Result<()> {
+    let signal = |signal| {
+        move |cluster: &mut Cluster| {
+            cluster.api.as_ref().context("it runs")?.signal(signal);
+            Ok(())
+        }
+    };
+    stage.outage(
+        "API server frozen, and continued",
+        "APITLSStalled",
+        signal(libc::SIGSTOP),
+        signal(libc::SIGCONT),
+    )
+}
+
+fn filter(stage: &mut Stage<'_>, what: &'static str, reason: &str, verdict: &str) -> Result<()> {
+    let rules = format!(
+        "add table ip e2e; add chain ip e2e in {{ type filter hook input priority 0; }}; \
+         add rule ip e2e in ip saddr 10.99.0.2 tcp dport 6443 {verdict}"
+    );
+    stage.outage(
+        what,
+        reason,
+        |cluster| cluster.control.nft(&rules),
+        |cluster| cluster.control.nft("delete table ip e2e"),
+    )
+}
+
+fn dropped(stage: &mut Stage<'_>) -> Result<()> {
+    filter(stage, "packets to it dropped, and let through", "APITimeout", "drop")
+}
+
+fn rejected(stage: &mut Stage<'_>) -> Result<()> {
+    filter(
+        stage,
+        "packets to it rejected, and let through",
+        "APIFirewalled",
+        "reject with icmp type admin-prohibited",
+    )
+}
+
+fn etcd_killed(stage: &mut Stage<'_>) -> Result<()> {
+    stage.outage(
+        "etcd killed, and started",
+        "APIServerUnhealthy",
+        |cluster| {
+            drop(cluster.etcd.take());
+            Ok(())
+        },
+        Cluster::start_etcd,
+    )
+}
+
+fn runtime_killed(stage: &mut Stage<'_>) -> Result<()> {
+    drop(stage.cluster.runtime.take());
+    stage.expect("containerd killed", broken_by("RuntimeDown"), PROOF)?;
+    stage.cluster.start_runtime()?;
+    stage.recovers()
+}
+
+fn kubelet_stopped(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.kubelet.take().context("it runs")?.stop()?;
+    stage.expect("kubelet stopped", broken_by("KubeletDown"), PROOF)?;
+    stage.cluster.start_kubelet()?;
+    stage.recovers()
+}
+
+fn deleted(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.kubelet.take().context("it runs")?.stop()?;
+    let old = stage.cluster.node()?["metadata"]["uid"].clone();
+    stage.cluster.kubectl(&["delete", "node", NODE])?;
+    stage.cluster.start_kubelet()?;
+    until("the node is registered anew", Duration::from_mins(1), || {
+        Ok(stage.cluster.node().ok().filter(|node| node["metadata"]["uid"] != old))
+    })?;
+    // A heartbeat would be minutes away.
+    stage.expect("node deleted and registered anew", good(REACHABLE), Duration::from_secs(30))?;
+    stage.recovers()
+}
+
+fn credentials(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.kubelet_identity(-time::Duration::hours(1))?;
+    agent::says(stage.cluster, REACHABLE, "CredentialExpired", Duration::from_secs(90))?;
+    stage.cluster.kubelet_identity(VALID)?;
+    stage.expect("certificate expired, and replaced", good(REACHABLE), RETURN)?;
+    ensure!(stage.cluster.place.path(CERTIFICATE).exists(), "the certificate is there");
+    stage.recovers()
+}
+
+fn restarted(stage: &mut Stage<'_>) -> Result<()> {
+    let before = agent::wait(stage.cluster, good(NETWORK), PROOF)?;
+    stage.agent.take().context("it runs")?.stop()?;
+    stage.agent = Some(agent::start(stage.cluster, &[])?);
+    let seen = until("the new agent says that all is well", PROOF, || {
+        let state = agent::state(stage.cluster)?;
+        Ok((state["verdict"]["reason"] == "NetworkReady").then_some(state))
+    })?;
+    let since = agent::seconds(&seen["conditions"][0]["lastTransitionTime"])?;
+    ensure!(since == before.since_s, "it was True since {}, and a new agent says {since}", before.since_s);
+    let after = stage.expect("agent restarted", good(NETWORK), PROOF)?;
+    if after.since_s != before.since_s {
+        bail!("a restart of the agent moved the time from {} to {}", before.since_s, after.since_s);
+    }
+    Ok(())
+}
