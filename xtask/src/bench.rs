@@ -116,6 +116,8 @@ impl Agent {
             .arg(dir.join("state.json"))
             .arg("--socket")
             .arg(dir.join("probe.sock"))
+            .arg("--journal")
+            .arg(dir.join("journal.jsonl"))
             .stderr(Stdio::piped())
             .spawn()
             .context("start the agent")?;

@@ -57,6 +57,13 @@ impl Running {
         unsafe { libc::kill(self.child.id().cast_signed(), signal) };
     }
 
+    /// Its resident memory in KiB, as the kernel counts it.
+    pub(crate) fn memory_kib(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     /// Ends it as an init system would, and waits.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.signal(libc::SIGTERM);

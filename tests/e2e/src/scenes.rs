@@ -72,6 +72,8 @@ pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
         }
     }
     print(&stage.lines);
+    let memory = stage.agent.as_ref().and_then(Running::memory_kib).context("the agent runs")?;
+    println!("the agent has {:.1} MiB of memory", f64::from(u32::try_from(memory)?) / 1024.0);
     Ok(())
 }
 

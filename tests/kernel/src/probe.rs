@@ -40,6 +40,10 @@ pub fn probe_command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> 
     let mut command = node.netns.command(probe_binary()?)?;
     command.arg(verb).arg("--cni-conf-dir").arg(node.conf_dir()).arg("--cni-bin-dir").arg(node.bin_dir());
     command.args(["--start-grace", "2s", "--node-name", "lab"]).args(args);
+    if verb == "run" {
+        // This host may be a node: its object and its journal are not ours.
+        command.args(["--no-conditions", "--journal"]).arg(node.dir().join("journal.jsonl"));
+    }
     // Where the processor is emulated a handshake takes seconds: a server that needs them is not silent.
     if patience() > 1 && !args.contains(&"--ask-timeout") {
         command.arg("--ask-timeout").arg(format!("{}s", 4 * patience()));
