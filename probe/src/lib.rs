@@ -8,6 +8,8 @@ mod commands;
 mod enrich;
 mod exit;
 mod feed;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod kube;
 mod node;
 mod report;

@@ -1,4 +1,4 @@
-//! What one does with this repository: `cargo xtask setup | build | demo | test | vm | e2e | bench | docs`.
+//! What one does with this repository: `cargo xtask setup | build | demo | test | vm | e2e | fuzz | bench | docs`.
 #![expect(clippy::print_stderr, reason = "a tool for developers talks on its terminal")]
 #![expect(clippy::print_stdout, reason = "as above")]
 
@@ -7,12 +7,14 @@ mod build;
 mod demo;
 mod docs;
 mod e2e;
+mod fuzz;
 mod setup;
 mod test;
 mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -56,6 +58,17 @@ enum Task {
     E2e {
         /// Only scenes whose name contains one of these.
         scenes: Vec<String>,
+    },
+    /// Give hostile bytes to everything that reads bytes from outside.
+    Fuzz {
+        /// Only these; the files of tests/fuzz/targets are their names.
+        targets: Vec<String>,
+        /// How long each runs, in seconds.
+        #[arg(long = "for", value_name = "SECONDS", default_value_t = 60)]
+        seconds: u64,
+        /// Add what was found new to the corpus that is kept.
+        #[arg(long)]
+        keep: bool,
     },
     /// Measure against the budgets; needs root.
     Bench,
@@ -104,6 +117,7 @@ fn run(task: &Task) -> Result<bool> {
             root("the node lives in namespaces")?;
             e2e::run(scenes)
         }
+        Task::Fuzz { targets, seconds, keep } => fuzz::run(targets, Duration::from_secs(*seconds), *keep),
         Task::Bench => {
             root("the benchmarks load eBPF programs")?;
             let probe = build::release()?;

@@ -30,6 +30,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("curl", "curl"),
     ("cc", "gcc"),
+    ("c++", "g++"),
     ("/usr/include/stdio.h", "libc6-dev"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("/bin/busybox", "busybox-static"),

@@ -24,7 +24,7 @@ const SOCKETS: usize = 8;
 /// their end.
 const OUTPUT: usize = 16 * 1024;
 /// Longest `msg` or `details` that is kept.
-const MESSAGE: usize = 512;
+pub(super) const MESSAGE: usize = 512;
 
 /// What a process with `CNI_COMMAND` in its environment is.
 #[expect(clippy::large_enum_variant, reason = "most are roots or live for milliseconds")]
@@ -204,7 +204,7 @@ fn start(record: &CniExec, pid: u32, plugin: String, parent: Actor) -> CniStart 
 
 /// A plugin is run from one of the directories in `CNI_PATH`, whoever runs it; a runtime that does not set
 /// it gets the benefit of the doubt.
-fn in_cni_path(path: &[u8], cni_path: &[u8]) -> bool {
+pub(super) fn in_cni_path(path: &[u8], cni_path: &[u8]) -> bool {
     if cni_path.is_empty() {
         return true;
     }
@@ -214,7 +214,7 @@ fn in_cni_path(path: &[u8], cni_path: &[u8]) -> bool {
 }
 
 /// `K8S_POD_NAMESPACE=…;K8S_POD_NAME=…` in any order among others.
-fn pod(args: &[u8]) -> Option<Pod> {
+pub(super) fn pod(args: &[u8]) -> Option<Pod> {
     let value = |key: &[u8]| {
         args.split(|byte| *byte == b';').find_map(|pair| pair.strip_prefix(key)).map(|v| clean(v, VALUE_MAX))
     };
@@ -230,7 +230,7 @@ struct Wire {
 }
 
 /// The last JSON object in what a plugin wrote: some print other lines before it.
-fn error_in(output: &[u8]) -> Option<CniError> {
+pub(super) fn error_in(output: &[u8]) -> Option<CniError> {
     let starts = output.iter().enumerate().filter(|(_, byte)| **byte == b'{').map(|(at, _)| at);
     // The whole output first, then each line that opens an object; bounded, for a hostile plugin.
     let wire = starts.take(16).find_map(|at| {

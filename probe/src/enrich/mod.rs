@@ -5,6 +5,8 @@ mod clients;
 mod cni;
 mod connects;
 mod environ;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod modules;
 mod rtnetlink;
 mod sandbox;

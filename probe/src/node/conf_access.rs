@@ -240,7 +240,7 @@ impl Iterator for Events<'_> {
 }
 
 /// The name in the records that follow an event: header, file system id, file handle, name and a NUL.
-fn name_in(mut records: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn name_in(mut records: &[u8]) -> Option<Vec<u8>> {
     const HEADER: usize = 4;
     const FSID: usize = 8;
     const HANDLE: usize = 8;

@@ -55,7 +55,7 @@ fn next(socket: BorrowedFd<'_>) -> Option<Vec<u8>> {
     Some(if ours { data.to_vec() } else { Vec::new() })
 }
 
-fn parse(data: &[u8]) -> Option<Icmp> {
+pub(super) fn parse(data: &[u8]) -> Option<Icmp> {
     // errno u32, origin u8, type u8, code u8; SO_EE_ORIGIN_ICMP is 2, SO_EE_ORIGIN_ICMP6 is 3.
     let (origin, icmp_type, code) = (*data.get(4)?, *data.get(5)?, *data.get(6)?);
     let v6 = match origin {

@@ -73,7 +73,7 @@ pub(crate) async fn addresses() -> Result<Vec<IpAddr>> {
     Ok(addresses.into_iter().collect())
 }
 
-fn link(message: &LinkMessage, present: bool) -> Link {
+pub(super) fn link(message: &LinkMessage, present: bool) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
@@ -100,7 +100,7 @@ fn link(message: &LinkMessage, present: bool) -> Link {
     link
 }
 
-fn route_gone(route: &RouteMessage) -> RouteGone {
+pub(super) fn route_gone(route: &RouteMessage) -> RouteGone {
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
         RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
@@ -116,7 +116,7 @@ fn route_gone(route: &RouteMessage) -> RouteGone {
     RouteGone { object, device: link.unwrap_or_default(), ..RouteGone::default() }
 }
 
-fn rule_gone(rule: &RuleMessage) -> RouteGone {
+pub(super) fn rule_gone(rule: &RuleMessage) -> RouteGone {
     let source = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Source(addr) => Some(format!("{addr}/{}", rule.header.src_len)),
         _ => None,

@@ -10,6 +10,8 @@ pub(crate) mod connections;
 mod credentials;
 mod errqueue;
 mod file;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod leases;
 pub(crate) mod limits;
 pub(crate) mod links;

@@ -109,14 +109,14 @@ pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Whether more datagrams follow, and the errno of a refusal.
-fn end_of(datagram: &[u8]) -> (bool, i32) {
+pub(super) fn end_of(datagram: &[u8]) -> (bool, i32) {
     let mut more = false;
     for message in messages(datagram) {
         let half = |at: usize| u16::from_ne_bytes([message[at], message[at + 1]]);
         match half(4) {
             NLMSG_ERROR => {
                 let errno = message.get(16..20).and_then(|errno| errno.try_into().ok());
-                return (false, errno.map_or(libc::EIO, |errno| -i32::from_ne_bytes(errno)));
+                return (false, errno.map_or(libc::EIO, |errno| i32::from_ne_bytes(errno).saturating_neg()));
             }
             NLMSG_DONE => return (false, 0),
             _ => more = half(6) & NLM_F_MULTI != 0,

@@ -1,6 +1,8 @@
 //! Open vSwitch: what the kernel's half has, what its database says, whether somebody takes its packets.
 
 mod database;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod kernel;
 
 use std::collections::BTreeMap;

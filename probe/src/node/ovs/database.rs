@@ -67,7 +67,7 @@ async fn ask(socket: &Path) -> io::Result<Value> {
 }
 
 /// The answer among the messages that came so far: the server may ask something itself.
-fn answer(heard: &[u8]) -> io::Result<Option<Value>> {
+pub(in crate::node) fn answer(heard: &[u8]) -> io::Result<Option<Value>> {
     for message in serde_json::Deserializer::from_slice(heard).into_iter::<Value>() {
         match message {
             Ok(message) if message["id"] == "netready" => return Ok(Some(message)),
@@ -79,7 +79,7 @@ fn answer(heard: &[u8]) -> io::Result<Option<Value>> {
     Ok(None)
 }
 
-fn tables(answer: &Value) -> OvsDatabase {
+pub(in crate::node) fn tables(answer: &Value) -> OvsDatabase {
     if !answer["error"].is_null() {
         return failed(&format!("it answers with an error: {}", answer["error"]));
     }

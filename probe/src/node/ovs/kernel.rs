@@ -128,30 +128,32 @@ impl Families {
 
     /// What a message of the groups says of a port.
     pub(super) fn change(&self, message: &[u8]) -> Option<Change> {
-        if kind_of(message)? != self.vport?.id {
-            return None;
-        }
-        let up = match *message.get(16)? {
-            OVS_VPORT_CMD_NEW => true,
-            OVS_VPORT_CMD_DEL => false,
-            _ => return None,
-        };
-        let (mut name, mut kind) = (None, "");
-        for attribute in attributes(message.get(HEADERS + OVS_HEADER..)?) {
-            match attribute.kind() {
-                OVS_VPORT_ATTR_NAME => name = Some(text(attribute.value())),
-                OVS_VPORT_ATTR_TYPE => {
-                    let known = number(attribute.value()).and_then(|kind| usize::try_from(kind).ok());
-                    kind = known.and_then(|kind| KINDS.get(kind)).copied().unwrap_or("other");
-                }
-                _ => {}
-            }
-        }
-        Some(Change { name: name?, kind: kind.to_owned(), up })
+        (kind_of(message)? == self.vport?.id).then(|| change(message))?
     }
 }
 
-fn datapath(message: &[u8]) -> Option<Datapath> {
+/// A message of the vport family.
+pub(super) fn change(message: &[u8]) -> Option<Change> {
+    let up = match *message.get(16)? {
+        OVS_VPORT_CMD_NEW => true,
+        OVS_VPORT_CMD_DEL => false,
+        _ => return None,
+    };
+    let (mut name, mut kind) = (None, "");
+    for attribute in attributes(message.get(HEADERS + OVS_HEADER..)?) {
+        match attribute.kind() {
+            OVS_VPORT_ATTR_NAME => name = Some(text(attribute.value())),
+            OVS_VPORT_ATTR_TYPE => {
+                let known = number(attribute.value()).and_then(|kind| usize::try_from(kind).ok());
+                kind = known.and_then(|kind| KINDS.get(kind)).copied().unwrap_or("other");
+            }
+            _ => {}
+        }
+    }
+    Some(Change { name: name?, kind: kind.to_owned(), up })
+}
+
+pub(super) fn datapath(message: &[u8]) -> Option<Datapath> {
     let (mut name, mut stats) = (None, Stats::default());
     for attribute in attributes(message.get(HEADERS + OVS_HEADER..)?) {
         match attribute.kind() {

@@ -1,0 +1,33 @@
+//! See `crate::fuzz`.
+
+use probe_common::{Event, decode};
+use probe_engine::Actor;
+
+use super::{cni, rtnetlink};
+use crate::fuzz::is_clean;
+
+/// One record of the ring buffer, and what is read out of the texts inside.
+pub fn record(bytes: &[u8]) {
+    match decode(bytes) {
+        Ok(Event::Rtnetlink(record)) => {
+            let error = rtnetlink::refused(&record, Actor::default(), None);
+            assert!(is_clean(&error.object) && is_clean(&error.text));
+            let _ = rtnetlink::gone(&record, Actor::default());
+        }
+        Ok(event) => drop((event.hook(), event.at_ns())),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// What a plugin wrote, and the variables that it was started with.
+pub fn plugin_output(bytes: &[u8]) {
+    if let Some(error) = cni::error_in(bytes) {
+        assert!(is_clean(&error.msg) && is_clean(&error.details));
+        assert!(error.msg.len() <= cni::MESSAGE && error.details.len() <= cni::MESSAGE);
+    }
+    if let Some(pod) = cni::pod(bytes) {
+        assert!(is_clean(&pod.name) && is_clean(&pod.namespace));
+    }
+    let (path, cni_path) = bytes.split_at(bytes.len() / 2);
+    let _ = cni::in_cni_path(path, cni_path);
+}

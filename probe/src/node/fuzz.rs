@@ -1,0 +1,72 @@
+//! See `crate::fuzz`.
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use probe_engine::ConfContent;
+
+use super::ovs::fuzz as ovs;
+use super::{cni_parse, conf_access, errqueue, links, netlink as wire, targets};
+use crate::fuzz::is_clean;
+
+/// A network configuration, as a list and as one plugin.
+pub fn cni_config(bytes: &[u8]) {
+    for name in ["10-pods.conflist", "10-pods.conf"] {
+        match cni_parse::parse(name, bytes) {
+            ConfContent::Network { network, plugins } => {
+                assert!(is_clean(&network) && plugins.iter().all(|plugin| is_clean(plugin)));
+                assert!(plugins.iter().all(|plugin| !plugin.contains('/')), "{plugins:?}");
+            }
+            ConfContent::Invalid { why } => assert!(is_clean(&why), "{why:?}"),
+            _ => {}
+        }
+    }
+    if let Some((kind, file)) = cni_parse::readiness(bytes) {
+        assert!(is_clean(&kind) && is_clean(&file));
+    }
+    if let Some(dir) = cni_parse::lease_dir(bytes) {
+        assert!(dir.is_absolute());
+    }
+}
+
+/// A kubeconfig, of which the servers are read.
+pub fn kubeconfig(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(value) = serde_yaml_ng::from_str(text) else { return };
+    let servers = targets::servers(&value);
+    assert!(servers.len() <= 16);
+    for server in servers {
+        assert!(targets::name_in(&server).is_none_or(|name| is_clean(&name)));
+        // A name would be looked for in /etc/hosts, which is this machine's.
+        let authority = server.strip_prefix("https://").unwrap_or(&server);
+        let _ = authority.split('/').next().and_then(|part| part.parse::<std::net::SocketAddr>().ok());
+    }
+}
+
+/// A datagram of rtnetlink's or generic netlink's, an entry of a socket's error queue, records of fanotify's.
+pub fn netlink(bytes: &[u8]) {
+    let _ = wire::end_of(bytes);
+    for message in wire::messages(bytes) {
+        ovs::message(message);
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else { continue };
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
+                let link = links::link(&message, true);
+                assert!(is_clean(&link.name) && is_clean(&link.link_kind));
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
+                assert!(is_clean(&links::route_gone(&route).object));
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(rule)) => {
+                assert!(is_clean(&links::rule_gone(&rule).object));
+            }
+            _ => {}
+        }
+    }
+    let _ = errqueue::parse(bytes);
+    let _ = conf_access::name_in(bytes);
+}
+
+/// What the database of Open vSwitch answers.
+pub fn ovsdb(bytes: &[u8]) {
+    ovs::database(bytes);
+}

@@ -1,0 +1,23 @@
+//! See `crate::fuzz`.
+
+use super::{database, kernel};
+use crate::fuzz::is_clean;
+
+/// A message of the datapath's groups.
+pub(in crate::node) fn message(message: &[u8]) {
+    if let Some(change) = kernel::change(message) {
+        assert!(is_clean(&change.name));
+    }
+    if let Some(datapath) = kernel::datapath(message) {
+        assert!(is_clean(&datapath.name));
+    }
+}
+
+/// What the database answers.
+pub(in crate::node) fn database(bytes: &[u8]) {
+    if let Ok(Some(answer)) = database::answer(bytes) {
+        let read = database::tables(&answer);
+        assert!(read.bridges.iter().all(|bridge| is_clean(bridge)));
+        assert!(read.failed.iter().all(|failed| is_clean(&failed.error)));
+    }
+}
