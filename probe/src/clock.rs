@@ -37,6 +37,15 @@ impl Wall {
         Self { offset_ns: wall_ns.saturating_sub(now().0) }
     }
 
+    /// As the clocks stand now when the wall clock was set since; else the same, so that the same time stays the same
+    /// to the second.
+    pub(crate) fn refreshed(self) -> Self {
+        /// Far above the noise of reading two clocks, and far below a step that matters.
+        const STEP_NS: u64 = 500_000_000;
+        let now = Self::here();
+        if now.offset_ns.abs_diff(self.offset_ns) > STEP_NS { now } else { self }
+    }
+
     /// The wall time of `at`.
     pub(crate) fn at(self, at: Mono) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(self.offset_ns.saturating_add(at.0))

@@ -77,19 +77,18 @@ impl Schedule {
             self.wanted.clear();
             return;
         }
-        let learning = |condition: &Condition| condition.reason == Reason::Learning;
-        if self.resumed && self.written.is_none() && conditions.iter().any(learning) {
-            return;
-        }
+        // What an earlier agent wrote of a side stands until this one knows that side.
+        let known = |condition: &&Condition| !self.resumed || condition.reason != Reason::Learning;
+        let conditions: Vec<_> = conditions.iter().filter(known).cloned().collect();
         let back = |conditions: &[Condition]| {
             let api = probe_engine::ConditionType::APIServerReachable;
             conditions.iter().any(|known| known.condition == api && known.status == Status::True)
         };
-        if back(conditions) && !back(&self.wanted) {
-            self.came_back(now, conditions);
+        if back(&conditions) && !back(&self.wanted) {
+            self.came_back(now, &conditions);
         }
         if self.wanted != conditions {
-            self.wanted = conditions.to_vec();
+            self.wanted = conditions;
             self.changed = now;
         }
     }
@@ -252,11 +251,17 @@ mod tests {
         let mut schedule = Schedule::new(1, true);
         schedule.want(Mono(S), &learning);
         assert_eq!(schedule.due(), None);
+        // One side is known, and is told.
+        let mut half = learning.clone();
+        half[0] = conditions(Status::False, Status::True).swap_remove(0);
+        schedule.want(Mono(S), &half);
+        assert_eq!(schedule.take(schedule.due().expect("news")), half[..1]);
         let mut first = Schedule::new(1, false);
         first.want(Mono(S), &learning);
         assert_eq!(first.due(), Some(Mono(S)));
         schedule.want(Mono(2 * S), &conditions(Status::True, Status::True));
         assert_eq!(schedule.due(), Some(Mono(2 * S)));
+        assert_eq!(schedule.take(Mono(2 * S)).len(), 2);
     }
 
     #[test]

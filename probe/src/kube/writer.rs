@@ -127,6 +127,8 @@ impl Writer {
 
     async fn write(&mut self) {
         let now = clock::now();
+        // A node that boots often gets its time from the network after its agent has started.
+        self.wall = self.wall.refreshed();
         let conditions = self.schedule.take(now);
         let request = patch::status(&self.settings.node, &conditions, now, self.wall);
         let result = self.access.send(&request).await;
