@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{build, quiet, setup, shown, target, top};
 
 /// What is built from the source package `kubernetes`; kubectl is packaged.
-const PROGRAMS: &[&str] = &["kube-apiserver", "kubelet"];
+const PROGRAMS: &[&str] = &["kube-apiserver", "kubelet", "kube-controller-manager"];
 
 /// What the node is made of, and what building needs.
 const PACKAGES: &[(&str, &str)] = &[

@@ -16,6 +16,8 @@ pub struct Cni {
     pub agent: &'static str,
     /// Executables of that agent.
     pub executables: &'static [&'static str],
+    /// How the names of the DaemonSets begin that bring its agent.
+    pub daemonsets: &'static [&'static str],
     /// What the path of the agent's socket ends with; empty where plugins do not talk to it.
     pub socket: &'static str,
     /// What the agent writes when it is ready and the plugins read; empty when there is no such file.
@@ -37,6 +39,7 @@ const UNKNOWN: Cni = Cni {
     files: &[],
     agent: "",
     executables: &[],
+    daemonsets: &[],
     socket: "",
     writes: "",
     bridge: None,
@@ -52,6 +55,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["antrea"],
         agent: "antrea-agent",
         executables: &["antrea-agent"],
+        daemonsets: &["antrea-agent"],
         socket: "/antrea/cni.sock",
         bridge: Some("br-int"),
         links: &["antrea", "genev_sys"],
@@ -62,6 +66,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["aws-cni", "egress-cni"],
         agent: "aws-node",
         executables: &["aws-k8s-agent"],
+        daemonsets: &["aws-node"],
         socket: "/ipamd.sock",
         links: &["eni"],
         ..UNKNOWN
@@ -72,6 +77,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["calico", "calico-ipam"],
         agent: "calico-node",
         executables: &["calico-node"],
+        daemonsets: &["calico-node", "canal"],
         writes: "/var/lib/calico/nodename",
         links: &["cali", "tunl0", "vxlan", "wireguard.cali"],
         plugin_limit_s: 135,
@@ -83,6 +89,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["cilium-cni"],
         agent: "cilium-agent",
         executables: &["cilium-agent"],
+        daemonsets: &["cilium"],
         socket: "/cilium.sock",
         links: &["cilium_", "lxc"],
         plugin_limit_s: 45,
@@ -94,6 +101,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["flannel"],
         agent: "flanneld",
         executables: &["flanneld", "k3s", "k3s-server", "k3s-agent"],
+        daemonsets: &["kube-flannel", "canal"],
         writes: "/run/flannel/subnet.env",
         links: &["cni", "flannel"],
         ..UNKNOWN
@@ -104,6 +112,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["kube-ovn"],
         agent: "kube-ovn-cni",
         executables: &["kube-ovn-daemon", "kube-ovn"],
+        daemonsets: &["kube-ovn", "ovs-ovn"],
         socket: "/kube-ovn-daemon.sock",
         bridge: Some("br-int"),
         links: &["genev_sys", "ovn"],
@@ -115,6 +124,7 @@ pub const CNIS: &[Cni] = &[
         files: &["10-kuberouter.conf", "10-kuberouter.conflist"],
         agent: "kube-router",
         executables: &["kube-router"],
+        daemonsets: &["kube-router"],
         links: &["kube-bridge"],
         ..UNKNOWN
     },
@@ -124,6 +134,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["multus-shim"],
         agent: "multus-daemon",
         executables: &["multus-daemon"],
+        daemonsets: &["kube-multus"],
         socket: "/multus.sock",
         meta: true,
         plugin_limit_s: 150,
@@ -135,6 +146,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["ovn-k8s-cni-overlay"],
         agent: "ovnkube-node",
         executables: &["ovnkube"],
+        daemonsets: &["ovnkube"],
         socket: "/ovn-cni-server.sock",
         bridge: Some("br-int"),
         links: &["genev_sys", "ovn"],
@@ -152,6 +164,7 @@ pub const CNIS: &[Cni] = &[
         plugins: &["weave-net", "weave-ipam"],
         agent: "weave",
         executables: &["weaver"],
+        daemonsets: &["weave-net"],
         links: &["vethwe", "weave"],
         ..UNKNOWN
     },
@@ -175,6 +188,13 @@ pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
 /// Whose agent listens on the socket at `path`.
 pub(crate) fn of_socket(path: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| !cni.socket.is_empty() && path.ends_with(cni.socket))
+}
+
+/// Whether a DaemonSet, by its namespace and name, brings the agent of a CNI; those without a row mostly say so.
+pub(crate) fn is_daemonset(name: &str) -> bool {
+    let bare = name.rsplit('/').next().unwrap_or(name);
+    let known = |cni: &Cni| cni.daemonsets.iter().any(|begins| bare.starts_with(begins));
+    CNIS.iter().any(known) || bare.contains("cni")
 }
 
 /// Whose link this is.
@@ -204,6 +224,14 @@ mod tests {
             assert_eq!(cni.agent.is_empty(), cni.executables.is_empty(), "{}", cni.name);
         }
         assert!(CNIS.is_sorted_by_key(|cni| cni.name.to_lowercase()));
+    }
+
+    #[test]
+    fn daemonsets_of_networks_are_told_from_others() {
+        for name in ["kube-system/calico-node", "kube-flannel/kube-flannel-ds", "x/my-cni", "cilium"] {
+            assert!(is_daemonset(name), "{name}");
+        }
+        assert!(!is_daemonset("monitoring/node-exporter") && !is_daemonset("cilium/fluentd"));
     }
 
     #[test]

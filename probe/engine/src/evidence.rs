@@ -23,9 +23,9 @@ pub use node::socket_errno;
 use crate::cnis::Cni;
 use crate::limits;
 use crate::observation::{
-    Actor, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit, ModuleMissing,
-    Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process, RouteGone,
-    Scope, Writes,
+    Actor, Admission, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit,
+    ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process,
+    RouteGone, Scope, Writes,
 };
 use crate::verdict::Evidence;
 
@@ -86,6 +86,8 @@ pub(crate) struct Facts {
     pub(crate) lost: BTreeMap<Scope, Mono>,
     pub(crate) gaps: BTreeMap<String, Gap>,
     pub(crate) writes: Option<Writes>,
+    /// DaemonSets without pods, and since when there is any.
+    pub(crate) admission: Option<(Admission, Mono)>,
     pub(crate) snapshot_done: Option<Mono>,
     pub(crate) stopping: Option<Mono>,
     pub(crate) lines: VecDeque<Evidence>,
@@ -179,6 +181,7 @@ impl Facts {
                 self.gaps.remove(&signal);
             }
             Observation::Writes(writes) => self.writes = Some(writes),
+            Observation::Admission(admission) => self.admission(at, admission),
             Observation::SnapshotDone => {
                 self.snapshot_done.get_or_insert(at);
             }

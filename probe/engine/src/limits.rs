@@ -54,6 +54,8 @@ pub const MESSAGE: usize = 512;
 pub const SUBJECT: usize = 256;
 /// One second.
 pub const SECOND: u64 = 1_000_000_000;
+/// Most DaemonSets without pods that are kept: a cluster has a handful.
+pub const BLOCKED: usize = 8;
 /// How long a failed connect counts when nobody tries again. The agent asks every 10 s, and a client's
 /// back-off grows to 30 s: two minutes without a repetition mean that nobody uses the address any more.
 pub const CONNECT_FAILURE: u64 = 120 * SECOND;

@@ -135,6 +135,9 @@ pub enum Observation {
         /// As it was named in [`Gap::signal`].
         signal: String,
     },
+    /// Pods of DaemonSets that an admission webhook keeps from being created, as the API server tells it; all of
+    /// them, when that changes.
+    Admission(Admission),
     /// What an earlier agent on this boot said last; before everything else.
     Remembered(Remembered),
     /// How the conditions reach the Node object; when that changes.

@@ -3,6 +3,7 @@
 
 mod access;
 mod patch;
+mod reads;
 mod schedule;
 mod writer;
 

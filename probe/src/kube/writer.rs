@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use probe_engine::{Condition, ConditionType, Mono, Observation, Reason, Status, Writes};
+use probe_engine::{
+    Admission, Blocked, Condition, ConditionType, Gap, Mono, Observation, Reason, Side, Status, Writes,
+};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::access::{Access, Problem};
 use super::patch::{self, Event};
+use super::reads;
 use super::schedule::{Failure, Schedule};
 use crate::clock::{self, Wall};
 use crate::feed::{Feed, Seen};
@@ -19,6 +22,13 @@ use crate::sinks::metrics::WriteMetrics;
 
 /// After an event that could not be sent although a write could: the next write may be a heartbeat away.
 const EVENTS_AGAIN: u64 = 20_000_000_000;
+
+/// From a fault of the network to the first question about webhooks: by chance, for a cluster whose webhook is away
+/// has many such nodes; and then between two. A list of events is read whole by the server.
+const READ_FIRST: (u64, u64) = (5_000_000_000, 30_000_000_000);
+const READ_AGAIN: u64 = 120_000_000_000;
+/// Until it is tried again whether the account may.
+const READ_DENIED: u64 = 3_600_000_000_000;
 
 /// What the writer is told.
 #[derive(Clone, Debug)]
@@ -46,6 +56,9 @@ struct Writer {
     /// Those that were not sent yet, and when that is tried again if no write comes first.
     unsent: Vec<(ConditionType, Reason, Status)>,
     events_due: Option<Mono>,
+    /// When it is asked which pods are kept from being created, while the node has no network; and what was told.
+    read_due: Option<Mono>,
+    blocked: Vec<Blocked>,
     /// Names of events lie in the whole cluster's namespace and outlive an agent.
     seed: u64,
 }
@@ -76,16 +89,19 @@ pub(crate) async fn run(
         events,
         unsent,
         events_due: None,
+        read_due: None,
+        blocked: Vec::new(),
         seed,
     };
     loop {
         tokio::select! {
             told = news.recv() => match told {
-                Some(told) => writer.take(told),
+                Some(told) => writer.take(told).await,
                 None => return,
             },
             () = until(writer.schedule.due()) => writer.write().await,
             () = until(writer.events_due) => writer.send_events().await,
+            () = until(writer.read_due) => writer.read().await,
         }
     }
 }
@@ -98,13 +114,69 @@ async fn until(due: Option<Mono>) {
 }
 
 impl Writer {
-    fn take(&mut self, news: News) {
+    async fn take(&mut self, news: News) {
         let now = clock::now();
         match news {
-            News::Conditions(conditions) => self.schedule.want(now, &conditions),
+            News::Conditions(conditions) => {
+                self.schedule.want(now, &conditions);
+                self.may_be_blocked(now, &conditions).await;
+            }
             News::KubeletStarted => self.schedule.registers(now),
             News::Changed(condition) => self.happened(condition),
         }
+    }
+
+    /// A network that does not come may be one whose pods are not created.
+    async fn may_be_blocked(&mut self, now: Mono, conditions: &[Condition]) {
+        let network = conditions.iter().find(|known| known.condition == ConditionType::NodeNetworkReady);
+        let broken = |known: &Condition| known.status == Status::False && known.reason.side() == Side::Cni;
+        if !network.is_some_and(broken) {
+            self.read_due = None;
+            self.tell_blocked(now, Vec::new()).await;
+        } else if self.read_due.is_none() {
+            self.read_due = Some(now.plus(fastrand::u64(READ_FIRST.0..READ_FIRST.1)));
+        }
+    }
+
+    async fn tell_blocked(&mut self, at: Mono, blocked: Vec<Blocked>) {
+        let same = |one: &Blocked, other: &Blocked| {
+            (&one.daemonset, &one.webhook) == (&other.daemonset, &other.webhook)
+        };
+        let is_known = self.blocked.len() == blocked.len()
+            && self.blocked.iter().zip(&blocked).all(|(one, other)| same(one, other));
+        if !is_known {
+            self.blocked.clone_from(&blocked);
+            self.feed(at, Observation::Admission(Admission { blocked })).await;
+        }
+    }
+
+    /// Asks for what a webhook refuses. That the account may not ask is a gap, and no more.
+    async fn read(&mut self) {
+        let answer = self.access.send(&reads::request()).await;
+        let now = clock::now();
+        let mut again = READ_AGAIN;
+        match answer {
+            Ok(answer) => {
+                let now_s =
+                    i64::try_from(self.wall.at(now).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+                self.tell_blocked(now, reads::blocked(&answer, now_s.unwrap_or(0))).await;
+            }
+            Err(problem) if problem.status == Some(403) => {
+                let why = "the account may not list events (deploy/rbac-reads.yaml lets it): a webhook that keeps a \
+                           CNI's pods from being created is not seen";
+                let gap = Gap { signal: "api.events".to_owned(), why: why.to_owned(), blind: false };
+                self.feed(now, Observation::Gap(gap)).await;
+                again = READ_DENIED;
+            }
+            // Writing meets the same trouble, and tells.
+            Err(_) => {}
+        }
+        self.read_due = Some(now.plus(again));
+    }
+
+    async fn feed(&mut self, at: Mono, observation: Observation) {
+        // The loop has ended when nobody listens.
+        let _ = self.feed.send(Seen { at, observation }).await;
     }
 
     /// One event for each kind of change; the same again is counted.
@@ -164,8 +236,7 @@ impl Writer {
             Some(why) => format!("the conditions of node {} are not written: {why}", self.settings.node),
         });
         self.told = Some(writes.clone());
-        // The loop has ended when nobody listens.
-        let _ = self.feed.send(Seen { at, observation: Observation::Writes(writes) }).await;
+        self.feed(at, Observation::Writes(writes)).await;
     }
 
     async fn send_events(&mut self) {

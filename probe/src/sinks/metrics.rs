@@ -496,6 +496,7 @@ const fn kind(observation: &Observation) -> &'static str {
         Observation::Reread { .. } => "reread",
         Observation::Gap(_) => "gap",
         Observation::GapClosed { .. } => "gap_closed",
+        Observation::Admission(_) => "admission",
         Observation::Remembered(_) => "remembered",
         Observation::Writes(_) => "writes",
         Observation::SnapshotDone => "snapshot_done",

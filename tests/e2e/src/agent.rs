@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use kernel_tests::probe_binary;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, NODE, Running, until};
+use crate::cluster::{Cluster, NODE, Running, SERVICE, until};
 
 /// Where its times are told; milliseconds.
 const STATE: &str = "/run/netready/state.json";
@@ -28,12 +29,24 @@ pub(crate) struct Seen {
     pub(crate) ready: String,
 }
 
-/// Starts `probe run` on the node.
-pub(crate) fn start(cluster: &Cluster, args: &[&str]) -> Result<Running> {
-    let mut command = cluster.place.command(probe_binary()?)?;
-    command.args(["run", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin"]).args(args);
+/// Starts `probe run` on the node, as a unit of the host.
+pub(crate) fn start(cluster: &Cluster) -> Result<Running> {
+    let mut command = command(cluster)?;
     command.env_remove("KUBERNETES_SERVICE_HOST");
     Running::start(&mut command, &cluster.file("probe.log"))
+}
+
+/// The same as a pod has it: with an account of its own, and told of the Service address.
+pub(crate) fn start_in_cluster(cluster: &Cluster) -> Result<Running> {
+    let mut command = command(cluster)?;
+    command.env("KUBERNETES_SERVICE_HOST", SERVICE).env("KUBERNETES_SERVICE_PORT", "443");
+    Running::start(&mut command, &cluster.file("probe.log"))
+}
+
+fn command(cluster: &Cluster) -> Result<Command> {
+    let mut command = cluster.place.command(probe_binary()?)?;
+    command.args(["run", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin"]);
+    Ok(command)
 }
 
 /// Records a scene when `NETREADY_E2E_RECORD` names a directory: the trace of it for people, and what a replay needs.

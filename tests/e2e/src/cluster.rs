@@ -328,6 +328,41 @@ impl Cluster {
         Ok(())
     }
 
+    /// The controllers that make pods of DaemonSets.
+    pub(crate) fn start_controllers(&self) -> Result<Running> {
+        let mut command = self.control.command(self.asset("kube-controller-manager"))?;
+        command.arg("--kubeconfig").arg(self.file("admin.conf"));
+        command.args(["--controllers=daemonset,garbagecollector", "--leader-elect=false"]);
+        Running::start(with_us(&mut command), &self.file("kube-controller-manager.log"))
+    }
+
+    /// The account of the manifests, put where a pod finds its own.
+    pub(crate) fn install_account(&self) -> Result<()> {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+        for manifest in ["rbac.yaml", "rbac-reads.yaml"] {
+            self.kubectl(&["apply", "-f", &deploy.join(manifest).display().to_string()])?;
+        }
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let file = pki::write(&self.file("token-request.json"), &request.to_string())?;
+        let url = "/api/v1/namespaces/kube-system/serviceaccounts/netready/token";
+        let answer: Value = serde_json::from_str(&self.kubectl(&[
+            "create",
+            "--raw",
+            url,
+            "-f",
+            &file.display().to_string(),
+        ])?)?;
+        let token = answer["status"]["token"].as_str().context("the API server gives a token")?;
+        pki::write(&self.place.path(ACCOUNT).join("token"), token)?;
+        pki::write(&self.place.path(ACCOUNT).join("ca.crt"), &self.authority.certificate)?;
+        Ok(())
+    }
+
+    /// Takes it away.
+    pub(crate) fn remove_account(&self) -> Result<()> {
+        fs::remove_dir_all(self.place.path(ACCOUNT)).context("remove the account")
+    }
+
     /// kubectl as the administrator, on the control plane's host; with what it prints.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
         let mut command = self.control.command("kubectl")?;
@@ -379,6 +414,9 @@ pub(crate) fn network(subnet: &str) -> Value {
         {"type": "portmap", "capabilities": {"portMappings": true}},
     ]})
 }
+
+/// Where a pod finds its account.
+const ACCOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
 
 /// Runs a command to its end; with what it printed.
 pub(crate) fn said(command: &mut Command) -> Result<String> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::agent::{self, Seen, Wanted};
-use crate::cluster::{CERTIFICATE, Cluster, NODE, Running, VALID, network, until};
+use crate::cluster::{API, CERTIFICATE, Cluster, NODE, Running, SERVICE, VALID, network, until};
 use crate::image;
 
 const NETWORK: &str = "NodeNetworkReady";
@@ -43,6 +43,8 @@ const SCENES: &[(&str, Scene)] = &[
     ("node deleted", deleted),
     ("credentials rotated and expired", credentials),
     ("agent restarted", restarted),
+    ("account in the cluster, Service address dead", in_cluster),
+    ("webhook blocks the pods of the network", webhook),
 ];
 
 /// The cluster, the agent, and the table so far.
@@ -57,7 +59,7 @@ pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
     let started = Instant::now();
     boot(cluster)?;
     println!("a node that is Ready after {:.1} s", started.elapsed().as_secs_f32());
-    let agent = Some(agent::start(cluster, &[])?);
+    let agent = Some(agent::start(cluster)?);
     let mut stage = Stage { cluster, agent, lines: Vec::new() };
     stage.expect("", good(NETWORK), PROOF)?;
     stage.expect("", good(REACHABLE), PROOF)?;
@@ -370,7 +372,7 @@ fn credentials(stage: &mut Stage<'_>) -> Result<()> {
 fn restarted(stage: &mut Stage<'_>) -> Result<()> {
     let before = agent::wait(stage.cluster, good(NETWORK), PROOF)?;
     stage.agent.take().context("it runs")?.stop()?;
-    stage.agent = Some(agent::start(stage.cluster, &[])?);
+    stage.agent = Some(agent::start(stage.cluster)?);
     let seen = until("the new agent says that all is well", PROOF, || {
         let state = agent::state(stage.cluster)?;
         Ok((state["verdict"]["reason"] == "NetworkReady").then_some(state))
@@ -382,4 +384,72 @@ fn restarted(stage: &mut Stage<'_>) -> Result<()> {
         bail!("a restart of the agent moved the time from {} to {}", before.since_s, after.since_s);
     }
     Ok(())
+}
+
+/// The agent as a DaemonSet runs it, where nobody programs Services: it writes by the address that the kubelet uses.
+fn in_cluster(stage: &mut Stage<'_>) -> Result<()> {
+    stage.agent.take().context("it runs")?.stop()?;
+    stage.cluster.install_account()?;
+    stage.agent = Some(agent::start_in_cluster(stage.cluster)?);
+    let wanted =
+        Wanted { condition: REACHABLE, status: "False", reason: "APIServiceNotProgrammed", after_s: 0 };
+    stage.expect("Service address without a way", wanted, PROOF)?;
+    let by = agent::state(stage.cluster)?["conditionWrites"]["by"].clone();
+    ensure!(by == format!("in-cluster account at {API}"), "it writes by {by}");
+    let rules = format!(
+        "add table ip e2e; add chain ip e2e out {{ type nat hook output priority -100; }}; \
+         add rule ip e2e out ip daddr {SERVICE} tcp dport 443 dnat to {API}"
+    );
+    stage.cluster.place.netns.nft(&rules)?;
+    stage.expect("Service address programmed", good(REACHABLE), RETURN)?;
+    stage.recovers()
+}
+
+/// As kops' rolling update had it: the webhook's backend waits for the network, whose pods wait for the webhook.
+fn webhook(stage: &mut Stage<'_>) -> Result<()> {
+    if stage.cluster.place.path("/run/secrets/kubernetes.io/serviceaccount/token").exists() {
+        stage.agent.take().context("it runs")?.stop()?;
+    } else {
+        in_cluster(stage)?;
+        stage.agent.take().context("it runs")?.stop()?;
+    }
+    stage.agent = Some(agent::start_in_cluster(stage.cluster)?);
+    let controllers = stage.cluster.start_controllers()?;
+    stage.cluster.apply(&json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "closed"},
+        "webhooks": [{
+            "name": "closed.example.com", "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 5,
+            "admissionReviewVersions": ["v1"], "clientConfig": {"url": "https://127.0.0.1:9999/mutate"},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+        }],
+    }))?;
+    stage.cluster.remove_network("10-pods.conflist")?;
+    stage.cluster.apply(&json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": {"name": "calico-node", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "cni"}},
+            "template": {
+                "metadata": {"labels": {"app": "cni"}},
+                "spec": {
+                    "hostNetwork": true, "automountServiceAccountToken": false,
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [{"name": "c", "image": image::NAME, "imagePullPolicy": "Never"}],
+                },
+            },
+        },
+    }))?;
+    let blocked = Wanted { condition: REACHABLE, status: "False", reason: "AdmissionBlocked", after_s: 0 };
+    stage.expect("a webhook that nobody serves", blocked, RETURN)?;
+    let state = agent::state(stage.cluster)?;
+    ensure!(state["verdict"]["reason"] == "AdmissionBlocked", "{}", state["verdict"]);
+    ensure!(state["verdict"]["subject"] == "closed.example.com", "{}", state["verdict"]);
+    ensure!(state["consequences"][0]["reason"] == "CNIConfigMissing", "{}", state["consequences"]);
+    stage.cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "closed"])?;
+    stage.cluster.kubectl(&["delete", "daemonset", "calico-node", "-n", "kube-system"])?;
+    stage.cluster.install_network("10.244.0.0/24")?;
+    stage.recovers()?;
+    controllers.stop()?;
+    stage.cluster.remove_account()
 }

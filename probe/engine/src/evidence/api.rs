@@ -9,7 +9,8 @@ use core::net::{IpAddr, SocketAddr};
 use super::Facts;
 use crate::limits;
 use crate::observation::{
-    Answer, ApiTarget, ClientRole, Connect, Connection, Listener, Mono, Scope, TargetKind, TlsFailure,
+    Admission, Answer, ApiTarget, ClientRole, Connect, Connection, Listener, Mono, Scope, TargetKind,
+    TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
 
@@ -219,6 +220,22 @@ impl Facts {
             self.line(at, "tcp.connection", text);
         }
         ask
+    }
+
+    pub(super) fn admission(&mut self, at: Mono, mut admission: Admission) {
+        admission.blocked.truncate(limits::BLOCKED);
+        let oldest = admission.blocked.iter().map(|blocked| blocked.since_s).max();
+        let Some(oldest) = oldest else {
+            self.admission = None;
+            return;
+        };
+        for blocked in &admission.blocked {
+            let text = format!("the webhook {} refuses pods of {}", blocked.webhook, blocked.daemonset);
+            self.line(at, "api.admission", text);
+        }
+        let told = Mono(at.0.saturating_sub(oldest.saturating_mul(limits::SECOND)));
+        let since = self.admission.as_ref().map_or(told, |(_, since)| told.min(*since));
+        self.admission = Some((admission, since));
     }
 
     pub(super) fn connect_line(&mut self, at: Mono, connect: &Connect, outcome: Outcome) {

@@ -295,3 +295,23 @@ pub struct Route {
     /// Positive errno of the look-up; 0 when there is a route.
     pub errno: u32,
 }
+
+/// See [`super::Observation::Admission`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// Empty when nothing is kept any more.
+    pub blocked: Vec<Blocked>,
+}
+
+/// A DaemonSet whose pods are not created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// `kube-system/calico-node`
+    pub daemonset: String,
+    /// Name of the webhook.
+    pub webhook: String,
+    /// What the API server says of it, on one line.
+    pub why: String,
+    /// For how long, in seconds, when it was read.
+    pub since_s: u64,
+}

@@ -1,5 +1,6 @@
 //! One rule per file: from facts to faults. A rule is a pure function; it knows no other rule.
 
+mod admission;
 mod api_answer;
 mod api_connect;
 mod api_denied;
@@ -207,6 +208,7 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         api_route::judge,
         api_connect::judge,
         api_answer::judge,
+        admission::judge,
         runtime::judge,
         kubelet::judge,
         resources::judge,
