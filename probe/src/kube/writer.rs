@@ -27,6 +27,8 @@ const EVENTS_AGAIN: u64 = 20_000_000_000;
 /// has many such nodes; and then between two. A list of events is read whole by the server.
 const READ_FIRST: (u64, u64) = (5_000_000_000, 30_000_000_000);
 const READ_AGAIN: u64 = 120_000_000_000;
+/// The signal that is missing where the account may not ask.
+const NOT_READ: &str = "api.events";
 /// Until it is tried again whether the account may.
 const READ_DENIED: u64 = 3_600_000_000_000;
 
@@ -59,6 +61,8 @@ struct Writer {
     /// When it is asked which pods are kept from being created, while the node has no network; and what was told.
     read_due: Option<Mono>,
     blocked: Vec<Blocked>,
+    /// The account may not ask.
+    denied: bool,
     /// Names of events lie in the whole cluster's namespace and outlive an agent.
     seed: u64,
 }
@@ -91,6 +95,7 @@ pub(crate) async fn run(
         events_due: None,
         read_due: None,
         blocked: Vec::new(),
+        denied: false,
         seed,
     };
     loop {
@@ -133,6 +138,10 @@ impl Writer {
         if !network.is_some_and(broken) {
             self.read_due = None;
             self.tell_blocked(now, Vec::new()).await;
+            // Nobody needs to know it any more.
+            if std::mem::take(&mut self.denied) {
+                self.feed(now, Observation::GapClosed { signal: NOT_READ.to_owned() }).await;
+            }
         } else if self.read_due.is_none() {
             self.read_due = Some(now.plus(fastrand::u64(READ_FIRST.0..READ_FIRST.1)));
         }
@@ -164,8 +173,9 @@ impl Writer {
             Err(problem) if problem.status == Some(403) => {
                 let why = "the account may not list events (deploy/rbac-reads.yaml lets it): a webhook that keeps a \
                            CNI's pods from being created is not seen";
-                let gap = Gap { signal: "api.events".to_owned(), why: why.to_owned(), blind: false };
+                let gap = Gap { signal: NOT_READ.to_owned(), why: why.to_owned(), blind: false };
                 self.feed(now, Observation::Gap(gap)).await;
+                self.denied = true;
                 again = READ_DENIED;
             }
             // Writing meets the same trouble, and tells.
