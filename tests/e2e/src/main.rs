@@ -35,6 +35,7 @@ fn run() -> Result<()> {
     let chosen: Vec<String> = args.collect();
     // The cluster ends with its owner, which learns of this at its next question.
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("watch for Ctrl-C")?;
+    place::adopt_orphans();
     let started = Instant::now();
     let mut cluster = Cluster::new(&assets)?;
     let result = scenes::play(&mut cluster, &chosen);
