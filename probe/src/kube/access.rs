@@ -16,6 +16,7 @@ use probe_engine::TargetKind;
 use serde_json::Value;
 
 use super::schedule::Failure;
+use crate::node::file;
 use crate::node::targets::{self, KUBECONFIGS};
 use crate::settings::Settings;
 use crate::text::clean;
@@ -225,9 +226,9 @@ impl Found<'_> {
     }
 
     async fn kubeconfig(&mut self, path: &Path) {
-        let file = self.settings.on_host(path);
-        self.files.push(file.clone());
-        let Ok(text) = fs::read_to_string(&file) else { return };
+        let on_host = self.settings.on_host(path);
+        self.files.push(on_host.clone());
+        let Some(text) = file::read_text(&on_host) else { return };
         let shown = path.display();
         match self.read(path, &text).await {
             Ok((config, server)) => self.add(format!("{shown} at {server}"), config),

@@ -27,6 +27,6 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// As [`read`], as text; `None` when it is not there or is no text.
-pub(super) fn read_text(path: &Path) -> Option<String> {
+pub(crate) fn read_text(path: &Path) -> Option<String> {
     String::from_utf8(read(path).ok()?).ok()
 }

@@ -9,7 +9,7 @@ pub(crate) mod conf_access;
 pub(crate) mod connections;
 mod credentials;
 mod errqueue;
-mod file;
+pub(crate) mod file;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod leases;
