@@ -43,9 +43,8 @@ pub fn probe_command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> 
     if verb == "run" {
         // This host may be a node: its object and its journal are not ours.
         command.args(["--no-conditions", "--journal"]).arg(node.dir().join("journal.jsonl"));
-    }
-    // Where the processor is emulated a handshake takes seconds: a server that needs them is not silent.
-    if patience() > 1 && !args.contains(&"--ask-timeout") {
+        // Where the processor is emulated a handshake takes seconds: a server that needs them is not silent. Checks and
+        // traces have tests of their own for how long they ask.
         command.arg("--ask-timeout").arg(format!("{}s", 4 * patience()));
     }
     command.env_remove("KUBERNETES_SERVICE_HOST").stderr(Stdio::piped());
