@@ -187,7 +187,7 @@ impl App {
                     }
                     self.look_for_loss(sinks).await?;
                 }
-                () = at(deadline) => {
+                () = clock::reached(deadline) => {
                     self.engine.tick(clock::now());
                     self.drain(clock::now(), false, sinks);
                 }
@@ -279,15 +279,6 @@ fn drop_reasons(kernel: Option<&Kernel>) -> DropReasons {
 async fn wait(kernel: &mut Option<Kernel>) -> Result<()> {
     match kernel {
         Some(kernel) => kernel.reader.wait().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until a time of the boot clock; for ever when there is none. The timer's own clock stands still
-/// while the machine sleeps: it may be late then, never early.
-async fn at(deadline: Option<Mono>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep(Duration::from_nanos(deadline.since(clock::now()))).await,
         None => std::future::pending().await,
     }
 }

@@ -13,6 +13,25 @@ pub(crate) fn now() -> Mono {
     Mono(u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Since 1970, by the wall clock; nothing on a host whose clock stands before that.
+pub(crate) fn unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
+}
+
+/// The same in whole seconds: what certificates, tokens and events count in.
+pub(crate) fn unix_now() -> i64 {
+    i64::try_from(unix().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Waits until a time of the boot clock; for ever when there is none. The timer's own clock stands still
+/// while the machine sleeps: it may be late then, never early.
+pub(crate) async fn reached(deadline: Option<Mono>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(Duration::from_nanos(deadline.since(now()))).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// How long this process has been there; exact to the clock tick that the kernel keeps (10 ms).
 pub(crate) fn since_start() -> Duration {
     // Field 22 of proc_pid_stat(5), after the name in parentheses, which may hold anything.
@@ -32,8 +51,7 @@ pub(crate) struct Wall {
 impl Wall {
     /// As the clocks stand now.
     pub(crate) fn here() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        let wall_ns = u64::try_from(unix().as_nanos()).unwrap_or(u64::MAX);
         Self { offset_ns: wall_ns.saturating_sub(now().0) }
     }
 

@@ -154,7 +154,8 @@ pub(crate) fn time_of_day(wall: Wall, at: Mono) -> String {
     timestamp(wall, at).strftime("%H:%M:%S%.3f").to_string()
 }
 
-fn timestamp(wall: Wall, at: Mono) -> jiff::Timestamp {
+/// The wall time of `at`.
+pub(crate) fn timestamp(wall: Wall, at: Mono) -> jiff::Timestamp {
     jiff::Timestamp::try_from(wall.at(at)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 

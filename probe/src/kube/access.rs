@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, StatusCode};
@@ -62,7 +63,7 @@ type Mark = Option<(u64, i64, i64, u64)>;
 
 /// See the module.
 pub(crate) struct Access {
-    settings: std::sync::Arc<Settings>,
+    settings: Arc<Settings>,
     ways: Vec<Way>,
     /// The way that worked last.
     good: usize,
@@ -73,7 +74,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    pub(crate) fn new(settings: std::sync::Arc<Settings>) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>) -> Self {
         Self { settings, ways: Vec::new(), good: 0, marks: BTreeMap::new(), unusable: Vec::new() }
     }
 

@@ -5,7 +5,7 @@ use probe_engine::{Condition, Mono, Status};
 use serde_json::{Value, json};
 
 use crate::clock::Wall;
-use crate::report::PREFIX;
+use crate::report::{PREFIX, timestamp};
 
 /// Answered with the object's metadata alone: a Node object is twenty times as long.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
@@ -93,8 +93,7 @@ fn request(method: &str, path: &str, content: &str, body: &Value) -> Request<Vec
 
 /// `2026-01-02T03:04:05Z`: the API server keeps whole seconds.
 fn seconds(wall: Wall, at: Mono) -> String {
-    let time = jiff::Timestamp::try_from(wall.at(at)).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    timestamp(wall, at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A node's name is a DNS subdomain (RFC 1123); anything else would end up in the path of a request.

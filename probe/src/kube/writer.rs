@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
 use probe_engine::{
     Admission, Blocked, Condition, ConditionType, Gap, Mono, Observation, Reason, Side, Status, Writes,
@@ -81,7 +80,6 @@ pub(crate) async fn run(
     let seed = hasher.finish();
     let access = Access::new(Arc::clone(&settings));
     let schedule = Schedule::new(seed, resumed);
-    let (told, events, unsent) = (None, BTreeMap::new(), Vec::new());
     let mut writer = Writer {
         settings,
         wall,
@@ -89,9 +87,9 @@ pub(crate) async fn run(
         schedule,
         metrics,
         feed,
-        told,
-        events,
-        unsent,
+        told: None,
+        events: BTreeMap::new(),
+        unsent: Vec::new(),
         events_due: None,
         read_due: None,
         blocked: Vec::new(),
@@ -104,17 +102,10 @@ pub(crate) async fn run(
                 Some(told) => writer.take(told).await,
                 None => return,
             },
-            () = until(writer.schedule.due()) => writer.write().await,
-            () = until(writer.events_due) => writer.send_events().await,
-            () = until(writer.read_due) => writer.read().await,
+            () = clock::reached(writer.schedule.due()) => writer.write().await,
+            () = clock::reached(writer.events_due) => writer.send_events().await,
+            () = clock::reached(writer.read_due) => writer.read().await,
         }
-    }
-}
-
-async fn until(due: Option<Mono>) {
-    match due {
-        Some(due) => tokio::time::sleep(Duration::from_nanos(due.since(clock::now()))).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -166,9 +157,7 @@ impl Writer {
         let mut again = READ_AGAIN;
         match answer {
             Ok(answer) => {
-                let now_s =
-                    i64::try_from(self.wall.at(now).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
-                self.tell_blocked(now, reads::blocked(&answer, now_s.unwrap_or(0))).await;
+                self.tell_blocked(now, reads::blocked(&answer, clock::unix_now())).await;
             }
             Err(problem) if problem.status == Some(403) => {
                 let why = "the account may not list events (deploy/rbac-reads.yaml lets it): a webhook that keeps a \

@@ -18,7 +18,7 @@ pub(crate) fn read(der: &[u8], wanted: Option<&str>) -> Option<Certificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names = certificate.subject_alternative_name().ok().flatten();
     let names: Vec<_> = names.iter().flat_map(|names| &names.value.general_names).filter_map(name).collect();
-    let now = super::limits::unix_now();
+    let now = crate::clock::unix_now();
     let validity = certificate.validity();
     Some(Certificate {
         subject: clean(certificate.subject().to_string().as_bytes(), NAME),

@@ -51,7 +51,7 @@ pub(crate) fn find(settings: &Settings) -> Vec<Credential> {
 fn times_of(token: &str) -> Option<(i64, i64)> {
     let payload = token.split('.').nth(1)?;
     let claims: Value = serde_json::from_slice(&BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?).ok()?;
-    let now = super::limits::unix_now();
+    let now = crate::clock::unix_now();
     let expires = claims.get("exp")?.as_i64()?.saturating_sub(now);
     let valid = claims.get("nbf").and_then(Value::as_i64).unwrap_or(0).saturating_sub(now);
     Some((valid, expires))

@@ -36,9 +36,6 @@ pub fn kubeconfig(bytes: &[u8]) {
     assert!(servers.len() <= 16);
     for server in servers {
         assert!(targets::name_in(&server).is_none_or(|name| is_clean(&name)));
-        // A name would be looked for in /etc/hosts, which is this machine's.
-        let authority = server.strip_prefix("https://").unwrap_or(&server);
-        let _ = authority.split('/').next().and_then(|part| part.parse::<std::net::SocketAddr>().ok());
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use probe_engine::{CgroupDrivers, Limit, Observation, PacketsDropped, ProcessClass};
 
@@ -147,7 +147,7 @@ impl Told {
 
     /// When it changes: another file in the same place, or a border that was crossed.
     fn credential(&mut self, credential: probe_engine::Credential, seen: &mut Vec<Observation>) {
-        let expires_at = unix_now().saturating_add(credential.expires_in_s);
+        let expires_at = clock::unix_now().saturating_add(credential.expires_in_s);
         // To the minute: the remaining time and the clock are not read at the same moment.
         let state = (credential.valid_in_s > 0, credential.expires_in_s <= 0, expires_at / 60);
         let near = |known: &(bool, bool, i64)| {
@@ -280,17 +280,10 @@ fn inotify_instances() -> u64 {
     count
 }
 
-/// Seconds of the wall clock since 1970.
-pub(super) fn unix_now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    i64::try_from(now).unwrap_or(i64::MAX)
-}
-
 /// The wall clock against the boot clock, which nobody can set.
 fn wall_offset_ms() -> i64 {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
     let boot = u128::from(clock::now().0 / 1_000_000);
-    i64::try_from(wall).unwrap_or(i64::MAX) - i64::try_from(boot).unwrap_or(0)
+    i64::try_from(clock::unix().as_millis()).unwrap_or(i64::MAX) - i64::try_from(boot).unwrap_or(0)
 }
 
 #[cfg(test)]

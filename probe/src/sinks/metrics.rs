@@ -1,15 +1,15 @@
 //! Prometheus metrics: names and labels are public, see `docs/verdicts.md` §5.
 
+mod labels;
+
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use probe_engine::{
     ClientRole, ConditionType, ConfContent, Effect, Link, Mono, Observation, Outcome, ProcessEvent, Reason,
     Report, Status,
 };
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -20,121 +20,12 @@ use prometheus_client::registry::Registry;
 
 use super::Sink;
 use crate::bpf::HookStatus;
-
-/// Label sets are closed: every value is a name from our own tables.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConditionLabels {
-    r#type: &'static str,
-    status: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VerdictLabels {
-    reason: &'static str,
-    side: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConnectLabels {
-    client: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ClientLabels {
-    client: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CniLabels {
-    command: &'static str,
-    plugin: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CniTimeLabels {
-    command: &'static str,
-    plugin: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HookLabels {
-    hook: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabels {
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ErrnoLabels {
-    errno: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ExitLabels {
-    process: &'static str,
-    cause: &'static str,
-}
-
-/// The reference plugins and the common CNIs' own; every other plugin is `other`.
-const PLUGINS: [&str; 12] = [
-    "bridge",
-    "host-local",
-    "loopback",
-    "portmap",
-    "ptp",
-    "macvlan",
-    "ipvlan",
-    "calico",
-    "cilium-cni",
-    "flannel",
-    "multus",
-    "kube-ovn",
-];
-/// SPEC.md, "CNI operations".
-const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "VERSION", "STATUS", "GC"];
-/// Kinds that container networks use; every other link is `other`.
-const LINK_KINDS: [&str; 9] =
-    ["veth", "bridge", "vxlan", "geneve", "ipip", "wireguard", "openvswitch", "netkit", "dummy"];
-
-fn closed(known: &[&'static str], value: &str) -> &'static str {
-    known.iter().find(|name| **name == value).copied().unwrap_or("other")
-}
-
-/// What rtnetlink(7) answers, by its name in errno(3); every other is `other`, and one that is not known, too.
-fn errno_name(errno: u32) -> &'static str {
-    match i32::try_from(errno).unwrap_or(0) {
-        libc::EPERM => "EPERM",
-        libc::ENOENT => "ENOENT",
-        libc::ESRCH => "ESRCH",
-        libc::ENOMEM => "ENOMEM",
-        libc::EBUSY => "EBUSY",
-        libc::EEXIST => "EEXIST",
-        libc::ENODEV => "ENODEV",
-        libc::EINVAL => "EINVAL",
-        libc::ERANGE => "ERANGE",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::EHOSTUNREACH => "EHOSTUNREACH",
-        _ => "other",
-    }
-}
+use crate::clock;
+use labels::{
+    COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
+    ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, PLUGINS, StateLabels, VerdictLabels,
+    class, closed, errno_name, kind,
+};
 
 fn connect_times() -> Histogram {
     // From a loopback answer to the kernel's own patience with the first SYNs.
@@ -201,8 +92,7 @@ impl WriteMetrics {
 
     /// It stands on the Node object, by the wall clock.
     pub(crate) fn wrote(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last.set(now.as_secs_f64());
+        self.last.set(clock::unix().as_secs_f64());
     }
 }
 
@@ -454,68 +344,6 @@ impl Sink for Metrics {
 
     fn turn(&mut self, at: Mono) {
         self.alive.store(at.0, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-const fn kind(observation: &Observation) -> &'static str {
-    match observation {
-        Observation::Host(_) => "host",
-        Observation::ApiTarget(_) => "api_target",
-        Observation::ApiTargetGone { .. } => "api_target_gone",
-        Observation::Connect(_) => "connect",
-        Observation::Answer(_) => "answer",
-        Observation::Connection(_) => "connection",
-        Observation::SocketConnect(_) => "socket_connect",
-        Observation::Listener(_) => "listener",
-        Observation::Route(_) => "route",
-        Observation::CniConfig(_) => "cni_config",
-        Observation::ConfAccess(_) => "conf_access",
-        Observation::CniStart(_) => "cni_start",
-        Observation::CniEnd(_) => "cni_end",
-        Observation::Netns(_) => "netns",
-        Observation::NetnsName(_) => "netns_name",
-        Observation::Sandbox(_) => "sandbox",
-        Observation::Ovs(_) => "ovs",
-        Observation::OvsPort(_) => "ovs_port",
-        Observation::OvsUpcalls(_) => "ovs_upcalls",
-        Observation::Link(_) => "link",
-        Observation::NetlinkError(_) => "netlink_error",
-        Observation::RouteGone(_) => "route_gone",
-        Observation::Limit(_) => "limit",
-        Observation::LimitHit(_) => "limit_hit",
-        Observation::Credential(_) => "credential",
-        Observation::ClockStep { .. } => "clock_step",
-        Observation::ModuleMissing(_) => "module_missing",
-        Observation::PluginFile(_) => "plugin_file",
-        Observation::Leases(_) => "leases",
-        Observation::CgroupDrivers(_) => "cgroup_drivers",
-        Observation::PacketsDropped(_) => "packets_dropped",
-        Observation::Sysctl { .. } => "sysctl",
-        Observation::Process(_) => "process",
-        Observation::Lost(_) => "lost",
-        Observation::Reread { .. } => "reread",
-        Observation::Gap(_) => "gap",
-        Observation::GapClosed { .. } => "gap_closed",
-        Observation::Admission(_) => "admission",
-        Observation::Remembered(_) => "remembered",
-        Observation::Writes(_) => "writes",
-        Observation::SnapshotDone => "snapshot_done",
-        Observation::Stopping => "stopping",
-    }
-}
-
-const fn class(class: probe_engine::ProcessClass) -> &'static str {
-    use probe_engine::ProcessClass as Class;
-    match class {
-        Class::Kubelet => "kubelet",
-        Class::ApiServer => "kube-apiserver",
-        Class::Etcd => "etcd",
-        Class::ControlPlane => "control_plane",
-        Class::KubeProxy => "kube-proxy",
-        Class::Runtime => "runtime",
-        Class::CniAgent => "cni_agent",
-        Class::Ovs => "ovs",
-        Class::Proxy => "proxy",
     }
 }
 

@@ -1,0 +1,181 @@
+//! Label sets, and the closed tables that their values come from.
+
+use probe_engine::Observation;
+use prometheus_client::encoding::EncodeLabelSet;
+
+/// Label sets are closed: every value is a name from our own tables.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ConditionLabels {
+    pub(super) r#type: &'static str,
+    pub(super) status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct VerdictLabels {
+    pub(super) reason: &'static str,
+    pub(super) side: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ConnectLabels {
+    pub(super) client: &'static str,
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ClientLabels {
+    pub(super) client: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CniLabels {
+    pub(super) command: &'static str,
+    pub(super) plugin: &'static str,
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CniTimeLabels {
+    pub(super) command: &'static str,
+    pub(super) plugin: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct HookLabels {
+    pub(super) hook: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct KindLabels {
+    pub(super) kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OutcomeLabels {
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ErrnoLabels {
+    pub(super) errno: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StateLabels {
+    pub(super) state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ExitLabels {
+    pub(super) process: &'static str,
+    pub(super) cause: &'static str,
+}
+
+/// The reference plugins and the common CNIs' own; every other plugin is `other`.
+pub(super) const PLUGINS: [&str; 12] = [
+    "bridge",
+    "host-local",
+    "loopback",
+    "portmap",
+    "ptp",
+    "macvlan",
+    "ipvlan",
+    "calico",
+    "cilium-cni",
+    "flannel",
+    "multus",
+    "kube-ovn",
+];
+/// SPEC.md, "CNI operations".
+pub(super) const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "VERSION", "STATUS", "GC"];
+/// Kinds that container networks use; every other link is `other`.
+pub(super) const LINK_KINDS: [&str; 9] =
+    ["veth", "bridge", "vxlan", "geneve", "ipip", "wireguard", "openvswitch", "netkit", "dummy"];
+
+pub(super) fn closed(known: &[&'static str], value: &str) -> &'static str {
+    known.iter().find(|name| **name == value).copied().unwrap_or("other")
+}
+
+/// What rtnetlink(7) answers, by its name in errno(3); every other is `other`, and one that is not known, too.
+pub(super) fn errno_name(errno: u32) -> &'static str {
+    match i32::try_from(errno).unwrap_or(0) {
+        libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
+        libc::ESRCH => "ESRCH",
+        libc::ENOMEM => "ENOMEM",
+        libc::EBUSY => "EBUSY",
+        libc::EEXIST => "EEXIST",
+        libc::ENODEV => "ENODEV",
+        libc::EINVAL => "EINVAL",
+        libc::ERANGE => "ERANGE",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
+        libc::EADDRINUSE => "EADDRINUSE",
+        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
+        libc::ENETUNREACH => "ENETUNREACH",
+        libc::EHOSTUNREACH => "EHOSTUNREACH",
+        _ => "other",
+    }
+}
+
+pub(super) const fn kind(observation: &Observation) -> &'static str {
+    match observation {
+        Observation::Host(_) => "host",
+        Observation::ApiTarget(_) => "api_target",
+        Observation::ApiTargetGone { .. } => "api_target_gone",
+        Observation::Connect(_) => "connect",
+        Observation::Answer(_) => "answer",
+        Observation::Connection(_) => "connection",
+        Observation::SocketConnect(_) => "socket_connect",
+        Observation::Listener(_) => "listener",
+        Observation::Route(_) => "route",
+        Observation::CniConfig(_) => "cni_config",
+        Observation::ConfAccess(_) => "conf_access",
+        Observation::CniStart(_) => "cni_start",
+        Observation::CniEnd(_) => "cni_end",
+        Observation::Netns(_) => "netns",
+        Observation::NetnsName(_) => "netns_name",
+        Observation::Sandbox(_) => "sandbox",
+        Observation::Ovs(_) => "ovs",
+        Observation::OvsPort(_) => "ovs_port",
+        Observation::OvsUpcalls(_) => "ovs_upcalls",
+        Observation::Link(_) => "link",
+        Observation::NetlinkError(_) => "netlink_error",
+        Observation::RouteGone(_) => "route_gone",
+        Observation::Limit(_) => "limit",
+        Observation::LimitHit(_) => "limit_hit",
+        Observation::Credential(_) => "credential",
+        Observation::ClockStep { .. } => "clock_step",
+        Observation::ModuleMissing(_) => "module_missing",
+        Observation::PluginFile(_) => "plugin_file",
+        Observation::Leases(_) => "leases",
+        Observation::CgroupDrivers(_) => "cgroup_drivers",
+        Observation::PacketsDropped(_) => "packets_dropped",
+        Observation::Sysctl { .. } => "sysctl",
+        Observation::Process(_) => "process",
+        Observation::Lost(_) => "lost",
+        Observation::Reread { .. } => "reread",
+        Observation::Gap(_) => "gap",
+        Observation::GapClosed { .. } => "gap_closed",
+        Observation::Admission(_) => "admission",
+        Observation::Remembered(_) => "remembered",
+        Observation::Writes(_) => "writes",
+        Observation::SnapshotDone => "snapshot_done",
+        Observation::Stopping => "stopping",
+    }
+}
+
+pub(super) const fn class(class: probe_engine::ProcessClass) -> &'static str {
+    use probe_engine::ProcessClass as Class;
+    match class {
+        Class::Kubelet => "kubelet",
+        Class::ApiServer => "kube-apiserver",
+        Class::Etcd => "etcd",
+        Class::ControlPlane => "control_plane",
+        Class::KubeProxy => "kube-proxy",
+        Class::Runtime => "runtime",
+        Class::CniAgent => "cni_agent",
+        Class::Ovs => "ovs",
+        Class::Proxy => "proxy",
+    }
+}
