@@ -50,6 +50,18 @@ pub(crate) struct Ledger {
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
 }
 
+/// A silence of `took_ns` until `at` that tells nothing new of an address.
+fn is_old_silence(ledger: &Ledger, at: Mono, took_ns: u64) -> bool {
+    // Somebody has got through since it began: it tells of a time that is over.
+    let over = ledger.last_ok.is_some_and(|ok| at.since(ok) <= took_ns);
+    // A host that rejects says so once a second at the most (icmp_ratelimit), and is silent in between.
+    let between = ledger.failure.as_ref().is_some_and(|known| {
+        matches!(known.outcome, Outcome::FilteredIcmp | Outcome::RefusedIcmp)
+            && at.since(known.last) < limits::ICMP_SILENCE
+    });
+    over || between
+}
+
 /// Two names for one thing: who lost patience first does not matter.
 const fn same(one: Outcome, other: Outcome) -> bool {
     matches!((one, other), (Outcome::Timeout | Outcome::GaveUp, Outcome::Timeout | Outcome::GaveUp))
@@ -121,21 +133,7 @@ impl Facts {
                 entry.or_insert(fresh).last = at;
                 first
             }
-            // Somebody has got through since it began: it tells of a time that is over.
-            Outcome::Timeout | Outcome::GaveUp
-                if ledger.last_ok.is_some_and(|ok| at.since(ok) <= connect.took_ns) =>
-            {
-                false
-            }
-            // A host that rejects says so once a second at the most (icmp_ratelimit), and is silent in between.
-            Outcome::Timeout | Outcome::GaveUp
-                if ledger.failure.as_ref().is_some_and(|known| {
-                    matches!(known.outcome, Outcome::FilteredIcmp | Outcome::RefusedIcmp)
-                        && at.since(known.last) < limits::ICMP_SILENCE
-                }) =>
-            {
-                false
-            }
+            Outcome::Timeout | Outcome::GaveUp if is_old_silence(ledger, at, connect.took_ns) => false,
             _ => match &mut ledger.failure {
                 Some(known)
                     if same(known.outcome, outcome)
@@ -186,12 +184,12 @@ impl Facts {
             return None;
         }
         let ledger = self.targets.get_mut(&connection.to)?;
+        if connection.unanswered_ns > 0 {
+            return Some(connection.to);
+        }
         let gave_up =
             connection.ended && !connection.by_peer && connection.received == 0 && connection.acked > 0;
-        let ask = (gave_up || connection.unanswered_ns > 0).then_some(connection.to);
-        if connection.unanswered_ns > 0 {
-            return ask;
-        }
+        let ask = gave_up.then_some(connection.to);
         let Some(outcome) = Outcome::of_connection(connection) else { return ask };
         if outcome == Outcome::Ok {
             ledger.broken = None;
