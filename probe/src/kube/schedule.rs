@@ -169,6 +169,12 @@ mod tests {
         ]
     }
 
+    /// Both Unknown, for this reason.
+    fn saying(reason: Reason) -> Vec<Condition> {
+        let unknown = conditions(Status::Unknown, Status::Unknown).into_iter();
+        unknown.map(|condition| Condition { reason, ..condition }).collect()
+    }
+
     const S: u64 = SECOND;
 
     fn write(schedule: &mut Schedule, at: Mono) {
@@ -244,10 +250,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_agent_wrote_stands_while_this_one_learns() {
-        let mut learning = conditions(Status::Unknown, Status::Unknown);
-        for condition in &mut learning {
-            condition.reason = Reason::Learning;
-        }
+        let learning = saying(Reason::Learning);
         let mut schedule = Schedule::new(1, true);
         schedule.want(Mono(S), &learning);
         assert_eq!(schedule.due(), None);
@@ -266,10 +269,7 @@ mod tests {
 
     #[test]
     fn a_host_that_is_no_node_is_not_written() {
-        let mut none = conditions(Status::Unknown, Status::Unknown);
-        for condition in &mut none {
-            condition.reason = Reason::NotApplicable;
-        }
+        let none = saying(Reason::NotApplicable);
         let mut schedule = Schedule::new(1, false);
         schedule.want(Mono(S), &none);
         assert_eq!(schedule.due(), None);
