@@ -272,7 +272,7 @@ impl Facts {
             at(since.plus(self.plugin_limit(&start.plugin)));
         }
         for known in self.given_up.values() {
-            at(known.last.plus(limits::GIVEN_UP));
+            known.works_from().into_iter().for_each(&mut at);
             at(known.last.plus(limits::CRASH_WINDOW));
         }
         for (credential, read) in self.credentials.values() {

@@ -177,3 +177,45 @@ fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
     assert!(swaps > 50, "only {swaps} places to look at");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// What changes by time alone has a deadline, and what is not judged changes nothing: an engine that is woken every
+/// second, and after every observation, says what one says that sleeps.
+#[test]
+fn to_be_woken_more_often_tells_nothing_new() {
+    const STEP_NS: u64 = 1_000_000_000;
+    // Longer than anything counts by itself.
+    const AFTER_NS: u64 = 1_300_000_000_000;
+    let quiet = |engine: &mut Engine, at: Mono, what: &str| {
+        engine.tick(at);
+        let said = engine.poll_effect();
+        assert!(said.is_none(), "{what}, woken at {} ns: {said:?}", at.0);
+    };
+    let doze = |engine: &mut Engine, from: Mono, until: Mono, what: &str| {
+        let mut at = from;
+        while at < until {
+            pass(engine, at.plus(1), |engine, _| while engine.poll_effect().is_some() {});
+            quiet(engine, at, what);
+            at = at.plus(STEP_NS);
+        }
+        pass(engine, until, |engine, _| while engine.poll_effect().is_some() {});
+    };
+    for case in cases() {
+        let recording = fs::read_to_string(case.join("input.jsonl")).expect("readable");
+        let mut lines = recording.lines();
+        let header: RecordingHeader =
+            serde_json::from_str(lines.next().expect("a header")).expect("a header");
+        let mut engine = Engine::new(header.config, header.started);
+        let mut last = header.started;
+        for (number, line) in lines.enumerate() {
+            let what = format!("{}, before line {}", case.display(), number + 2);
+            let line: Line = serde_json::from_str(line).expect("a line");
+            doze(&mut engine, last, line.at, &what);
+            pass(&mut engine, line.at.plus(1), |engine, _| while engine.poll_effect().is_some() {});
+            engine.observe(line.at, line.observation);
+            while engine.poll_effect().is_some() {}
+            quiet(&mut engine, line.at, &format!("{}, after line {}", case.display(), number + 2));
+            last = last.max(line.at);
+        }
+        doze(&mut engine, last, last.plus(AFTER_NS), &format!("{}, after its end", case.display()));
+    }
+}

@@ -61,9 +61,13 @@ pub(crate) struct GivenUp {
 }
 
 impl GivenUp {
-    /// One of them has lived long enough to count as one that works.
+    /// When one of them has lived long enough to count as one that works.
+    pub(crate) fn works_from(&self) -> Option<Mono> {
+        self.lives.map(|since| since.plus(limits::GIVEN_UP))
+    }
+
     pub(crate) fn works(&self, now: Mono) -> bool {
-        self.lives.is_some_and(|since| now.since(since) >= limits::GIVEN_UP)
+        self.works_from().is_some_and(|at| at <= now)
     }
 }
 
