@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
+use crate::cnis;
 use crate::evidence::Facts;
 use crate::limits;
 use crate::observation::{Access, Actor, CniConfig, ConfContent, ConfFile, Mono, ProcessClass, Runtime};
@@ -76,11 +77,19 @@ pub(crate) fn displaced(facts: &Facts) -> Option<Finding> {
             !cni.executables.contains(&who.name.as_str()) && !cni.plugins.contains(&who.name.as_str())
         })
     };
-    // Of a file whose content was never seen nobody knows what is missing now.
-    let foreign =
-        taken(facts).filter(|(file, _, _, who)| facts.owners.contains_key(*file) && foreign(file, who));
-    let (file, since, access, who) = foreign.max_by_key(|(_, at, ..)| *at)?;
     let (config, _) = facts.config.as_ref()?;
+    let first = winner(config, facts.host.runtime);
+    // Behind the file that the runtime uses it was never used, unless that one hands networks on.
+    let unused = |file: &str| {
+        first.is_some_and(|(first, plugins)| {
+            let whose = cnis::of_config(&first.name, plugins.iter().map(String::as_str));
+            first.name.as_str() < file && !whose.is_some_and(|cni| cni.meta)
+        })
+    };
+    // Of a file whose content was never seen nobody knows what is missing now.
+    let foreign = taken(facts)
+        .filter(|(file, _, _, who)| facts.owners.contains_key(*file) && !unused(file) && foreign(file, who));
+    let (file, since, access, who) = foreign.max_by_key(|(_, at, ..)| *at)?;
     let path = format!("{}/{file}", config.dir.trim_end_matches('/'));
     let cni = facts.owners.get(file).map_or("its owner", |cni| cni.name);
     let message = format!("{path} of {cni} was {} by {}", took(access), person(who));
