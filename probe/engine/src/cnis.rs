@@ -26,6 +26,8 @@ pub struct Cni {
     pub bridge: Option<&'static str>,
     /// It stands before others, and hands their networks on.
     pub meta: bool,
+    /// It gives pods addresses of the range that stands in the Node object.
+    pub needs_pod_cidr: bool,
     /// How the names of its links begin.
     pub links: &'static [&'static str],
     /// The longest that its plugins wait by themselves, in seconds, and half as long again; 0 when they do not.
@@ -44,6 +46,7 @@ const UNKNOWN: Cni = Cni {
     writes: "",
     bridge: None,
     meta: false,
+    needs_pod_cidr: false,
     links: &[],
     plugin_limit_s: 0,
 };
@@ -58,6 +61,7 @@ pub const CNIS: &[Cni] = &[
         daemonsets: &["antrea-agent"],
         socket: "/antrea/cni.sock",
         bridge: Some("br-int"),
+        needs_pod_cidr: true,
         links: &["antrea", "genev_sys"],
         ..UNKNOWN
     },
@@ -103,6 +107,7 @@ pub const CNIS: &[Cni] = &[
         executables: &["flanneld", "k3s", "k3s-server", "k3s-agent"],
         daemonsets: &["kube-flannel", "canal"],
         writes: "/run/flannel/subnet.env",
+        needs_pod_cidr: true,
         links: &["cni", "flannel"],
         ..UNKNOWN
     },
@@ -125,6 +130,7 @@ pub const CNIS: &[Cni] = &[
         agent: "kube-router",
         executables: &["kube-router"],
         daemonsets: &["kube-router"],
+        needs_pod_cidr: true,
         links: &["kube-bridge"],
         ..UNKNOWN
     },

@@ -24,8 +24,8 @@ use crate::cnis::Cni;
 use crate::limits;
 use crate::observation::{
     Actor, Admission, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit,
-    ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod, Process,
-    RouteGone, Scope, Writes,
+    ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod,
+    PodCidrs, Process, RouteGone, Scope, Writes,
 };
 use crate::verdict::Evidence;
 
@@ -88,6 +88,8 @@ pub(crate) struct Facts {
     pub(crate) writes: Option<Writes>,
     /// DaemonSets without pods, and since when there is any.
     pub(crate) admission: Option<(Admission, Mono)>,
+    /// The Node object was read, and has no range for pods.
+    pub(crate) without_pod_cidr: bool,
     pub(crate) snapshot_done: Option<Mono>,
     pub(crate) stopping: Option<Mono>,
     pub(crate) lines: VecDeque<Evidence>,
@@ -182,6 +184,12 @@ impl Facts {
             }
             Observation::Writes(writes) => self.writes = Some(writes),
             Observation::Admission(admission) => self.admission(at, admission),
+            Observation::PodCidrs(PodCidrs { cidrs }) => {
+                self.without_pod_cidr = cidrs.is_some_and(|cidrs| cidrs.is_empty());
+                if self.without_pod_cidr {
+                    self.line(at, "api.node", "the Node object has no pod CIDR".to_string());
+                }
+            }
             Observation::SnapshotDone => {
                 self.snapshot_done.get_or_insert(at);
             }

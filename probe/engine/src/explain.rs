@@ -330,8 +330,10 @@ const ALL: &[Explanation] = &[
         Reason::PodCIDRNotAssigned,
         &[Reason::IPAMExhausted],
         "The node has no pod CIDR and its CNI needs one.",
-        "The Node object.",
-        "Look at kube-controller-manager (--allocate-node-cidrs) and at its range.",
+        "The Node object, read when the network of a CNI that takes its addresses from there does not come; or the \
+         plugin's own message.",
+        "Look at kube-controller-manager: --allocate-node-cidrs, and whether its --cluster-cidr has a range left \
+         (kubectl get nodes -o custom-columns=N:.metadata.name,C:.spec.podCIDR). The agent goes on by itself.",
     ),
     row(
         Reason::IPAMExhausted,

@@ -138,6 +138,8 @@ pub enum Observation {
     /// Pods of DaemonSets that an admission webhook keeps from being created, as the API server tells it; all of
     /// them, when that changes.
     Admission(Admission),
+    /// The ranges that the Node object gives to the pods of this node, when that changes.
+    PodCidrs(PodCidrs),
     /// What an earlier agent on this boot said last; before everything else.
     Remembered(Remembered),
     /// How the conditions reach the Node object; when that changes.

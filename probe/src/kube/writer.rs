@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use probe_engine::{
-    Admission, Blocked, Condition, ConditionType, Gap, Mono, Observation, Reason, Side, Status, Writes,
-};
+use probe_engine::{Condition, ConditionType, Mono, Observation, Reason, Side, Status, Writes};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::access::{Access, Problem};
 use super::patch::{self, Event};
-use super::reads;
+use super::reads::Reads;
 use super::schedule::{Failure, Schedule};
 use crate::clock::{self, Wall};
 use crate::feed::{Feed, Seen};
@@ -21,15 +19,6 @@ use crate::sinks::metrics::WriteMetrics;
 
 /// After an event that could not be sent although a write could: the next write may be a heartbeat away.
 const EVENTS_AGAIN: u64 = 20_000_000_000;
-
-/// From a fault of the network to the first question about webhooks: by chance, for a cluster whose webhook is away
-/// has many such nodes; and then between two. A list of events is read whole by the server.
-const READ_FIRST: (u64, u64) = (5_000_000_000, 30_000_000_000);
-const READ_AGAIN: u64 = 120_000_000_000;
-/// The signal that is missing where the account may not ask.
-const NOT_READ: &str = "api.events";
-/// Until it is tried again whether the account may.
-const READ_DENIED: u64 = 3_600_000_000_000;
 
 /// What the writer is told.
 #[derive(Clone, Debug)]
@@ -57,11 +46,8 @@ struct Writer {
     /// Those that were not sent yet, and when that is tried again if no write comes first.
     unsent: Vec<(ConditionType, Reason, Status)>,
     events_due: Option<Mono>,
-    /// When it is asked which pods are kept from being created, while the node has no network; and what was told.
-    read_due: Option<Mono>,
-    blocked: Vec<Blocked>,
-    /// The account may not ask.
-    denied: bool,
+    /// What is asked while the node has no network.
+    reads: Reads,
     /// Names of events lie in the whole cluster's namespace and outlive an agent.
     seed: u64,
 }
@@ -91,9 +77,7 @@ pub(crate) async fn run(
         events: BTreeMap::new(),
         unsent: Vec::new(),
         events_due: None,
-        read_due: None,
-        blocked: Vec::new(),
-        denied: false,
+        reads: Reads::default(),
         seed,
     };
     loop {
@@ -104,7 +88,7 @@ pub(crate) async fn run(
             },
             () = clock::reached(writer.schedule.due()) => writer.write().await,
             () = clock::reached(writer.events_due) => writer.send_events().await,
-            () = clock::reached(writer.read_due) => writer.read().await,
+            () = clock::reached(writer.reads.due()) => writer.read().await,
         }
     }
 }
@@ -115,62 +99,35 @@ impl Writer {
         match news {
             News::Conditions(conditions) => {
                 self.schedule.want(now, &conditions);
-                self.may_be_blocked(now, &conditions).await;
+                self.may_be_known(now, &conditions).await;
             }
             News::KubeletStarted => self.schedule.registers(now),
             News::Changed(condition) => self.happened(condition),
         }
     }
 
-    /// A network that does not come may be one whose pods are not created.
-    async fn may_be_blocked(&mut self, now: Mono, conditions: &[Condition]) {
+    /// The API server may know why a network does not come.
+    async fn may_be_known(&mut self, now: Mono, conditions: &[Condition]) {
         let network = conditions.iter().find(|known| known.condition == ConditionType::NodeNetworkReady);
         let broken = |known: &Condition| known.status == Status::False && known.reason.side() == Side::Cni;
-        if !network.is_some_and(broken) {
-            self.read_due = None;
-            self.tell_blocked(now, Vec::new()).await;
-            // Nobody needs to know it any more.
-            if std::mem::take(&mut self.denied) {
-                self.feed(now, Observation::GapClosed { signal: NOT_READ.to_owned() }).await;
-            }
-        } else if self.read_due.is_none() {
-            self.read_due = Some(now.plus(fastrand::u64(READ_FIRST.0..READ_FIRST.1)));
+        if network.is_some_and(broken) {
+            self.reads.broken(now, &mut fastrand::Rng::new());
+            return;
+        }
+        for observation in self.reads.over() {
+            self.feed(now, observation).await;
         }
     }
 
-    async fn tell_blocked(&mut self, at: Mono, blocked: Vec<Blocked>) {
-        let same = |one: &Blocked, other: &Blocked| {
-            (&one.daemonset, &one.webhook) == (&other.daemonset, &other.webhook)
-        };
-        let is_known = self.blocked.len() == blocked.len()
-            && self.blocked.iter().zip(&blocked).all(|(one, other)| same(one, other));
-        if !is_known {
-            self.blocked.clone_from(&blocked);
-            self.feed(at, Observation::Admission(Admission { blocked })).await;
-        }
-    }
-
-    /// Asks for what a webhook refuses. That the account may not ask is a gap, and no more.
     async fn read(&mut self) {
-        let answer = self.access.send(&reads::request()).await;
-        let now = clock::now();
-        let mut again = READ_AGAIN;
-        match answer {
-            Ok(answer) => {
-                self.tell_blocked(now, reads::blocked(&answer, clock::unix_now())).await;
+        while let Some(question) = self.reads.next(clock::now()) {
+            let answer = self.access.send(&question.request(&self.settings.node)).await;
+            let answer = answer.as_ref().map_err(|problem| problem.status);
+            let now = clock::now();
+            if let Some(news) = self.reads.answered(question, answer, now, clock::unix_now()) {
+                self.feed(now, news).await;
             }
-            Err(problem) if problem.status == Some(403) => {
-                let why = "the account may not list events (deploy/rbac-reads.yaml lets it): a webhook that keeps a \
-                           CNI's pods from being created is not seen";
-                let gap = Gap { signal: NOT_READ.to_owned(), why: why.to_owned(), blind: false };
-                self.feed(now, Observation::Gap(gap)).await;
-                self.denied = true;
-                again = READ_DENIED;
-            }
-            // Writing meets the same trouble, and tells.
-            Err(_) => {}
         }
-        self.read_due = Some(now.plus(again));
     }
 
     async fn feed(&mut self, at: Mono, observation: Observation) {

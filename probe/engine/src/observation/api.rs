@@ -296,6 +296,14 @@ pub struct Route {
     pub errno: u32,
 }
 
+/// See [`super::Observation::PodCidrs`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodCidrs {
+    /// `spec.podCIDRs` of the Node object, empty when it has none; `None` when that is not known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cidrs: Option<Vec<String>>,
+}
+
 /// See [`super::Observation::Admission`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {

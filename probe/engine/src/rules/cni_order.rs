@@ -49,7 +49,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     Vec::from([fault.state().may_come_from(causes::OF_AGENTS)])
 }
 
-fn has_lived(facts: &Facts, cni: &Cni) -> bool {
+/// Its agent runs, or did.
+pub(super) fn has_lived(facts: &Facts, cni: &Cni) -> bool {
     facts.lives_of(|name, _| cni.executables.contains(&name)).next().is_some()
 }
 

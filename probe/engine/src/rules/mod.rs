@@ -15,6 +15,7 @@ mod control_plane;
 mod datapath;
 mod kubelet;
 mod ovs;
+mod pod_cidr;
 mod resources;
 mod routes;
 mod runtime;
@@ -213,6 +214,7 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         kubelet::judge,
         resources::judge,
         sandbox::judge,
+        pod_cidr::judge,
         cni_config::judge,
         cni_order::judge,
         cni_binary::judge,

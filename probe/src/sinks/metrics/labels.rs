@@ -158,6 +158,7 @@ pub(super) const fn kind(observation: &Observation) -> &'static str {
         Observation::Gap(_) => "gap",
         Observation::GapClosed { .. } => "gap_closed",
         Observation::Admission(_) => "admission",
+        Observation::PodCidrs(_) => "pod_cidrs",
         Observation::Remembered(_) => "remembered",
         Observation::Writes(_) => "writes",
         Observation::SnapshotDone => "snapshot_done",

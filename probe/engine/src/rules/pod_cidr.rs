@@ -1,0 +1,38 @@
+//! A CNI that takes its addresses from the Node object, and a Node object that has none.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::Fault;
+use super::cni_config::winner;
+use super::cni_order::has_lived;
+use crate::cnis::{self, Cni};
+use crate::evidence::Facts;
+use crate::observation::Mono;
+use crate::reason::Reason;
+
+/// Many clusters give no ranges to their nodes, and nothing is wrong there: it counts where the network of such a
+/// CNI does not come.
+pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    if !facts.without_pod_cidr {
+        return Vec::new();
+    }
+    let Some((cni, since)) = waiting(facts).filter(|(cni, _)| cni.needs_pod_cidr) else { return Vec::new() };
+    let message =
+        format!("{} takes the addresses of pods from the Node object, which has no pod CIDR", cni.agent);
+    Vec::from([Fault::new(Reason::PodCIDRNotAssigned, cni.agent, message, since).state()])
+}
+
+/// The CNI whose network does not come, and since when.
+fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
+    let (config, since) = facts.config.as_ref()?;
+    if config.files.is_empty() {
+        let cni = cnis::CNIS.iter().find(|cni| cni.needs_pod_cidr && has_lived(facts, cni))?;
+        return Some((cni, *since));
+    }
+    let (file, plugins) = winner(config, facts.host.runtime)?;
+    let since =
+        plugins.iter().filter_map(|plugin| facts.plugins.get(plugin)).map(|failed| failed.since).min()?;
+    Some((cnis::of_config(&file.name, plugins.iter().map(String::as_str))?, since))
+}
