@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::apt::Apt;
 use crate::{build, quiet, setup, shown, target, top};
 
 /// What is built from the source package `kubernetes`; kubectl is packaged.
@@ -18,11 +19,15 @@ const PACKAGES: &[(&str, &str)] = &[
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("iptables", "iptables"),
+    ("/usr/sbin/ovs-vswitchd", "openvswitch-switch"),
 ];
 const BUILD: &[(&str, &str)] =
     &[("go", "golang-go"), ("dpkg-source", "dpkg-dev"), (REFLECT2, "golang-github-modern-go-reflect2-dev")];
 /// The one that the source package has crashes kube-apiserver at the first custom resource.
 const REFLECT2: &str = "/usr/share/gocode/src/github.com/modern-go/reflect2";
+
+/// The release whose kubelet, containerd and etcd fit each other.
+const SUITE: &str = "bookworm";
 
 /// The version strings of components; kubelet and API server look at each other's.
 const VERSION: &str = "k8s.io/kubernetes/vendor/k8s.io/component-base/version";
@@ -64,7 +69,7 @@ struct Source {
 }
 
 impl Source {
-    /// Fetches and unpacks it, through lists of our own: the machine's stay as they are.
+    /// Fetches and unpacks it where that was not done yet.
     fn open(dir: &Path) -> Result<Self> {
         let gopath = dir.join("gopath/src/k8s.io");
         fs::create_dir_all(&gopath)?;
@@ -76,30 +81,13 @@ impl Source {
     }
 
     fn fetch(&self) -> Result<()> {
-        for part in ["sources", "lists/partial", "cache/archives/partial", "unpack"] {
-            fs::create_dir_all(self.dir.join(part))?;
-        }
-        let mut found = false;
-        for file in fs::read_dir("/etc/apt/sources.list.d").context("list this machine's sources")?.flatten()
-        {
-            let text = fs::read_to_string(file.path()).unwrap_or_default();
-            if file.path().extension().is_some_and(|end| end == "sources") && text.contains("Types: deb") {
-                let text = text.replace("Types: deb\n", "Types: deb-src\n");
-                fs::write(self.dir.join("sources").join(file.file_name()), text)?;
-                found = true;
-            }
-        }
-        if let Ok(text) = fs::read_to_string("/etc/apt/sources.list") {
-            let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("deb ")).collect();
-            found |= !lines.is_empty();
-            let sources = lines.iter().fold(String::new(), |all, line| all + "deb-src " + line + "\n");
-            fs::write(self.dir.join("sources/machine.list"), sources)?;
-        }
-        ensure!(found, "this machine has no Debian sources");
-        println!("fetching Debian's source of Kubernetes");
-        quiet(self.apt().arg("update"))?;
         let unpack = self.dir.join("unpack");
-        quiet(self.apt().args(["source", "kubernetes"]).current_dir(&unpack))?;
+        let _ = fs::remove_dir_all(&unpack);
+        fs::create_dir_all(&unpack)?;
+        let apt = Apt::open(&self.dir, "amd64")?;
+        apt.update("deb-src", [SUITE])?;
+        println!("fetching Debian's source of Kubernetes");
+        quiet(apt.command("apt-get").args(["source", "kubernetes"]).current_dir(&unpack))?;
         let tree = fs::read_dir(&unpack)?.flatten().find(|entry| entry.path().is_dir());
         let tree = tree.context("the source package has no directory")?.path();
         // Copied: a vendored copy may be a link, or a directory.
@@ -107,20 +95,6 @@ impl Source {
         fs::remove_dir_all(&vendored).context("take the vendored reflect2 away")?;
         quiet(Command::new("cp").args(["-rL", REFLECT2]).arg(&vendored))?;
         fs::rename(tree, &self.tree).context("put the source into place")
-    }
-
-    fn apt(&self) -> Command {
-        let mut apt = Command::new("apt-get");
-        let option = |name: &str, path: &str| format!("-o{name}={}", self.dir.join(path).display());
-        apt.arg("-qq").args([
-            "-oDir::Etc::sourcelist=/dev/null".to_owned(),
-            option("Dir::Etc::sourceparts", "sources"),
-            option("Dir::State::Lists", "lists"),
-            option("Dir::Cache", "cache"),
-            // The directories are root's.
-            "-oAPT::Sandbox::User=root".to_owned(),
-        ]);
-        apt
     }
 
     /// This old tree builds only the old way, outside of modules.

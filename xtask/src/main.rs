@@ -2,6 +2,7 @@
 #![expect(clippy::print_stderr, reason = "a tool for developers talks on its terminal")]
 #![expect(clippy::print_stdout, reason = "as above")]
 
+mod apt;
 mod bench;
 mod build;
 mod demo;

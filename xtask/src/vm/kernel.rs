@@ -1,5 +1,6 @@
 //! Debian's kernels: fetched as packages, unpacked, kept, never installed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Arch;
+use crate::apt::Apt;
 use crate::quiet;
 
 /// One kernel of the matrix: Debian's release that carries it, and how its version starts.
@@ -62,22 +64,21 @@ pub(super) struct Kernel {
     pub(super) root: PathBuf,
 }
 
-/// The packages of every release that is needed, through lists of our own: the machine's stay as they are.
+/// The packages of every release that is needed.
 #[derive(Debug)]
 pub(super) struct Store {
     dir: PathBuf,
     arch: Arch,
+    apt: Apt,
 }
 
 impl Store {
     /// Opens the store of an architecture in `dir`.
     pub(super) fn open(dir: &Path, arch: Arch) -> Result<Self> {
         let dir = if arch == Arch::Amd64 { dir.to_owned() } else { dir.join(arch.debian()) };
-        let store = Self { dir, arch };
-        for part in ["lists/partial", "cache/archives/partial", "kernels"] {
-            fs::create_dir_all(store.dir.join(part))?;
-        }
-        Ok(store)
+        fs::create_dir_all(dir.join("kernels"))?;
+        let apt = Apt::open(&dir, arch.debian())?;
+        Ok(Self { dir, arch, apt })
     }
 
     /// The kernel of `series`, from the store or from the mirror.
@@ -117,7 +118,7 @@ impl Store {
             names.iter().map(String::as_str).filter(|name| release_of(name) == release).collect();
         let debs = root.join("debs");
         fs::create_dir_all(&debs)?;
-        quiet(self.apt("apt-get").arg("download").args(&wanted).current_dir(&debs))?;
+        quiet(self.apt.command("apt-get").arg("download").args(&wanted).current_dir(&debs))?;
         for deb in fs::read_dir(&debs)? {
             quiet(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(root))?;
         }
@@ -133,7 +134,8 @@ impl Store {
 
     /// Image, binary and module packages of this series.
     fn packages(&self, series: Series) -> Result<Vec<String>> {
-        let output = self.apt("apt-cache").args(["pkgnames", "linux-"]).output().context("run apt-cache")?;
+        let output =
+            self.apt.command("apt-cache").args(["pkgnames", "linux-"]).output().context("run apt-cache")?;
         let names = String::from_utf8_lossy(&output.stdout).into_owned();
         let prefix = format!("{}.", series.version());
         let cloud = format!("-cloud-{}", self.arch.debian());
@@ -155,10 +157,10 @@ impl Store {
             let _ = fs::remove_dir_all(&root);
             fs::create_dir_all(&root)?;
             self.update()?;
-            let mut install = self.apt("apt-get");
+            let mut install = self.apt.command("apt-get");
             install.args(["install", "-y", "--no-install-recommends", "--download-only", "-t", suite]);
             quiet(install.args(packages))?;
-            for deb in fs::read_dir(self.dir.join("cache/archives"))?.flatten() {
+            for deb in fs::read_dir(self.apt.archives())?.flatten() {
                 if deb.path().extension().is_some_and(|extension| extension == "deb") {
                     quiet(Command::new("dpkg-deb").arg("-x").arg(deb.path()).arg(&root))?;
                 }
@@ -169,48 +171,10 @@ impl Store {
     }
 
     fn update(&self) -> Result<()> {
-        let mirror = mirror()?;
-        println!("reading the package lists of {mirror}");
         let known = MATRIX.iter().chain(OTHERS).filter(|series| series.arch == self.arch);
-        let suites: std::collections::BTreeSet<_> = known.map(|series| series.suite).collect();
-        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        let lines: Vec<_> =
-            suites.iter().map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n")).collect();
-        fs::write(self.dir.join("sources.list"), lines.concat())?;
-        fs::write(self.dir.join("status"), "")?;
-        quiet(self.apt("apt-get").arg("update"))
+        let suites: BTreeSet<_> = known.map(|series| series.suite).collect();
+        self.apt.update("deb", suites)
     }
-
-    /// apt with its own lists.
-    fn apt(&self, program: &str) -> Command {
-        let mut apt = Command::new(program);
-        for (option, value) in [
-            ("APT::Architecture", self.arch.debian().into()),
-            ("APT::Architectures", self.arch.debian().into()),
-            ("Dir::Etc::sourcelist", self.dir.join("sources.list")),
-            ("Dir::Etc::sourceparts", "-".into()),
-            ("Dir::State::Lists", self.dir.join("lists")),
-            ("Dir::State::status", self.dir.join("status")),
-            ("Dir::Cache", self.dir.join("cache")),
-            ("Acquire::Languages", "none".into()),
-            ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".into()),
-            ("Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled", "false".into()),
-            ("APT::Sandbox::User", "root".into()),
-        ] {
-            apt.arg("-o").arg(format!("{option}={}", value.display()));
-        }
-        apt
-    }
-}
-
-/// The Debian mirror that this machine uses.
-fn mirror() -> Result<String> {
-    let mut ask = Command::new("apt-get");
-    ask.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
-    let output = ask.output().context("run apt-get indextargets")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mirror = text.lines().find_map(|line| line.strip_prefix("Debian Debian "));
-    mirror.map(str::to_owned).context("this machine's apt knows no Debian mirror; run `apt-get update`")
 }
 
 /// `6.1.0-50-cloud-amd64` of `linux-image-6.1.0-50-cloud-amd64`.
