@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use kernel_tests::probe_binary;
 use serde_json::Value;
 
@@ -109,7 +110,7 @@ pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) ->
     let result = until(&format!("the Node object says {condition} {status} {reason}"), patience, || {
         // The API server may be away.
         let Ok(node) = cluster.node() else { return Ok(None) };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let now = Timestamp::now();
         let conditions = &node["status"]["conditions"];
         let Some(row) = row(conditions, condition) else { return Ok(None) };
         last = row.clone();
@@ -122,7 +123,7 @@ pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) ->
         }
         let changed =
             self::row(&state(cluster)?["conditions"], condition).map(|row| row["lastTransitionTime"].clone());
-        let changed = millis(&changed.unwrap_or_default())?;
+        let changed = timestamp(&changed.unwrap_or_default())?;
         let ready = self::row(conditions, "Ready").map_or("none".to_owned(), |ready| {
             format!(
                 "{} {}",
@@ -134,7 +135,7 @@ pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) ->
             status: status.to_owned(),
             reason: reason.to_owned(),
             since_s,
-            took: now.saturating_sub(changed),
+            took: now.duration_since(changed).try_into().unwrap_or_default(),
             ready,
         }))
     });
@@ -144,24 +145,11 @@ pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) ->
     })
 }
 
-/// `2026-01-02T03:04:05Z`
+/// Whole seconds since 1970 of `2026-01-02T03:04:05Z`.
 pub(crate) fn seconds(text: &Value) -> Result<i64> {
-    Ok(i64::try_from(millis(text)?.as_secs())?)
+    Ok(timestamp(text)?.as_second())
 }
 
-/// `2026-01-02T03:04:05.678Z`, since 1970.
-fn millis(text: &Value) -> Result<Duration> {
-    let Some(text) = text.as_str().and_then(|text| text.strip_suffix('Z')) else {
-        bail!("{text} is no time")
-    };
-    let numbers: Vec<u64> = text.split(['-', 'T', ':', '.']).map_while(|part| part.parse().ok()).collect();
-    let [year, month, day, hour, minute, second, rest @ ..] = numbers.as_slice() else {
-        bail!("{text} is no time")
-    };
-    let month = time::Month::try_from(u8::try_from(*month)?)?;
-    let date = time::Date::from_calendar_date(i32::try_from(*year)?, month, u8::try_from(*day)?)?;
-    let days =
-        u64::try_from((date - time::Date::from_calendar_date(1970, time::Month::January, 1)?).whole_days())?;
-    let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
-    Ok(Duration::from_secs(seconds) + Duration::from_millis(rest.first().copied().unwrap_or(0)))
+fn timestamp(text: &Value) -> Result<Timestamp> {
+    text.as_str().unwrap_or_default().parse().with_context(|| format!("{text} is no time"))
 }

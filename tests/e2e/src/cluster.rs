@@ -1,13 +1,14 @@
 //! A control plane on one host, a node on another: the real programs, on nothing but this machine.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kernel_tests::Namespace;
+use kernel_tests::{API, Namespace, install_plugins, run};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,8 +18,6 @@ use crate::place::{Place, with_us};
 
 /// Name of the node.
 pub(crate) const NODE: &str = "node-1";
-/// Where the API is served.
-pub(crate) const API: &str = "10.99.0.1:6443";
 /// The address of the Service `kubernetes`.
 pub(crate) const SERVICE: &str = "10.96.0.1";
 /// Until when certificates are valid that should be.
@@ -57,11 +56,15 @@ impl Running {
         unsafe { libc::kill(self.child.id().cast_signed(), signal) };
     }
 
-    /// Its resident memory in KiB, as the kernel counts it.
-    pub(crate) fn memory_kib(&self) -> Option<u64> {
+    /// Its resident memory in MiB as the kernel counts it: all, and without the pages of its own file, of which a
+    /// debug build has many.
+    pub(crate) fn memory_mib(&self) -> Option<[f64; 2]> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse().ok()
+        let mib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(f64::from(line.split_whitespace().next()?.parse::<u32>().ok()?) / 1024.0)
+        };
+        Some([mib("VmRSS:")?, mib("RssAnon:")?])
     }
 
     /// Ends it as an init system would, and waits.
@@ -108,6 +111,10 @@ pub(crate) struct Cluster {
     pub(crate) runtime: Option<Running>,
     /// kubelet.
     pub(crate) kubelet: Option<Running>,
+    /// ovsdb-server.
+    database: Option<Running>,
+    /// ovs-vswitchd.
+    pub(crate) switch: Option<Running>,
     /// The node.
     pub(crate) place: Place,
     /// The other host.
@@ -121,15 +128,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Both hosts, the files of both, and nothing that runs.
     pub(crate) fn new(assets: &Path) -> Result<Self> {
-        let control = Namespace::new()?;
-        let netns = Namespace::with(&format!(
-            "link add eth0 type veth peer name eth0 netns {}
-             addr add 10.99.0.2/24 dev eth0
-             link set eth0 up
-             route add default via 10.99.0.1",
-            control.name()
-        ))?;
-        control.ip("addr add 10.99.0.1/24 dev eth0\nlink set eth0 up")?;
+        let (netns, control) = Namespace::pair()?;
         let dir = TempDir::with_prefix("nrlab-e2e-").context("make a directory for the cluster")?;
         let place = Place::new(netns, dir.path())?;
         let read = |name: &&str| {
@@ -143,6 +142,8 @@ impl Cluster {
             api: None,
             runtime: None,
             kubelet: None,
+            database: None,
+            switch: None,
             place,
             control,
             authority: Authority::new()?,
@@ -174,9 +175,11 @@ impl Cluster {
             &self.file("admin.conf"),
             &pki::kubeconfig(&server, &self.authority, &pki::inline(&admin)),
         )?;
-        for dir in ["/etc/cni/net.d", "/run/netns", "/var/lib/kubelet/pki", "/etc/kubernetes"] {
+        for dir in ["/etc/cni/net.d", "/opt/cni/bin", "/run/netns", "/var/lib/kubelet/pki", "/etc/kubernetes"]
+        {
             fs::create_dir_all(self.place.path(dir))?;
         }
+        install_plugins(&self.place.path("/opt/cni/bin"))?;
         self.kubelet_identity(VALID)?;
         let user = json!({"client-certificate": CERTIFICATE, "client-key": CERTIFICATE});
         let config = pki::kubeconfig(&server, &self.authority, &user);
@@ -228,14 +231,6 @@ impl Cluster {
 
     /// A network that works: bridge and host-local on `subnet`.
     pub(crate) fn install_network(&self, subnet: &str) -> Result<()> {
-        let bin = self.place.path("/opt/cni/bin");
-        fs::create_dir_all(&bin)?;
-        for plugin in ["bridge", "host-local", "loopback", "portmap"] {
-            let to = bin.join(plugin);
-            if !to.exists() {
-                fs::copy(Path::new("/usr/lib/cni").join(plugin), to).context("copy a CNI plugin")?;
-            }
-        }
         self.write_network("10-pods.conflist", &network(subnet).to_string())
     }
 
@@ -249,6 +244,13 @@ impl Cluster {
     /// Takes it away.
     pub(crate) fn remove_network(&self, name: &str) -> Result<()> {
         fs::remove_file(self.place.path("/etc/cni/net.d").join(name)).context("remove the configuration")
+    }
+
+    /// The same by a process of this name: its owner may take a file away.
+    pub(crate) fn remove_network_as(&self, program: &str, name: &str) -> Result<()> {
+        let path = format!("/opt/cni/{program}");
+        fs::copy("/bin/rm", self.place.path(&path)).context("copy /bin/rm")?;
+        run(self.place.command(path)?.arg(format!("/etc/cni/net.d/{name}"))).map(|_| ())
     }
 
     /// etcd, with an empty or an older store.
@@ -305,12 +307,64 @@ impl Cluster {
         })
     }
 
+    /// Takes the namespaces of pods away, and leaves the files to which they were bound: as after a reboot.
+    pub(crate) fn forget_namespaces(&self) -> Result<()> {
+        let mut command = self.place.command("sh")?;
+        run(command.args(["-ec", "for name in /run/netns/cni-*; do umount \"$name\"; done"])).map(|_| ())
+    }
+
+    /// A plugin of our own.
+    pub(crate) fn install_plugin(&self, name: &str, script: &str) -> Result<()> {
+        let path = pki::write(&self.place.path("/opt/cni/bin").join(name), script)?;
+        fs::set_permissions(path, Permissions::from_mode(0o755)).context("make the plugin executable")
+    }
+
+    /// ovsdb-server with an empty database, ovs-vswitchd, and a bridge whose datapath is in userspace.
+    pub(crate) fn start_open_vswitch(&mut self) -> Result<()> {
+        let dir = self.place.path(SWITCH);
+        fs::create_dir_all(&dir)?;
+        let mut create = self.place.command("ovsdb-tool")?;
+        run(create.args(["create", DATABASE, "/usr/share/openvswitch/vswitch.ovsschema"]))?;
+        let mut command = self.switch_command("ovsdb-server")?;
+        command.args([DATABASE, &format!("--remote=punix:{SWITCH}/db.sock")]);
+        self.database = Some(Running::start(&mut command, &self.file("ovsdb-server.log"))?);
+        until("the database serves", Duration::from_secs(10), || Ok(self.vsctl("--no-wait init").ok()))?;
+        self.start_switch()?;
+        self.vsctl("add-br br-int -- set bridge br-int datapath_type=netdev")
+    }
+
+    /// ovs-vswitchd.
+    pub(crate) fn start_switch(&mut self) -> Result<()> {
+        let command = &mut self.switch_command("ovs-vswitchd")?;
+        self.switch = Some(Running::start(command, &self.file("ovs-vswitchd.log"))?);
+        Ok(())
+    }
+
+    /// `ovs-vsctl WORDS`
+    fn vsctl(&self, words: &str) -> Result<()> {
+        let mut command = self.switch_command("ovs-vsctl")?;
+        run(command.arg("--timeout=10").args(words.split_whitespace())).map(|_| ())
+    }
+
+    fn switch_command(&self, program: &str) -> Result<Command> {
+        let mut command = self.place.command(program)?;
+        command.envs(["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR"].map(|name| (name, SWITCH)));
+        Ok(command)
+    }
+
+    /// kube-apiserver on the node itself, with an option that it does not have.
+    pub(crate) fn broken_api_server(&self) -> Result<ExitStatus> {
+        let mut command = self.place.command(self.asset("kube-apiserver"))?;
+        let output = command.arg("--no-such-option").output().context("run kube-apiserver on the node")?;
+        Ok(output.status)
+    }
+
     /// Gives the runtime its one image.
     pub(crate) fn import_image(&self) -> Result<()> {
         let archive = image::archive(self.dir.path())?;
         let mut command = self.place.command("ctr")?;
         command.args(["--address", "/run/containerd/containerd.sock", "-n", "k8s.io", "images", "import"]);
-        said(command.arg(archive)).map(|_| ())
+        run(command.arg(archive)).map(|_| ())
     }
 
     /// The kubelet.
@@ -358,6 +412,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whether it is there.
+    pub(crate) fn has_account(&self) -> bool {
+        self.place.path(ACCOUNT).exists()
+    }
+
     /// Takes it away.
     pub(crate) fn remove_account(&self) -> Result<()> {
         fs::remove_dir_all(self.place.path(ACCOUNT)).context("remove the account")
@@ -367,7 +426,7 @@ impl Cluster {
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
         let mut command = self.control.command("kubectl")?;
         command.arg("--kubeconfig").arg(self.file("admin.conf")).arg("--request-timeout=5s").args(args);
-        said(&mut command)
+        run(&mut command)
     }
 
     /// Applies a manifest.
@@ -395,6 +454,8 @@ impl Drop for Cluster {
         // The kubelet before what it talks to; containers end with the place.
         drop(self.kubelet.take());
         drop(self.runtime.take());
+        drop(self.switch.take());
+        drop(self.database.take());
         drop(self.api.take());
         drop(self.etcd.take());
         for (path, value) in &self.sysctls {
@@ -415,14 +476,9 @@ pub(crate) fn network(subnet: &str) -> Value {
     ]})
 }
 
+/// Where Open vSwitch has its files.
+const SWITCH: &str = "/run/openvswitch";
+const DATABASE: &str = "/run/openvswitch/conf.db";
+
 /// Where a pod finds its account.
 const ACCOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
-
-/// Runs a command to its end; with what it printed.
-pub(crate) fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
-    if !output.status.success() {
-        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}

@@ -1,13 +1,15 @@
 //! One fault after the other: what was done, what the Node object says then, and what the kubelet says of it.
 
 use std::fs;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use jiff::Timestamp;
+use kernel_tests::API;
 use serde_json::{Value, json};
 
 use crate::agent::{self, Seen, Wanted};
-use crate::cluster::{API, CERTIFICATE, Cluster, NODE, Running, SERVICE, VALID, network, until};
+use crate::cluster::{CERTIFICATE, Cluster, NODE, Running, SERVICE, VALID, network, until};
 use crate::image;
 
 const NETWORK: &str = "NodeNetworkReady";
@@ -16,6 +18,9 @@ const REACHABLE: &str = "APIServerReachable";
 const PROOF: Duration = Duration::from_mins(1);
 /// After an outage: clean for 10 s, then spread over a minute.
 const RETURN: Duration = Duration::from_secs(100);
+
+/// How long the engine gives what has just started, before it says that something is wrong.
+const SETTLES: Duration = Duration::from_mins(2);
 
 /// One line of the table.
 struct Line {
@@ -31,18 +36,24 @@ const SCENES: &[(&str, Scene)] = &[
     ("healthy", healthy),
     ("configuration removed", removed),
     ("configuration broken", broken),
+    ("network that waits for another", meta_plugin),
+    ("configuration shadowed", shadowed),
     ("plugin missing", missing),
     ("addresses exhausted", exhausted),
     ("API server stopped", stopped),
     ("API server frozen", frozen),
     ("API server behind a filter that drops", dropped),
     ("API server behind a filter that rejects", rejected),
+    ("API server behind the node's own filter", firewalled),
     ("etcd killed", etcd_killed),
-    ("containerd killed", runtime_killed),
+    ("containerd killed, namespaces gone", runtime_killed),
     ("kubelet stopped", kubelet_stopped),
+    ("ovs-vswitchd killed", switch_killed),
+    ("kube-apiserver ends again and again", crash_loop),
     ("node deleted", deleted),
     ("credentials rotated and expired", credentials),
     ("agent restarted", restarted),
+    ("node without a pod CIDR", without_pod_cidr),
     ("account in the cluster, Service address dead", in_cluster),
     ("webhook blocks the pods of the network", webhook),
 ];
@@ -51,6 +62,8 @@ const SCENES: &[(&str, Scene)] = &[
 struct Stage<'a> {
     cluster: &'a mut Cluster,
     agent: Option<Running>,
+    /// A process that the agent takes for flannel's: nothing else of it counts here.
+    flanneld: Option<Running>,
     lines: Vec<Line>,
 }
 
@@ -60,7 +73,7 @@ pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
     boot(cluster)?;
     println!("a node that is Ready after {:.1} s", started.elapsed().as_secs_f32());
     let agent = Some(agent::start(cluster)?);
-    let mut stage = Stage { cluster, agent, lines: Vec::new() };
+    let mut stage = Stage { cluster, agent, flanneld: None, lines: Vec::new() };
     stage.expect("", good(NETWORK), PROOF)?;
     stage.expect("", good(REACHABLE), PROOF)?;
     stage.lines.clear();
@@ -74,8 +87,8 @@ pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
         }
     }
     print(&stage.lines);
-    let memory = stage.agent.as_ref().and_then(Running::memory_kib).context("the agent runs")?;
-    println!("the agent has {:.1} MiB of memory", f64::from(u32::try_from(memory)?) / 1024.0);
+    let [all, own] = stage.agent.as_ref().and_then(Running::memory_mib).context("the agent runs")?;
+    println!("the agent has {all:.1} MiB of memory, {own:.1} MiB of it not its program's");
     Ok(())
 }
 
@@ -83,6 +96,7 @@ fn boot(cluster: &mut Cluster) -> Result<()> {
     cluster.start_etcd()?;
     cluster.start_api()?;
     cluster.install_network("10.244.0.0/24")?;
+    cluster.start_open_vswitch()?;
     cluster.start_runtime()?;
     cluster.import_image()?;
     cluster.start_kubelet()?;
@@ -121,8 +135,7 @@ const fn broken_by(reason: &'static str) -> Wanted<'static> {
 }
 
 fn now_s() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+    Timestamp::now().as_second()
 }
 
 impl Stage<'_> {
@@ -137,6 +150,18 @@ impl Stage<'_> {
     fn recovers(&mut self) -> Result<()> {
         for condition in [NETWORK, REACHABLE] {
             agent::wait(self.cluster, good(condition), RETURN)?;
+        }
+        Ok(())
+    }
+
+    /// Agents that have just started are given time, so it stays.
+    fn start_flanneld(&mut self) -> Result<()> {
+        if self.flanneld.is_none() {
+            let program = self.cluster.place.path("/opt/cni/flanneld");
+            fs::copy("/bin/sleep", program).context("copy /bin/sleep")?;
+            let mut command = self.cluster.place.command("/opt/cni/flanneld")?;
+            self.flanneld =
+                Some(Running::start(command.arg("infinity"), &self.cluster.file("flanneld.log"))?);
         }
         Ok(())
     }
@@ -244,6 +269,16 @@ fn broken(stage: &mut Stage<'_>) -> Result<()> {
     stage.recovers()
 }
 
+/// A file that comes first by its name, before that of the network whose agent runs here.
+fn shadowed(stage: &mut Stage<'_>) -> Result<()> {
+    stage.start_flanneld()?;
+    let flannel = json!({"cniVersion": "0.4.0", "name": "flannel", "plugins": [{"type": "flannel"}]});
+    stage.cluster.write_network("20-flannel.conflist", &flannel.to_string())?;
+    stage.expect("another's file before that of the agent", broken_by("CNIConfigShadowed"), PROOF)?;
+    stage.cluster.remove_network("20-flannel.conflist")?;
+    stage.recovers()
+}
+
 fn missing(stage: &mut Stage<'_>) -> Result<()> {
     let plugin = stage.cluster.place.path("/opt/cni/bin/portmap");
     let away = plugin.with_file_name("portmap.away");
@@ -321,6 +356,18 @@ fn rejected(stage: &mut Stage<'_>) -> Result<()> {
     )
 }
 
+/// Dropped before it leaves the node.
+fn firewalled(stage: &mut Stage<'_>) -> Result<()> {
+    let rules = "add table ip e2e; add chain ip e2e out { type filter hook output priority 0; }; \
+                 add rule ip e2e out ip daddr 10.99.0.1 tcp dport 6443 drop";
+    stage.outage(
+        "packets to it dropped by the node itself",
+        "APIPolicyDenied",
+        |cluster| cluster.place.netns.nft(rules),
+        |cluster| cluster.place.netns.nft("delete table ip e2e"),
+    )
+}
+
 fn etcd_killed(stage: &mut Stage<'_>) -> Result<()> {
     stage.outage(
         "etcd killed, and started",
@@ -333,17 +380,75 @@ fn etcd_killed(stage: &mut Stage<'_>) -> Result<()> {
     )
 }
 
+/// What it left of its pods' namespaces are files: the new one cleans up, and makes the pods anew.
 fn runtime_killed(stage: &mut Stage<'_>) -> Result<()> {
+    stage.pod("kept")?;
+    stage.runs("kept")?;
     drop(stage.cluster.runtime.take());
     stage.expect("containerd killed", broken_by("RuntimeDown"), PROOF)?;
+    stage.cluster.forget_namespaces()?;
     stage.cluster.start_runtime()?;
-    stage.recovers()
+    stage.expect("containerd started over what it left", good(NETWORK), PROOF)?;
+    stage.recovers()?;
+    stage.pod("next")?;
+    stage.runs("next")?;
+    stage.recovers()?;
+    stage.without_pods(&["kept", "next"])
 }
 
 fn kubelet_stopped(stage: &mut Stage<'_>) -> Result<()> {
     stage.cluster.kubelet.take().context("it runs")?.stop()?;
     stage.expect("kubelet stopped", broken_by("KubeletDown"), PROOF)?;
     stage.cluster.start_kubelet()?;
+    stage.recovers()
+}
+
+/// As Multus does it: a plugin that waits for what the default network writes, and hands on to another plugin.
+fn meta_plugin(stage: &mut Stage<'_>) -> Result<()> {
+    const MARKER: &str = "/run/default-network-is-ready";
+    let delegate = json!({
+        "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "cni0", "isGateway": true,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]]},
+    });
+    let script = format!(
+        "#!/bin/sh\ncat >/dev/null\nwhile [ \"$CNI_COMMAND\" = ADD ] && [ ! -e {MARKER} ]; do sleep 0.2; done\n\
+         echo '{delegate}' | /opt/cni/bin/bridge\n"
+    );
+    stage.cluster.install_plugin("multus", &script)?;
+    let config =
+        json!({"cniVersion": "0.4.0", "name": "meta", "type": "multus", "readinessindicatorfile": MARKER});
+    stage.cluster.write_network("00-multus.conf", &config.to_string())?;
+    stage.pod("waits")?;
+    stage.expect("a network that waits for another", broken_by("CNIDefaultNetworkNotReady"), PROOF)?;
+    fs::write(stage.cluster.place.path(MARKER), "")?;
+    stage.runs("waits")?;
+    stage.expect("the other network is there", good(NETWORK), PROOF)?;
+    stage.recovers()?;
+    stage.cluster.remove_network_as("multus", "00-multus.conf")?;
+    stage.recovers()?;
+    stage.without_pods(&["waits"])
+}
+
+/// Its datapath is in the process: nothing of it is left.
+fn switch_killed(stage: &mut Stage<'_>) -> Result<()> {
+    drop(stage.cluster.switch.take());
+    stage.expect("ovs-vswitchd killed", broken_by("OVSNotReady"), PROOF)?;
+    stage.cluster.start_switch()?;
+    stage.expect("ovs-vswitchd started", good(NETWORK), PROOF)?;
+    stage.recovers()
+}
+
+/// The node's own API server, as on a control plane of several hosts: another one answers.
+fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
+    for _ in 0..3 {
+        let status = stage.cluster.broken_api_server()?;
+        ensure!(!status.success(), "it should not start");
+    }
+    let looping =
+        Wanted { condition: REACHABLE, status: "False", reason: "ControlPlaneCrashLoop", after_s: 0 };
+    stage.expect("kube-apiserver ends three times", looping, PROOF)?;
+    // A loop counts as over when nothing has ended for two minutes.
+    stage.expect("it ends no more", good(REACHABLE), RETURN + SETTLES)?;
     stage.recovers()
 }
 
@@ -386,6 +491,21 @@ fn restarted(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Nobody gives this cluster's nodes ranges, and the agent of the network takes its addresses from there.
+fn without_pod_cidr(stage: &mut Stage<'_>) -> Result<()> {
+    stage.start_flanneld()?;
+    stage.cluster.remove_network("10-pods.conflist")?;
+    // An agent that has just started is given two minutes, and the object is read within half a minute then.
+    stage.expect(
+        "no pod CIDR for an agent that needs one",
+        broken_by("PodCIDRNotAssigned"),
+        PROOF + SETTLES,
+    )?;
+    stage.cluster.install_network("10.244.0.0/24")?;
+    stage.recovers()?;
+    stage.flanneld.take().context("it runs")?.stop()
+}
+
 /// The agent as a DaemonSet runs it, where nobody programs Services: it writes by the address that the kubelet uses.
 fn in_cluster(stage: &mut Stage<'_>) -> Result<()> {
     stage.agent.take().context("it runs")?.stop()?;
@@ -407,12 +527,10 @@ fn in_cluster(stage: &mut Stage<'_>) -> Result<()> {
 
 /// As kops' rolling update had it: the webhook's backend waits for the network, whose pods wait for the webhook.
 fn webhook(stage: &mut Stage<'_>) -> Result<()> {
-    if stage.cluster.place.path("/run/secrets/kubernetes.io/serviceaccount/token").exists() {
-        stage.agent.take().context("it runs")?.stop()?;
-    } else {
+    if !stage.cluster.has_account() {
         in_cluster(stage)?;
-        stage.agent.take().context("it runs")?.stop()?;
     }
+    stage.agent.take().context("it runs")?.stop()?;
     stage.agent = Some(agent::start_in_cluster(stage.cluster)?);
     let controllers = stage.cluster.start_controllers()?;
     stage.cluster.apply(&json!({

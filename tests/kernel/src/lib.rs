@@ -13,7 +13,7 @@ pub mod tls;
 
 pub use cgroup::Cgroup;
 pub use cni::Sandbox;
-pub use netns::{Namespace, spawn};
-pub use node::{API, Client, Dial, Node, Server};
+pub use netns::{Namespace, run, spawn};
+pub use node::{API, Client, Dial, Node, Server, install_plugins};
 pub use ovs::OpenVSwitch;
 pub use probe::{Check, Trace, Verdict, now_ns, patience, probe_binary, probe_command};

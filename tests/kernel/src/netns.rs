@@ -41,6 +41,22 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// A node, 10.99.0.2 and fd99::2, and the host across the wire, 10.99.0.1 and fd99::1, which is its way out.
+    pub fn pair() -> Result<(Self, Self)> {
+        let peer = Self::new()?;
+        // Without duplicate address detection the address can be used at once.
+        let node = Self::with(&format!(
+            "link add eth0 type veth peer name eth0 netns {}
+             addr add 10.99.0.2/24 dev eth0
+             addr add fd99::2/64 dev eth0 nodad
+             link set eth0 up
+             route add default via 10.99.0.1",
+            peer.name()
+        ))?;
+        peer.ip("addr add 10.99.0.1/24 dev eth0\naddr add fd99::1/64 dev eth0 nodad\nlink set eth0 up")?;
+        Ok((node, peer))
+    }
+
     /// As `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.name
@@ -68,7 +84,7 @@ impl Namespace {
     /// Runs `nft` inside with these commands.
     pub fn nft(&self, commands: &str) -> Result<()> {
         let mut command = self.command("nft")?;
-        run(command.arg(commands))
+        run(command.arg(commands)).map(|_| ())
     }
 
     /// A command that will run inside: only its network namespace differs from ours.
@@ -109,13 +125,13 @@ fn sweep() {
     }
 }
 
-/// Runs a command to its end; what it said is in the error.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+/// Runs a command to its end, with what it printed; what it complained of is in the error.
+pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
     if !output.status.success() {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Starts a program that was copied into place a moment ago. While another thread of the tests is between

@@ -29,29 +29,13 @@ pub struct Node {
 impl Node {
     /// Both hosts, joined by a veth pair; an empty configuration directory; every reference plugin.
     pub fn new() -> Result<Self> {
-        let peer = Namespace::new()?;
-        // Without duplicate address detection the address can be used at once.
-        let netns = Namespace::with(&format!(
-            "link add eth0 type veth peer name eth0 netns {}
-             addr add 10.99.0.2/24 dev eth0
-             addr add fd99::2/64 dev eth0 nodad
-             link set eth0 up
-             route add default via 10.99.0.1",
-            peer.name()
-        ))?;
-        peer.ip("addr add 10.99.0.1/24 dev eth0\naddr add fd99::1/64 dev eth0 nodad\nlink set eth0 up")?;
+        let (netns, peer) = Namespace::pair()?;
         let dir = TempDir::with_prefix("nrlab-").context("make a directory for the node")?;
         let node = Self { netns, peer, dir };
         for part in ["net.d", "bin", "leases"] {
             std::fs::create_dir(node.path(part))?;
         }
-        ensure!(
-            Path::new(PLUGINS).join("bridge").exists(),
-            "{PLUGINS}/bridge is missing: run `cargo xtask setup`"
-        );
-        for plugin in ["bridge", "host-local", "loopback", "portmap"] {
-            std::fs::copy(Path::new(PLUGINS).join(plugin), node.path("bin").join(plugin))?;
-        }
+        install_plugins(&node.bin_dir())?;
         Ok(node)
     }
 
@@ -136,6 +120,15 @@ impl Node {
         let lines = BufReader::new(child.stdout.take().context("the client has an output")?).lines();
         Ok(Client { child, lines })
     }
+}
+
+/// Puts the reference plugins that the tests use into `bin`.
+pub fn install_plugins(bin: &Path) -> Result<()> {
+    for plugin in ["bridge", "host-local", "loopback", "portmap"] {
+        std::fs::copy(Path::new(PLUGINS).join(plugin), bin.join(plugin))
+            .with_context(|| format!("copy {PLUGINS}/{plugin}; if it is missing: `cargo xtask setup`"))?;
+    }
+    Ok(())
 }
 
 /// What a client does.

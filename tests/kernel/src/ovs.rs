@@ -67,7 +67,7 @@ impl<'a> OpenVSwitch<'a> {
 
     /// `ovs-vsctl WORDS`: it waits until the switch has done what they ask for, and gives up after a while.
     pub fn vsctl(&self, words: &str) -> Result<()> {
-        run(&mut self.client(words)?)
+        run(&mut self.client(words)?).map(|_| ())
     }
 
     /// The same, without waiting for its end.
