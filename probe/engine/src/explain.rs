@@ -63,7 +63,7 @@ const ALL: &[Explanation] = &[
         &[],
         "The agent is being removed.",
         "It was told to stop.",
-        "Nothing to do; the conditions are stale from here on.",
+        "Nothing to do: a new agent goes on. Without one nobody looks after the conditions any more.",
     ),
     row(
         Reason::NotApplicable,

@@ -1,11 +1,13 @@
 //! `probe run`: the agent.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use probe_engine::{Observation, Remembered};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::until_stopped;
 use crate::app::App;
@@ -18,10 +20,13 @@ use crate::report::Context;
 use crate::settings::Settings;
 use crate::sinks::conditions::Conditions;
 use crate::sinks::journal::{self, Journal};
-use crate::sinks::metrics::{Metrics, Shared};
+use crate::sinks::metrics::{Metrics, Shared, WriteMetrics};
 use crate::sinks::socket::Socket;
 use crate::sinks::state::StateFile;
 use crate::sinks::{Sink, http};
+
+/// How long the last write may take: a usual one takes 5 ms, and a pod is killed 30 s after it was asked to end.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// See the module. What cannot be served is said once, shows in `/readyz`, and stops nothing else.
 pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
@@ -47,10 +52,11 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     let remembered = journal::remembered(&args.journal, &context.boot_id);
     let opened = Journal::open(args.journal.clone(), context.clone(), app.started());
     let mut journal = kept(&shared, "keep the journal", &args.journal, opened);
-    let mut conditions = None;
+    let (mut conditions, mut writer) = (None, None);
     if !args.no_conditions {
         if kube::is_node_name(&node) {
-            conditions = Some(write_conditions(&app, &settings, &metrics, &remembered));
+            let (sink, task) = write_conditions(&app, &settings, metrics.writes(), &remembered);
+            (conditions, writer) = (Some(sink), Some(task));
         } else {
             wrong(
                 &shared,
@@ -78,24 +84,27 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     // The last word: what stands in the files from here on is no longer looked after.
     let last = Seen { at: clock::now(), observation: Observation::Stopping };
     app.stop(last, &mut sinks);
+    drop(conditions);
+    if let Some(writer) = writer {
+        // Too late is as good as never: the object then says what was true last.
+        let _ = tokio::time::timeout(LAST_WORD, writer).await;
+    }
     Ok(Exit::Ready)
 }
 
-/// Starts the writer of the Node object; answers with what tells it.
-fn write_conditions(
+/// Starts the writer of the Node object; answers with what tells it. It ends some time after that is dropped.
+pub(crate) fn write_conditions(
     app: &App,
     settings: &Arc<Settings>,
-    metrics: &Metrics,
+    metrics: WriteMetrics,
     remembered: &Remembered,
-) -> Conditions {
+) -> (Conditions, JoinHandle<()>) {
     /// Changes of conditions come seconds apart; a write may take half a minute.
     const QUEUE: usize = 64;
     let (news, told) = mpsc::channel(QUEUE);
     let resumed = !remembered.conditions.is_empty();
-    let writer = kube::run(Arc::clone(settings), app.wall(), resumed, metrics.writes(), told, app.feed());
-    // Ends with its sender.
-    drop(tokio::spawn(writer));
-    Conditions::new(news, remembered)
+    let writer = kube::run(Arc::clone(settings), app.wall(), resumed, metrics, told, app.feed());
+    (Conditions::new(news, remembered), tokio::spawn(writer))
 }
 
 fn wrong(shared: &Shared, why: String) {

@@ -21,6 +21,9 @@ const NO_NODE: u64 = 10 * SECOND;
 /// node's network is broken.
 const RETURN_TRUE: u64 = 60 * SECOND;
 const RETURN_FALSE: u64 = 15 * SECOND;
+/// How long an agent that has just started may learn before it says that it does: it knows within moments, and a
+/// fleet that starts would write everything twice.
+const LEARNS: u64 = 3 * SECOND;
 /// When a kubelet that has just started has registered its node: 10 s on a cold one, measured.
 const REGISTERED: [u64; 3] = [3 * SECOND, 15 * SECOND, 60 * SECOND];
 
@@ -115,11 +118,21 @@ impl Schedule {
         let news = (self.written.as_ref() != Some(&self.wanted)).then_some(self.changed);
         let at = match (self.failed, news) {
             (Some((_, next)), _) => next,
-            (None, Some(changed)) => changed,
+            (None, Some(changed)) => changed.plus(if self.learns() { LEARNS } else { 0 }),
             (None, None) => self.again.iter().copied().fold(self.heartbeat, Mono::min),
         };
         // The bucket has room for one as soon as it lacks no more than the rest.
         Some(at.max(Mono(self.full.0.saturating_sub((BURST - 1) * EVERY))))
+    }
+
+    fn learns(&self) -> bool {
+        self.wanted.iter().any(|condition| condition.reason == Reason::Learning)
+    }
+
+    /// The agent is being stopped, and that can be written: where writing has failed nobody waits for it.
+    pub(crate) fn says_goodbye(&self) -> bool {
+        let stops = self.wanted.iter().any(|condition| condition.reason == Reason::AgentStopping);
+        stops && self.failed.is_none() && self.written.as_ref().is_some_and(|written| *written != self.wanted)
     }
 
     /// What to write now; counts as a write whatever comes of it.
@@ -261,10 +274,28 @@ mod tests {
         assert_eq!(schedule.take(schedule.due().expect("news")), half[..1]);
         let mut first = Schedule::new(1, false);
         first.want(Mono(S), &learning);
-        assert_eq!(first.due(), Some(Mono(S)));
+        // It has nothing to say for a moment.
+        assert_eq!(first.due(), Some(Mono(S + LEARNS)));
+        first.want(Mono(2 * S), &conditions(Status::True, Status::True));
+        assert_eq!(first.due(), Some(Mono(2 * S)));
         schedule.want(Mono(2 * S), &conditions(Status::True, Status::True));
         assert_eq!(schedule.due(), Some(Mono(2 * S)));
         assert_eq!(schedule.take(Mono(2 * S)).len(), 2);
+    }
+
+    #[test]
+    fn an_agent_that_is_stopped_says_so_where_it_has_written_before() {
+        let mut schedule = Schedule::new(1, false);
+        schedule.want(Mono(S), &conditions(Status::True, Status::True));
+        assert!(!schedule.says_goodbye());
+        write(&mut schedule, Mono(S));
+        schedule.want(Mono(2 * S), &saying(Reason::AgentStopping));
+        assert!(schedule.says_goodbye());
+        schedule.failed(Mono(3 * S), Failure::Away);
+        assert!(!schedule.says_goodbye());
+        let mut silent = Schedule::new(1, false);
+        silent.want(Mono(S), &saying(Reason::AgentStopping));
+        assert!(!silent.says_goodbye());
     }
 
     #[test]

@@ -52,7 +52,7 @@ struct Writer {
     seed: u64,
 }
 
-/// Runs until nobody tells it anything more. `resumed`: an agent ran before on this boot.
+/// Runs until nobody tells it anything more; then it writes the last word, where writing has worked. `resumed`: an agent ran before on this boot.
 pub(crate) async fn run(
     settings: Arc<Settings>,
     wall: Wall,
@@ -84,7 +84,7 @@ pub(crate) async fn run(
         tokio::select! {
             told = news.recv() => match told {
                 Some(told) => writer.take(told).await,
-                None => return,
+                None => return writer.say_goodbye().await,
             },
             () = clock::reached(writer.schedule.due()) => writer.write().await,
             () = clock::reached(writer.events_due) => writer.send_events().await,
@@ -94,6 +94,13 @@ pub(crate) async fn run(
 }
 
 impl Writer {
+    /// What stands on the object is looked after by nobody from here on.
+    async fn say_goodbye(&mut self) {
+        if self.schedule.says_goodbye() {
+            self.write().await;
+        }
+    }
+
     async fn take(&mut self, news: News) {
         let now = clock::now();
         match news {
