@@ -2,36 +2,102 @@
 //!
 //! Not a test: it prints, and nothing depends on the machine.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use probe_engine::{
     Actor, ApiTarget, ClientRole, CniConfig, CniEnd, CniStart, ConfContent, ConfFile, Config, Connect,
-    ConnectEnd, Engine, Host, Link, Mono, Observation, Pod, Role, TargetKind,
+    ConnectEnd, Engine, Host, Line, Link, Mono, Observation, Pod, Role, TargetKind,
 };
 
 const SECOND: u64 = 1_000_000_000;
-/// An hour of a busy node: 10,000 events a second is what the budget names for memory.
+/// Three minutes at 10,000 a second, which is what the budget names for memory.
 const EVENTS: u64 = 2_000_000;
+/// What is recorded on a busy node: the real node of the end-to-end tests has 16 lines a second, most of them the
+/// test's own.
+const LINES_A_SECOND: u64 = 100;
+
+/// Counts what is allocated, now and at the most.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        MOST.fetch_max(now, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn main() {
     let to: SocketAddr = "10.0.0.1:6443".parse().expect("an address");
     for (name, failing) in [("a healthy node", false), ("with a fault that stays", true)] {
-        let mut engine = engine(to, failing);
-        let told: Vec<_> = (0..1000).map(|n| observation(n, to)).collect();
-        let started = Instant::now();
-        let mut effects = 0;
-        for n in 0..EVENTS {
-            let index = usize::try_from(n % 1000).unwrap_or(0);
-            engine.observe(Mono(3600 * SECOND + n * 100_000), told[index].clone());
-            while engine.poll_effect().is_some() {
-                effects += 1;
-            }
-        }
-        let took = started.elapsed();
-        let rate = u128::from(EVENTS) * 1_000_000_000 / took.as_nanos().max(1);
-        println!("{name}: {rate} observations/s, {effects} effects");
+        speed(name, failing, to);
+        memory(name, failing, to);
     }
+    hour(to);
+}
+
+/// Everything at once, at 10,000 a second: how much is kept, and how much at the most.
+fn memory(name: &str, failing: bool, to: SocketAddr) {
+    let before = NOW.load(Ordering::Relaxed);
+    MOST.store(before, Ordering::Relaxed);
+    let mut engine = engine(to, failing);
+    for n in 0..EVENTS / 4 {
+        engine.observe(Mono(3600 * SECOND + n * 100_000), observation(u32::try_from(n).unwrap_or(0), to));
+        while engine.poll_effect().is_some() {}
+    }
+    let [kept, most] = [&NOW, &MOST].map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(before) / 1024);
+    println!("{name}: {kept} KiB kept, {most} KiB at the most");
+}
+
+/// As `probe replay` does it: lines of JSON, one after the other.
+fn hour(to: SocketAddr) {
+    let line = |n: u64| {
+        let at = Mono(3600 * SECOND + n * SECOND / LINES_A_SECOND);
+        let observation = observation(u32::try_from(n).unwrap_or(0), to);
+        serde_json::to_string(&Line { at, observation }).expect("a line")
+    };
+    let lines: Vec<_> = (0..3600 * LINES_A_SECOND).map(line).collect();
+    let started = Instant::now();
+    let mut engine = engine(to, false);
+    for line in &lines {
+        let line: Line = serde_json::from_str(line).expect("a line");
+        engine.observe(line.at, line.observation);
+        while engine.poll_effect().is_some() {}
+    }
+    println!("an hour of {} lines: {:.2} s", lines.len(), started.elapsed().as_secs_f32());
+}
+
+fn speed(name: &str, failing: bool, to: SocketAddr) {
+    let mut engine = engine(to, failing);
+    let told: Vec<_> = (0..1000).map(|n| observation(n, to)).collect();
+    let started = Instant::now();
+    let mut effects = 0;
+    for n in 0..EVENTS {
+        let index = usize::try_from(n % 1000).unwrap_or(0);
+        engine.observe(Mono(3600 * SECOND + n * 100_000), told[index].clone());
+        while engine.poll_effect().is_some() {
+            effects += 1;
+        }
+    }
+    let rate = u128::from(EVENTS) * 1_000_000_000 / started.elapsed().as_nanos().max(1);
+    println!("{name}: {rate} observations/s, {effects} effects");
 }
 
 fn engine(to: SocketAddr, failing: bool) -> Engine {
