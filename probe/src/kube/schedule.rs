@@ -149,6 +149,11 @@ impl Schedule {
         self.heartbeat = now.plus(HEARTBEAT * 4 / 5 + self.random.u64(0..=HEARTBEAT * 2 / 5));
     }
 
+    /// It failed more than once: not for a connection that had grown old.
+    pub(crate) fn is_away(&self) -> bool {
+        self.failed.is_some_and(|(failures, _)| failures > 1)
+    }
+
     /// They do not.
     pub(crate) fn failed(&mut self, now: Mono, failure: Failure) {
         let failures = self.failed.map_or(0, |(failures, _)| failures).saturating_add(1);

@@ -17,8 +17,9 @@ use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
 use crate::sinks::metrics::WriteMetrics;
 
-/// After an event that could not be sent although a write could: the next write may be a heartbeat away.
-const EVENTS_AGAIN: u64 = 20_000_000_000;
+/// When events of an outage are sent, by chance, after the write that ended it: every node of the cluster has some, and
+/// the conditions come first.
+const EVENTS_AFTER: (u64, u64) = (60_000_000_000, 360_000_000_000);
 
 /// What the writer is told.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ struct Writer {
     told: Option<Writes>,
     /// By what they are about: a closed set.
     events: BTreeMap<(ConditionType, Reason, Status), Event>,
-    /// Those that were not sent yet, and when that is tried again if no write comes first.
+    /// Those that were not sent yet, and when they are; `None`: after the next write.
     unsent: Vec<(ConditionType, Reason, Status)>,
     events_due: Option<Mono>,
     /// What is asked while the node has no network.
@@ -170,6 +171,9 @@ impl Writer {
         let now = clock::now();
         let (outcome, problem) = match result {
             Ok(_) => {
+                if self.schedule.is_away() && !self.unsent.is_empty() {
+                    self.send_events_later(now);
+                }
                 self.schedule.wrote(now, conditions);
                 self.metrics.wrote();
                 ("ok", None)
@@ -182,7 +186,7 @@ impl Writer {
         self.metrics.ended(outcome);
         let good = problem.is_none();
         self.tell(now, problem).await;
-        if good {
+        if good && self.events_due.is_none() {
             self.send_events().await;
         }
     }
@@ -202,6 +206,10 @@ impl Writer {
         self.feed(at, Observation::Writes(writes)).await;
     }
 
+    fn send_events_later(&mut self, now: Mono) {
+        self.events_due.get_or_insert(now.plus(fastrand::u64(EVENTS_AFTER.0..EVENTS_AFTER.1)));
+    }
+
     async fn send_events(&mut self) {
         self.events_due = None;
         for key in std::mem::take(&mut self.unsent) {
@@ -214,7 +222,7 @@ impl Writer {
             };
             if sent == Err(Failure::Away) {
                 self.unsent.push(key);
-                self.events_due = Some(clock::now().plus(EVENTS_AGAIN));
+                self.send_events_later(clock::now());
             }
         }
     }

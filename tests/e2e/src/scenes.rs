@@ -19,6 +19,8 @@ const PROOF: Duration = Duration::from_mins(1);
 /// After an outage: clean for 10 s, then spread over a minute.
 const RETURN: Duration = Duration::from_secs(100);
 
+/// After an outage its event is sent within six minutes.
+const EVENTS: Duration = Duration::from_secs(380);
 /// How long the engine gives what has just started, before it says that something is wrong.
 const SETTLES: Duration = Duration::from_mins(2);
 
@@ -65,6 +67,15 @@ struct Stage<'a> {
     /// A process that the agent takes for flannel's: nothing else of it counts here.
     flanneld: Option<Running>,
     lines: Vec<Line>,
+    outages: Vec<Outage>,
+}
+
+/// A change to False that could not be written. What is left of it is an event with the change's own time.
+struct Outage {
+    what: &'static str,
+    /// Between these two, in seconds since 1970.
+    from: i64,
+    proven: i64,
 }
 
 /// Plays them; fails at the first wrong answer.
@@ -73,7 +84,7 @@ pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
     boot(cluster)?;
     println!("a node that is Ready after {:.1} s", started.elapsed().as_secs_f32());
     let agent = Some(agent::start(cluster)?);
-    let mut stage = Stage { cluster, agent, flanneld: None, lines: Vec::new() };
+    let mut stage = Stage { cluster, agent, flanneld: None, lines: Vec::new(), outages: Vec::new() };
     stage.expect("", good(NETWORK), PROOF)?;
     stage.expect("", good(REACHABLE), PROOF)?;
     stage.lines.clear();
@@ -85,6 +96,9 @@ pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
             recorder.map(Running::stop).transpose()?;
             println!("✔ {name} ({:.0} s)", started.elapsed().as_secs_f32());
         }
+    }
+    for outage in std::mem::take(&mut stage.outages) {
+        stage.told(&outage)?;
     }
     print(&stage.lines);
     let [all, own] = stage.agent.as_ref().and_then(Running::memory_mib).context("the agent runs")?;
@@ -197,6 +211,29 @@ impl Stage<'_> {
         self.cluster.kubectl(&args).map(|_| ())
     }
 
+    /// The event of an outage is there. Events wait for conditions, those of a whole cluster.
+    fn told(&self, outage: &Outage) -> Result<()> {
+        let Outage { what, from, proven } = outage;
+        let mut there = Vec::new();
+        until(&format!("there is an event of: {what}"), EVENTS, || {
+            let text = self.cluster.kubectl(&["get", "events", "-o", "json"])?;
+            let events: Value = serde_json::from_str(&text)?;
+            let rows = events["items"].as_array().cloned().unwrap_or_default();
+            there = rows.iter().map(|row| format!("{} {}", row["message"], row["lastTimestamp"])).collect();
+            let ours = |row: &&Value| {
+                let [first, last] = ["firstTimestamp", "lastTimestamp"]
+                    .map(|name| agent::seconds(&row[name]).unwrap_or_default());
+                // One of the same kind may have followed, and is counted on.
+                row["type"] == "Warning"
+                    && row["source"]["component"] == "netready"
+                    && first <= *proven
+                    && last >= *from
+            };
+            Ok(rows.iter().find(ours).map(|_| ()))
+        })
+        .with_context(|| format!("between {from} and {proven}; there are {there:?}"))
+    }
+
     /// The API server is away for so long that the agent notices, then comes back: what was then is told truly.
     fn outage(
         &mut self,
@@ -213,23 +250,8 @@ impl Stage<'_> {
         let back = now_s();
         let wanted = Wanted { after_s: back, ..good(REACHABLE) };
         self.expect(what, wanted, RETURN)?;
-        // The change to False could not be written; what is left of it is an event with its own time.
-        let mut there = Vec::new();
-        until("the event of the outage is there", Duration::from_secs(30), || {
-            let text = self.cluster.kubectl(&["get", "events", "-o", "json"])?;
-            let events: Value = serde_json::from_str(&text)?;
-            let rows = events["items"].as_array().cloned().unwrap_or_default();
-            there = rows.iter().map(|row| format!("{} {}", row["message"], row["lastTimestamp"])).collect();
-            // Its reason is the one that was proven first; a better one may have followed.
-            let ours = |row: &&Value| {
-                let at = agent::seconds(&row["lastTimestamp"]).unwrap_or_default();
-                row["type"] == "Warning"
-                    && row["source"]["component"] == "netready"
-                    && (from..=proven).contains(&at)
-            };
-            Ok(rows.iter().find(ours).map(|_| ()))
-        })
-        .with_context(|| format!("between {from} and {proven}; there are {there:?}"))?;
+        // Its reason is the one that was proven first; a better one may have followed.
+        self.outages.push(Outage { what, from, proven });
         self.recovers()
     }
 }
