@@ -55,6 +55,10 @@ pub(crate) struct Schedule {
     again: Vec<Mono>,
     /// When the bucket of writes is full again.
     full: Mono,
+    /// When a write has succeeded after an outage.
+    returned: Option<Mono>,
+    /// Good news of the API server's return wait until then.
+    not_before: Mono,
 }
 
 impl Schedule {
@@ -70,6 +74,8 @@ impl Schedule {
             failed: None,
             again: Vec::new(),
             full: Mono(0),
+            returned: None,
+            not_before: Mono(0),
         }
     }
 
@@ -91,17 +97,25 @@ impl Schedule {
             self.came_back(now, &conditions);
         }
         if self.wanted != conditions {
+            if is_broken(&conditions) {
+                self.not_before = Mono(0);
+            }
             self.wanted = conditions;
             self.changed = now;
         }
     }
 
-    /// The API server answers again: the whole fleet sees that at the same moment.
+    /// The API server answers again: the whole fleet sees that at the same moment, also those nodes whose last try
+    /// has just succeeded.
     fn came_back(&mut self, now: Mono, conditions: &[Condition]) {
-        if let Some((failures, next)) = self.failed {
-            let broken = conditions.iter().any(|condition| condition.status == Status::False);
-            let at = now.plus(self.random.u64(0..=if broken { RETURN_FALSE } else { RETURN_TRUE }));
-            self.failed = Some((failures, next.min(at)));
+        let at =
+            now.plus(self.random.u64(0..=if is_broken(conditions) { RETURN_FALSE } else { RETURN_TRUE }));
+        match &mut self.failed {
+            Some((_, next)) => *next = at,
+            None if self.returned.is_some_and(|returned| now.since(returned) < RETURN_TRUE) => {
+                self.not_before = at;
+            }
+            None => {}
         }
     }
 
@@ -118,7 +132,9 @@ impl Schedule {
         let news = (self.written.as_ref() != Some(&self.wanted)).then_some(self.changed);
         let at = match (self.failed, news) {
             (Some((_, next)), _) => next,
-            (None, Some(changed)) => changed.plus(if self.learns() { LEARNS } else { 0 }),
+            (None, Some(changed)) => {
+                changed.plus(if self.learns() { LEARNS } else { 0 }).max(self.not_before)
+            }
             (None, None) => self.again.iter().copied().fold(self.heartbeat, Mono::min),
         };
         // The bucket has room for one as soon as it lacks no more than the rest.
@@ -145,6 +161,9 @@ impl Schedule {
     /// `conditions` stand on the Node object.
     pub(crate) fn wrote(&mut self, now: Mono, conditions: Vec<Condition>) {
         self.written = Some(conditions);
+        if self.is_away() {
+            self.returned = Some(now);
+        }
         self.failed = None;
         self.heartbeat = now.plus(HEARTBEAT * 4 / 5 + self.random.u64(0..=HEARTBEAT * 2 / 5));
     }
@@ -164,6 +183,10 @@ impl Schedule {
         };
         self.failed = Some((failures, now.plus(self.random.u64(0..=most))));
     }
+}
+
+fn is_broken(conditions: &[Condition]) -> bool {
+    conditions.iter().any(|condition| condition.status == Status::False)
 }
 
 #[cfg(test)]
@@ -230,9 +253,10 @@ mod tests {
         assert!(now.since(Mono(100 * S)) >= 48 * EVERY, "{}", now.since(Mono(100 * S)));
     }
 
+    /// Evenly: two draws of which the earlier one counted had most of the fleet write at once.
     #[test]
     fn an_outage_s_end_is_spread_over_the_fleet() {
-        let (mut soonest, mut latest) = (u64::MAX, 0);
+        let (mut soonest, mut latest, mut sum) = (u64::MAX, 0, 0);
         for seed in 0..200 {
             let mut schedule = Schedule::new(seed, false);
             schedule.want(Mono(0), &conditions(Status::True, Status::True));
@@ -248,9 +272,29 @@ mod tests {
             schedule.want(back, &conditions(Status::True, Status::True));
             let due = schedule.due().expect("news").since(back);
             assert!(due <= RETURN_TRUE);
-            (soonest, latest) = (soonest.min(due), latest.max(due));
+            (soonest, latest, sum) = (soonest.min(due), latest.max(due), sum + due);
         }
         assert!(soonest < 5 * S && latest > 50 * S, "{soonest} {latest}");
+        let mean = sum / 200;
+        assert!((25 * S..=35 * S).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn who_has_just_written_of_an_outage_waits_with_its_end_too() {
+        let mut latest = 0;
+        for seed in 0..50 {
+            let mut schedule = Schedule::new(seed, false);
+            schedule.want(Mono(S), &conditions(Status::True, Status::False));
+            schedule.failed(Mono(S), Failure::Away);
+            schedule.failed(Mono(2 * S), Failure::Away);
+            write(&mut schedule, Mono(90 * S));
+            schedule.want(Mono(100 * S), &conditions(Status::True, Status::True));
+            latest = latest.max(schedule.due().expect("news").since(Mono(100 * S)));
+            // What is wrong meanwhile does not wait.
+            schedule.want(Mono(101 * S), &conditions(Status::False, Status::True));
+            assert_eq!(schedule.due(), Some(Mono(101 * S)));
+        }
+        assert!(latest > 50 * S && latest <= RETURN_TRUE, "{latest}");
     }
 
     #[test]
