@@ -46,9 +46,10 @@ pub(crate) struct App {
     /// What was observed before the loop runs: the state at start.
     early: Vec<Seen>,
     state: sources::State,
-    #[expect(dead_code, reason = "dropping the agent ends its sources")]
     tasks: tokio::task::JoinSet<()>,
     started: Mono,
+    /// Between two looks at the loss counters.
+    look: Duration,
 }
 
 impl App {
@@ -67,27 +68,42 @@ impl App {
         if let Some(kernel) = &mut kernel {
             crate::commands::kernel_log::follow(&mut kernel.programs);
         }
+        let mut app = Self::with(settings, kernel, unsupported, started);
+        let (address_feed, addresses_changed) = mpsc::channel(1);
+        app.addresses_changed = addresses_changed;
+        let sees_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
+        let stands_in = sources::StandsIn {
+            routes: !app.hooks.iter().any(HookStatus::sees_routes),
+            drops: !app.hooks.iter().any(sees_drops),
+        };
+        let watched = app.targets.subscribe();
+        sources::spawn(&mut app.tasks, &app.settings, &app.feed, address_feed, watched, stands_in);
+        app.snapshot().await?;
+        Ok(app)
+    }
+
+    /// One that sees what it is told and what it asks for itself.
+    fn with(
+        settings: Arc<Settings>,
+        kernel: Option<Kernel>,
+        unsupported: Option<String>,
+        started: Mono,
+    ) -> Self {
         let hooks = kernel.as_ref().map(|kernel| kernel.hooks.clone()).unwrap_or_default();
         let config = engine_config(&settings);
         let (feed, queue) = mpsc::channel(QUEUE);
         let (done, asked) = mpsc::channel(QUEUE);
         let (wake, woken) = mpsc::channel(QUEUE);
         let (targets, watched_targets) = watch::channel(Targets::new());
-        let (address_feed, addresses_changed) = mpsc::channel(1);
+        let (_, addresses_changed) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
-        let sees_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
-        let stands_in = sources::StandsIn {
-            routes: !hooks.iter().any(HookStatus::sees_routes),
-            drops: !hooks.iter().any(sees_drops),
-        };
-        sources::spawn(&mut tasks, &settings, &feed, address_feed, watched_targets.clone(), stands_in);
         if settings.ask {
             tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
         }
         let drops = drop_reasons(kernel.as_ref());
         let host_netns = sources::own_netns().unwrap_or(0);
         let enricher = Enricher::new(host_netns, std::process::id(), drops, Arc::clone(&settings));
-        let mut app = Self {
+        Self {
             wall: Wall::here(),
             engine: Engine::new(config, started),
             enricher,
@@ -106,9 +122,22 @@ impl App {
             tasks,
             started,
             settings,
-        };
-        app.snapshot().await?;
-        Ok(app)
+            look: LOOK_FOR_LOSS,
+        }
+    }
+
+    /// One without a kernel half and without a host: `early` is all that it knows at start.
+    pub(crate) fn without_eyes(settings: Arc<Settings>, early: Vec<Observation>) -> Self {
+        let started = clock::now();
+        let mut app = Self::with(settings, None, None, started);
+        // It has no counters, and thousands of its kind share a processor.
+        app.look = Duration::from_secs(5);
+        for observation in early {
+            app.state.note(&observation);
+            app.early.push(Seen { at: started, observation });
+        }
+        app.watch_targets();
+        app
     }
 
     /// Why there is no kernel half, on one line.
@@ -169,7 +198,7 @@ impl App {
             self.deliver(seen.at, seen.observation, sinks);
         }
         tokio::pin!(until);
-        let mut look = tokio::time::interval(LOOK_FOR_LOSS);
+        let mut look = tokio::time::interval(self.look);
         loop {
             let deadline = self.engine.next_deadline();
             tokio::select! {

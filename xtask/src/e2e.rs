@@ -32,13 +32,20 @@ const SUITE: &str = "bookworm";
 /// The version strings of components; kubelet and API server look at each other's.
 const VERSION: &str = "k8s.io/kubernetes/vendor/k8s.io/component-base/version";
 
-/// Builds what is missing and plays the scenes whose names contain one of `scenes`, or all.
-pub(crate) fn run(scenes: &[String]) -> Result<bool> {
+/// Builds what is missing and plays the scenes whose names contain one of `scenes`, or all; or measures what the
+/// agents of so many `nodes` cost.
+pub(crate) fn run(scenes: &[String], nodes: Option<usize>) -> Result<bool> {
     setup::packages(PACKAGES, "the parts of a node")?;
     let assets = assets()?;
     let probe = build::release()?;
     let mut cargo = build::cargo();
-    cargo.args(["run", "--quiet", "--package", "e2e-tests", "--"]).arg(&assets).args(scenes);
+    cargo.args(["run", "--quiet", "--package", "e2e-tests"]);
+    // Thousands of agents share this machine with their API server.
+    cargo.args(nodes.map(|_| "--release"));
+    cargo.arg("--").arg(&assets).args(scenes);
+    if let Some(nodes) = nodes {
+        cargo.arg("--nodes").arg(nodes.to_string());
+    }
     Ok(cargo.env("NETREADY_PROBE", probe).current_dir(top()).status().context("run the scenes")?.success())
 }
 

@@ -59,6 +59,9 @@ enum Task {
     E2e {
         /// Only scenes whose name contains one of these.
         scenes: Vec<String>,
+        /// Measure instead what the agents of so many nodes cost the API server; a quarter of an hour.
+        #[arg(long, conflicts_with = "scenes")]
+        nodes: Option<usize>,
     },
     /// Give hostile bytes to everything that reads bytes from outside.
     Fuzz {
@@ -114,9 +117,9 @@ fn run(task: &Task) -> Result<bool> {
             root("the machines' file systems are made of files that only root may read")?;
             vm::command(kernels, filter.as_deref())
         }
-        Task::E2e { scenes } => {
+        Task::E2e { scenes, nodes } => {
             root("the node lives in namespaces")?;
-            e2e::run(scenes)
+            e2e::run(scenes, *nodes)
         }
         Task::Fuzz { targets, seconds, keep } => fuzz::run(targets, Duration::from_secs(*seconds), *keep),
         Task::Bench => {

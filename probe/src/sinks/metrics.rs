@@ -90,6 +90,11 @@ impl WriteMetrics {
         self.writes.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
+    /// How many ended in this way.
+    pub(crate) fn count(&self, outcome: &'static str) -> u64 {
+        self.writes.get_or_create(&OutcomeLabels { outcome }).get()
+    }
+
     /// It stands on the Node object, by the wall clock.
     pub(crate) fn wrote(&self) {
         self.last.set(clock::unix().as_secs_f64());

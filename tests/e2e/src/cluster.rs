@@ -26,6 +26,11 @@ pub(crate) const VALID: time::Duration = time::Duration::days(1);
 /// Set when the user wants to stop.
 pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// The user wants to stop.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// What the kubelet writes, whatever it is told: the machine gets its own values back.
 const SYSCTLS: &[&str] = &[
     "vm/overcommit_memory",
@@ -48,6 +53,11 @@ impl Running {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
         Ok(Self { child })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal.
@@ -89,7 +99,7 @@ pub(crate) fn until<T>(
 ) -> Result<T> {
     let deadline = Instant::now() + patience;
     loop {
-        ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+        ensure!(!interrupted(), "interrupted");
         if let Some(answer) = ask()? {
             return Ok(answer);
         }

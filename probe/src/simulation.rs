@@ -1,0 +1,66 @@
+//! Many agents in one process. Each has the real loop, engine, questions and writer; what the kernel and the host
+//! would tell it is that its node is well, and it learns of the API server by asking. `tests/e2e` measures with it
+//! what a large cluster costs its API server. No command of the program reaches it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use probe_engine::{
+    ApiTarget, CniConfig, ConfContent, ConfFile, Host, Observation, Remembered, Role, TargetKind,
+};
+
+use crate::app::App;
+use crate::cli::{Cli, Command};
+use crate::commands::run::write_conditions;
+use crate::sinks::metrics::WriteMetrics;
+
+/// What the writers of all agents have done.
+#[derive(Clone, Debug, Default)]
+pub struct Writes(WriteMetrics);
+
+impl Writes {
+    /// How many writes ended in this way: `ok`, `unreachable`, `throttled`, ….
+    pub fn ended(&self, outcome: &'static str) -> u64 {
+        self.0.count(outcome)
+    }
+}
+
+/// Runs the agent of one node for ever. Must run inside a `tokio` runtime, on a `LocalSet`.
+pub async fn agent(node: &str, kubeconfig: &Path, api: SocketAddr, writes: Writes) -> Result<()> {
+    let args =
+        ["probe".as_ref(), "run".as_ref(), "--node-name".as_ref(), node.as_ref(), "--kubeconfig".as_ref()];
+    let Command::Run(args) = Cli::try_parse_from(args.into_iter().chain([kubeconfig.as_os_str()]))?.command
+    else {
+        anyhow::bail!("run is a command of the program");
+    };
+    let settings = Arc::new(args.node.settings()?);
+    let mut app = App::without_eyes(Arc::clone(&settings), well(api));
+    let (mut conditions, _) = write_conditions(&app, &settings, writes.0, &Remembered::default());
+    app.run(&mut [&mut conditions], std::future::pending())
+        .await
+        .with_context(|| format!("the agent of {node}"))
+}
+
+/// A worker whose network is configured.
+fn well(api: SocketAddr) -> Vec<Observation> {
+    let network = ConfContent::Network { network: "pods".to_owned(), plugins: vec!["bridge".to_owned()] };
+    let file = ConfFile { name: "10-pods.conflist".to_owned(), size: 1, content: network };
+    vec![
+        Observation::Host(Host { role: Role::Worker, ..Host::default() }),
+        Observation::ApiTarget(ApiTarget {
+            addr: api,
+            kind: TargetKind::Direct,
+            source: "--kubeconfig".to_owned(),
+            name: None,
+        }),
+        Observation::CniConfig(CniConfig {
+            dir: "/etc/cni/net.d".to_owned(),
+            files: vec![file],
+            ..CniConfig::default()
+        }),
+        Observation::SnapshotDone,
+    ]
+}
