@@ -5,6 +5,7 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod kernel_log;
 pub(crate) mod replay;
+#[cfg(not(fuzzing))]
 pub(crate) mod run;
 pub(crate) mod trace;
 
