@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::cnis;
+use crate::cnis::{self, Cni};
 use crate::evidence::Facts;
 use crate::limits;
 use crate::observation::{Access, Actor, CniConfig, ConfContent, ConfFile, Mono, ProcessClass, Runtime};
@@ -71,12 +71,11 @@ const fn took(access: Access) -> &'static str {
 /// A file that somebody took away who is not the agent that it belongs to. With another one in its place pods go
 /// on to get networks, though not all that they should.
 pub(crate) fn displaced(facts: &Facts) -> Option<Finding> {
-    let foreign = |file: &str, who: &Actor| {
-        let owner = facts.owners.get(file);
-        owner.is_none_or(|cni| {
-            !cni.executables.contains(&who.name.as_str()) && !cni.plugins.contains(&who.name.as_str())
-        })
+    let is_of = |cni: &Cni, who: &Actor| {
+        cni.executables.contains(&who.name.as_str()) || cni.plugins.contains(&who.name.as_str())
     };
+    let foreign = |file: &str, who: &Actor| !facts.owners.get(file).is_some_and(|cni| is_of(cni, who));
+    let of_another_cni = |who: &Actor| cnis::CNIS.iter().any(|cni| is_of(cni, who));
     let (config, _) = facts.config.as_ref()?;
     let first = winner(config, facts.host.runtime);
     // Behind the file that the runtime uses it was never used, unless that one hands networks on.
@@ -86,9 +85,12 @@ pub(crate) fn displaced(facts: &Facts) -> Option<Finding> {
             first.name.as_str() < file && !whose.is_some_and(|cni| cni.meta)
         })
     };
-    // Of a file whose content was never seen nobody knows what is missing now.
-    let foreign = taken(facts)
-        .filter(|(file, _, _, who)| facts.owners.contains_key(*file) && !unused(file) && foreign(file, who));
+    // Of a file whose content was never seen nobody knows what is missing now. A person may tidy up; a CNI that takes
+    // away what is another's will do so again.
+    let foreign = taken(facts).filter(|(file, _, _, who)| {
+        let counts = of_another_cni(who) || !unused(file);
+        facts.owners.contains_key(*file) && counts && foreign(file, who)
+    });
     let (file, since, access, who) = foreign.max_by_key(|(_, at, ..)| *at)?;
     let path = format!("{}/{file}", config.dir.trim_end_matches('/'));
     let cni = facts.owners.get(file).map_or("its owner", |cni| cni.name);
