@@ -53,7 +53,8 @@ struct Writer {
     seed: u64,
 }
 
-/// Runs until nobody tells it anything more; then it writes the last word, where writing has worked. `resumed`: an agent ran before on this boot.
+/// Runs until nobody tells it anything more; then it writes the last word, where writing has worked. `resumed`: an agent
+/// ran before on this boot.
 pub(crate) async fn run(
     settings: Arc<Settings>,
     wall: Wall,

@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, Running, interrupted};
 use crate::pki;
 
-/// The agents of a fleet start within this time, as a DaemonSet's pods do.
-const START: Duration = Duration::from_mins(1);
-/// From then on heartbeats lie anywhere between four and six minutes after the last write.
-const FIRST_HEARTBEAT: Duration = Duration::from_mins(4);
-/// One heartbeat of each.
-const STEADY: Duration = Duration::from_mins(5);
+/// The agents start within this time, one after the other: as long as there is between two heartbeats, so that these
+/// are as even at once as they are after a day.
+const START: Duration = Duration::from_mins(5);
+/// The first of them comes six minutes after its agent's start at the latest.
+const FIRST_HEARTBEATS: Duration = Duration::from_mins(1);
+const STEADY: Duration = Duration::from_mins(3);
 /// How long the API server is away, and how long it is watched after.
 const OUTAGE: Duration = Duration::from_mins(2);
 const RETURN: Duration = Duration::from_mins(3);
@@ -88,7 +88,7 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
     command.arg("agents").arg(nodes.to_string()).arg(cluster.file("admin.conf")).arg(API).arg(&counts);
     let agents = Running::start(crate::place::with_us(&mut command), &cluster.file("agents.log"))?;
     println!("{nodes} agents start");
-    let start = watch(&cluster, Some(&agents), START + FIRST_HEARTBEAT)?;
+    let start = watch(&cluster, Some(&agents), START + FIRST_HEARTBEATS)?;
     let steady = watch(&cluster, Some(&agents), STEADY)?;
     cluster.api.take().context("it runs")?.stop()?;
     println!("the API server of {nodes} nodes is away");
