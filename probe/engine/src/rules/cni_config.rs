@@ -60,8 +60,13 @@ fn taken(facts: &Facts) -> impl Iterator<Item = (&str, Mono, Access, &Actor)> {
     let changes = facts.accesses.iter().filter_map(|(file, known)| Some((file, known.changed.as_ref()?)));
     let changes = changes.map(|(file, (at, access, who))| (file.as_str(), *at, *access, who));
     changes.filter(move |(file, _, access, _)| {
-        matches!(access, Access::Removed | Access::RenamedFrom) && !there(file)
+        matches!(access, Access::Removed | Access::RenamedFrom) && is_read(file) && !there(file)
     })
+}
+
+/// A runtime reads it, by its name: installers write beside such a file and rename.
+fn is_read(file: &str) -> bool {
+    [".conf", ".conflist", ".json"].iter().any(|end| file.ends_with(end))
 }
 
 const fn took(access: Access) -> &'static str {
