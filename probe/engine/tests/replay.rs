@@ -1,10 +1,11 @@
 //! Recordings in, verdicts out: every folder of `tests/replay`. `NETREADY_BLESS=1` writes what is expected anew;
 //! the difference is then reviewed like any other.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use probe_engine::{Effect, Engine, Finding, Line, Mono, RecordingHeader};
+use probe_engine::{Effect, Engine, Finding, Line, Mono, Reason, RecordingHeader};
 use serde_json::{Value, json};
 
 fn cases() -> Vec<PathBuf> {
@@ -91,6 +92,23 @@ fn every_recording_gives_its_expected_verdicts() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_reason_has_a_recording() {
+    let mut told = BTreeSet::new();
+    for case in cases() {
+        let text = fs::read_to_string(case.join("expected.json")).expect("it says what is expected");
+        let rows: Vec<Value> = serde_json::from_str(&text).expect("a list");
+        for row in &rows {
+            let lists =
+                ["because", "consequences", "also"].into_iter().filter_map(|name| row[name].as_array());
+            let reasons = lists.flatten().chain([&row["verdict"], &row["reason"]]);
+            told.extend(reasons.filter_map(Value::as_str).map(str::to_owned));
+        }
+    }
+    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !told.contains(reason.as_str())).collect();
+    assert!(missing.is_empty(), "no recording tells {missing:?}");
 }
 
 /// What the kernel half, netlink and files tell reaches the agent side by side, and some milliseconds late: neighbours
