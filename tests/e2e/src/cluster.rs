@@ -207,6 +207,8 @@ impl Cluster {
             "nodeStatusUpdateFrequency": "2s",
             "oomScoreAdj": 0,
             "maxOpenFiles": 20000,
+            // The one image is nowhere else: it stays, however full the disk is.
+            "imageGCHighThresholdPercent": 100,
             "evictionHard": {"imagefs.available": "0%", "nodefs.available": "0%", "memory.available": "0%"},
         });
         pki::write(&self.place.path("/var/lib/kubelet/config.yaml"), &config.to_string())?;
