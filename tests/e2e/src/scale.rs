@@ -93,8 +93,9 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
     cluster.api.take().context("it runs")?.stop()?;
     println!("the API server of {nodes} nodes is away");
     seconds(OUTAGE, || Ok(()))?;
-    cluster.start_api()?;
+    // Agents reach it before it is ready.
     let back = Timestamp::now();
+    cluster.start_api()?;
     let storm = watch(&cluster, Some(&agents), RETURN)?;
     let right = right(&cluster, back.as_second())?;
     let requests = requests(&cluster)?;
