@@ -177,8 +177,8 @@ pub const CNIS: &[Cni] = &[
 ];
 
 /// Whose configuration this is: by its plugins, then by its name.
-pub(crate) fn of_config<'a>(file: &str, mut plugins: impl Iterator<Item = &'a str>) -> Option<&'static Cni> {
-    let by_plugin = plugins.find_map(of_plugin);
+pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'static Cni> {
+    let by_plugin = plugins.iter().find_map(|plugin| of_plugin(plugin.as_ref()));
     // Reference plugins are used by many.
     by_plugin
         .filter(|cni| !cni.executables.is_empty() || cni.bridge.is_some())
@@ -189,6 +189,11 @@ pub(crate) fn of_config<'a>(file: &str, mut plugins: impl Iterator<Item = &'a st
 /// Whose plugin this is.
 pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
+}
+
+/// Whose agent, or whose plugin, the executable of this name is.
+pub(crate) fn of_process(name: &str) -> Option<&'static Cni> {
+    CNIS.iter().find(|cni| cni.executables.contains(&name) || cni.plugins.contains(&name))
 }
 
 /// Whose agent listens on the socket at `path`.
@@ -223,9 +228,12 @@ mod tests {
     fn a_row_is_told_from_every_other() {
         let mut names = BTreeSet::new();
         let mut plugins = BTreeSet::new();
+        let mut executables = BTreeSet::new();
         for cni in CNIS {
             assert!(names.insert(cni.name), "{} stands twice", cni.name);
             assert!(cni.plugins.iter().all(|plugin| plugins.insert(*plugin)), "{} shares a plugin", cni.name);
+            let mut own = cni.executables.iter();
+            assert!(own.all(|name| executables.insert(*name)), "{} shares an executable", cni.name);
             assert!(!cni.plugins.is_empty() || !cni.files.is_empty(), "{} is never found", cni.name);
             assert_eq!(cni.agent.is_empty(), cni.executables.is_empty(), "{}", cni.name);
         }
@@ -242,8 +250,7 @@ mod tests {
 
     #[test]
     fn a_configuration_is_its_agent_s_before_it_is_a_reference_plugin_s() {
-        let whose =
-            |file, plugins: &[&'static str]| of_config(file, plugins.iter().copied()).map(|cni| cni.name);
+        let whose = |file, plugins: &[&'static str]| of_config(file, plugins).map(|cni| cni.name);
         assert_eq!(whose("10-calico.conflist", &["calico", "portmap", "calico-ipam"]), Some("Calico"));
         assert_eq!(whose("10-kuberouter.conflist", &["bridge", "portmap"]), Some("kube-router"));
         assert_eq!(whose("10-pods.conflist", &["bridge", "host-local"]), Some("reference plugins"));

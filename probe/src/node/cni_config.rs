@@ -86,8 +86,7 @@ fn names(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
-        if matches!(extension, Some("conf" | "conflist" | "json")) {
+        if ConfFile::is_read(&name.to_string_lossy()) {
             names.insert(name);
             if names.len() > FILES {
                 names.pop_last();

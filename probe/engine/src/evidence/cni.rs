@@ -89,7 +89,7 @@ impl Facts {
         for file in &config.files {
             let ConfContent::Network { plugins, .. } = &file.content else { continue };
             let known = self.owners.contains_key(&file.name);
-            if let Some(cni) = cnis::of_config(&file.name, plugins.iter().map(String::as_str))
+            if let Some(cni) = cnis::of_config(&file.name, plugins)
                 && (known || self.owners.len() < limits::FILES)
             {
                 self.owners.insert(file.name.clone(), cni);

@@ -88,6 +88,14 @@ pub struct ConfFile {
     pub content: ConfContent,
 }
 
+impl ConfFile {
+    /// Runtimes read a file of this name (libcni, `ConfFiles`).
+    pub fn is_read(name: &str) -> bool {
+        let Some((stem, end)) = name.rsplit_once('.') else { return false };
+        !stem.is_empty() && matches!(end, "conf" | "conflist" | "json")
+    }
+}
+
 /// What a configuration file holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "content", rename_all = "snake_case")]

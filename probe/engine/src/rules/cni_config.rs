@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::cnis::{self, Cni};
+use crate::cnis;
 use crate::evidence::Facts;
 use crate::limits;
 use crate::observation::{Access, Actor, CniConfig, ConfContent, ConfFile, Mono, ProcessClass, Runtime};
@@ -60,13 +60,10 @@ fn taken(facts: &Facts) -> impl Iterator<Item = (&str, Mono, Access, &Actor)> {
     let changes = facts.accesses.iter().filter_map(|(file, known)| Some((file, known.changed.as_ref()?)));
     let changes = changes.map(|(file, (at, access, who))| (file.as_str(), *at, *access, who));
     changes.filter(move |(file, _, access, _)| {
-        matches!(access, Access::Removed | Access::RenamedFrom) && is_read(file) && !there(file)
+        // Installers write beside a file that is read, and rename.
+        let took = matches!(access, Access::Removed | Access::RenamedFrom);
+        took && ConfFile::is_read(file) && !there(file)
     })
-}
-
-/// A runtime reads it, by its name: installers write beside such a file and rename.
-fn is_read(file: &str) -> bool {
-    [".conf", ".conflist", ".json"].iter().any(|end| file.ends_with(end))
 }
 
 const fn took(access: Access) -> &'static str {
@@ -76,30 +73,26 @@ const fn took(access: Access) -> &'static str {
 /// A file that somebody took away who is not the agent that it belongs to. With another one in its place pods go
 /// on to get networks, though not all that they should.
 pub(crate) fn displaced(facts: &Facts) -> Option<Finding> {
-    let is_of = |cni: &Cni, who: &Actor| {
-        cni.executables.contains(&who.name.as_str()) || cni.plugins.contains(&who.name.as_str())
-    };
-    let foreign = |file: &str, who: &Actor| !facts.owners.get(file).is_some_and(|cni| is_of(cni, who));
-    let of_another_cni = |who: &Actor| cnis::CNIS.iter().any(|cni| is_of(cni, who));
     let (config, _) = facts.config.as_ref()?;
     let first = winner(config, facts.host.runtime);
     // Behind the file that the runtime uses it was never used, unless that one hands networks on.
     let unused = |file: &str| {
         first.is_some_and(|(first, plugins)| {
-            let whose = cnis::of_config(&first.name, plugins.iter().map(String::as_str));
-            first.name.as_str() < file && !whose.is_some_and(|cni| cni.meta)
+            let is_meta = cnis::of_config(&first.name, plugins).is_some_and(|cni| cni.meta);
+            first.name.as_str() < file && !is_meta
         })
     };
-    // Of a file whose content was never seen nobody knows what is missing now. A person may tidy up; a CNI that takes
-    // away what is another's will do so again.
-    let foreign = taken(facts).filter(|(file, _, _, who)| {
-        let counts = of_another_cni(who) || !unused(file);
-        facts.owners.contains_key(*file) && counts && foreign(file, who)
+    let foreign = taken(facts).filter_map(|(file, since, access, who)| {
+        // Of a file whose content was never seen nobody knows what is missing now.
+        let owner = facts.owners.get(file)?;
+        // A person may tidy up; a CNI that takes away what is another's will do so again.
+        let counts =
+            cnis::of_process(&who.name).map_or_else(|| !unused(file), |taker| taker.name != owner.name);
+        counts.then_some((file, since, access, who, owner))
     });
-    let (file, since, access, who) = foreign.max_by_key(|(_, at, ..)| *at)?;
+    let (file, since, access, who, owner) = foreign.max_by_key(|(_, at, ..)| *at)?;
     let path = format!("{}/{file}", config.dir.trim_end_matches('/'));
-    let cni = facts.owners.get(file).map_or("its owner", |cni| cni.name);
-    let message = format!("{path} of {cni} was {} by {}", took(access), person(who));
+    let message = format!("{path} of {} was {} by {}", owner.name, took(access), person(who));
     let fault = Fault::new(Reason::CNIConfigDisplaced, path, message, since);
     Some(fault.finding)
 }

@@ -1,7 +1,6 @@
 //! A configuration that wins by its name, of a CNI that is not the one that runs here.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::cni_config::{network, path, winner};
@@ -18,7 +17,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         return Vec::new();
     }
     let Some((first, plugins)) = winner(config, facts.host.runtime) else { return Vec::new() };
-    let whose = cnis::of_config(&first.name, plugins.iter().map(String::as_str));
+    let whose = cnis::of_config(&first.name, plugins);
     let path = path(config, first);
     let name = whose.map_or("another CNI", |cni| cni.name);
     // An agent that is there, or that was, makes its configuration right.
@@ -64,7 +63,7 @@ fn shadowed<'a>(
 ) -> Option<(&'a ConfFile, &'static Cni)> {
     let behind = config.files.iter().skip_while(|file| file.name != first.name).skip(1);
     let of_others = behind.filter_map(network).filter_map(|(file, plugins)| {
-        let cni = cnis::of_config(&file.name, plugins.iter().map(String::as_str))?;
+        let cni = cnis::of_config(&file.name, plugins)?;
         (whose.is_none_or(|own| own.name != cni.name) && !cni.executables.is_empty()).then_some((file, cni))
     });
     let runs = |cni: &Cni| {

@@ -1,7 +1,6 @@
 //! A CNI that takes its addresses from the Node object, and a Node object that has none.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Fault;
@@ -34,5 +33,5 @@ fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
     let (file, plugins) = winner(config, facts.host.runtime)?;
     let since =
         plugins.iter().filter_map(|plugin| facts.plugins.get(plugin)).map(|failed| failed.since).min()?;
-    Some((cnis::of_config(&file.name, plugins.iter().map(String::as_str))?, since))
+    Some((cnis::of_config(&file.name, plugins)?, since))
 }
