@@ -68,9 +68,8 @@ impl App {
         if let Some(kernel) = &mut kernel {
             crate::commands::kernel_log::follow(&mut kernel.programs);
         }
-        let mut app = Self::with(settings, kernel, unsupported, started);
         let (address_feed, addresses_changed) = mpsc::channel(1);
-        app.addresses_changed = addresses_changed;
+        let mut app = Self::with(settings, kernel, unsupported, addresses_changed, started);
         let sees_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
         let stands_in = sources::StandsIn {
             routes: !app.hooks.iter().any(HookStatus::sees_routes),
@@ -87,6 +86,7 @@ impl App {
         settings: Arc<Settings>,
         kernel: Option<Kernel>,
         unsupported: Option<String>,
+        addresses_changed: mpsc::Receiver<()>,
         started: Mono,
     ) -> Self {
         let hooks = kernel.as_ref().map(|kernel| kernel.hooks.clone()).unwrap_or_default();
@@ -95,7 +95,6 @@ impl App {
         let (done, asked) = mpsc::channel(QUEUE);
         let (wake, woken) = mpsc::channel(QUEUE);
         let (targets, watched_targets) = watch::channel(Targets::new());
-        let (_, addresses_changed) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
         if settings.ask {
             tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
@@ -129,7 +128,7 @@ impl App {
     /// One without a kernel half and without a host: `early` is all that it knows at start.
     pub(crate) fn without_eyes(settings: Arc<Settings>, early: Vec<Observation>) -> Self {
         let started = clock::now();
-        let mut app = Self::with(settings, None, None, started);
+        let mut app = Self::with(settings, None, None, mpsc::channel(1).1, started);
         // It has no counters, and thousands of its kind share a processor.
         app.look = Duration::from_secs(5);
         for observation in early {

@@ -2,6 +2,7 @@
 //! would tell it is that its node is well, and it learns of the API server by asking. `tests/e2e` measures with it
 //! what a large cluster costs its API server. No command of the program reaches it.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,10 +31,9 @@ impl Writes {
 
 /// Runs the agent of one node for ever. Must run inside a `tokio` runtime, on a `LocalSet`.
 pub async fn agent(node: &str, kubeconfig: &Path, api: SocketAddr, writes: Writes) -> Result<()> {
-    let args =
-        ["probe".as_ref(), "run".as_ref(), "--node-name".as_ref(), node.as_ref(), "--kubeconfig".as_ref()];
-    let Command::Run(args) = Cli::try_parse_from(args.into_iter().chain([kubeconfig.as_os_str()]))?.command
-    else {
+    let args = ["probe", "run", "--node-name", node, "--kubeconfig"].map(OsStr::new);
+    let args = args.into_iter().chain([kubeconfig.as_os_str()]);
+    let Command::Run(args) = Cli::try_parse_from(args)?.command else {
         anyhow::bail!("run is a command of the program");
     };
     let settings = Arc::new(args.node.settings()?);

@@ -52,11 +52,10 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     let remembered = journal::remembered(&args.journal, &context.boot_id);
     let opened = Journal::open(args.journal.clone(), context.clone(), app.started());
     let mut journal = kept(&shared, "keep the journal", &args.journal, opened);
-    let (mut conditions, mut writer) = (None, None);
+    let mut writing = None;
     if !args.no_conditions {
         if kube::is_node_name(&node) {
-            let (sink, task) = write_conditions(&app, &settings, metrics.writes(), &remembered);
-            (conditions, writer) = (Some(sink), Some(task));
+            writing = Some(write_conditions(&app, &settings, metrics.writes(), &remembered));
         } else {
             wrong(
                 &shared,
@@ -78,14 +77,14 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     sinks.extend(state.as_mut().map(|state| state as &mut dyn Sink));
     sinks.extend(socket.as_mut().map(|socket| socket as &mut dyn Sink));
     sinks.extend(journal.as_mut().map(|journal| journal as &mut dyn Sink));
-    sinks.extend(conditions.as_mut().map(|conditions| conditions as &mut dyn Sink));
+    sinks.extend(writing.as_mut().map(|(conditions, _)| conditions as &mut dyn Sink));
     app.run(&mut sinks, until_stopped(None)?).await?;
 
     // The last word: what stands in the files from here on is no longer looked after.
     let last = Seen { at: clock::now(), observation: Observation::Stopping };
     app.stop(last, &mut sinks);
-    drop(conditions);
-    if let Some(writer) = writer {
+    if let Some((conditions, writer)) = writing {
+        drop(conditions);
         // Too late is as good as never: the object then says what was true last.
         let _ = tokio::time::timeout(LAST_WORD, writer).await;
     }

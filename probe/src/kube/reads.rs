@@ -87,8 +87,7 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    /// The network of this node does not come, for a reason that lies with its CNI; `wait` is some nanoseconds by
-    /// chance.
+    /// The network of this node does not come, for a reason that lies with its CNI.
     pub(super) fn broken(&mut self, now: Mono, random: &mut fastrand::Rng) {
         if self.asked.is_empty() {
             let due = now.plus(random.u64(FIRST.0..FIRST.1));
