@@ -17,20 +17,25 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-/// Everything that the engine says, with the time since the agent's start.
-fn replay(recording: &str) -> Vec<Value> {
+/// An engine as the recorded agent had it, the time of its start, and what it was told.
+fn open(recording: &str) -> (Engine, Mono, impl Iterator<Item = Line>) {
     let mut lines = recording.lines();
     let header: RecordingHeader = serde_json::from_str(lines.next().expect("a header")).expect("a header");
-    let mut engine = Engine::new(header.config, header.started);
+    let read = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
+    (Engine::new(header.config, header.started), header.started, lines.map(read))
+}
+
+/// Everything that the engine says, with the time since the agent's start.
+fn replay(recording: &str) -> Vec<Value> {
+    let (mut engine, started, lines) = open(recording);
     let mut said = Vec::new();
     let drain = |engine: &mut Engine, said: &mut Vec<Value>, at: Mono| {
         while let Some(effect) = engine.poll_effect() {
-            said.extend(compact(&effect, at.since(header.started)));
+            said.extend(compact(&effect, at.since(started)));
         }
     };
-    let mut last = header.started;
+    let mut last = started;
     for line in lines {
-        let line: Line = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
         pass(&mut engine, line.at, |engine, at| drain(engine, &mut said, at));
         engine.observe(line.at, line.observation);
         drain(&mut engine, &mut said, line.at);
@@ -203,6 +208,7 @@ fn to_be_woken_more_often_tells_nothing_new() {
     const STEP_NS: u64 = 1_000_000_000;
     // Longer than anything counts by itself.
     const AFTER_NS: u64 = 1_300_000_000_000;
+    let forget = |engine: &mut Engine, _| while engine.poll_effect().is_some() {};
     let quiet = |engine: &mut Engine, at: Mono, what: &str| {
         engine.tick(at);
         let said = engine.poll_effect();
@@ -211,26 +217,20 @@ fn to_be_woken_more_often_tells_nothing_new() {
     let doze = |engine: &mut Engine, from: Mono, until: Mono, what: &str| {
         let mut at = from;
         while at < until {
-            pass(engine, at.plus(1), |engine, _| while engine.poll_effect().is_some() {});
+            pass(engine, at.plus(1), forget);
             quiet(engine, at, what);
             at = at.plus(STEP_NS);
         }
-        pass(engine, until, |engine, _| while engine.poll_effect().is_some() {});
+        pass(engine, until, forget);
     };
     for case in cases() {
         let recording = fs::read_to_string(case.join("input.jsonl")).expect("readable");
-        let mut lines = recording.lines();
-        let header: RecordingHeader =
-            serde_json::from_str(lines.next().expect("a header")).expect("a header");
-        let mut engine = Engine::new(header.config, header.started);
-        let mut last = header.started;
+        let (mut engine, mut last, lines) = open(&recording);
         for (number, line) in lines.enumerate() {
-            let what = format!("{}, before line {}", case.display(), number + 2);
-            let line: Line = serde_json::from_str(line).expect("a line");
-            doze(&mut engine, last, line.at, &what);
-            pass(&mut engine, line.at.plus(1), |engine, _| while engine.poll_effect().is_some() {});
+            doze(&mut engine, last, line.at, &format!("{}, before line {}", case.display(), number + 2));
+            pass(&mut engine, line.at.plus(1), forget);
             engine.observe(line.at, line.observation);
-            while engine.poll_effect().is_some() {}
+            forget(&mut engine, line.at);
             quiet(&mut engine, line.at, &format!("{}, after line {}", case.display(), number + 2));
             last = last.max(line.at);
         }
