@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::apt::Apt;
+use crate::vm::Arch;
 use crate::{build, quiet, setup, shown, target, top};
 
 /// What is built from the source package `kubernetes`; kubectl is packaged.
@@ -91,7 +92,7 @@ impl Source {
         let unpack = self.dir.join("unpack");
         let _ = fs::remove_dir_all(&unpack);
         fs::create_dir_all(&unpack)?;
-        let apt = Apt::open(&self.dir, "amd64")?;
+        let apt = Apt::open(&self.dir, Arch::Amd64.debian())?;
         apt.update("deb-src", [SUITE])?;
         println!("fetching Debian's source of Kubernetes");
         quiet(apt.command("apt-get").args(["source", "kubernetes"]).current_dir(&unpack))?;

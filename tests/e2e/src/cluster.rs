@@ -260,9 +260,14 @@ impl Cluster {
 
     /// The same by a process of this name: its owner may take a file away.
     pub(crate) fn remove_network_as(&self, program: &str, name: &str) -> Result<()> {
-        let path = format!("/opt/cni/{program}");
-        fs::copy("/bin/rm", self.place.path(&path)).context("copy /bin/rm")?;
-        run(self.place.command(path)?.arg(format!("/etc/cni/net.d/{name}"))).map(|_| ())
+        run(self.renamed("/bin/rm", program)?.arg(format!("/etc/cni/net.d/{name}"))).map(|_| ())
+    }
+
+    /// A program of this machine that will run on the node under another name: processes are told by theirs.
+    pub(crate) fn renamed(&self, program: &str, name: &str) -> Result<Command> {
+        let path = format!("/opt/cni/{name}");
+        fs::copy(program, self.place.path(&path)).with_context(|| format!("copy {program}"))?;
+        self.place.command(path)
     }
 
     /// etcd, with an empty or an older store.

@@ -1,7 +1,6 @@
 //! What many agents cost their API server: the real one, and agents that are real but for their eyes.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -92,7 +91,7 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
     let steady = watch(&cluster, Some(&agents), STEADY)?;
     cluster.api.take().context("it runs")?.stop()?;
     println!("the API server of {nodes} nodes is away");
-    seconds(OUTAGE, || Ok(()))?;
+    every_second(OUTAGE, || Ok(()))?;
     // Agents reach it before it is ready.
     let back = Timestamp::now();
     cluster.start_api()?;
@@ -120,7 +119,7 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
 /// One sample a second.
 fn watch(cluster: &Cluster, agents: Option<&Running>, time: Duration) -> Result<Window> {
     let mut samples = Vec::new();
-    seconds(time, || {
+    every_second(time, || {
         samples.push(sample(cluster, agents)?);
         Ok(())
     })?;
@@ -128,7 +127,7 @@ fn watch(cluster: &Cluster, agents: Option<&Running>, time: Duration) -> Result<
 }
 
 /// Does something once a second, for some time.
-fn seconds(time: Duration, mut each: impl FnMut() -> Result<()>) -> Result<()> {
+fn every_second(time: Duration, mut each: impl FnMut() -> Result<()>) -> Result<()> {
     let started = Instant::now();
     let mut next = started;
     while started.elapsed() <= time {
@@ -248,7 +247,7 @@ pub(crate) fn agents(mut args: impl Iterator<Item = String>) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let written = writes.ended("ok");
             let new = format!("{counts}.new");
-            fs::File::create(&new)?.write_all(written.to_string().as_bytes())?;
+            fs::write(&new, written.to_string())?;
             fs::rename(&new, &counts)?;
         }
     };

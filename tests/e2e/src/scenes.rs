@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
-use kernel_tests::API;
+use kernel_tests::{API, Namespace};
 use serde_json::{Value, json};
 
 use crate::agent::{self, Seen, Wanted};
@@ -171,9 +171,7 @@ impl Stage<'_> {
     /// Agents that have just started are given time, so it stays.
     fn start_flanneld(&mut self) -> Result<()> {
         if self.flanneld.is_none() {
-            let program = self.cluster.place.path("/opt/cni/flanneld");
-            fs::copy("/bin/sleep", program).context("copy /bin/sleep")?;
-            let mut command = self.cluster.place.command("/opt/cni/flanneld")?;
+            let mut command = self.cluster.renamed("/bin/sleep", "flanneld")?;
             self.flanneld =
                 Some(Running::start(command.arg("infinity"), &self.cluster.file("flanneld.log"))?);
         }
@@ -352,42 +350,47 @@ fn frozen(stage: &mut Stage<'_>) -> Result<()> {
     )
 }
 
-fn filter(stage: &mut Stage<'_>, what: &'static str, reason: &str, verdict: &str) -> Result<()> {
+fn filter(
+    stage: &mut Stage<'_>,
+    what: &'static str,
+    reason: &str,
+    on: fn(&Cluster) -> &Namespace,
+    hook: &str,
+    rule: &str,
+) -> Result<()> {
     let rules = format!(
-        "add table ip e2e; add chain ip e2e in {{ type filter hook input priority 0; }}; \
-         add rule ip e2e in ip saddr 10.99.0.2 tcp dport 6443 {verdict}"
+        "add table ip e2e; add chain ip e2e c {{ type filter hook {hook} priority 0; }}; add rule ip e2e c {rule}"
     );
     stage.outage(
         what,
         reason,
-        |cluster| cluster.control.nft(&rules),
-        |cluster| cluster.control.nft("delete table ip e2e"),
+        |cluster| on(cluster).nft(&rules),
+        |cluster| on(cluster).nft("delete table ip e2e"),
     )
+}
+
+const fn control(cluster: &Cluster) -> &Namespace {
+    &cluster.control
+}
+
+const fn node(cluster: &Cluster) -> &Namespace {
+    &cluster.place.netns
 }
 
 fn dropped(stage: &mut Stage<'_>) -> Result<()> {
-    filter(stage, "packets to it dropped, and let through", "APITimeout", "drop")
+    let rule = "ip saddr 10.99.0.2 tcp dport 6443 drop";
+    filter(stage, "packets to it dropped, and let through", "APITimeout", control, "input", rule)
 }
 
 fn rejected(stage: &mut Stage<'_>) -> Result<()> {
-    filter(
-        stage,
-        "packets to it rejected, and let through",
-        "APIFirewalled",
-        "reject with icmp type admin-prohibited",
-    )
+    let rule = "ip saddr 10.99.0.2 tcp dport 6443 reject with icmp type admin-prohibited";
+    filter(stage, "packets to it rejected, and let through", "APIFirewalled", control, "input", rule)
 }
 
 /// Dropped before it leaves the node.
 fn firewalled(stage: &mut Stage<'_>) -> Result<()> {
-    let rules = "add table ip e2e; add chain ip e2e out { type filter hook output priority 0; }; \
-                 add rule ip e2e out ip daddr 10.99.0.1 tcp dport 6443 drop";
-    stage.outage(
-        "packets to it dropped by the node itself",
-        "APIPolicyDenied",
-        |cluster| cluster.place.netns.nft(rules),
-        |cluster| cluster.place.netns.nft("delete table ip e2e"),
-    )
+    let rule = "ip daddr 10.99.0.1 tcp dport 6443 drop";
+    filter(stage, "packets to it dropped by the node itself", "APIPolicyDenied", node, "output", rule)
 }
 
 fn etcd_killed(stage: &mut Stage<'_>) -> Result<()> {
@@ -428,10 +431,9 @@ fn kubelet_stopped(stage: &mut Stage<'_>) -> Result<()> {
 /// As Multus does it: a plugin that waits for what the default network writes, and hands on to another plugin.
 fn meta_plugin(stage: &mut Stage<'_>) -> Result<()> {
     const MARKER: &str = "/run/default-network-is-ready";
-    let delegate = json!({
-        "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "cni0", "isGateway": true,
-        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]]},
-    });
+    let mut delegate = network("10.244.0.0/24")["plugins"][0].take();
+    delegate["cniVersion"] = "0.4.0".into();
+    delegate["name"] = "pods".into();
     let script = format!(
         "#!/bin/sh\ncat >/dev/null\nwhile [ \"$CNI_COMMAND\" = ADD ] && [ ! -e {MARKER} ]; do sleep 0.2; done\n\
          echo '{delegate}' | /opt/cni/bin/bridge\n"
