@@ -115,6 +115,18 @@ impl Facts {
         self.lives.iter().filter(move |(name, life)| who(name, life.class))
     }
 
+    /// The newest end of these: who, when and how.
+    pub(crate) fn newest_end(
+        &self,
+        who: impl Fn(&str, ProcessClass) -> bool,
+    ) -> Option<(&str, Mono, String)> {
+        let ends = self.lives_of(who).filter_map(|(name, life)| {
+            let (at, event) = life.ended.as_ref()?;
+            Some((name.as_str(), *at, event.how()?))
+        });
+        ends.max_by_key(|(_, at, _)| *at)
+    }
+
     /// Until when these have time to start: after a boot, after their own start, and after they were told to
     /// end by somebody who will start them again. Who ends again and again has none.
     pub(crate) fn settling(&self, who: impl Fn(&str, ProcessClass) -> bool) -> Option<Mono> {

@@ -212,7 +212,7 @@ impl ProcessEvent {
     pub(crate) fn how(&self) -> Option<String> {
         let Self::Exited { exit, sender, oom } = self else { return None };
         Some(match (exit.signal, sender) {
-            _ if *oom => String::from("out of memory"),
+            _ if *oom => String::from("by the kernel, out of memory"),
             (0, None) => format!("by itself, with exit code {}", exit.code),
             (0, Some(sender)) => format!("by order of {}, with exit code {}", sender.name, exit.code),
             (signal, None) => format!("by signal {signal}"),

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
+use super::api_listener::{end_of_service, nobody_listens};
 use super::{Fault, causes};
 use crate::evidence::{Facts, Failure, Ledger};
 use crate::observation::{ProcessClass, TargetKind};
@@ -46,14 +47,14 @@ fn serves(_: &str, class: ProcessClass) -> bool {
 
 fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure) -> Option<(Reason, String)> {
     Some(match failure.outcome {
-        Outcome::RefusedLocal if facts.is_control_plane() => (
-            Reason::APIServerDown,
-            "is refused: this host should serve the API and nothing listens there".to_string(),
-        ),
-        Outcome::RefusedLocal => (
-            Reason::APILocalProxyDown,
-            "is refused on this host: the node-local proxy to the API server does not listen".to_string(),
-        ),
+        Outcome::RefusedLocal if facts.is_control_plane() => {
+            (Reason::APIServerDown, nobody_listens(facts, addr))
+        }
+        Outcome::RefusedLocal => {
+            let end = end_of_service(facts, addr, |_, class| class == ProcessClass::Proxy);
+            let words = "is refused on this host: the node-local proxy to the API server does not listen";
+            (Reason::APILocalProxyDown, format!("{words}{end}"))
+        }
         Outcome::RefusedRemote => (
             Reason::APIServerRefused,
             "is refused by the other host (TCP reset): nothing listens on its port".to_string(),

@@ -143,12 +143,12 @@ fn dialled(said: &str) -> Option<&str> {
 
 /// Where its agent is, when it does not run.
 fn end_of(facts: &Facts, cni: &Cni) -> String {
-    let lives: Vec<_> = facts.lives_of(|name, _| cni.executables.contains(&name)).collect();
-    if lives.iter().any(|(_, life)| !life.pids.is_empty()) {
+    let is_agent = |name: &str, _| cni.executables.contains(&name);
+    if facts.lives_of(is_agent).any(|(_, life)| !life.pids.is_empty()) {
         return format!("; {} runs", cni.agent);
     }
-    let ended = lives.into_iter().find_map(|(name, life)| Some((name, life.ended.as_ref()?.1.how()?)));
-    ended.map(|(name, how)| format!("; {name} ended {how}")).unwrap_or_default()
+    let ended = facts.newest_end(is_agent);
+    ended.map(|(name, _, how)| format!("; {name} ended {how}")).unwrap_or_default()
 }
 
 /// What is wrong with the namespace that a plugin was given; a failed plugin says it less well.
