@@ -12,7 +12,7 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use core::net::{IpAddr, SocketAddr};
 
-pub(crate) use api::{Failure, Ledger};
+pub(crate) use api::{Failure, Ledger, Unreached};
 pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
 pub(crate) use datapath::{EADDRINUSE, ERRNOS};
@@ -86,6 +86,8 @@ pub(crate) struct Facts {
     pub(crate) lost: BTreeMap<Scope, Mono>,
     pub(crate) gaps: BTreeMap<String, Gap>,
     pub(crate) writes: Option<Writes>,
+    /// What the control plane of this host did not reach, API addresses apart: the backends of webhooks are among it.
+    pub(crate) unreached: BTreeMap<SocketAddr, Unreached>,
     /// DaemonSets without pods, and since when there is any.
     pub(crate) admission: Option<(Admission, Mono)>,
     /// The Node object was read, and has no range for pods.

@@ -445,7 +445,8 @@ const ALL: &[Explanation] = &[
         Reason::AdmissionBlocked,
         &[Reason::CNIConfigMissing],
         "An admission webhook keeps the CNI's pods from being created.",
-        "A webhook with failurePolicy=Fail whose backend is refused.",
+        "The API server's words to the DaemonSet, and on a host of the control plane how its own connects to the \
+         webhook's backend ended.",
         "Set the named webhook to Ignore until its backend runs, then back.",
     ),
     row(

@@ -54,6 +54,9 @@ pub const MESSAGE: usize = 512;
 pub const SUBJECT: usize = 256;
 /// One second.
 pub const SECOND: u64 = 1_000_000_000;
+/// Addresses that the control plane did not reach, of which the newest are remembered: a cluster has a handful of
+/// webhooks, and kubelets that are away are among them too.
+pub const UNREACHED: usize = 64;
 /// Most DaemonSets without pods that are kept: a cluster has a handful.
 pub const BLOCKED: usize = 8;
 /// How long a failed connect counts when nobody tries again. The agent asks every 10 s, and a client's

@@ -28,6 +28,9 @@ const RANGES: usize = 4;
 const NAME: usize = 253;
 const WORDS: usize = 200;
 
+/// How Go says which address it did not reach.
+const DIAL: &str = "dial tcp ";
+
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
@@ -201,7 +204,9 @@ fn of_event(event: &Value, now_s: i64) -> Option<Blocked> {
     let (webhook, rest) = rest.split_once('"')?;
     let why = rest.trim_start_matches([':', ' ']);
     // A URL with its query is long, and what is wrong with it stands behind.
-    let why = why.find("dial tcp").map_or(why, |at| &why[at..]);
+    let why = why.find(DIAL).map_or(why, |at| &why[at..]);
+    // `dial tcp 10.96.7.7:443: connect: connection refused`, `dial tcp [fd00::7]:443: i/o timeout`
+    let backend = why.strip_prefix(DIAL).and_then(|rest| rest.split(": ").next()?.parse().ok());
     let object = &event["involvedObject"];
     let daemonset = format!("{}/{}", object["namespace"].as_str()?, object["name"].as_str()?);
     let first = seconds(&event["firstTimestamp"]).unwrap_or(last);
@@ -209,6 +214,7 @@ fn of_event(event: &Value, now_s: i64) -> Option<Blocked> {
         daemonset: clean(daemonset.as_bytes(), NAME),
         webhook: clean(webhook.as_bytes(), NAME),
         why: clean(why.as_bytes(), WORDS),
+        backend,
         since_s: u64::try_from(now_s.saturating_sub(first)).unwrap_or(0),
     })
 }
@@ -247,6 +253,8 @@ mod tests {
         assert_eq!((found[0].daemonset.as_str(), found[0].since_s), ("kube-system/calico-node", 300));
         assert_eq!(found[0].webhook, "closed.example");
         assert_eq!(found[0].why, "dial tcp 127.0.0.1:9999: connect: connection refused");
+        assert_eq!(found[0].backend, "127.0.0.1:9999".parse().ok());
+        assert_eq!(found[1].backend, None);
         assert_eq!(found[1].why, "denied the request: no \\u{1b}[31mroot");
         assert_eq!(blocked(&json!({"items": items}), now + 3600), []);
         assert_eq!(blocked(&json!({"items": 7}), now), []);

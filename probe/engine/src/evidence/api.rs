@@ -9,7 +9,7 @@ use core::net::{IpAddr, SocketAddr};
 use super::Facts;
 use crate::limits;
 use crate::observation::{
-    Admission, Answer, ApiTarget, ClientRole, Connect, Connection, Listener, Mono, Scope, TargetKind,
+    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, Connection, Listener, Mono, Scope, TargetKind,
     TlsFailure,
 };
 use crate::outcome::{Outcome, is_own};
@@ -50,22 +50,35 @@ pub(crate) struct Ledger {
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
 }
 
+/// How the newest connect of a process of the control plane to an address ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Unreached {
+    client: Actor,
+    pub(crate) outcome: Outcome,
+    last: Mono,
+}
+
 /// A silence of `took_ns` until `at` that tells nothing new of an address.
 fn is_old_silence(ledger: &Ledger, at: Mono, took_ns: u64) -> bool {
     // Somebody has got through since it began: it tells of a time that is over.
     let over = ledger.last_ok.is_some_and(|ok| at.since(ok) <= took_ns);
-    // A host that rejects says so once a second at the most (icmp_ratelimit), and is silent in between.
-    let between = ledger.failure.as_ref().is_some_and(|known| {
-        matches!(known.outcome, Outcome::FilteredIcmp | Outcome::RefusedIcmp)
-            && at.since(known.last) < limits::ICMP_SILENCE
-    });
-    over || between
+    let known = ledger.failure.as_ref();
+    over || known.is_some_and(|known| is_between_messages(known.outcome, known.last, at))
 }
 
-/// Two names for one thing: who lost patience first does not matter.
+/// A host that rejects says so once a second at the most (`icmp_ratelimit`), and is silent in between.
+fn is_between_messages(known: Outcome, last: Mono, at: Mono) -> bool {
+    matches!(known, Outcome::FilteredIcmp | Outcome::RefusedIcmp) && at.since(last) < limits::ICMP_SILENCE
+}
+
+/// Who lost patience first does not matter.
+const fn is_silence(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Timeout | Outcome::GaveUp)
+}
+
+/// Two names for one thing.
 const fn same(one: Outcome, other: Outcome) -> bool {
-    matches!((one, other), (Outcome::Timeout | Outcome::GaveUp, Outcome::Timeout | Outcome::GaveUp))
-        || one as u8 == other as u8
+    is_silence(one) && is_silence(other) || one as u8 == other as u8
 }
 
 impl Facts {
@@ -94,7 +107,13 @@ impl Facts {
 
     pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
         // A pod's own trouble, or somebody else's address, says nothing of this node's way to the API.
-        if !connect.host_netns || !self.targets.contains_key(&connect.to) {
+        if !connect.host_netns {
+            return None;
+        }
+        if !self.targets.contains_key(&connect.to) {
+            if connect.role == ClientRole::ControlPlane {
+                self.elsewhere(at, connect);
+            }
             return None;
         }
         let mut outcome = Outcome::of(connect, &self.host.addresses);
@@ -111,6 +130,35 @@ impl Facts {
         }
         let asked = outcome.is_failure() && connect.role != ClientRole::Probe;
         asked.then_some(connect.to)
+    }
+
+    /// The control plane's own connects, to other than API addresses.
+    fn elsewhere(&mut self, at: Mono, connect: &Connect) {
+        let outcome = Outcome::of(connect, &self.host.addresses);
+        let known = self.unreached.get(&connect.to);
+        let between = known.is_some_and(|known| is_between_messages(known.outcome, known.last, at));
+        if outcome == Outcome::Cancelled || is_silence(outcome) && between {
+            return;
+        }
+        let known = self.unreached.remove(&connect.to);
+        if !outcome.is_failure() {
+            return;
+        }
+        if self.unreached.len() >= limits::UNREACHED {
+            let oldest =
+                self.unreached.iter().min_by_key(|(_, unreached)| unreached.last).map(|(addr, _)| *addr);
+            oldest.map(|addr| self.unreached.remove(&addr));
+        }
+        self.unreached.insert(connect.to, Unreached { client: connect.client.clone(), outcome, last: at });
+        if self.is_backend(&connect.to) && known.is_none_or(|known| known.outcome != outcome) {
+            self.connect_line(at, connect, outcome);
+        }
+    }
+
+    /// A webhook that blocks pods is served there.
+    pub(super) fn is_backend(&self, addr: &SocketAddr) -> bool {
+        let admission = self.admission.iter().flat_map(|(admission, _)| &admission.blocked);
+        admission.into_iter().any(|blocked| blocked.backend == Some(*addr))
     }
 
     /// Enters the outcome; true when it changes what is known of the address.
@@ -133,7 +181,7 @@ impl Facts {
                 entry.or_insert(fresh).last = at;
                 first
             }
-            Outcome::Timeout | Outcome::GaveUp if is_old_silence(ledger, at, connect.took_ns) => false,
+            _ if is_silence(outcome) && is_old_silence(ledger, at, connect.took_ns) => false,
             _ => match &mut ledger.failure {
                 Some(known)
                     if same(known.outcome, outcome)
@@ -230,6 +278,13 @@ impl Facts {
         for blocked in &admission.blocked {
             let text = format!("the webhook {} refuses pods of {}", blocked.webhook, blocked.daemonset);
             self.line(at, "api.admission", text);
+            let own = blocked.backend.and_then(|backend| self.unreached.get_key_value(&backend));
+            if let Some((backend, Unreached { client, outcome, last })) = own {
+                let ago = at.since(*last) / limits::SECOND;
+                let text =
+                    format!("{}[{}] → {backend} {}, {ago} s ago", client.name, client.pid, outcome.words());
+                self.line(at, "tcp.connect", text);
+            }
         }
         let told = Mono(at.0.saturating_sub(oldest.saturating_mul(limits::SECOND)));
         let since = self.admission.as_ref().map_or(told, |(_, since)| told.min(*since));

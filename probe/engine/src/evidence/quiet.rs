@@ -32,7 +32,9 @@ impl Facts {
     }
 
     fn is_known_success(&self, connect: &Connect) -> bool {
-        let Some(ledger) = self.targets.get(&connect.to).filter(|_| connect.host_netns) else { return true };
+        let Some(ledger) = self.targets.get(&connect.to).filter(|_| connect.host_netns) else {
+            return !self.is_backend(&connect.to);
+        };
         match Outcome::of(connect, &self.host.addresses) {
             Outcome::Cancelled => true,
             Outcome::Ok => {

@@ -320,6 +320,9 @@ pub struct Blocked {
     pub webhook: String,
     /// What the API server says of it, on one line.
     pub why: String,
+    /// The address that it did not reach, where it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<SocketAddr>,
     /// For how long, in seconds, when it was read.
     pub since_s: u64,
 }

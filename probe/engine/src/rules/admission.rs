@@ -19,10 +19,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     }
     let of_cni = admission.blocked.iter().find(|blocked| cnis::is_daemonset(&blocked.daemonset));
     let fault = of_cni.map(|blocked| {
-        let message = format!(
+        let mut message = format!(
             "the admission webhook {} keeps {} from creating its pods: {}",
             blocked.webhook, blocked.daemonset, blocked.why
         );
+        // On a host of the control plane the kernel has seen it too, and knows how.
+        if let Some(own) = blocked.backend.and_then(|backend| facts.unreached.get(&backend)) {
+            message.push_str(&format!("; seen on this host: {}", own.outcome.words()));
+        }
         Fault::new(Reason::AdmissionBlocked, blocked.webhook.as_str(), message, *since)
     });
     fault.into_iter().collect()
