@@ -6,7 +6,7 @@ use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::observation::{Connect, Connection, Icmp};
+use crate::observation::{ClientRole, Connect, Connection, Icmp};
 
 /// How a connect ended; the label set of the connect metrics, but for [`Outcome::Cancelled`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +56,10 @@ const NOTHING_KNOWN_NS: u64 = 1_000_000_000;
 /// How long a server may be silent after the client spoke: Go's clients give up their TLS handshake after
 /// 10 s (`TLSHandshakeTimeout` of their default transport).
 const SILENCE_NS: u64 = 9_500_000_000;
+
+/// The kubelet keeps its connections for hours, and closes all of them when a heartbeat was not answered within its
+/// time-out, ten seconds for the node's lease (`closeAllConns`, pkg/kubelet).
+const KEPT_NS: u64 = 30_000_000_000;
 
 impl Outcome {
     /// Every outcome.
@@ -171,6 +175,14 @@ impl Outcome {
         }
     }
 
+    /// The client ended it as one does that was let down: no byte had come, or it is the kubelet's, which keeps its
+    /// own. No proof of anything, and a reason to ask.
+    pub(crate) fn was_given_up(connection: &Connection) -> bool {
+        let let_down =
+            connection.received == 0 || connection.role == ClientRole::Kubelet && connection.age_ns < KEPT_NS;
+        connection.ended && !connection.by_peer && connection.acked > 0 && let_down
+    }
+
     const fn early(errno: u32) -> Self {
         match errno {
             EPERM | EACCES => Self::Denied,
@@ -207,7 +219,7 @@ mod tests {
     use core::net::SocketAddr;
 
     use super::*;
-    use crate::observation::{Actor, ClientRole, ConnectEnd};
+    use crate::observation::{Actor, ConnectEnd};
 
     fn judge(to: &str, took_ms: u64, end: ConnectEnd) -> Outcome {
         let to: SocketAddr = to.parse().expect("an address");
@@ -283,6 +295,38 @@ mod tests {
         // connect(2) = EINPROGRESS, SO_ERROR = ECONNREFUSED, close: the socket ends without any error.
         let end = ConnectEnd { by_caller: true, icmp: Some(icmp(3, 3)), ..ConnectEnd::default() };
         assert_eq!(judge("10.96.0.1:443", 0, end), Outcome::RefusedIcmp);
+    }
+
+    #[test]
+    fn a_kubelet_that_closes_its_connection_soon_was_let_down() {
+        let kubelet = Connection {
+            client: Actor::default(),
+            role: ClientRole::Kubelet,
+            host_netns: true,
+            to: "10.0.0.1:6443".parse().expect("an address"),
+            age_ns: 10_000_000_000,
+            received: 1053,
+            acked: 1151,
+            ended: true,
+            by_peer: false,
+            rst: false,
+            sk_err: 0,
+            unacked_ns: 0,
+            unanswered_ns: 0,
+        };
+        assert!(Outcome::was_given_up(&kubelet), "its request waits behind a handshake that was answered");
+        let others = [
+            Connection { age_ns: 7_200_000_000_000, ..kubelet.clone() },
+            Connection { by_peer: true, ..kubelet.clone() },
+            Connection { ended: false, ..kubelet.clone() },
+            Connection { role: ClientRole::CniPlugin, ..kubelet.clone() },
+            Connection { received: 0, acked: 0, ..kubelet.clone() },
+        ];
+        for other in others {
+            assert!(!Outcome::was_given_up(&other), "{other:?}");
+        }
+        let silent = Connection { role: ClientRole::CniPlugin, received: 0, ..kubelet };
+        assert!(Outcome::was_given_up(&silent));
     }
 
     #[test]

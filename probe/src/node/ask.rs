@@ -53,8 +53,9 @@ struct Due {
     name: Option<String>,
     /// `None` while it is being asked.
     at: Option<Instant>,
-    /// When it is asked for `/readyz` at the earliest.
+    /// When it is asked for `/readyz` at the earliest, and when it was last.
     ready_at: Instant,
+    ready_asked: Option<Instant>,
 }
 
 /// Asks each target now and then, and at once when woken; at most one question to each at a time.
@@ -72,6 +73,7 @@ pub(crate) async fn run(
             if due.at.is_some_and(|at| at <= now) {
                 due.at = None;
                 let ready = due.ready_at <= now;
+                due.ready_asked = ready.then_some(now).or(due.ready_asked);
                 asking.spawn(ask(*addr, due.name.clone(), ready, settings.ask_timeout));
             }
         }
@@ -84,12 +86,13 @@ pub(crate) async fn run(
                 let wanted = targets.borrow_and_update().clone();
                 due.retain(|addr, _| wanted.contains_key(addr));
                 for (addr, name) in wanted {
-                    due.entry(addr).or_insert(Due { name, at: Some(now), ready_at: now });
+                    due.entry(addr).or_insert(Due { name, at: Some(now), ready_at: now, ready_asked: None });
                 }
             }
             Some(addr) = wake.recv() => {
                 if let Some(due) = due.get_mut(&addr) {
-                    due.ready_at = due.ready_at.min(now + READY_AGAIN);
+                    let soonest = due.ready_asked.map_or(now, |asked| now.max(asked + READY_AGAIN));
+                    due.ready_at = due.ready_at.min(soonest);
                     due.at = due.at.map(|_| now);
                 }
             }

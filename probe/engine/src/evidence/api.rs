@@ -235,16 +235,14 @@ impl Facts {
         if connection.unanswered_ns > 0 {
             return Some(connection.to);
         }
-        let gave_up =
-            connection.ended && !connection.by_peer && connection.received == 0 && connection.acked > 0;
-        let ask = gave_up.then_some(connection.to);
+        let ask = Outcome::was_given_up(connection).then_some(connection.to);
         let Some(outcome) = Outcome::of_connection(connection) else { return ask };
         if outcome == Outcome::Ok {
             ledger.broken = None;
             if !connection.ended {
                 ledger.stalled = None;
             }
-            return None;
+            return ask;
         }
         let worked = outcome == Outcome::Stalled && connection.received > 0;
         let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
