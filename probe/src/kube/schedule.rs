@@ -21,6 +21,8 @@ const NO_NODE: u64 = 10 * SECOND;
 /// node's network is broken.
 const RETURN_TRUE: u64 = 60 * SECOND;
 const RETURN_FALSE: u64 = 15 * SECOND;
+/// The condition says that the API server is back once its trouble has been over for ten seconds, and a moment for that.
+const CLEAN: u64 = 11 * SECOND;
 /// How long an agent that has just started may learn before it says that it does: it knows within moments, and a
 /// fleet that starts would write everything twice.
 const LEARNS: u64 = 3 * SECOND;
@@ -57,6 +59,8 @@ pub(crate) struct Schedule {
     full: Mono,
     /// When a write has succeeded after an outage.
     returned: Option<Mono>,
+    /// The next try of this outage has been put off already.
+    put_off: bool,
     /// Good news of the API server's return wait until then.
     not_before: Mono,
 }
@@ -75,6 +79,7 @@ impl Schedule {
             again: Vec::new(),
             full: Mono(0),
             returned: None,
+            put_off: false,
             not_before: Mono(0),
         }
     }
@@ -102,6 +107,16 @@ impl Schedule {
             }
             self.wanted = conditions;
             self.changed = now;
+        }
+    }
+
+    /// The API server's trouble is over, which is not yet said: what a try would write until then is about to be wrong.
+    /// Once in an outage, for an API server that comes and goes is to be told of too.
+    pub(crate) fn clears(&mut self, now: Mono) {
+        if let Some((_, next)) = &mut self.failed
+            && !std::mem::replace(&mut self.put_off, true)
+        {
+            *next = (*next).max(now.plus(CLEAN));
         }
     }
 
@@ -165,6 +180,7 @@ impl Schedule {
             self.returned = Some(now);
         }
         self.failed = None;
+        self.put_off = false;
         self.heartbeat = now.plus(HEARTBEAT * 4 / 5 + self.random.u64(0..=HEARTBEAT * 2 / 5));
     }
 
@@ -295,6 +311,28 @@ mod tests {
             assert_eq!(schedule.due(), Some(Mono(101 * S)));
         }
         assert!(latest > 50 * S && latest <= RETURN_TRUE, "{latest}");
+    }
+
+    /// A fleet that tries within the ten seconds would write everything twice.
+    #[test]
+    fn what_is_about_to_be_wrong_is_not_written() {
+        let mut schedule = Schedule::new(1, false);
+        schedule.want(Mono(S), &conditions(Status::True, Status::False));
+        schedule.clears(Mono(S));
+        assert_eq!(schedule.due(), Some(Mono(S)), "nothing has failed");
+        schedule.failed(Mono(2 * S), Failure::Away);
+        schedule.clears(Mono(3 * S));
+        let due = schedule.due().expect("a try");
+        assert_eq!(due, Mono(3 * S + CLEAN));
+        // It was away again, and comes once more.
+        schedule.failed(due, Failure::Away);
+        let next = schedule.due();
+        schedule.clears(due);
+        assert_eq!(schedule.due(), next);
+        write(&mut schedule, Mono(100 * S));
+        schedule.failed(Mono(101 * S), Failure::Away);
+        schedule.clears(Mono(102 * S));
+        assert_eq!(schedule.due(), Some(Mono(102 * S + CLEAN)));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) enum News {
     Conditions(Vec<Condition>),
     /// One changed its status.
     Changed(Condition),
+    /// Nothing of the API server's trouble is left, and the conditions do not say so yet.
+    ApiClears,
     /// A kubelet has started.
     KubeletStarted,
 }
@@ -110,6 +112,7 @@ impl Writer {
                 self.schedule.want(now, &conditions);
                 self.may_be_known(now, &conditions).await;
             }
+            News::ApiClears => self.schedule.clears(now),
             News::KubeletStarted => self.schedule.registers(now),
             News::Changed(condition) => self.happened(condition),
         }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use probe_engine::{
-    Condition, ConditionType, Effect, Mono, Observation, ProcessClass, ProcessEvent, Reason, Remembered,
-    Report, Status,
+    Condition, ConditionType, Effect, Finding, Mono, Observation, ProcessClass, ProcessEvent, Reason,
+    Remembered, Report, Side, Status,
 };
 use tokio::sync::mpsc;
 
@@ -38,6 +38,16 @@ impl Conditions {
     }
 }
 
+/// The API server's condition is about to become True.
+fn clears(report: &Report) -> bool {
+    let says = |known: &Condition| {
+        known.condition == ConditionType::APIServerReachable && known.status == Status::False
+    };
+    let mut found = [&report.because, &report.consequences, &report.also].into_iter().flatten();
+    let is_api = |finding: &Finding| finding.reason.side() == Side::Api;
+    report.conditions.iter().any(says) && !is_api(&report.verdict) && !found.any(is_api)
+}
+
 impl Sink for Conditions {
     fn observation(&mut self, _at: Mono, observation: &Observation) {
         if let Observation::Process(process) = observation
@@ -49,7 +59,15 @@ impl Sink for Conditions {
     }
 
     fn effect(&mut self, _at: Mono, effect: &Effect) {
-        let Effect::Condition(condition) = effect else { return };
+        let condition = match effect {
+            Effect::Condition(condition) => condition,
+            Effect::Verdict(report) if clears(report) => {
+                // Full: the writer is busy, and writes what it is told last.
+                let _ = self.news.try_send(News::ApiClears);
+                return;
+            }
+            _ => return,
+        };
         // What an agent says when it comes or goes is no change of the node.
         if matches!(condition.reason, Reason::Learning | Reason::AgentStopping) {
             return;
