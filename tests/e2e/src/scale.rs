@@ -22,8 +22,6 @@ const STEADY: Duration = Duration::from_mins(3);
 /// How long the API server is away, and how long it is watched after.
 const OUTAGE: Duration = Duration::from_mins(2);
 const RETURN: Duration = Duration::from_mins(3);
-/// Peaks are those of so many seconds.
-const PEAK_S: usize = 10;
 
 /// Everything that grows, at one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,9 +51,9 @@ impl Window {
         self.of(|sample| sample.written) / self.seconds()
     }
 
-    fn peak(&self) -> f64 {
-        let spans = self.0.windows(PEAK_S + 1).map(|span| span[PEAK_S].written - span[0].written);
-        number(spans.max().unwrap_or(0)) / number(PEAK_S as u64)
+    fn peak(&self, seconds: usize) -> f64 {
+        let spans = self.0.windows(seconds + 1).map(|span| span[seconds].written - span[0].written);
+        number(spans.max().unwrap_or(0)) / number(seconds as u64)
     }
 
     fn kilobytes_a_second(&self) -> f64 {
@@ -104,9 +102,11 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
     println!("the API server alone: {:.1} % of one processor", idle.percent());
     for (name, window) in [("start", &start), ("steady", &steady), ("return", &storm)] {
         println!(
-            "{name:<8} {:>7.1} writes/s, {:>7.1} in the busiest {PEAK_S} s, {:>8.1} kB/s, {:>5.1} % of one processor",
+            "{name:<8} {:>7.1} writes/s, {:>7.1} in the busiest minute, {:>7.1} in the busiest 10 s, {:>8.1} kB/s, \
+             {:>5.1} % of one processor",
             window.writes_a_second(),
-            window.peak(),
+            window.peak(60),
+            window.peak(10),
             window.kilobytes_a_second(),
             window.percent()
         );
