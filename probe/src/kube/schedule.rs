@@ -197,7 +197,12 @@ impl Schedule {
             (_, 1) => AT_FIRST,
             _ => (BACKOFF << (failures - 2).min(8)).min(BACKOFF_MOST),
         };
-        self.failed = Some((failures, now.plus(self.random.u64(0..=most))));
+        let mut next = now.plus(self.random.u64(0..=most));
+        if failure == Failure::NoNode {
+            // A kubelet that has just started is about to make one.
+            next = self.again.iter().copied().fold(next, Mono::min);
+        }
+        self.failed = Some((failures, next));
     }
 }
 
@@ -404,6 +409,23 @@ mod tests {
             write(&mut schedule, Mono(after * S));
         }
         assert!(schedule.due() > Some(Mono(240 * S)));
+    }
+
+    #[test]
+    fn a_kubelet_that_takes_its_time_to_register_is_waited_for() {
+        for seed in 0..50 {
+            let mut schedule = Schedule::new(seed, false);
+            schedule.want(Mono(0), &conditions(Status::True, Status::True));
+            write(&mut schedule, Mono(S));
+            schedule.registers(Mono(50 * S));
+            // Gone with the old object, and not there yet: as often as it is tried until the kubelet is cold no more.
+            while let Some(due) = schedule.due().filter(|due| *due < Mono(65 * S)) {
+                let _ = schedule.take(due);
+                schedule.failed(due, Failure::NoNode);
+            }
+            let due = schedule.due().expect("a try");
+            assert!(due <= Mono(65 * S + EVERY), "{due:?}");
+        }
     }
 
     #[test]
