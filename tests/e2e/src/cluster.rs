@@ -31,16 +31,6 @@ pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// What the kubelet writes, whatever it is told: the machine gets its own values back.
-const SYSCTLS: &[&str] = &[
-    "vm/overcommit_memory",
-    "vm/panic_on_oom",
-    "kernel/panic",
-    "kernel/panic_on_oops",
-    "kernel/keys/root_maxkeys",
-    "kernel/keys/root_maxbytes",
-];
-
 /// A program that runs; ended when dropped.
 pub(crate) struct Running {
     child: Child,
@@ -131,7 +121,6 @@ pub(crate) struct Cluster {
     pub(crate) control: Namespace,
     /// Signs certificates.
     pub(crate) authority: Authority,
-    sysctls: Vec<(PathBuf, String)>,
     dir: TempDir,
 }
 
@@ -141,11 +130,6 @@ impl Cluster {
         let (netns, control) = Namespace::pair()?;
         let dir = TempDir::with_prefix("nrlab-e2e-").context("make a directory for the cluster")?;
         let place = Place::new(netns, dir.path())?;
-        let read = |name: &&str| {
-            let path = Path::new("/proc/sys").join(name);
-            fs::read_to_string(&path).map(|value| (path, value)).context("read a sysctl")
-        };
-        let sysctls = SYSCTLS.iter().map(read).collect::<Result<_>>()?;
         let cluster = Self {
             assets: assets.to_owned(),
             etcd: None,
@@ -157,7 +141,6 @@ impl Cluster {
             place,
             control,
             authority: Authority::new()?,
-            sysctls,
             dir,
         };
         cluster.files()?;
@@ -258,9 +241,12 @@ impl Cluster {
         fs::remove_file(self.place.path("/etc/cni/net.d").join(name)).context("remove the configuration")
     }
 
-    /// The same by a process of this name: its owner may take a file away.
+    /// The same by a process of this name: its owner may take a file away. It lives on for a moment, for who has ended
+    /// cannot be looked up.
     pub(crate) fn remove_network_as(&self, program: &str, name: &str) -> Result<()> {
-        run(self.renamed("/bin/rm", program)?.arg(format!("/etc/cni/net.d/{name}"))).map(|_| ())
+        let mut perl = self.renamed("/usr/bin/perl", program)?;
+        run(perl.args(["-e", "unlink shift or die; sleep 1"]).arg(format!("/etc/cni/net.d/{name}")))
+            .map(|_| ())
     }
 
     /// A program of this machine that will run on the node under another name: processes are told by theirs.
@@ -475,9 +461,6 @@ impl Drop for Cluster {
         drop(self.database.take());
         drop(self.api.take());
         drop(self.etcd.take());
-        for (path, value) in &self.sysctls {
-            let _ = fs::write(path, value);
-        }
     }
 }
 

@@ -3,19 +3,24 @@
 
 mod agent;
 mod cluster;
+mod host;
 mod image;
 mod pki;
 mod place;
 mod scale;
 mod scenes;
 
-use std::process::ExitCode;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use cluster::{Cluster, INTERRUPTED};
+use cluster::{Cluster, INTERRUPTED, interrupted};
+use host::Host;
 
 fn main() -> ExitCode {
     match run() {
@@ -46,14 +51,83 @@ fn run() -> Result<()> {
         return scale::measure(&assets, nodes.parse().context("--nodes: read how many")?);
     }
     let started = Instant::now();
-    let mut cluster = Cluster::new(&assets)?;
-    let result = scenes::play(&mut cluster, &chosen);
+    let _host = Host::borrow()?;
+    let result = if chosen.is_empty() { play_all(&assets) } else { play(&assets, &chosen) };
+    println!("{} s in all", started.elapsed().as_secs());
+    result
+}
+
+/// These scenes, one after the other.
+fn play(assets: &Path, chosen: &[String]) -> Result<()> {
+    let mut cluster = Cluster::new(assets)?;
+    let result = scenes::play(&mut cluster, chosen);
     if result.is_err() {
         for log in ["kube-apiserver", "containerd", "kubelet", "probe"] {
             eprintln!("── the end of {log}'s log\n{}", cluster.log(log));
         }
     }
-    drop(cluster);
-    println!("{} s in all", started.elapsed().as_secs());
     result
+}
+
+/// Every story at once, each in a process of its own.
+fn play_all(assets: &Path) -> Result<()> {
+    let mut stories =
+        scenes::stories().map(|scenes| Story::start(assets, &scenes)).collect::<Result<Vec<_>>>()?;
+    while stories.iter_mut().any(Story::runs) {
+        if interrupted() {
+            stories.iter_mut().for_each(Story::interrupt);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let failed = stories.into_iter().filter_map(|story| story.end().err()).count();
+    ensure!(failed == 0, "{failed} of the stories went wrong");
+    Ok(())
+}
+
+/// A process of this program that plays some scenes.
+struct Story {
+    child: Child,
+    /// What it says besides the scenes that are done, which are shown at once.
+    rest: JoinHandle<String>,
+}
+
+impl Story {
+    fn start(assets: &Path, scenes: &[&str]) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe().context("find this program")?);
+        command.arg(assets).args(scenes).stdout(Stdio::piped());
+        let mut child = place::with_us(&mut command).spawn().context("start this program again")?;
+        let output = BufReader::new(child.stdout.take().context("it has an output")?);
+        let rest = std::thread::spawn(move || {
+            let mut rest = String::new();
+            for line in output.lines().map_while(Result::ok) {
+                if line.starts_with(scenes::DONE) {
+                    println!("{line}");
+                } else {
+                    rest.push_str(&line);
+                    rest.push('\n');
+                }
+            }
+            rest
+        });
+        Ok(Self { child, rest })
+    }
+
+    fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// It ends its cluster, then itself.
+    fn interrupt(&mut self) {
+        if self.runs() {
+            // SAFETY: no precondition; the process is our child, and its end was not waited for.
+            unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
+        }
+    }
+
+    fn end(mut self) -> Result<()> {
+        let status = self.child.wait().context("wait for a story")?;
+        println!("{}", self.rest.join().unwrap_or_default());
+        ensure!(status.success(), "a story went wrong");
+        Ok(())
+    }
 }

@@ -32,7 +32,6 @@ pub(crate) struct Place {
     /// The node's network.
     pub(crate) netns: Namespace,
     holder: Child,
-    cgroups: Vec<PathBuf>,
 }
 
 impl Place {
@@ -46,7 +45,7 @@ impl Place {
         command.stderr(Stdio::null());
         let mut holder = with_us(&mut command).spawn().context("run unshare(1)")?;
         let said = BufReader::new(holder.stdout.take().context("the holder has an output")?).lines().next();
-        let place = Self { netns, holder, cgroups: cgroups() };
+        let place = Self { netns, holder };
         ensure!(
             said.is_some_and(|line| line.is_ok_and(|line| line == "ready")),
             "make the node's directories"
@@ -85,24 +84,7 @@ impl Drop for Place {
         // What was adopted and has ended; every program of the cluster was waited for before.
         // SAFETY: no status is asked for.
         while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
-        self.cgroups.iter().for_each(|dir| remove_cgroup(dir));
     }
-}
-
-/// Where the runtime puts its containers, in every hierarchy that has no such place yet.
-fn cgroups() -> Vec<PathBuf> {
-    let root = PathBuf::from("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path());
-    let places = hierarchies.filter(|dir| dir.is_dir()).chain([root]).map(|dir| dir.join("k8s.io"));
-    places.filter(|dir| !dir.exists()).collect()
-}
-
-/// Removes a group and those inside; one that has processes stays.
-fn remove_cgroup(dir: &Path) {
-    for inner in fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
-        remove_cgroup(&inner.path());
-    }
-    let _ = fs::remove_dir(dir);
 }
 
 /// Ends with this process, whatever ends it.
