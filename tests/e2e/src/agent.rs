@@ -1,7 +1,7 @@
 //! The agent on the node, and what it and the API server say.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,12 @@ use kernel_tests::probe_binary;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, NODE, Running, SERVICE, until};
+use crate::place::with_us;
 
 /// Where its times are told; milliseconds.
 const STATE: &str = "/run/netready/state.json";
+/// The same of the agent on the control plane's host.
+const CONTROL_STATE: &str = "control-state.json";
 
 /// A condition on the Node object.
 #[derive(Clone, Debug)]
@@ -44,6 +47,29 @@ pub(crate) fn start_in_cluster(cluster: &Cluster) -> Result<Running> {
     Running::start(&mut command, &cluster.file("probe.log"))
 }
 
+/// One on the control plane's host, which is a node without a network: it sees what kube-apiserver itself does.
+pub(crate) fn start_on_control(cluster: &Cluster) -> Result<Running> {
+    let mut command = cluster.control.command(probe_binary()?)?;
+    command.args(["run", "--node-name", "control", "--role", "control-plane"]);
+    fs::create_dir_all(cluster.file("control-net.d"))?;
+    let files = [
+        ("--kubeconfig", "admin.conf"),
+        ("--cni-conf-dir", "control-net.d"),
+        ("--state-file", CONTROL_STATE),
+        ("--journal", "control-journal.jsonl"),
+        ("--socket", "control.sock"),
+    ];
+    for (flag, name) in files {
+        command.arg(flag).arg(cluster.file(name));
+    }
+    Running::start(with_us(&mut command), &cluster.file("control-probe.log"))
+}
+
+/// What that one says.
+pub(crate) fn control_state(cluster: &Cluster) -> Result<Value> {
+    read_state(&cluster.file(CONTROL_STATE))
+}
+
 fn command(cluster: &Cluster) -> Result<Command> {
     let mut command = cluster.place.command(probe_binary()?)?;
     command.args(["run", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin"]);
@@ -66,7 +92,11 @@ pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> 
 
 /// What the agent says on its own host.
 pub(crate) fn state(cluster: &Cluster) -> Result<Value> {
-    let text = fs::read(cluster.place.path(STATE)).context("read the agent's state file")?;
+    read_state(&cluster.place.path(STATE))
+}
+
+fn read_state(file: &Path) -> Result<Value> {
+    let text = fs::read(file).context("read the agent's state file")?;
     serde_json::from_slice(&text).context("read the agent's state")
 }
 

@@ -575,6 +575,7 @@ fn webhook(stage: &mut Stage<'_>) -> Result<()> {
     stage.agent.take().context("it runs")?.stop()?;
     stage.agent = Some(agent::start_in_cluster(stage.cluster)?);
     let controllers = stage.cluster.start_controllers()?;
+    let on_control = agent::start_on_control(stage.cluster)?;
     stage.cluster.apply(&json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": "closed"},
@@ -606,6 +607,16 @@ fn webhook(stage: &mut Stage<'_>) -> Result<()> {
     ensure!(state["verdict"]["reason"] == "AdmissionBlocked", "{}", state["verdict"]);
     ensure!(state["verdict"]["subject"] == "closed.example.com", "{}", state["verdict"]);
     ensure!(state["consequences"][0]["reason"] == "CNIConfigMissing", "{}", state["consequences"]);
+    // Its own host has seen how the connects to the webhook ended.
+    let mut last = Value::Null;
+    let seen = until("the control plane's host has seen it", PROOF, || {
+        last = agent::control_state(stage.cluster)?["verdict"].clone();
+        let words = last["message"].as_str().unwrap_or_default();
+        let joined = words.ends_with("seen on this host: refused: nothing listens here");
+        Ok((last["reason"] == "AdmissionBlocked" && joined).then_some(()))
+    });
+    seen.with_context(|| format!("it says {last}"))?;
+    on_control.stop()?;
     stage.cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "closed"])?;
     stage.cluster.kubectl(&["delete", "daemonset", "calico-node", "-n", "kube-system"])?;
     stage.cluster.install_network("10.244.0.0/24")?;
