@@ -17,7 +17,7 @@ use crate::settings::Settings;
 
 /// Between two looks at what costs a few reads.
 const LOOK: Duration = Duration::from_secs(5);
-/// How many of those pass between two looks at what costs a walk through `/proc` or a parse.
+/// How many of those pass between two looks at what costs a walk through `/proc`, or many reads.
 const RARELY: u32 = 12;
 /// Of all there is, from which on it counts as near: a first word before it is full.
 const NEAR_PERCENT: u64 = 90;
@@ -83,12 +83,13 @@ impl Look {
         for limit in often(settings) {
             self.told.limit(limit, &mut seen);
         }
+        // A few small files: whoever replaces one that is over waits for this.
+        for credential in credentials::find(settings) {
+            self.told.credential(credential, &mut seen);
+        }
         if self.turn.is_multiple_of(RARELY) {
             for limit in rarely() {
                 self.told.limit(limit, &mut seen);
-            }
-            for credential in credentials::find(settings) {
-                self.told.credential(credential, &mut seen);
             }
             self.told.sysctls(&mut seen);
             let drivers = cgroup_drivers::find(settings);
