@@ -124,10 +124,14 @@ impl Access {
         Problem::away(&why)
     }
 
-    /// Builds the ways again when a file behind them is another one than it was.
+    /// A file behind the ways is another one than it was.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.marks.iter().any(|(path, known)| mark(path) != *known)
+    }
+
+    /// Builds the ways again when that is so.
     async fn refresh(&mut self) {
-        let changed = self.marks.iter().any(|(path, known)| mark(path) != *known);
-        if !changed && !self.ways.is_empty() {
+        if !self.has_changed() && !self.ways.is_empty() {
             return;
         }
         let good = self.name().map(str::to_owned);

@@ -15,6 +15,8 @@ const BURST: u64 = 2;
 const AT_FIRST: u64 = SECOND;
 const BACKOFF: u64 = 60 * SECOND;
 const BACKOFF_MOST: u64 = 300 * SECOND;
+/// An account that has just been renewed: by whoever does that, often for many nodes at once.
+const RENEWED: u64 = 5 * SECOND;
 /// A Node object that is not there yet comes within moments of the kubelet.
 const NO_NODE: u64 = 10 * SECOND;
 /// How long the first write waits, at most, after the API server has come back: shorter where it says that the
@@ -81,6 +83,13 @@ impl Schedule {
             returned: None,
             put_off: false,
             not_before: Mono(0),
+        }
+    }
+
+    /// Another account is there, or another way.
+    pub(crate) fn renewed(&mut self, now: Mono) {
+        if let Some((_, next)) = &mut self.failed {
+            *next = (*next).min(now.plus(self.random.u64(0..=RENEWED)));
         }
     }
 
@@ -316,6 +325,23 @@ mod tests {
             assert_eq!(schedule.due(), Some(Mono(101 * S)));
         }
         assert!(latest > 50 * S && latest <= RETURN_TRUE, "{latest}");
+    }
+
+    #[test]
+    fn a_renewed_account_is_tried_soon() {
+        for seed in 0..50 {
+            let mut schedule = Schedule::new(seed, false);
+            schedule.want(Mono(S), &conditions(Status::True, Status::False));
+            for turn in 1..9 {
+                schedule.failed(Mono(turn * 100 * S), Failure::Refused);
+            }
+            schedule.renewed(Mono(801 * S));
+            let due = schedule.due().expect("a try");
+            assert!(due <= Mono(801 * S + RENEWED), "{due:?}");
+            // It is refused too: as before.
+            schedule.failed(due, Failure::Refused);
+            assert!(schedule.due() > Some(due));
+        }
     }
 
     /// A fleet that tries within the ten seconds would write everything twice.

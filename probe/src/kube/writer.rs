@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use probe_engine::{Condition, ConditionType, Mono, Observation, Reason, Side, Status, Writes};
 use serde_json::Value;
@@ -20,6 +21,9 @@ use crate::sinks::metrics::WriteMetrics;
 /// When events of an outage are sent, by chance, after the write that ended it: every node of the cluster has some, and
 /// the conditions come first.
 const EVENTS_AFTER: (u64, u64) = (60_000_000_000, 360_000_000_000);
+
+/// Between two looks at the files of accounts, while writing fails: a handful of stat(2).
+const FILES: Duration = Duration::from_secs(10);
 
 /// What the writer is told.
 #[derive(Clone, Debug)]
@@ -84,6 +88,8 @@ pub(crate) async fn run(
         reads: Reads::default(),
         seed,
     };
+    let mut files = tokio::time::interval(FILES);
+    files.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             told = news.recv() => match told {
@@ -93,6 +99,7 @@ pub(crate) async fn run(
             () = clock::reached(writer.schedule.due()) => writer.write().await,
             () = clock::reached(writer.events_due) => writer.send_events().await,
             () = clock::reached(writer.reads.due()) => writer.read().await,
+            _ = files.tick(), if writer.schedule.is_away() => writer.look_for_files(),
         }
     }
 }
@@ -128,6 +135,13 @@ impl Writer {
         }
         for observation in self.reads.over() {
             self.feed(now, observation).await;
+        }
+    }
+
+    /// Whoever replaced an account that was refused waits for this.
+    fn look_for_files(&mut self) {
+        if self.access.has_changed() {
+            self.schedule.renewed(clock::now());
         }
     }
 
