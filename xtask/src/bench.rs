@@ -17,10 +17,12 @@ const WATCHED: &str = "127.0.0.1:6443";
 const UNWATCHED: &str = "127.0.0.1:6553";
 /// Where the agent's metrics are read.
 const METRICS: &str = "127.0.0.1:9729";
-/// How often on and off are compared, in turn.
-const ROUNDS: usize = 7;
+/// How often the start is measured.
+const STARTS: usize = 7;
+/// How often on and off are compared, in turn: a shared machine is busier now and then by ten times what is looked for.
+const ROUNDS: usize = 15;
 /// How long each turn takes.
-const TURN: Duration = Duration::from_millis(700);
+const TURN: Duration = Duration::from_millis(500);
 
 /// One row.
 struct Row {
@@ -76,23 +78,27 @@ fn costs(probe: &Path) -> Result<()> {
     ];
     // What is compared runs on one processor, what watches wherever it likes.
     pin()?;
-    println!("\nrate with a watcher / without, and nanoseconds more for each");
+    println!(
+        "\nrate with a watcher / without, half of how far its quarters lie apart, and nanoseconds more for each"
+    );
     println!(
         "(getppid(2) alone takes {:.0} ns here; the budgets were set where it takes 83)\n",
         1e9 / getppids()
     );
     print!("{:<28}", "");
     for (name, _) in watchers {
-        print!("{name:>20}");
+        print!("{name:>27}");
     }
     println!("{:>12}", "budget");
-    println!("{}", "─".repeat(100));
+    println!("{}", "─".repeat(121));
     for (what, budget, work) in works {
         print!("{what:<28}");
         for (_, start) in watchers {
             match on_off(start, work) {
-                Ok(cost) => print!("{:>20}", format!("{:.3} {:>+7.0} ns", cost.ratio, cost.more_ns)),
-                Err(_) => print!("{:>20}", "not here"),
+                Ok(Cost { ratio, spread, more_ns }) => {
+                    print!("{:>27}", format!("{ratio:.3} ±{spread:.3} {more_ns:>+7.0} ns"));
+                }
+                Err(_) => print!("{:>27}", "not here"),
             }
             std::io::Write::flush(&mut std::io::stdout())?;
         }
@@ -176,7 +182,7 @@ impl Drop for Agent {
 fn start(probe: &Path) -> Result<Vec<Row>> {
     let mut times = Vec::new();
     let mut resident = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..STARTS {
         let (agent, took) = Agent::start(probe, &[])?;
         times.push(took);
         // Once the state at start is read and the loop turns.
@@ -284,6 +290,8 @@ BEGIN { printf(\"watching\\n\"); }";
 struct Cost {
     /// Rate with it / rate without.
     ratio: f64,
+    /// Half of the distance between the quarters of the comparisons: a difference below it is none.
+    spread: f64,
     /// Nanoseconds more for each.
     more_ns: f64,
 }
@@ -292,7 +300,7 @@ struct Cost {
 /// matter.
 fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work) -> Result<Cost> {
     work()?;
-    let mut costs = Vec::new();
+    let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let before = work()?;
         let watcher = start()?;
@@ -300,10 +308,13 @@ fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work) -> Result<Cost> {
         let on = work()?;
         drop(watcher);
         let off = f64::midpoint(before, work()?);
-        costs.push(Cost { ratio: on / off, more_ns: 1e9 / on - 1e9 / off });
+        rounds.push((on / off, 1e9 / on - 1e9 / off));
     }
-    costs.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
-    Ok(costs[costs.len() / 2])
+    rounds.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let quarter = rounds.len() / 4;
+    let spread = (rounds[rounds.len() - 1 - quarter].0 - rounds[quarter].0) / 2.0;
+    let (ratio, more_ns) = rounds[rounds.len() / 2];
+    Ok(Cost { ratio, spread, more_ns })
 }
 
 /// A node under load for a minute: connects and execs of anybody, and a kubelet that is refused.
