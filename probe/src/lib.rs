@@ -1,4 +1,8 @@
 //! `probe`: says why a Kubernetes node is not ready, from inside the kernel.
+#![cfg_attr(
+    fuzzing,
+    allow(dead_code, reason = "the fuzz targets' build has the parsers' doors, and no program")
+)]
 
 mod app;
 mod bpf;
