@@ -157,8 +157,8 @@ impl Facts {
 
     /// A webhook that blocks pods is served there.
     pub(super) fn is_backend(&self, addr: &SocketAddr) -> bool {
-        let admission = self.admission.iter().flat_map(|(admission, _)| &admission.blocked);
-        admission.into_iter().any(|blocked| blocked.backend == Some(*addr))
+        let mut blocked = self.admission.iter().flat_map(|(admission, _)| &admission.blocked);
+        blocked.any(|blocked| blocked.backend == Some(*addr))
     }
 
     /// Enters the outcome; true when it changes what is known of the address.
