@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 
-use crate::layout::{HAVE_TASK_BTF, get};
+use crate::layout::{FDT_FD, FILES_FDT, HAVE_TASK_BTF, TASK_FILES, get};
 
 /// A field behind a pointer that the verifier knows the type of; it checks bounds and makes faults read 0.
 ///
@@ -51,5 +51,24 @@ pub(crate) unsafe fn of_current<T: Copy + Default>(base: *const u8, offset: &'st
     } else {
         // SAFETY: the helper checks the address.
         unsafe { bpf_probe_read_kernel(base.add(get(offset)).cast::<T>()) }.unwrap_or_default()
+    }
+}
+
+/// Address of the open file behind one of the first three descriptors of the running task; 0 when it has none.
+#[inline(always)]
+pub(crate) fn file_of_current(descriptor: usize) -> u64 {
+    // SAFETY: the chain hangs from `current` and each link is checked; the array of descriptors is read
+    // through a helper that checks the address, and always has room for these.
+    unsafe {
+        let files: u64 = of_current(current(), &TASK_FILES);
+        if files == 0 {
+            return 0;
+        }
+        let fdt: u64 = of_current(files as *const u8, &FILES_FDT);
+        if fdt == 0 {
+            return 0;
+        }
+        let descriptors: u64 = of_current(fdt as *const u8, &FDT_FD);
+        bpf_probe_read_kernel((descriptors as *const u64).wrapping_add(descriptor)).unwrap_or(0)
     }
 }

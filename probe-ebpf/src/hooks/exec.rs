@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use probe_common::{
@@ -14,10 +14,11 @@ use probe_common::{
 use super::run;
 use crate::emit::{current_netns, current_tgid, now, record, write_current};
 use crate::layout::{
-    BPRM_FILE, DENTRY_SHORT_NAME, FILE_DENTRY, HAVE_PROBE_READ, MM_ENV_END, MM_ENV_START, TASK_MM, get,
+    BPRM_FILE, DENTRY_SHORT_NAME, FILE_DENTRY, FILE_INODE, HAVE_PROBE_READ, INODE_MODE, MM_ENV_END,
+    MM_ENV_START, TASK_MM, get,
 };
 use crate::maps::{CNI_RUNNING, NAMES, PROCESSES, WALKS, Walk};
-use crate::read::{field, pointer};
+use crate::read::{field, file_of_current, pointer};
 
 /// Most pieces of environment that are looked at where `bpf_loop` exists: 128 KB of it.
 const MAX_PIECES: u32 = 4096;
@@ -26,6 +27,11 @@ const MAX_PIECES: u32 = 4096;
 const MAX_PIECES_UNROLLED: u32 = 128;
 /// Bytes read at once: most variables fit, and the stack of all frames is 512.
 const PIECE: usize = 128;
+/// unistd.h
+const STDIN: usize = 0;
+/// The kind of a file in its mode, and character devices: include/uapi/linux/stat.h.
+const S_IFMT: u16 = 0o170_000;
+const S_IFCHR: u16 = 0o020_000;
 
 /// Variables that matter, in the order of [`Walk::values`].
 const COMMAND: usize = 0;
@@ -69,7 +75,7 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
         // SAFETY: a live reference.
         unsafe { core::ptr::write_volatile(value, 0) };
     }
-    if get(&HAVE_PROBE_READ) != 0 {
+    if get(&HAVE_PROBE_READ) != 0 && may_be_configured() {
         walk_all(walk);
         if walk.values[COMMAND] != 0 {
             return cni_exec(walk, bprm);
@@ -86,6 +92,23 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
         return process_exec(end, bprm);
     }
     Ok(())
+}
+
+/// A plugin is given its configuration on its standard input (CNI specification, section 2), which /dev/null and
+/// terminals cannot hold. They are what most programs of a node have there, and looking at it takes a
+/// twentieth of the walk through an environment. What cannot be looked at is walked.
+#[inline(always)]
+fn may_be_configured() -> bool {
+    let file = file_of_current(STDIN);
+    if file == 0 {
+        return false;
+    }
+    // SAFETY: the helper checks the addresses.
+    let mode = unsafe {
+        bpf_probe_read_kernel((file + get(&FILE_INODE) as u64) as *const u64)
+            .and_then(|inode| bpf_probe_read_kernel((inode + get(&INODE_MODE) as u64) as *const u16))
+    };
+    mode.map_or(true, |mode| mode & S_IFMT != S_IFCHR)
 }
 
 #[inline(always)]

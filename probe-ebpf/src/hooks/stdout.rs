@@ -10,16 +10,18 @@ use probe_common::{Code, Hook, STDOUT_LEN, Skip, Stdout};
 use super::run;
 use crate::emit::{current_netns, current_tgid, record, write_current};
 use crate::layout::{
-    FDT_FD, FILES_FDT, HAVE_PROBE_READ, ITER_COUNT, ITER_IOV, ITER_IS_IOVEC, ITER_IS_UBUF, ITER_KIND,
-    ITER_KIND_MASK, ITER_UBUF, KIOCB_FILE, TASK_FILES, get,
+    HAVE_PROBE_READ, ITER_COUNT, ITER_IOV, ITER_IS_IOVEC, ITER_IS_UBUF, ITER_KIND, ITER_KIND_MASK, ITER_UBUF,
+    KIOCB_FILE, get,
 };
 use crate::maps::{CNI_RUNNING, PROCESSES};
-use crate::read::{current, field, of_current, pointer};
+use crate::read::{field, file_of_current, pointer};
 
 // Where the arguments stand in every sys_enter_* record: eight bytes each, from 16 on.
 const ARG_FD: usize = 16;
 const ARG_BUF: usize = 24;
 const ARG_COUNT: usize = 32;
+/// unistd.h
+const STDOUT: usize = 1;
 /// Most pieces of one writev(2) that are looked at: what C libraries use for a flush.
 const PIECES: usize = 2;
 
@@ -41,7 +43,7 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
     // SAFETY: typed arguments; each pointer behind them is checked.
     unsafe {
         let file: u64 = field(iocb, &KIOCB_FILE);
-        if file != stdout_file() {
+        if file != file_of_current(STDOUT) {
             return Ok(());
         }
         let kind = usize::from(field::<u8>(from, &ITER_KIND)) & get(&ITER_KIND_MASK);
@@ -69,25 +71,6 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
     Ok(())
 }
 
-/// Address of the open file behind descriptor 1 of the running task.
-#[inline(always)]
-fn stdout_file() -> u64 {
-    // SAFETY: the chain hangs from `current` and each link is checked; the array of descriptors is read
-    // through a helper that checks the address, and always has room for the first three.
-    unsafe {
-        let files: u64 = of_current(current(), &TASK_FILES);
-        if files == 0 {
-            return 0;
-        }
-        let fdt: u64 = of_current(files as *const u8, &FILES_FDT);
-        if fdt == 0 {
-            return 0;
-        }
-        let descriptors: u64 = of_current(fdt as *const u8, &FDT_FD);
-        bpf_probe_read_kernel((descriptors + 8) as *const u64).unwrap_or(0)
-    }
-}
-
 /// tracepoint/syscalls/sys_enter_write: where fentry does not load.
 #[tracepoint(category = "syscalls", name = "sys_enter_write")]
 pub(crate) fn sys_enter_write(ctx: TracePointContext) -> u32 {
@@ -102,7 +85,7 @@ fn argument(ctx: &TracePointContext, offset: usize) -> u64 {
 
 #[inline(always)]
 fn try_write(ctx: &TracePointContext) -> Result<(), Skip> {
-    if argument(ctx, ARG_FD) != 1 || !cni_process() || get(&HAVE_PROBE_READ) == 0 {
+    if argument(ctx, ARG_FD) != STDOUT as u64 || !cni_process() || get(&HAVE_PROBE_READ) == 0 {
         return Ok(());
     }
     report(argument(ctx, ARG_BUF), argument(ctx, ARG_COUNT))

@@ -30,6 +30,8 @@ const FIELDS: &[Field] = &[
     Field("PATH_DENTRY", "path", &["dentry"]),
     Field("DENTRY_INODE", "dentry", &["d_inode"]),
     Field("INODE_NUMBER", "inode", &["i_ino"]),
+    Field("INODE_MODE", "inode", &["i_mode"]),
+    Field("FILE_INODE", "file", &["f_inode"]),
     Field("SOCK_EXTERR_EE", "sock_exterr_skb", &["ee"]),
     Field("NET_INUM", "net", &["ns.inum"]),
     Field("TASK_TGID", "task_struct", &["tgid"]),
