@@ -106,16 +106,16 @@ fn netns_of(sk: *const u8) -> u32 {
 fn connect_started(sk: *const u8) -> Result<(), Skip> {
     let (address, port) = remote(sk);
     let (asked, asked_port) = asked();
-    let watched = address_watched(address, port)
-        || address_watched(asked, asked_port)
-        || process_watched(current_tgid());
-    if !watched {
+    // SAFETY: no precondition.
+    let id = unsafe { bpf_get_current_pid_tgid() };
+    let tgid = (id >> 32) as u32;
+    if !address_watched(address, port) && !address_watched(asked, asked_port) && !process_watched(tgid) {
         return Ok(());
     }
-    // SAFETY: the helpers have no precondition.
-    let (id, cgroup) = unsafe { (bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id()) };
+    // SAFETY: no precondition.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
     let comm = aya_ebpf::helpers::bpf_get_current_comm().unwrap_or_default();
-    let task = Task { tgid: (id >> 32) as u32, tid: id as u32, ppid: 0, netns: netns_of(sk), cgroup, comm };
+    let task = Task { tgid, tid: id as u32, ppid: 0, netns: netns_of(sk), cgroup, comm };
     let pending = Pending {
         started_ns: now(),
         established_ns: 0,
