@@ -50,6 +50,7 @@ fn run() -> Result<()> {
     {
         return scale::measure(&assets, nodes.parse().context("--nodes: read how many")?);
     }
+    scenes::check(&chosen)?;
     let started = Instant::now();
     let _host = Host::borrow()?;
     let result = if chosen.is_empty() { play_all(&assets) } else { play(&assets, &chosen) };

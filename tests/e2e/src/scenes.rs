@@ -74,6 +74,17 @@ pub(crate) fn stories() -> impl Iterator<Item = Vec<&'static str>> {
     STORIES.iter().map(|story| story.iter().map(|(name, _)| *name).collect())
 }
 
+/// Fails when a part of a name is in none: playing nothing would look like success.
+pub(crate) fn check(chosen: &[String]) -> Result<()> {
+    for part in chosen {
+        if !stories().flatten().any(|name| name.contains(part.as_str())) {
+            let names: Vec<_> = stories().flatten().collect();
+            bail!("no scene has {part:?} in its name; there are:\n  {}", names.join("\n  "));
+        }
+    }
+    Ok(())
+}
+
 /// The cluster, the agent, and the table so far.
 struct Stage<'a> {
     cluster: &'a mut Cluster,
