@@ -75,7 +75,15 @@ enum Task {
         keep: bool,
     },
     /// Measure against the budgets; needs root.
-    Bench,
+    Bench {
+        /// Inside a machine with this kernel of the matrix, counting instructions: what fentry and fexit cost
+        /// where this kernel has none.
+        #[arg(long)]
+        kernel: Option<String>,
+        /// Only what watching costs others, with this binary: what runs inside the machine.
+        #[arg(long, hide = true, value_name = "PROBE")]
+        inside: Option<PathBuf>,
+    },
     /// Write docs/reasons.md.
     Docs {
         /// Fail when it is not what would be written.
@@ -100,6 +108,9 @@ fn run(task: &Task) -> Result<bool> {
     if let Task::Setup { dry_run } = task {
         return setup::run(*dry_run);
     }
+    if let Task::Bench { inside: Some(probe), .. } = task {
+        return bench::inside(probe);
+    }
     if !setup::run(false)? {
         return Ok(false);
     }
@@ -122,9 +133,12 @@ fn run(task: &Task) -> Result<bool> {
             e2e::run(scenes, *nodes)
         }
         Task::Fuzz { targets, seconds, keep } => fuzz::run(targets, Duration::from_secs(*seconds), *keep),
-        Task::Bench => {
+        Task::Bench { kernel, .. } => {
             root("the benchmarks load eBPF programs")?;
             let probe = build::release()?;
+            if let Some(kernel) = kernel {
+                return vm::bench(kernel, &probe);
+            }
             build::lab()?;
             bench::run(&probe)
         }

@@ -9,11 +9,12 @@ pub(crate) mod table;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 pub(crate) use arch::Arch;
 
 use crate::{build, setup, target};
+use arch::Clock;
 use image::Contents;
 use kernel::{MATRIX, OTHERS, Series, Store};
 use machine::Said;
@@ -42,16 +43,11 @@ pub(crate) fn command(names: &[String], filter: Option<&str>) -> Result<bool> {
 
 /// Boots the kernels whose names are given, or all, and runs the live tests inside.
 pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
-    let all = || MATRIX.iter().chain(OTHERS);
     let wanted: Vec<Series> = if names.is_empty() {
         MATRIX.to_vec()
     } else {
-        all().filter(|series| names.iter().any(|name| name == series.name)).copied().collect()
+        names.iter().map(|name| named(name)).collect::<Result<_>>()?
     };
-    if let Some(name) = names.iter().find(|name| all().all(|series| series.name != **name)) {
-        let known: Vec<_> = all().map(|series| series.name).collect();
-        bail!("no kernel {name:?} in the matrix: {}", known.join(", "));
-    }
     let dir = target().join("vm");
     let mut queue = Vec::new();
     for arch in [Arch::Amd64, Arch::Arm64] {
@@ -74,7 +70,7 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
             let Some((series, kernel, base)) = queue.lock().ok().and_then(|mut queue| queue.pop()) else {
                 return done;
             };
-            let said = one(series, &kernel, &base, &dir.join(series.name));
+            let said = one(series, Clock::Time, &kernel, &base, &dir.join(series.name));
             println!("Linux {:<24} {}", kernel.release, summary(&said));
             done.push((series, said));
         }
@@ -85,7 +81,7 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
     });
     let mut matrix = Matrix::default();
     // In the order of the table, whoever was first.
-    for series in all() {
+    for series in MATRIX.iter().chain(OTHERS) {
         let Some((_, said)) = results.iter().find(|(done, _)| done == series) else { continue };
         match said {
             Ok(said) => {
@@ -111,6 +107,34 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
     Ok(matrix)
 }
 
+/// The one that is called so.
+fn named(name: &str) -> Result<Series> {
+    let all = || MATRIX.iter().chain(OTHERS);
+    let known = || all().map(|series| series.name).collect::<Vec<_>>().join(", ");
+    let series = all().find(|series| series.name == name);
+    series.copied().with_context(|| format!("no kernel {name:?} in the matrix: {}", known()))
+}
+
+/// What watching costs others on one of these kernels, counted in instructions. This program measures inside.
+pub(crate) fn bench(name: &str, probe: &Path) -> Result<bool> {
+    let series = named(name)?;
+    ensure!(series.arch == Arch::Amd64, "{name}: what measures runs on this machine's architecture only");
+    let dir = target().join("vm");
+    let kernel = Store::open(&dir, series.arch)?.kernel(series)?;
+    let (helper, _) = build::static_lab(series.arch)?;
+    let this = std::env::current_exe().context("find this program")?;
+    let base = dir.join("base-bench.zst");
+    let contents =
+        Contents { probe, helper: &helper, tests: &[], filter: None, system: None, bench: Some(&this) };
+    image::base(&base, &dir.join("stage"), &contents)?;
+    let said = one(series, Clock::Instructions, &kernel, &base, &dir.join(format!("bench-{name}")))?;
+    println!("Linux {}, a nanosecond for each instruction", kernel.release);
+    for line in said.text.lines().filter(|line| !line.starts_with("machine: ")) {
+        println!("{line}");
+    }
+    Ok(said.text.contains("machine: exit 0"))
+}
+
 /// The part that every machine of an architecture shares.
 fn base(dir: &Path, arch: Arch, store: &Store, filter: Option<&str>) -> Result<PathBuf> {
     let (probe, system) = match arch {
@@ -125,8 +149,14 @@ fn base(dir: &Path, arch: Arch, store: &Store, filter: Option<&str>) -> Result<P
     };
     let (helper, tests) = build::static_lab(arch)?;
     let base = dir.join(format!("base-{}.zst", arch.debian()));
-    let contents =
-        Contents { probe: &probe, helper: &helper, tests: &tests, filter, system: system.as_deref() };
+    let contents = Contents {
+        probe: &probe,
+        helper: &helper,
+        tests: &tests,
+        filter,
+        system: system.as_deref(),
+        bench: None,
+    };
     image::base(&base, &dir.join("stage"), &contents)?;
     Ok(base)
 }
@@ -139,11 +169,11 @@ fn column(series: Series, text: &str) -> Column {
     Column::new(series.name, text.lines(), doctor)
 }
 
-fn one(series: Series, kernel: &kernel::Kernel, base: &Path, dir: &Path) -> Result<Said> {
+fn one(series: Series, clock: Clock, kernel: &kernel::Kernel, base: &Path, dir: &Path) -> Result<Said> {
     std::fs::create_dir_all(dir)?;
     let modules = dir.join("modules.zst");
     image::modules(kernel, &modules, &dir.join("stage"))?;
-    machine::run(kernel, series, &[base, &modules], dir)
+    machine::run(kernel, series, clock, &[base, &modules], dir)
 }
 
 /// What the test runner printed of a test that failed.

@@ -95,6 +95,8 @@ pub(super) struct Contents<'a> {
     pub(super) filter: Option<&'a str>,
     /// A system of the machine's architecture, when that is not this one's.
     pub(super) system: Option<&'a Path>,
+    /// What measures instead of the tests, with the libraries that it needs.
+    pub(super) bench: Option<&'a Path>,
 }
 
 /// Makes the part that every kernel shares, compressed, at `to`.
@@ -122,7 +124,7 @@ pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<(
         symlink(target, stage.join(link))?;
     }
     match contents.system {
-        None => copy_programs(stage)?,
+        None => copy_programs(stage, contents.bench)?,
         Some(system) => copy_system(system, stage)?,
     }
     for applet in APPLETS {
@@ -141,20 +143,26 @@ pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<(
         let name = test.file_name().context("a test has a name")?;
         fs::copy(test, stage.join("lab/tests").join(name))?;
     }
+    if let Some(bench) = contents.bench {
+        fs::copy(bench, stage.join("lab/bench"))?;
+    }
     let init = stage.join("init");
     fs::write(&init, include_str!("init.sh"))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     pack(stage, to)
 }
 
-/// The programs of this machine, and what they need.
-fn copy_programs(stage: &Path) -> Result<()> {
+/// The programs of this machine, and what they and one `more` need.
+fn copy_programs(stage: &Path, more: Option<&Path>) -> Result<()> {
     let mut wanted: BTreeSet<PathBuf> = BTreeSet::new();
     let plugins = fs::read_dir(PLUGINS).context("list the reference plugins")?;
     let plugins: Vec<_> = plugins.flatten().map(|entry| entry.path()).collect();
     for program in PROGRAMS.iter().map(PathBuf::from).chain(plugins) {
         wanted.extend(libraries(&program)?);
         wanted.insert(program);
+    }
+    if let Some(program) = more {
+        wanted.extend(libraries(program)?);
     }
     wanted.extend(DATA.iter().map(PathBuf::from));
     for file in &wanted {

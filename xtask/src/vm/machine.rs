@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::Arch;
+use super::arch::Clock;
 use super::kernel::{Kernel, Series};
 
 /// Longest that a machine may run: more than twice what the slowest takes. That of another architecture is emulated
@@ -27,10 +28,16 @@ pub(super) struct Said {
 }
 
 /// Boots `kernel` with the two archives and waits for its end; the consoles are kept in `dir`.
-pub(super) fn run(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Result<Said> {
+pub(super) fn run(
+    kernel: &Kernel,
+    series: Series,
+    clock: Clock,
+    archives: &[&Path],
+    dir: &Path,
+) -> Result<Said> {
     // Now and then QEMU's emulation of cmpxchg16b ends a kernel with a double fault: not the kernel's doing.
     for attempt in 1.. {
-        let said = boot(kernel, series, archives, dir)?;
+        let said = boot(kernel, series, clock, archives, dir)?;
         let console = fs::read(dir.join("console.log")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
         if said.text.contains("machine: exit ") {
@@ -49,7 +56,7 @@ pub(super) fn run(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Pat
     unreachable!("the loop ends by a return")
 }
 
-fn boot(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Result<Said> {
+fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: &Path) -> Result<Said> {
     let initrd: PathBuf = dir.join("initrd");
     // The kernel unpacks archives that follow each other, each compressed by itself.
     let mut whole = fs::File::create(&initrd)?;
@@ -62,7 +69,7 @@ fn boot(kernel: &Kernel, series: Series, archives: &[&Path], dir: &Path) -> Resu
     let (port, results) = series.arch.ports();
     let append = series.append;
     let patience = if series.arch == Arch::Amd64 { PATIENCE } else { PATIENCE_ACROSS };
-    let mut qemu = series.arch.qemu();
+    let mut qemu = series.arch.qemu(clock);
     if port != results {
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
     }
