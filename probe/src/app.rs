@@ -208,12 +208,15 @@ impl App {
                 }
                 Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation, sinks),
                 Some(asked) = self.asked.recv() => self.take_answer(asked, sinks),
-                Some(()) = self.addresses_changed.recv() => self.look_at_host(sinks).await,
+                Some(()) = self.addresses_changed.recv() => self.look_at_addresses(sinks).await,
                 _ = look.tick() => {
                     for sink in sinks.iter_mut() {
                         sink.turn(clock::now());
                     }
                     self.look_for_loss(sinks).await?;
+                    if self.state.take_role_due() {
+                        self.look_at_role(sinks);
+                    }
                 }
                 () = clock::reached(deadline) => {
                     self.engine.tick(clock::now());

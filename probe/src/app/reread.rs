@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use probe_engine::{
-    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Lost, Mono, Netns, Observation, Process,
-    ProcessEvent, Scope,
+    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Host, Lost, Mono, Netns, Observation, Process,
+    ProcessEvent, Role, Runtime, Scope,
 };
 
 use super::App;
@@ -30,7 +30,7 @@ impl App {
             self.enricher.clients().found(process.actor.clone(), process.class);
         }
         let targets = targets::find(&self.settings);
-        let mut host = role::find(&self.settings, &found, &targets.targets);
+        let mut host = role::find(&self.settings, &found, !targets.targets.is_empty());
         match links::addresses().await {
             Ok(addresses) => host.addresses = addresses,
             Err(error) => self.early_gap("link.address", &format!("{error:#}")),
@@ -159,12 +159,32 @@ impl App {
     }
 
     /// The host's addresses changed: whose refusal is a local one depends on them.
-    pub(super) async fn look_at_host(&mut self, sinks: &mut [&mut dyn Sink]) {
+    pub(super) async fn look_at_addresses(&mut self, sinks: &mut [&mut dyn Sink]) {
         let Ok(addresses) = links::addresses().await else { return };
-        if let Some(mut host) = self.state.host.clone()
-            && host.addresses != addresses
-        {
-            host.addresses = addresses;
+        self.update_host(|host| host.addresses = addresses, sinks);
+    }
+
+    /// Something started that shows what the host is for: an agent may be there before the node is made.
+    pub(super) fn look_at_role(&mut self, sinks: &mut [&mut dyn Sink]) {
+        let found = role::find(&self.settings, &processes::scan(), !self.state.targets().is_empty());
+        let update = |host: &mut Host| {
+            // Where no manifest shows a control plane, only its process does: when that has ended it is missing.
+            if host.role != Role::ControlPlane {
+                host.role = found.role;
+            }
+            if found.runtime != Runtime::Unknown {
+                host.runtime = found.runtime;
+            }
+            host.kubelet_installed = found.kubelet_installed;
+        };
+        self.update_host(update, sinks);
+    }
+
+    fn update_host(&mut self, update: impl FnOnce(&mut Host), sinks: &mut [&mut dyn Sink]) {
+        let Some(known) = self.state.host.clone() else { return };
+        let mut host = known.clone();
+        update(&mut host);
+        if host != known {
             self.deliver(clock::now(), Observation::Host(host), sinks);
         }
     }

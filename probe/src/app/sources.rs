@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use probe_engine::{Gap, Host, Observation, Scope};
+use probe_engine::{Gap, Host, Observation, ProcessClass, ProcessEvent, Scope};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -55,6 +55,8 @@ pub(super) struct State {
     targets: Targets,
     listeners: BTreeSet<SocketAddr>,
     pub(super) host: Option<Host>,
+    /// A process started that shows what the host is for.
+    role_due: bool,
     reread: BTreeSet<Scope>,
     gaps: Vec<Gap>,
 }
@@ -77,6 +79,15 @@ impl State {
                 }
             }
             Observation::Host(host) => self.host = Some(host.clone()),
+            Observation::Process(process) if process.event == ProcessEvent::Started => {
+                self.role_due |= matches!(
+                    process.class,
+                    ProcessClass::Kubelet
+                        | ProcessClass::ApiServer
+                        | ProcessClass::Etcd
+                        | ProcessClass::Runtime
+                );
+            }
             _ => {}
         }
     }
@@ -87,6 +98,11 @@ impl State {
 
     pub(super) fn listeners(&self) -> &BTreeSet<SocketAddr> {
         &self.listeners
+    }
+
+    /// Was the host's role to be looked at again? Not any more.
+    pub(super) fn take_role_due(&mut self) -> bool {
+        std::mem::take(&mut self.role_due)
     }
 
     /// Something must be read again as soon as the loop comes to it.

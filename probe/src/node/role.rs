@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use probe_engine::{ApiTarget, Host, ProcessClass, Role, Runtime};
+use probe_engine::{Host, ProcessClass, Role, Runtime};
 
 use super::processes::Found;
 use crate::settings::Settings;
@@ -39,8 +39,9 @@ const ETCD_FILES: &[&str] = &[
     "/var/lib/etcd/member",
 ];
 
-/// The role, set or found, and the runtime. The addresses are left empty.
-pub(crate) fn find(settings: &Settings, processes: &[Found], targets: &[ApiTarget]) -> Host {
+/// The role, set or found, and the runtime. The addresses are left empty. `targets`: some address of an API server is
+/// known.
+pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> Host {
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
     let runtime = runtime(settings, processes, exists);
@@ -53,11 +54,11 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: &[ApiTarge
     let api_server = runs(ProcessClass::ApiServer) || API_SERVER_MANIFESTS.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
     // A directory or an address that somebody named is worth an answer, whatever else is missing.
-    let asked_for = !targets.is_empty() || settings.on_host(&settings.cni_conf_dir).is_dir();
+    let asked_for = targets || settings.on_host(&settings.cni_conf_dir).is_dir();
     let role = match (kubelet, api_server, etcd) {
         (_, true, _) => Role::ControlPlane,
         // kubeadm runs an external etcd by a kubelet that knows no API server.
-        (true, false, true) if targets.is_empty() => Role::Etcd,
+        (true, false, true) if !targets => Role::Etcd,
         (true, false, _) => Role::Worker,
         (false, false, true) => Role::Etcd,
         (false, false, false) if asked_for || runtime != Runtime::Unknown => Role::Unknown,

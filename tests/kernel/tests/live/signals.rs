@@ -17,11 +17,17 @@ fn the_end_of_a_control_plane_process_names_the_signal_and_its_sender() -> Resul
     let server = Server::start_as(&node.netns, &node.bin_dir().join("kube-apiserver"), "10.99.0.2:6443")?;
     let pid = server.pid();
     trace.wait_for("its start", |line| line["kind"] == "process" && line["event"] == "started")?;
+    trace.wait_for("what that makes of the host", |line| {
+        line["kind"] == "host" && line["role"] == "control-plane"
+    })?;
     drop(server);
     let (_, line) =
         trace.wait_for("its end", |line| line["kind"] == "process" && line["event"] == "exited")?;
     ensure!(line["process"]["pid"] == pid && line["process"]["name"] == "kube-apiserver", "{line}");
     ensure!(line["exit"]["signal"] == 9 && line["sender"]["pid"] == std::process::id(), "{line}");
+    let verdict = trace.wait_for_verdict("APIServerDown")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("kube-apiserver ended by signal 9"), "{message}");
     Ok(())
 }
 
