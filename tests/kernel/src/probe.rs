@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,15 @@ pub fn probe_command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> 
     Ok(command)
 }
 
+/// Where the next trace keeps what it is told, for `tests/replay`: a file beside `NETREADY_RECORD`, when that is set, with
+/// a number behind its name.
+fn recording() -> Option<PathBuf> {
+    static TRACES: AtomicUsize = AtomicUsize::new(0);
+    let mut path = std::env::var_os("NETREADY_RECORD")?;
+    path.push(format!("-{}.jsonl", TRACES.fetch_add(1, Ordering::Relaxed)));
+    Some(path.into())
+}
+
 /// The answer of `probe check`.
 #[derive(Clone, Debug)]
 pub struct Check {
@@ -65,6 +75,8 @@ pub struct Check {
 impl Check {
     /// Runs `probe check -o json` on `node` without an agent, for `seconds`.
     pub fn run(node: &Node, seconds: u32, args: &[&str]) -> Result<Self> {
+        // A check keeps nothing: a trace beside it does.
+        let _beside = std::env::var_os("NETREADY_RECORD").map(|_| Trace::start(node, args)).transpose()?;
         let time = format!("{seconds}s");
         let mut command = probe_command(node, "check", &["-o", "json", "--no-agent", "--for", &time])?;
         let output = command.args(args).output().context("run probe check")?;
@@ -111,6 +123,9 @@ impl Trace {
     /// Starts it on `node` and waits until it has read the state at start.
     pub fn start(node: &Node, args: &[&str]) -> Result<Self> {
         let mut command = probe_command(node, "trace", &["-o", "json"])?;
+        if let Some(recording) = recording() {
+            command.arg("--record").arg(recording);
+        }
         let mut child = command.args(args).stdout(Stdio::piped()).spawn().context("start probe trace")?;
         let output = child.stdout.take().context("the trace has an output")?;
         let (sender, lines) = channel();
