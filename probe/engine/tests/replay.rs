@@ -100,6 +100,20 @@ fn every_recording_gives_its_expected_verdicts() {
 }
 
 #[test]
+fn every_recording_says_where_it_comes_from() {
+    let silent: Vec<_> = cases()
+        .into_iter()
+        .filter(|case| {
+            let recording = fs::read_to_string(case.join("input.jsonl")).expect("a recording");
+            let header: RecordingHeader =
+                serde_json::from_str(recording.lines().next().expect("a header")).expect("a header");
+            header.source.is_empty()
+        })
+        .collect();
+    assert!(silent.is_empty(), "{silent:?}");
+}
+
+#[test]
 fn every_reason_has_a_recording() {
     let mut told = BTreeSet::new();
     for case in cases() {
