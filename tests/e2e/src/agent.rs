@@ -85,9 +85,15 @@ pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> 
     // A recording is never written over by the program itself.
     let _ = fs::remove_file(&recording);
     let mut command = cluster.place.command(probe_binary()?)?;
-    command.args(["trace", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin", "--record"]).arg(recording);
+    command.args(["trace", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin", "--record"]).arg(&recording);
     command.env_remove("KUBERNETES_SERVICE_HOST");
-    Running::start(&mut command, &dir.join(format!("{name}.txt"))).map(Some)
+    let recorder = Running::start(&mut command, &dir.join(format!("{name}.txt")))?;
+    // What happens before it has read the state at start is no story any more.
+    until("the recorder is ready", Duration::from_secs(20), || {
+        let ready = fs::read_to_string(&recording).is_ok_and(|text| text.contains("\"answer\""));
+        Ok(ready.then_some(()))
+    })?;
+    Ok(Some(recorder))
 }
 
 /// What the agent says on its own host.
