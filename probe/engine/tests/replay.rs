@@ -115,6 +115,10 @@ fn every_recording_says_where_it_comes_from() {
 
 #[test]
 fn every_reason_has_a_recording() {
+    // They are being written by the test beside this one.
+    if std::env::var_os("NETREADY_BLESS").is_some() {
+        return;
+    }
     let mut told = BTreeSet::new();
     for case in cases() {
         let text = fs::read_to_string(case.join("expected.json")).expect("it says what is expected");
