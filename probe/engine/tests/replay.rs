@@ -99,6 +99,49 @@ fn every_recording_gives_its_expected_verdicts() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A node on which the same ordinary things happen again and again: what adds up, adds up in a week.
+#[test]
+fn a_healthy_week_is_silent() {
+    const HOUR_NS: u64 = 3_600_000_000_000;
+    let name = |case: &Path| case.file_name().expect("a name").to_string_lossy().into_owned();
+    // A boot happens once to an agent, and so does its end.
+    let happens_once = |name: &str| name.contains("boot") || name.contains("stopped");
+    for case in cases() {
+        let name = name(&case);
+        if !name.starts_with("healthy") || happens_once(&name) {
+            continue;
+        }
+        let recording = fs::read_to_string(case.join("input.jsonl")).expect("a recording");
+        let (mut engine, started, lines) = open(&recording);
+        let lines: Vec<_> = lines.collect();
+        let mut conditions = Vec::new();
+        let mut drain = |engine: &mut Engine, at: Mono| {
+            while let Some(effect) = engine.poll_effect() {
+                if let Effect::Condition(condition) = effect {
+                    conditions.push((
+                        at.since(started),
+                        condition.condition,
+                        condition.status,
+                        condition.reason,
+                    ));
+                }
+            }
+        };
+        for hour in 0..24 * 7 {
+            for line in &lines {
+                let at = line.at.plus(hour * HOUR_NS);
+                pass(&mut engine, at, &mut drain);
+                engine.observe(at, line.observation.clone());
+                drain(&mut engine, at);
+            }
+        }
+        pass(&mut engine, started.plus(24 * 7 * HOUR_NS), &mut drain);
+        assert!(conditions.len() <= 4, "{name}: {conditions:#?}");
+        let last = engine.report().verdict.reason;
+        assert_eq!(last, Reason::NetworkReady, "{name}");
+    }
+}
+
 #[test]
 fn every_recording_says_where_it_comes_from() {
     let silent: Vec<_> = cases()
