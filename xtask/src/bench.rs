@@ -85,6 +85,10 @@ fn costs(probe: &Path, rounds: usize) -> Result<()> {
     ];
     // What is compared runs on one processor, what watches wherever it likes.
     pin()?;
+    // What listens to a watcher is a second thread, and a program with two pays more for each use of a descriptor: it
+    // has two without a watcher as well.
+    let (_stay, until) = channel::<()>();
+    std::thread::spawn(move || until.recv());
     println!(
         "\nrate with a watcher / without, half of how far its quarters lie apart, and nanoseconds more for each"
     );
