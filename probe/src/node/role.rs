@@ -7,13 +7,19 @@ use probe_engine::{Host, ProcessClass, Role, Runtime};
 use super::processes::Found;
 use crate::settings::Settings;
 
-/// Static pod manifests of an API server: kubeadm, kops, RKE2.
-const API_SERVER_MANIFESTS: &[&str] = &[
+/// What an API server has on its host. Static pod manifests: kubeadm, kops, RKE2. Its own certificate, for manifests may
+/// be the very thing that is missing, and not everybody runs it as a static pod: kubeadm, Kubespray, kops, k0s, k3s.
+const API_SERVER_FILES: &[&str] = &[
     "/etc/kubernetes/manifests/kube-apiserver.yaml",
     "/etc/kubernetes/manifests/kube-apiserver.yml",
     "/etc/kubernetes/manifests/kube-apiserver.manifest",
     "/var/lib/rancher/rke2/agent/pod-manifests/kube-apiserver.yaml",
+    "/etc/kubernetes/pki/apiserver.crt",
+    "/etc/kubernetes/ssl/apiserver.crt",
+    "/srv/kubernetes/kube-apiserver",
+    "/var/lib/k0s/pki/server.crt",
     "/var/lib/rancher/k3s/server",
+    "/var/lib/rancher/rke2/server",
 ];
 
 /// What a kubelet leaves on its host.
@@ -51,7 +57,7 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> H
         return host(role, true);
     }
     let kubelet = runs(ProcessClass::Kubelet) || kubelet_installed;
-    let api_server = runs(ProcessClass::ApiServer) || API_SERVER_MANIFESTS.iter().any(&exists);
+    let api_server = runs(ProcessClass::ApiServer) || API_SERVER_FILES.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
     // A directory or an address that somebody named is worth an answer, whatever else is missing.
     let asked_for = targets || settings.on_host(&settings.cni_conf_dir).is_dir();
@@ -80,5 +86,73 @@ fn runtime(settings: &Settings, processes: &[Found], exists: impl Fn(&&str) -> b
         Runtime::Containerd
     } else {
         Runtime::Unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use probe_engine::Actor;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        node: crate::cli::NodeArgs,
+    }
+
+    const CONTAINERD: (&str, ProcessClass) = ("containerd", ProcessClass::Runtime);
+    const KUBELET: (&str, ProcessClass) = ("kubelet", ProcessClass::Kubelet);
+
+    /// Of a host with these files and processes; `targets`: it knows an address of an API server.
+    fn role(files: &[&str], processes: &[(&str, ProcessClass)], targets: bool) -> Role {
+        let root = tempfile::tempdir().expect("a directory");
+        for file in files {
+            let path = root.path().join(file.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            std::fs::write(path, "").expect("written");
+        }
+        let flag = root.path().to_str().expect("a text");
+        let settings = Line::parse_from(["probe", "--host-root", flag]).node.settings().expect("settings");
+        let found = |(name, class): &(&str, ProcessClass)| Found {
+            actor: Actor { pid: 1, name: (*name).to_owned() },
+            class: *class,
+        };
+        let processes: Vec<_> = processes.iter().map(found).collect();
+        find(&settings, &processes, targets).role
+    }
+
+    #[test]
+    fn a_node_is_a_worker_until_something_shows_an_api_server() {
+        let kubelet = ["/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/ca.crt"];
+        assert_eq!(role(&kubelet, &[CONTAINERD, KUBELET], true), Role::Worker);
+        // The kubelet may be what is missing.
+        assert_eq!(role(&kubelet, &[CONTAINERD], true), Role::Worker);
+        // Joined, and its API server's manifest moved away.
+        let moved = ["/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/apiserver.crt"];
+        assert_eq!(role(&moved, &[CONTAINERD, KUBELET], true), Role::ControlPlane);
+        let by_hand = [KUBELET, ("kube-apiserver", ProcessClass::ApiServer)];
+        assert_eq!(role(&[], &by_hand, true), Role::ControlPlane);
+        for file in API_SERVER_FILES {
+            assert_eq!(role(&[file], &[], false), Role::ControlPlane, "{file}");
+        }
+    }
+
+    #[test]
+    fn an_etcd_host_is_one_with_and_without_a_kubelet() {
+        let etcd = ("etcd", ProcessClass::Etcd);
+        assert_eq!(role(&["/etc/etcd.env"], &[], false), Role::Etcd);
+        assert_eq!(role(&[], &[etcd, CONTAINERD], false), Role::Etcd);
+        // kubeadm runs external etcd as a static pod of a kubelet that knows no API server.
+        assert_eq!(role(&["/var/lib/kubelet/config.yaml"], &[KUBELET, etcd], false), Role::Etcd);
+        assert_eq!(role(&["/var/lib/kubelet/config.yaml"], &[KUBELET, etcd], true), Role::Worker);
+    }
+
+    #[test]
+    fn a_host_without_kubernetes_has_no_role() {
+        assert_eq!(role(&[], &[], false), Role::None);
+        assert_eq!(role(&[], &[], true), Role::Unknown);
+        assert_eq!(role(&[], &[CONTAINERD], false), Role::Unknown);
     }
 }
