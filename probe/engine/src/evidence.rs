@@ -29,6 +29,9 @@ use crate::observation::{
 };
 use crate::verdict::Evidence;
 
+/// A limit that shows as an errno of connect(2): `net.ipv4.ip_local_port_range` towards one address is used up.
+const LOCAL_PORTS: &str = "local ports";
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {

@@ -431,7 +431,8 @@ const ALL: &[Explanation] = &[
         &[Reason::RuntimeDown],
         "The runtime or the kubelet hit a limit.",
         "The refused call and the limit's name.",
-        "Raise the named limit, then restart the runtime once.",
+        "Raise the named limit, then restart once what hit it. Local ports: net.ipv4.ip_local_port_range, or see who \
+         holds them (ss -tan).",
     ),
     row(
         Reason::SandboxImageUnavailable,

@@ -44,6 +44,7 @@ pub enum Outcome {
 const EPERM: u32 = 1;
 const EACCES: u32 = 13;
 const EINVAL: u32 = 22;
+pub(crate) const EADDRNOTAVAIL: u32 = 99;
 const ENETUNREACH: u32 = 101;
 const ETIMEDOUT: u32 = 110;
 const ECONNREFUSED: u32 = 111;

@@ -6,13 +6,13 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
-use super::Facts;
+use super::{Facts, LOCAL_PORTS};
 use crate::limits;
 use crate::observation::{
-    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, Connection, Listener, Mono, Scope, TargetKind,
-    TlsFailure,
+    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, Connection, LimitHit, Listener, Mono,
+    ProcessClass, Scope, TargetKind, TlsFailure,
 };
-use crate::outcome::{Outcome, is_own};
+use crate::outcome::{EADDRNOTAVAIL, Outcome, is_own};
 
 /// A failure that was not disproved since.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,14 @@ impl Facts {
             }
             return None;
         }
+        if connect.end.early_errno == EADDRNOTAVAIL {
+            self.no_port(at, connect);
+            return None;
+        }
         let mut outcome = Outcome::of(connect, &self.host.addresses);
+        if outcome == Outcome::Ok {
+            self.hits.remove(LOCAL_PORTS);
+        }
         // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.
         if outcome == Outcome::Denied
             && connect.end.early_errno != 1
@@ -130,6 +137,13 @@ impl Facts {
         }
         let asked = outcome.is_failure() && connect.role != ClientRole::Probe;
         asked.then_some(connect.to)
+    }
+
+    /// Says nothing of the API server: every local port towards it is in use.
+    fn no_port(&mut self, at: Mono, connect: &Connect) {
+        let class = (connect.role == ClientRole::Kubelet).then_some(ProcessClass::Kubelet);
+        let process = connect.client.clone();
+        self.limit_hit(at, LimitHit { process, class, what: LOCAL_PORTS.to_string(), errno: EADDRNOTAVAIL });
     }
 
     /// The control plane's own connects, to other than API addresses.

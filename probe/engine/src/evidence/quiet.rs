@@ -1,9 +1,9 @@
 //! What ordinary life tells: it changes nothing of what is judged.
 
-use super::Facts;
+use super::{Facts, LOCAL_PORTS};
 use crate::limits;
 use crate::observation::{Connect, Mono, NameState, Observation};
-use crate::outcome::Outcome;
+use crate::outcome::{EADDRNOTAVAIL, Outcome};
 
 impl Facts {
     /// Will the judgement be the same after this as before? Asked before it is taken; false when in doubt. A busy
@@ -36,9 +36,10 @@ impl Facts {
             return !self.is_backend(&connect.to);
         };
         match Outcome::of(connect, &self.host.addresses) {
-            Outcome::Cancelled => true,
+            Outcome::Cancelled => connect.end.early_errno != EADDRNOTAVAIL,
             Outcome::Ok => {
                 ledger.last_ok.is_some()
+                    && !self.hits.contains_key(LOCAL_PORTS)
                     && ledger.failure.is_none()
                     && !ledger.denied.contains_key(&connect.role)
             }

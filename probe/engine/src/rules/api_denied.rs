@@ -16,7 +16,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             let since = ledger.denied.values().map(|failure| failure.since).min()?;
             let who: Vec<_> = ledger.denied.keys().map(|role| role.as_str()).collect();
             let message = format!(
-                "connect to {addr} is denied on this host before a packet leaves (EPERM): a cgroup eBPF program, \
+                "connect to {addr} is denied on this host before a packet leaves: a cgroup eBPF program, \
                  a security module or seccomp; clients: {}",
                 who.join(", ")
             );

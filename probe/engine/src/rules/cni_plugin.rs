@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
+use core::net::SocketAddr;
 
 use super::{Fault, causes, depth};
 use crate::cnis::{self, Cni};
@@ -10,9 +11,14 @@ use crate::evidence::{EADDRINUSE, ERRNOS, Facts, PluginFailure, refusal, socket_
 use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
 use crate::reason::{Reason, Side};
 
-/// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS.
+/// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS, Cilium.
 const EXHAUSTED: &[&str] = &[
     "no ip addresses available",
+    "no ips available",
+    "no more ips available",
+    "assigned 0 out of",
+    "noavailableaddress",
+    "range is full",
     "no available ip",
     "no available address",
     "failed to assign an ip address to container",
@@ -21,8 +27,13 @@ const EXHAUSTED: &[&str] = &[
 ];
 
 /// What the API server's refusal looks like in the words of its clients: HTTP 401 and 403.
-const UNAUTHORIZED: &[&str] =
-    &["unauthorized", "is forbidden: user", "token has expired", "invalid bearer token"];
+const UNAUTHORIZED: &[&str] = &[
+    "unauthorized",
+    "asked for the client to provide credentials",
+    "is forbidden: user",
+    "token has expired",
+    "invalid bearer token",
+];
 
 /// What OVN's plugins say of a port that ovn-controller has not bound.
 const NOT_BOUND: &[&str] = &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"];
@@ -110,6 +121,10 @@ fn agent_away(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) 
     let (cni, words) = if let Some((path, how)) = unheard {
         let words = format!("plugin {plugin} failed because its agent's socket {path} {how}");
         (cnis::of_socket(path).ok_or(path), words)
+    } else if let Some(addr) = refused_here(facts, said) {
+        let words =
+            format!("plugin {plugin} failed because its agent's address {addr} refuses: nobody listens");
+        (cnis::of_plugin(plugin).filter(|cni| !cni.agent.is_empty()).ok_or(addr), words)
     } else {
         // A file that only the plugin speaks of may be anything: that of an agent is known by its path.
         let cni = cnis::CNIS.iter().find(|cni| !cni.writes.is_empty() && said.contains(cni.writes))?;
@@ -139,6 +154,17 @@ fn dialled(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("dial unix ")?;
     let (path, _) = rest.split_once(": ")?;
     path.starts_with('/').then_some(path)
+}
+
+/// The address in Go's words for a TCP port of this host that refused: `dial tcp ADDRESS: connect: connection refused`.
+/// On a loopback address it is the agent's (Weave, older AWS), unless the API server is reached by it.
+fn refused_here<'a>(facts: &Facts, said: &'a str) -> Option<&'a str> {
+    said.split("dial tcp ").skip(1).find_map(|rest| {
+        let (text, how) = rest.split_once(": ")?;
+        let addr: SocketAddr = text.parse().ok()?;
+        let refused = how.starts_with("connect: connection refused");
+        (refused && addr.ip().is_loopback() && !facts.targets.contains_key(&addr)).then_some(text)
+    })
 }
 
 /// Where its agent is, when it does not run.
