@@ -38,6 +38,8 @@ pub enum Outcome {
     Stalled,
     /// The client closed the socket before anything could be known, or never got as far as the network.
     Cancelled,
+    /// Every local port towards this address is in use: this host's own trouble.
+    NoPort,
 }
 
 // Linux errno, include/uapi/asm-generic/errno{-base,}.h; the same on x86-64 and arm64.
@@ -64,7 +66,7 @@ const KEPT_NS: u64 = 30_000_000_000;
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::RefusedLocal,
         Self::RefusedRemote,
@@ -78,6 +80,7 @@ impl Outcome {
         Self::Reset,
         Self::Stalled,
         Self::Cancelled,
+        Self::NoPort,
     ];
 
     /// The label value.
@@ -96,6 +99,7 @@ impl Outcome {
             Self::Reset => "reset",
             Self::Stalled => "stalled",
             Self::Cancelled => "cancelled",
+            Self::NoPort => "no_port",
         }
     }
 
@@ -115,6 +119,7 @@ impl Outcome {
             Self::Reset => "reset before an answer",
             Self::Stalled => "silent after the handshake",
             Self::Cancelled => "closed by the client at once",
+            Self::NoPort => "not begun: no local port is left",
         }
     }
 
@@ -188,7 +193,8 @@ impl Outcome {
         match errno {
             EPERM | EACCES => Self::Denied,
             ENETUNREACH | EHOSTUNREACH | EINVAL => Self::NoRoute,
-            // EADDRNOTAVAIL, ENOMEM, …: this client's own trouble, which says nothing of the API.
+            EADDRNOTAVAIL => Self::NoPort,
+            // ENOMEM, …: this client's own trouble, which says nothing of the API.
             _ => Self::Cancelled,
         }
     }
@@ -206,7 +212,7 @@ impl Outcome {
 
     /// A fault that retrying proves or disproves; false for success and for what proves nothing.
     pub const fn is_failure(self) -> bool {
-        !matches!(self, Self::Ok | Self::Cancelled)
+        !matches!(self, Self::Ok | Self::Cancelled | Self::NoPort)
     }
 }
 
@@ -284,7 +290,7 @@ mod tests {
             ),
             (ConnectEnd { early_errno: 1, ..zero.clone() }, 0, Outcome::Denied),
             (ConnectEnd { early_errno: 101, ..zero.clone() }, 0, Outcome::NoRoute),
-            (ConnectEnd { early_errno: 99, ..zero.clone() }, 0, Outcome::Cancelled),
+            (ConnectEnd { early_errno: 99, ..zero.clone() }, 0, Outcome::NoPort),
         ];
         for (end, took_ms, want) in cases {
             assert_eq!(judge("10.0.0.1:6443", took_ms, end.clone()), want, "{end:?}");

@@ -169,7 +169,8 @@ impl EarlyErrors {
         match self.ends.iter().position(same) {
             Some(index) => {
                 self.ends.remove(index);
-                false
+                // The socket's end shows nothing of this one: it looks like that of a client that changed its mind.
+                record.errno == libc::EADDRNOTAVAIL.unsigned_abs()
             }
             None => true,
         }

@@ -116,13 +116,11 @@ impl Facts {
             }
             return None;
         }
-        if connect.end.early_errno == EADDRNOTAVAIL {
-            self.no_port(at, connect);
-            return None;
-        }
         let mut outcome = Outcome::of(connect, &self.host.addresses);
-        if outcome == Outcome::Ok {
-            self.hits.remove(LOCAL_PORTS);
+        match outcome {
+            Outcome::NoPort => self.no_port(at, connect),
+            Outcome::Ok => drop(self.hits.remove(LOCAL_PORTS)),
+            _ => {}
         }
         // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.
         if outcome == Outcome::Denied
@@ -151,7 +149,7 @@ impl Facts {
         let outcome = Outcome::of(connect, &self.host.addresses);
         let known = self.unreached.get(&connect.to);
         let between = known.is_some_and(|known| is_between_messages(known.outcome, known.last, at));
-        if outcome == Outcome::Cancelled || is_silence(outcome) && between {
+        if matches!(outcome, Outcome::Cancelled | Outcome::NoPort) || is_silence(outcome) && between {
             return;
         }
         let known = self.unreached.remove(&connect.to);
@@ -182,7 +180,7 @@ impl Facts {
         let dropped = connect.end.dropped.clone();
         let fresh = Failure { outcome, from, dropped: dropped.clone(), since: at, last: at };
         match outcome {
-            Outcome::Cancelled => false,
+            Outcome::Cancelled | Outcome::NoPort => false,
             Outcome::Ok => {
                 let first = ledger.last_ok.is_none();
                 ledger.last_ok = Some(at);

@@ -3,7 +3,7 @@
 use super::{Facts, LOCAL_PORTS};
 use crate::limits;
 use crate::observation::{Connect, Mono, NameState, Observation};
-use crate::outcome::{EADDRNOTAVAIL, Outcome};
+use crate::outcome::Outcome;
 
 impl Facts {
     /// Will the judgement be the same after this as before? Asked before it is taken; false when in doubt. A busy
@@ -36,7 +36,7 @@ impl Facts {
             return !self.is_backend(&connect.to);
         };
         match Outcome::of(connect, &self.host.addresses) {
-            Outcome::Cancelled => connect.end.early_errno != EADDRNOTAVAIL,
+            Outcome::Cancelled => true,
             Outcome::Ok => {
                 ledger.last_ok.is_some()
                     && !self.hits.contains_key(LOCAL_PORTS)

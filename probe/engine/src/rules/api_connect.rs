@@ -80,7 +80,7 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
             Reason::APITLSStalled,
             "accepts the connection, takes the client's bytes and sends nothing".to_string(),
         ),
-        Outcome::Ok | Outcome::Cancelled | Outcome::Denied => return None,
+        Outcome::Ok | Outcome::Cancelled | Outcome::Denied | Outcome::NoPort => return None,
     })
 }
 
