@@ -119,7 +119,11 @@ impl Facts {
         let mut outcome = Outcome::of(connect, &self.host.addresses);
         match outcome {
             Outcome::NoPort => self.no_port(at, connect),
-            Outcome::Ok => drop(self.hits.remove(LOCAL_PORTS)),
+            // Who gets through has a port and a way.
+            Outcome::Ok => {
+                self.hits.remove(LOCAL_PORTS);
+                self.routes.remove(&connect.to.ip());
+            }
             _ => {}
         }
         // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.

@@ -40,6 +40,7 @@ impl Facts {
             Outcome::Ok => {
                 ledger.last_ok.is_some()
                     && !self.hits.contains_key(LOCAL_PORTS)
+                    && self.routes.get(&connect.to.ip()).is_none_or(|(errno, _)| *errno == 0)
                     && ledger.failure.is_none()
                     && !ledger.denied.contains_key(&connect.role)
             }

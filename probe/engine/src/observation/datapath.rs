@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +144,25 @@ pub struct RouteGone {
 }
 
 impl RouteGone {
+    /// Packets to `to` could take this route.
+    pub(crate) fn covers(&self, to: IpAddr) -> bool {
+        let (base, length) = match self.object.split_once('/') {
+            Some((base, length)) => (base, length.parse().ok()),
+            None => (self.object.as_str(), None),
+        };
+        let shift = |bits: u32| bits.saturating_sub(length.unwrap_or(bits));
+        !self.rule
+            && match (base.parse(), to) {
+                (Ok(IpAddr::V4(base)), IpAddr::V4(to)) => {
+                    (base.to_bits() ^ to.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
+                }
+                (Ok(IpAddr::V6(base)), IpAddr::V6(to)) => {
+                    (base.to_bits() ^ to.to_bits()).checked_shr(shift(128)).unwrap_or(0) == 0
+                }
+                _ => base == "default",
+            }
+    }
+
     /// In plain words: `the route to 10.244.0.0/16 by cni0`.
     pub fn words(&self) -> String {
         let what = if self.rule { "the rule from" } else { "the route to" };
@@ -161,4 +181,40 @@ pub struct PacketsDropped {
     pub device: String,
     /// How many since this was told last.
     pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_covers_its_range_and_the_default_route_everything() {
+        let covers = |object: &str, to: &str| {
+            let gone = RouteGone { object: String::from(object), ..RouteGone::default() };
+            gone.covers(to.parse().expect("an address"))
+        };
+        for (object, to) in [
+            ("default", "10.0.0.1"),
+            ("default", "fd00::1"),
+            ("0.0.0.0/0", "10.0.0.1"),
+            ("10.0.0.0/24", "10.0.0.1"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("fd00::/64", "fd00::1"),
+        ] {
+            assert!(covers(object, to), "{object} {to}");
+        }
+        for (object, to) in [
+            ("10.0.1.0/24", "10.0.0.1"),
+            ("10.0.0.2", "10.0.0.1"),
+            ("fd00:1::/64", "fd00::1"),
+            ("fd00::/64", "10.0.0.1"),
+            ("10.0.0.0/99", "10.0.0.1"),
+            ("", "10.0.0.1"),
+            ("nonsense/x", "10.0.0.1"),
+        ] {
+            assert!(!covers(object, to), "{object} {to}");
+        }
+        let rule = RouteGone { object: String::from("default"), rule: true, ..RouteGone::default() };
+        assert!(!rule.covers(IpAddr::from([10, 0, 0, 1])));
+    }
 }

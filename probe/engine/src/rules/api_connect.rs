@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::api_listener::{end_of_service, nobody_listens};
+use super::api_route::no_route;
 use super::{Fault, causes};
 use crate::evidence::{Facts, Failure, Ledger};
 use crate::observation::{ProcessClass, TargetKind};
@@ -64,7 +65,7 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
         Outcome::UnreachableNeighbour => {
             (Reason::APIVIPUnreachable, "is held by nobody: neighbour discovery gets no answer".to_string())
         }
-        Outcome::NoRoute => (Reason::APIRouteMissing, "cannot be reached: there is no route".to_string()),
+        Outcome::NoRoute => (Reason::APIRouteMissing, no_route(facts, addr.ip())),
         Outcome::Timeout | Outcome::GaveUp => {
             if let Some(reason) = failure.dropped.as_deref().filter(|reason| is_policy(reason)) {
                 let words =

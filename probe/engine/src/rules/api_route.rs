@@ -1,12 +1,22 @@
 //! The kernel has no way to the API address.
 
 use alloc::format;
-use alloc::string::ToString as _;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use super::{Fault, causes};
 use crate::evidence::Facts;
 use crate::reason::Reason;
+
+/// With who took it away, when that was seen.
+pub(super) fn no_route(facts: &Facts, to: IpAddr) -> String {
+    let gone =
+        facts.routes_gone.values().filter(|(gone, _)| gone.covers(to) && !gone.process.name.is_empty());
+    let newest = gone.max_by_key(|(_, since)| *since);
+    let who = newest.map(|(gone, _)| format!("; {} removed {}", gone.process.name, gone.words()));
+    format!("cannot be reached: there is no route{}", who.unwrap_or_default())
+}
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     facts
@@ -15,7 +25,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .filter_map(|(addr, _)| {
             let (errno, since) = *facts.routes.get(&addr.ip())?;
             (errno != 0).then(|| {
-                let message = format!("{addr} cannot be reached: there is no route");
+                let message = format!("{addr} {}", no_route(facts, addr.ip()));
                 let fault = Fault::new(Reason::APIRouteMissing, addr.to_string(), message, since);
                 fault.state().may_come_from(causes::OF_NO_ROUTE)
             })
