@@ -1,0 +1,212 @@
+//! What watching costs others.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Agent, UNWATCHED, WATCHED, anywhere};
+
+/// How often on and off are compared, in turn: a shared machine is busier now and then by ten times what is looked for.
+pub(super) const ROUNDS: usize = 15;
+/// How long each turn takes.
+const TURN: Duration = Duration::from_millis(500);
+
+/// What watching costs others, on a processor whose clock counts instructions and which is never busy with anything
+/// else.
+pub(crate) fn inside(probe: &Path) -> Result<bool> {
+    compare(probe, 3)?;
+    Ok(true)
+}
+
+/// Answers with how often a second it could be done.
+type Work = fn() -> Result<f64>;
+
+/// What watching costs whom: the agent, the agent without tracepoints of system calls, and the one-liners that
+/// people write for the same events.
+pub(super) fn compare(probe: &Path, rounds: usize) -> Result<()> {
+    let works: [(&str, &str, Work); 5] = [
+        ("refused connect, unwatched", ">= 0.93", || connects(UNWATCHED)),
+        ("refused connect, watched", ">= 0.93", || connects(WATCHED)),
+        ("exec of a static binary", ">= 0.98", execs),
+        ("getppid", "+ 5 ns", || Ok(getppids())),
+        ("write of a byte to a file", "+ 25 ns", writes),
+    ];
+    let watchers: [(&str, &dyn Fn() -> Result<Agent>); 3] = [
+        ("agent", &|| Ok(Agent::start(probe, &[])?.0)),
+        ("lean", &|| Ok(Agent::start(probe, &["--hooks", "lean"])?.0)),
+        ("bpftrace", &bpftrace),
+    ];
+    // What is compared runs on one processor, what watches wherever it likes.
+    pin()?;
+    // What listens to a watcher is a second thread, and a program with two pays more for each use of a descriptor: it
+    // has two without a watcher as well.
+    let (_stay, until) = channel::<()>();
+    std::thread::spawn(move || until.recv());
+    println!(
+        "\nrate with a watcher / without, half of how far its quarters lie apart, and nanoseconds more for each"
+    );
+    println!(
+        "(getppid(2) alone takes {:.0} ns here; the budgets were set where it takes 83)\n",
+        1e9 / getppids()
+    );
+    print!("{:<28}", "");
+    for (name, _) in watchers {
+        print!("{name:>27}");
+    }
+    println!("{:>12}", "budget");
+    println!("{}", "─".repeat(121));
+    for (what, budget, work) in works {
+        print!("{what:<28}");
+        for (_, start) in watchers {
+            match on_off(start, work, rounds) {
+                Ok(Cost { ratio, spread, more_ns }) => {
+                    print!("{:>27}", format!("{ratio:.3} ±{spread:.3} {more_ns:>+7.0} ns"));
+                }
+                Err(_) => print!("{:>27}", "not here"),
+            }
+            std::io::Write::flush(&mut std::io::stdout())?;
+        }
+        println!("{budget:>12}");
+    }
+    Ok(())
+}
+
+/// The same events by bpftrace one-liners, as somebody would watch them by hand.
+fn bpftrace() -> Result<Agent> {
+    let script = "tracepoint:sock:inet_sock_set_state /args->oldstate == 2/ { printf(\"%d %d %s\\n\", args->newstate, args->dport, comm); }
+tracepoint:tcp:tcp_receive_reset { printf(\"rst %d\\n\", args->dport); }
+tracepoint:tcp:tcp_retransmit_skb { printf(\"again %d\\n\", args->dport); }
+tracepoint:syscalls:sys_exit_connect /args->ret < 0/ { printf(\"connect %d %s\\n\", args->ret, comm); }
+tracepoint:syscalls:sys_enter_write /args->fd == 1 && comm == \"bridge\"/ { printf(\"%s\\n\", str(args->buf)); }
+tracepoint:syscalls:sys_exit_unshare { printf(\"unshare %d\\n\", args->ret); }
+tracepoint:sched:sched_process_exec { printf(\"exec %s\\n\", str(args->filename)); }
+tracepoint:sched:sched_process_exit { printf(\"exit %s\\n\", comm); }
+tracepoint:signal:signal_generate /args->sig == 9 || args->sig == 15/ { printf(\"%d to %d\\n\", args->sig, args->pid); }
+BEGIN { printf(\"watching\\n\"); }";
+    let mount = "mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; exec bpftrace -e \"$1\"";
+    let mut child = anywhere(&mut Command::new("unshare"))
+        .args(["--mount", "sh", "-c", mount, "sh", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start bpftrace")?;
+    let mut said = BufReader::new(child.stdout.take().context("it has an output")?);
+    let agent = Agent(child);
+    let mut line = String::new();
+    while !line.contains("watching") {
+        line.clear();
+        ensure!(said.read_line(&mut line)? > 0, "bpftrace does not work here");
+    }
+    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    Ok(agent)
+}
+
+/// What watching costs.
+#[derive(Clone, Copy)]
+struct Cost {
+    /// Rate with it / rate without.
+    ratio: f64,
+    /// Half of the distance between the quarters of the comparisons: a difference below it is none.
+    spread: f64,
+    /// Nanoseconds more for each.
+    more_ns: f64,
+}
+
+/// The median of the comparisons with the watcher and without, in turn, so that a drifting machine does not
+/// matter.
+fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work, rounds: usize) -> Result<Cost> {
+    work()?;
+    let mut compared = Vec::new();
+    for _ in 0..rounds {
+        let before = work()?;
+        let watcher = start()?;
+        watcher.settle()?;
+        let on = work()?;
+        drop(watcher);
+        let off = f64::midpoint(before, work()?);
+        compared.push((on / off, 1e9 / on - 1e9 / off));
+    }
+    compared.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let quarter = compared.len() / 4;
+    let spread = (compared[compared.len() - 1 - quarter].0 - compared[quarter].0) / 2.0;
+    let (ratio, more_ns) = compared[compared.len() / 2];
+    Ok(Cost { ratio, spread, more_ns })
+}
+
+/// This thread and what it starts, on the last processor: the first takes the interrupts.
+fn pin() -> Result<()> {
+    // SAFETY: all zero is an empty set; the macros write into it; the call reads it.
+    let answer = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let processors = usize::try_from(libc::sysconf(libc::_SC_NPROCESSORS_ONLN)).unwrap_or(1);
+        libc::CPU_SET(processors.saturating_sub(1), &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
+    };
+    ensure!(answer == 0, "stay on one processor: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn getppids() -> f64 {
+    // SAFETY: no precondition.
+    many(|| _ = unsafe { libc::syscall(libc::SYS_getppid) })
+}
+
+fn writes() -> Result<f64> {
+    use std::os::fd::AsRawFd as _;
+
+    let file = tempfile::tempfile_in("/dev/shm").context("make a file in memory")?;
+    let fd = file.as_raw_fd();
+    // SAFETY: an open descriptor and one live byte.
+    Ok(many(|| _ = unsafe { libc::write(fd, [0_u8].as_ptr().cast(), 1) }))
+}
+
+/// As [`rate`], for what takes less than looking at the clock.
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn many(once: impl Fn()) -> f64 {
+    const BATCH: u64 = 10_000;
+    let started = Instant::now();
+    let mut count = 0_u64;
+    while started.elapsed() < TURN {
+        for _ in 0..BATCH {
+            once();
+        }
+        count += BATCH;
+    }
+    count as f64 / started.elapsed().as_secs_f64()
+}
+
+fn connects(addr: &str) -> Result<f64> {
+    let addr = addr.parse::<std::net::SocketAddr>()?;
+    rate(|| {
+        ensure!(TcpStream::connect(addr).is_err(), "somebody listens on {addr}");
+        Ok(())
+    })
+}
+
+fn execs() -> Result<f64> {
+    // Static, and in the machines of the matrix too.
+    rate(|| {
+        let mut child = Command::new("/bin/busybox").arg("true").stdout(Stdio::piped()).spawn()?;
+        let mut text = String::new();
+        child.stdout.take().context("it has an output")?.read_to_string(&mut text)?;
+        child.wait()?;
+        Ok(())
+    })
+}
+
+/// How often `once` can be done in a second.
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn rate(once: impl Fn() -> Result<()>) -> Result<f64> {
+    let started = Instant::now();
+    let mut count = 0_u64;
+    while started.elapsed() < TURN {
+        once()?;
+        count += 1;
+    }
+    Ok(count as f64 / started.elapsed().as_secs_f64())
+}
