@@ -4,7 +4,7 @@ mod costs;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ struct Agent(Child);
 impl Agent {
     /// Starts it and waits until it says that it watches; also answers how long that took.
     fn start(probe: &Path, args: &[&str]) -> Result<(Self, Duration)> {
-        let dir = std::env::temp_dir().join(format!("netready-bench-{}", std::process::id()));
+        let dir = files();
         let started = Instant::now();
         let mut child = anywhere(&mut Command::new(probe))
             .args(["run", "--apiserver", WATCHED, "--no-ask", "--metrics-address", METRICS])
@@ -127,7 +127,13 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        let _ = std::fs::remove_dir_all(files());
     }
+}
+
+/// Where an agent's files are.
+fn files() -> PathBuf {
+    std::env::temp_dir().join(format!("netready-bench-{}", std::process::id()))
 }
 
 fn start(probe: &Path) -> Result<Vec<Row>> {
