@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use probe_engine::{ApiTarget, Gap, TargetKind};
+use probe_engine::{ApiTarget, Gap, Range, TargetKind};
 use serde_json::Value;
 
 use super::file;
@@ -175,34 +175,6 @@ fn guess(settings: &Settings, addr: SocketAddr) -> TargetKind {
     kind_of(settings, addr)
 }
 
-/// An address range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
-    base: IpAddr,
-    length: u8,
-}
-
-impl Range {
-    fn parse(text: &str) -> Option<Self> {
-        let (base, length) = text.trim().split_once('/')?;
-        Some(Self { base: base.parse().ok()?, length: length.parse().ok()? })
-    }
-
-    fn contains(self, ip: IpAddr) -> bool {
-        match (self.base, ip) {
-            (IpAddr::V4(base), IpAddr::V4(ip)) if self.length <= 32 => {
-                let shift = 32 - u32::from(self.length);
-                u64::from(u32::from(base)) >> shift == u64::from(u32::from(ip)) >> shift
-            }
-            (IpAddr::V6(base), IpAddr::V6(ip)) if (1..=128).contains(&self.length) => {
-                let shift = 128 - u32::from(self.length);
-                u128::from(base) >> shift == u128::from(ip) >> shift
-            }
-            _ => false,
-        }
-    }
-}
-
 /// From the API server's own manifest; else around the cluster's DNS address, which is a Service: the /16
 /// there is the smallest range that common installers use (kubeadm: /12, Kubespray: /18 of a /16 of its own).
 fn service_ranges(settings: &Settings) -> Vec<Range> {
@@ -224,20 +196,6 @@ fn service_ranges(settings: &Settings) -> Vec<Range> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_contain_what_they_say() {
-        let range = Range::parse("10.96.0.0/12").expect("a range");
-        assert!(
-            range.contains("10.96.0.1".parse().expect("ip"))
-                && range.contains("10.111.255.255".parse().expect("ip"))
-        );
-        assert!(!range.contains("10.112.0.1".parse().expect("ip")));
-        assert!(Range::parse("fd00::/108").expect("a range").contains("fd00::1".parse().expect("ip")));
-        assert!(Range::parse("0.0.0.0/0").expect("a range").contains("1.2.3.4".parse().expect("ip")));
-        assert!(!Range { base: IpAddr::from([1, 2, 3, 4]), length: 99 }.contains(IpAddr::from([1, 2, 3, 4])));
-        assert_eq!(Range::parse("nonsense"), None);
-    }
 
     #[test]
     fn servers_are_read_from_a_kubeconfig() {

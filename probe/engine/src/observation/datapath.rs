@@ -8,6 +8,7 @@ use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Actor, ProcessClass};
+use crate::range::Range;
 
 /// See [`super::Observation::Ovs`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,21 +147,9 @@ pub struct RouteGone {
 impl RouteGone {
     /// Packets to `to` could take this route.
     pub(crate) fn covers(&self, to: IpAddr) -> bool {
-        let (base, length) = match self.object.split_once('/') {
-            Some((base, length)) => (base, length.parse().ok()),
-            None => (self.object.as_str(), None),
-        };
-        let shift = |bits: u32| bits.saturating_sub(length.unwrap_or(bits));
-        !self.rule
-            && match (base.parse(), to) {
-                (Ok(IpAddr::V4(base)), IpAddr::V4(to)) => {
-                    (base.to_bits() ^ to.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
-                }
-                (Ok(IpAddr::V6(base)), IpAddr::V6(to)) => {
-                    (base.to_bits() ^ to.to_bits()).checked_shr(shift(128)).unwrap_or(0) == 0
-                }
-                _ => base == "default",
-            }
+        let object = self.object.as_str();
+        let range = || Range::parse(object).is_some_and(|range| range.contains(to));
+        !self.rule && (object == "default" || range() || object.parse() == Ok(to))
     }
 
     /// In plain words: `the route to 10.244.0.0/16 by cni0`.

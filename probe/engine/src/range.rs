@@ -1,0 +1,54 @@
+//! Address ranges.
+
+use core::net::IpAddr;
+
+/// An address range as people write it: `10.96.0.0/12`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Any address of it.
+    pub base: IpAddr,
+    /// How many bits they share.
+    pub length: u8,
+}
+
+impl Range {
+    /// `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (base, length) = text.trim().split_once('/')?;
+        Some(Self { base: base.parse().ok()?, length: length.parse().ok()? })
+    }
+
+    /// False for a length that there is not.
+    pub fn contains(self, ip: IpAddr) -> bool {
+        match (self.base, ip) {
+            (IpAddr::V4(base), IpAddr::V4(ip)) if self.length <= 32 => {
+                let shift = 32 - u32::from(self.length);
+                u64::from(u32::from(base)) >> shift == u64::from(u32::from(ip)) >> shift
+            }
+            (IpAddr::V6(base), IpAddr::V6(ip)) if (1..=128).contains(&self.length) => {
+                let shift = 128 - u32::from(self.length);
+                u128::from(base) >> shift == u128::from(ip) >> shift
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_contain_what_they_say() {
+        let range = Range::parse("10.96.0.0/12").expect("a range");
+        assert!(
+            range.contains("10.96.0.1".parse().expect("ip"))
+                && range.contains("10.111.255.255".parse().expect("ip"))
+        );
+        assert!(!range.contains("10.112.0.1".parse().expect("ip")));
+        assert!(Range::parse("fd00::/108").expect("a range").contains("fd00::1".parse().expect("ip")));
+        assert!(Range::parse("0.0.0.0/0").expect("a range").contains("1.2.3.4".parse().expect("ip")));
+        assert!(!Range { base: IpAddr::from([1, 2, 3, 4]), length: 99 }.contains(IpAddr::from([1, 2, 3, 4])));
+        assert_eq!(Range::parse("nonsense"), None);
+    }
+}
