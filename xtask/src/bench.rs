@@ -2,7 +2,7 @@
 
 mod costs;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,18 +78,12 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .context("start the agent")?;
-        let mut said = BufReader::new(child.stderr.take().context("the agent has an output")?);
+        let said = child.stderr.take().context("the agent has an output")?;
         let agent = Self(child);
-        let mut line = String::new();
-        while !line.contains("watching") {
-            line.clear();
-            ensure!(said.read_line(&mut line)? > 0, "the agent ended before it watched");
-        }
+        let line = watching(said).context("the agent")?;
         // The agent's own words: when the last program was attached, which is before the state is read.
         let words = line.split("attached in ").nth(1).and_then(|rest| rest.split(' ').next());
         let took = words.and_then(|ms| ms.parse().ok()).map_or(started.elapsed(), Duration::from_millis);
-        // Whatever else it says must not fill the pipe.
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Ok((agent, took))
     }
 
@@ -129,6 +123,19 @@ impl Drop for Agent {
         let _ = self.0.wait();
         let _ = std::fs::remove_dir_all(files());
     }
+}
+
+/// Waits for the line with which a watcher says that it watches.
+fn watching(said: impl Read + Send + 'static) -> Result<String> {
+    let mut said = BufReader::new(said);
+    let mut line = String::new();
+    while !line.contains("watching") {
+        line.clear();
+        ensure!(said.read_line(&mut line)? > 0, "it ended before it watched");
+    }
+    // Whatever else it says must not fill the pipe.
+    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    Ok(line)
 }
 
 /// Where an agent's files are.

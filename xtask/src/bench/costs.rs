@@ -1,6 +1,6 @@
 //! What watching costs others.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Agent, UNWATCHED, WATCHED, anywhere};
+use super::{Agent, UNWATCHED, WATCHED, anywhere, watching};
 
 /// How often on and off are compared, in turn: a shared machine is busier now and then by ten times what is looked for.
 pub(super) const ROUNDS: usize = 15;
@@ -95,14 +95,9 @@ BEGIN { printf(\"watching\\n\"); }";
         .stderr(Stdio::null())
         .spawn()
         .context("start bpftrace")?;
-    let mut said = BufReader::new(child.stdout.take().context("it has an output")?);
+    let said = child.stdout.take().context("it has an output")?;
     let agent = Agent(child);
-    let mut line = String::new();
-    while !line.contains("watching") {
-        line.clear();
-        ensure!(said.read_line(&mut line)? > 0, "bpftrace does not work here");
-    }
-    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    watching(said).context("bpftrace")?;
     Ok(agent)
 }
 
