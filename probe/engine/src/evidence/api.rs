@@ -221,6 +221,8 @@ impl Facts {
         let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
         if answer.status.is_some() {
             ledger.broken = None;
+            // Who answers took a connection, whether that was seen or not.
+            ledger.last_ok.get_or_insert(at);
         }
         let kind = |answer: &Answer| (answer.tls.clone(), answer.status, answer.failing.clone());
         let known = ledger.answer.as_ref().filter(|(known, _)| kind(known) == kind(&answer));
