@@ -26,6 +26,8 @@ use crate::sinks::Sink;
 const QUEUE: usize = 1024;
 /// How often the loss counters are read: 39 look-ups in a map, about 20 µs.
 const LOOK_FOR_LOSS: Duration = Duration::from_millis(250);
+/// How long the last look at the ring may take: about 100,000 records, several times what it holds.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct App {
@@ -201,10 +203,13 @@ impl App {
         loop {
             let deadline = self.engine.next_deadline();
             tokio::select! {
-                () = &mut until => return Ok(()),
+                () = &mut until => {
+                    self.take_waiting(sinks);
+                    return Ok(());
+                }
                 ready = wait(&mut self.kernel) => {
                     ready?;
-                    self.take_events(sinks);
+                    let _more = self.take_events(sinks);
                 }
                 Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation, sinks),
                 Some(asked) = self.asked.recv() => self.take_answer(asked, sinks),
@@ -226,21 +231,32 @@ impl App {
         }
     }
 
-    fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) {
-        loop {
-            let Some(kernel) = &mut self.kernel else { return };
-            let mut observations = Vec::new();
-            let enricher = &mut self.enricher;
-            let more = kernel.reader.take_batch(|event| {
-                enricher.event(&event, |at, observation| observations.push((at, observation)));
-            });
-            for (at, observation) in observations {
-                self.deliver(at, observation, sinks);
-            }
-            if !more {
-                return;
-            }
+    /// What was observed before the end counts, also when a busy machine left no time for it until now.
+    fn take_waiting(&mut self, sinks: &mut [&mut dyn Sink]) {
+        // A flood goes on meanwhile, and may be faster than this.
+        let end = clock::now().plus(nanos(LEAVE));
+        while self.take_events(sinks) && clock::now() < end {}
+        while let Ok(seen) = self.queue.try_recv() {
+            self.deliver(seen.at, seen.observation, sinks);
         }
+        while let Ok(asked) = self.asked.try_recv() {
+            self.take_answer(asked, sinks);
+        }
+    }
+
+    /// One batch of what the kernel half saw: what else there is to do has its turn between two. True when there may
+    /// be more.
+    fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {
+        let Some(kernel) = &mut self.kernel else { return false };
+        let mut observations = Vec::new();
+        let enricher = &mut self.enricher;
+        let more = kernel.reader.take_batch(|event| {
+            enricher.event(&event, |at, observation| observations.push((at, observation)));
+        });
+        for (at, observation) in observations {
+            self.deliver(at, observation, sinks);
+        }
+        more
     }
 
     /// One mutation, then drained, before the next.
@@ -326,4 +342,54 @@ pub(crate) fn engine_config(settings: &Settings) -> Config {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use probe_engine::{Route, Scope};
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[derive(Default)]
+    struct Told(Vec<Observation>);
+
+    impl Sink for Told {
+        fn observation(&mut self, _at: Mono, observation: &Observation) {
+            self.0.push(observation.clone());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_when_the_time_is_over_is_told() {
+        let command = Cli::try_parse_from(["probe", "check", "--no-ask"]).expect("is a command").command;
+        let Command::Check(args) = command else { unreachable!("check was asked for") };
+        let settings = Arc::new(args.node.settings().expect("have defaults"));
+        // Which of two things that are due comes first is left to chance: one try may pass by luck.
+        for _ in 0..32 {
+            let mut app = App::without_eyes(Arc::clone(&settings), Vec::new());
+            let (answers, asked) = mpsc::channel(1);
+            app.asked = asked;
+            let at = clock::now();
+            let reread = Observation::Reread { scope: Scope::Sockets };
+            app.feed().try_send(Seen { at, observation: reread.clone() }).expect("the queue has room");
+            let route = Route { to: [10, 0, 0, 1].into(), errno: 0 };
+            let asked = Asked {
+                at,
+                to: ([10, 0, 0, 1], 6443).into(),
+                took_ns: 1,
+                result: Ok(()),
+                neighbour_failed: false,
+                icmp: None,
+                route: route.clone(),
+                answer: None,
+            };
+            answers.try_send(asked).expect("the queue has room");
+            let mut told = Told::default();
+            app.run(&mut [&mut told], std::future::ready(())).await.expect("ends in peace");
+            assert!(told.0.contains(&reread), "{:?}", told.0);
+            assert!(told.0.contains(&Observation::Route(route)), "{:?}", told.0);
+        }
+    }
 }

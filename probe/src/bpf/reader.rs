@@ -46,13 +46,16 @@ impl Reader {
             self.ring.readable_mut().await.context("wait for the ring buffer")?.clear_ready();
             *self.due.insert(Instant::now() + GATHER)
         };
-        tokio::time::sleep_until(due).await;
+        // A timer rounds up to its next tick, also when it is over.
+        if due > Instant::now() {
+            tokio::time::sleep_until(due).await;
+        }
         self.due = None;
         Ok(())
     }
 
     /// Takes up to one batch, sorted by time (CPUs write side by side, each a little after its clock was
-    /// read). True when there may be more.
+    /// read). True when there may be more: the next wait is over at once then.
     pub(crate) fn take_batch(&mut self, mut each: impl FnMut(probe_common::Event<'_>)) -> bool {
         let ring = self.ring.get_mut();
         self.batch.clear();
@@ -70,6 +73,10 @@ impl Reader {
                 each(event);
             }
         }
-        self.batch.len() == BATCH
+        let more = self.batch.len() == BATCH;
+        if more {
+            self.due = Some(Instant::now());
+        }
+        more
     }
 }

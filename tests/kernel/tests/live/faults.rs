@@ -27,7 +27,7 @@ fn of_the_node(line: &serde_json::Value) -> bool {
 #[test]
 fn a_healthy_node_is_ready() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let check = verdict(&node, 2, &["--apiserver", API])?;
+    let check = verdict(&node, 4, &["--apiserver", API])?;
     expect(&check, "NetworkReady", 0)?;
     for condition in check.document["conditions"].as_array().into_iter().flatten() {
         ensure!(condition["status"] == "True", "{condition}");
