@@ -145,11 +145,14 @@ pub struct RouteGone {
 }
 
 impl RouteGone {
-    /// Packets to `to` could take this route.
-    pub(crate) fn covers(&self, to: IpAddr) -> bool {
-        let object = self.object.as_str();
-        let range = || Range::parse(object).is_some_and(|range| range.contains(to));
-        !self.rule && (object == "default" || range() || object.parse() == Ok(to))
+    /// How many bits of `to` this route asks for, when packets to it could take it: the most win.
+    pub(crate) fn covers(&self, to: IpAddr) -> Option<u8> {
+        match self.object.as_str() {
+            _ if self.rule => None,
+            "default" => Some(0),
+            object if object.parse() == Ok(to) => Some(128),
+            object => Range::parse(object).filter(|range| range.contains(to)).map(|range| range.length),
+        }
     }
 
     /// In plain words: `the route to 10.244.0.0/16 by cni0`.
@@ -182,15 +185,15 @@ mod tests {
             let gone = RouteGone { object: String::from(object), ..RouteGone::default() };
             gone.covers(to.parse().expect("an address"))
         };
-        for (object, to) in [
-            ("default", "10.0.0.1"),
-            ("default", "fd00::1"),
-            ("0.0.0.0/0", "10.0.0.1"),
-            ("10.0.0.0/24", "10.0.0.1"),
-            ("10.0.0.1", "10.0.0.1"),
-            ("fd00::/64", "fd00::1"),
+        for (object, to, bits) in [
+            ("default", "10.0.0.1", 0),
+            ("default", "fd00::1", 0),
+            ("0.0.0.0/0", "10.0.0.1", 0),
+            ("10.0.0.0/24", "10.0.0.1", 24),
+            ("10.0.0.1", "10.0.0.1", 128),
+            ("fd00::/64", "fd00::1", 64),
         ] {
-            assert!(covers(object, to), "{object} {to}");
+            assert_eq!(covers(object, to), Some(bits), "{object} {to}");
         }
         for (object, to) in [
             ("10.0.1.0/24", "10.0.0.1"),
@@ -201,9 +204,9 @@ mod tests {
             ("", "10.0.0.1"),
             ("nonsense/x", "10.0.0.1"),
         ] {
-            assert!(!covers(object, to), "{object} {to}");
+            assert_eq!(covers(object, to), None, "{object} {to}");
         }
         let rule = RouteGone { object: String::from("default"), rule: true, ..RouteGone::default() };
-        assert!(!rule.covers(IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(rule.covers(IpAddr::from([10, 0, 0, 1])), None);
     }
 }

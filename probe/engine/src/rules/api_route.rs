@@ -11,10 +11,10 @@ use crate::reason::Reason;
 
 /// With who took it away, when that was seen.
 pub(super) fn no_route(facts: &Facts, to: IpAddr) -> String {
-    let gone =
-        facts.routes_gone.values().filter(|(gone, _)| gone.covers(to) && !gone.process.name.is_empty());
-    let newest = gone.max_by_key(|(_, since)| *since);
-    let who = newest.map(|(gone, _)| format!("; {} removed {}", gone.process.name, gone.words()));
+    let gone = facts.routes_gone.values().filter(|(gone, _)| !gone.process.name.is_empty());
+    let gone = gone.filter_map(|(gone, since)| Some(((gone.covers(to)?, *since), gone)));
+    let taken = gone.max_by_key(|(order, _)| *order);
+    let who = taken.map(|(_, gone)| format!("; {} removed {}", gone.process.name, gone.words()));
     format!("cannot be reached: there is no route{}", who.unwrap_or_default())
 }
 
