@@ -11,6 +11,7 @@
 //!   the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
 //!   same answers.
+//! - `lab-helper unix PATH --rename` gives a file the name that agents give to those of others, and stays.
 //! - `lab-helper unix / --inotify` asks for inotify instances beyond its limit, with the same answers.
 //! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
 //!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true; first it
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         [_, "send", from, to, flags @ ..] => send(from, to, flags),
         [_, "unix", _, "--inotify"] => inotify(),
         [_, "unix", _, "--grow", flags @ ..] => grow(flags),
+        [_, "unix", path, "--rename"] => rename(path),
         [_, "unix", path, flags @ ..] if flags.contains(&"--read") => read(path, flags),
         [_, "unix", path, flags @ ..] => unix(path, flags),
         _ => Err(io::Error::other("usage: serve ADDR | dial ADDR | unix PATH")),
@@ -154,6 +156,14 @@ fn grow(flags: &[&str]) -> io::Result<()> {
     loop {
         taken.push(vec![1_u8; 1 << 20]);
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn rename(path: &str) -> io::Result<()> {
+    std::fs::rename(path, format!("{path}.cilium_bak"))?;
+    writeln!(io::stdout(), "0")?;
+    loop {
+        std::thread::park();
     }
 }
 

@@ -86,3 +86,35 @@ fn a_replaced_directory_is_told_and_followed() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// An agent that wants to be the only one gives the others' files another name at each of its starts.
+#[test]
+fn a_file_that_another_cni_renames_away_is_told_until_it_is_back() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    for plugin in ["multus-shim", "cilium-cni"] {
+        node.helper_as(plugin)?;
+    }
+    node.remove_config()?;
+    node.write_config(
+        "05-cilium.conflist",
+        br#"{"cniVersion":"0.4.0","name":"cilium","plugins":[{"type":"cilium-cni"}]}"#,
+    )?;
+    node.write_config("00-multus.conf", br#"{"cniVersion":"0.4.0","name":"multus","type":"multus-shim"}"#)?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    let path = node.conf_dir().join("00-multus.conf");
+    let path = path.to_string_lossy().into_owned();
+    let agent = node.client("cilium-agent", &Dial { to: &path, flags: &["--rename"] })?;
+    if !sees_names(&mut trace)? {
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("CNIConfigDisplaced")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    let by = format!("cilium-agent[{}]", agent.pid());
+    ensure!(message.contains("Multus was renamed away") && message.contains(&by), "{message}");
+    ensure!(verdict.line["verdict"]["status"] == "True", "{}", verdict.line);
+    drop(agent);
+    std::fs::rename(format!("{path}.cilium_bak"), &path)?;
+    trace.wait_for_verdict("NetworkReady")?;
+    Ok(())
+}

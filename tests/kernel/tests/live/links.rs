@@ -1,7 +1,7 @@
 //! Links, routes and rules: what the kernel refuses, who takes them away. Needs root.
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Namespace, Node, Sandbox, Trace, spawn};
+use kernel_tests::{API, Dial, Namespace, Node, Sandbox, Trace, spawn};
 use serde_json::Value;
 
 /// Of every errno there is the errno; of those that the kernel explains, its words.
@@ -53,6 +53,23 @@ fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
             })?;
         ensure!(without_object || line["object"] == object, "{line}");
     }
+    Ok(())
+}
+
+/// As a network manager does that is restarted and removes what it does not know.
+#[test]
+fn who_took_the_way_to_the_api_server_away_is_named() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    let named = trace.gap("link.error.text").is_none();
+    let _kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "300"] })?;
+    trace.wait_for_verdict("NetworkReady")?;
+    node.netns.ip("route del 10.99.0.0/24 dev eth0\nroute del default")?;
+    let verdict = trace.wait_for_verdict("APIRouteMissing")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(!named || message.contains("ip removed the route to 10.99.0.0/24"), "{message}");
+    node.netns.ip("route add 10.99.0.0/24 dev eth0\nroute add default via 10.99.0.1")?;
+    trace.wait_for_verdict("NetworkReady")?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Cgroup, Dial, Node, Trace, spawn};
+use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace, run, spawn};
 
 #[test]
 fn a_module_that_does_not_come_is_named() -> Result<()> {
@@ -86,6 +86,33 @@ fn a_process_that_the_kernel_ends_for_its_memory_is_told_as_such() -> Result<()>
         line["kind"] == "process" && line["event"] == "exited" && line["process"]["pid"] == etcd.pid()
     })?;
     ensure!(line["exit"]["signal"] == libc::SIGKILL && line["oom"] == true, "{line}");
+    Ok(())
+}
+
+/// The node's network namespace has one local port, and somebody's connection has it.
+#[test]
+fn local_ports_that_are_used_up_are_told_and_not_the_api_server() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let _server = Server::start(&node.peer, API, &["--silent"])?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let ports = |range: &str| {
+        let write = format!("echo {range} > /proc/sys/net/ipv4/ip_local_port_range");
+        run(node.netns.command("sh")?.args(["-c", &write]))
+    };
+    ports("40000 40000")?;
+    let _holder = node.client("holder", &Dial { to: API, flags: &["--talk", "60000", "--count", "1"] })?;
+    trace.wait_for("the holder's connection", |line| {
+        line["kind"] == "connect" && line["client"]["name"] == "holder" && line["established"] == true
+    })?;
+    let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "300"] })?;
+    ensure!(kubelet.errno()? == libc::EADDRNOTAVAIL, "the kubelet has got a port");
+    let verdict = trace.wait_for_verdict("RuntimeLimitExceeded")?;
+    ensure!(verdict.line["verdict"]["subject"] == "local ports", "{}", verdict.line);
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("kubelet"), "{message}");
+    ports("32768 60999")?;
+    trace.wait_for_verdict("NetworkReady")?;
     Ok(())
 }
 
