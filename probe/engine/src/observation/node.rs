@@ -65,6 +65,13 @@ pub struct Actor {
     pub name: String,
 }
 
+impl Actor {
+    /// Its name; who ended before it was looked up has none.
+    pub(crate) fn who(&self) -> &str {
+        if self.name.is_empty() { "a process that has ended" } else { &self.name }
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitStatus {

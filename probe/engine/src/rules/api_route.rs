@@ -11,10 +11,11 @@ use crate::reason::Reason;
 
 /// With who took it away, when that was seen.
 pub(super) fn no_route(facts: &Facts, to: IpAddr) -> String {
-    let gone = facts.routes_gone.values().filter(|(gone, _)| !gone.process.name.is_empty());
+    // The kernel's own removals have no process.
+    let gone = facts.routes_gone.values().filter(|(gone, _)| gone.process.pid != 0);
     let gone = gone.filter_map(|(gone, since)| Some(((gone.covers(to)?, *since), gone)));
     let taken = gone.max_by_key(|(order, _)| *order);
-    let who = taken.map(|(_, gone)| format!("; {} removed {}", gone.process.name, gone.words()));
+    let who = taken.map(|(_, gone)| format!("; {} removed {}", gone.process.who(), gone.words()));
     format!("cannot be reached: there is no route{}", who.unwrap_or_default())
 }
 

@@ -16,8 +16,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let foreign = facts.routes_gone.values().filter(|(gone, _)| is_foreign(gone));
     foreign
         .map(|(gone, since)| {
-            let (what, who) = (gone.words(), &gone.process);
-            let who = if who.name.is_empty() { "a process that has ended" } else { &who.name };
+            let (what, who) = (gone.words(), gone.process.who());
             let message = format!("{who} removed {what}, and nobody has put it back");
             Fault::new(Reason::RoutesRemoved, gone.object.as_str(), message, *since)
         })

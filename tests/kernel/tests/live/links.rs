@@ -67,7 +67,7 @@ fn who_took_the_way_to_the_api_server_away_is_named() -> Result<()> {
     node.netns.ip("route del 10.99.0.0/24 dev eth0\nroute del default")?;
     let verdict = trace.wait_for_verdict("APIRouteMissing")?;
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
-    ensure!(!named || message.contains("ip removed the route to 10.99.0.0/24"), "{message}");
+    ensure!(!named || message.contains(" removed the route to 10.99.0.0/24"), "{message}");
     node.netns.ip("route add 10.99.0.0/24 dev eth0\nroute add default via 10.99.0.1")?;
     trace.wait_for_verdict("NetworkReady")?;
     Ok(())
