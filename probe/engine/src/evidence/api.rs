@@ -27,6 +27,16 @@ pub(crate) struct Failure {
     pub(crate) last: Mono,
 }
 
+impl Failure {
+    /// Everything that this end of a connect could add.
+    fn tells(&self, connect: &Connect, outcome: Outcome) -> bool {
+        let from = connect.end.icmp.and_then(|icmp| icmp.from);
+        same(self.outcome, outcome)
+            && (self.from.is_some() || from.is_none())
+            && (self.dropped.is_some() || connect.end.dropped.is_none())
+    }
+}
+
 /// One API address and how the newest connects to it ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
@@ -46,6 +56,8 @@ pub(crate) struct Ledger {
     /// A connection that worked and is not acknowledged any more: disproved only by a look at those that are
     /// left, for a new one says nothing of it.
     pub(crate) stalled: Option<Failure>,
+    /// Whose connect was the newest line of evidence, and when.
+    told: Option<(u32, Mono)>,
     /// Before the network: disproved only by a success of the same kind of client.
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
 }
@@ -98,6 +110,7 @@ impl Facts {
                 broken: None,
                 stalled: None,
                 answer: None,
+                told: None,
                 denied: BTreeMap::new(),
             };
             self.next_order += 1;
@@ -134,11 +147,34 @@ impl Facts {
             outcome = Outcome::NoRoute;
         }
         let first = self.note(at, connect, outcome);
-        if first || connect.role != ClientRole::Probe {
+        if self.is_worth_a_line(at, connect, first) {
             self.connect_line(at, connect, outcome);
         }
         let asked = outcome.is_failure() && connect.role != ClientRole::Probe;
         asked.then_some(connect.to)
+    }
+
+    /// The same from the same client is worth one line a second: a client that tries thousands of times would push out
+    /// everything else.
+    fn is_worth_a_line(&mut self, at: Mono, connect: &Connect, first: bool) -> bool {
+        let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
+        let pid = connect.client.pid;
+        let again = connect.role == ClientRole::Probe
+            || ledger.told.is_some_and(|(told, last)| told == pid && at.since(last) < limits::SECOND);
+        if again && !first {
+            return false;
+        }
+        ledger.told = Some((pid, at));
+        true
+    }
+
+    /// Will [`Self::note`] learn nothing but the time of this?
+    pub(super) fn is_known_failure(&self, connect: &Connect, outcome: Outcome) -> bool {
+        let Some(ledger) = self.targets.get(&connect.to) else { return false };
+        match outcome {
+            Outcome::Ok | Outcome::Denied | Outcome::NoPort => false,
+            _ => ledger.failure.as_ref().is_some_and(|known| known.tells(connect, outcome)),
+        }
     }
 
     /// Says nothing of the API server: every local port towards it is in use.
@@ -181,8 +217,7 @@ impl Facts {
     pub(super) fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
-        let dropped = connect.end.dropped.clone();
-        let fresh = Failure { outcome, from, dropped: dropped.clone(), since: at, last: at };
+        let fresh = Failure { outcome, from, dropped: connect.end.dropped.clone(), since: at, last: at };
         match outcome {
             Outcome::Cancelled | Outcome::NoPort => false,
             Outcome::Ok => {
@@ -199,11 +234,7 @@ impl Facts {
             }
             _ if is_silence(outcome) && is_old_silence(ledger, at, connect.took_ns) => false,
             _ => match &mut ledger.failure {
-                Some(known)
-                    if same(known.outcome, outcome)
-                        && (known.from.is_some() || from.is_none())
-                        && (known.dropped.is_some() || dropped.is_none()) =>
-                {
+                Some(known) if known.tells(connect, outcome) => {
                     known.last = at;
                     false
                 }

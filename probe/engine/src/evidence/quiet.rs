@@ -10,7 +10,7 @@ impl Facts {
     /// node tells of thousands of successes a second.
     pub(crate) fn is_quiet(&self, at: Mono, observation: &Observation) -> bool {
         match observation {
-            Observation::Connect(connect) => self.is_known_success(connect),
+            Observation::Connect(connect) => self.is_known(connect),
             // A plugin that is given too much time is found when its time is over.
             Observation::CniStart(start) => {
                 !self.files.contains_key(&start.plugin) && !self.running.contains_key(&start.pid)
@@ -31,11 +31,12 @@ impl Facts {
         }
     }
 
-    fn is_known_success(&self, connect: &Connect) -> bool {
+    fn is_known(&self, connect: &Connect) -> bool {
         let Some(ledger) = self.targets.get(&connect.to).filter(|_| connect.host_netns) else {
             return !self.is_backend(&connect.to);
         };
-        match Outcome::of(connect, &self.host.addresses) {
+        let outcome = Outcome::of(connect, &self.host.addresses);
+        match outcome {
             Outcome::Cancelled => true,
             Outcome::Ok => {
                 ledger.last_ok.is_some()
@@ -44,7 +45,7 @@ impl Facts {
                     && ledger.failure.is_none()
                     && !ledger.denied.contains_key(&connect.role)
             }
-            _ => false,
+            _ => self.is_known_failure(connect, outcome),
         }
     }
 }
