@@ -60,8 +60,15 @@ fn main() {
 /// `bpf_target_arch` chooses the register layout; `--btf` makes the linker emit type information.
 fn flags() -> String {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| "x86_64".to_owned());
-    [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()]
-        .join("\x1f")
+    [
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+        // Small copies become loads and stores; the other way is for network cards that run BPF, and calls a loop over
+        // bytes for each.
+        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
+    ]
+    .join("\x1f")
 }
 
 /// The toolchain in use when it has the source of `core`, else one that `cargo xtask setup` linked.

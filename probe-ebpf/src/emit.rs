@@ -12,7 +12,7 @@ use crate::maps::EVENTS;
 use crate::read::{current, of_current};
 
 /// Room for one record, with its header written. The caller writes every other field: the memory is not
-/// zeroed, and the fields are written one by one because whole-struct stores become loops.
+/// zeroed, and the fields are written one by one because a whole one would first stand on the stack, which has 512 bytes.
 #[inline(always)]
 pub(crate) fn record<T: 'static>(code: Code) -> Result<RingBufEntry<T>, Skip> {
     let mut entry = EVENTS.reserve::<T>(0).ok_or(Skip::RingFull)?;

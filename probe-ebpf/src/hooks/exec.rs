@@ -70,11 +70,7 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
     walk.at = at;
     walk.end = end;
     walk.inside = 0;
-    for value in &mut walk.values {
-        // Volatile: the compiler would make this a call to a byte-wise memset.
-        // SAFETY: a live reference.
-        unsafe { core::ptr::write_volatile(value, 0) };
-    }
+    walk.values = [0; 6];
     if get(&HAVE_PROBE_READ) != 0 && may_be_configured() {
         walk_all(walk);
         if walk.values[COMMAND] != 0 {
