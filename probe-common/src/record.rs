@@ -569,8 +569,10 @@ pub const NAME_OF_PLUGIN: u8 = 2;
 pub const MAX_NAMES: u32 = 128;
 /// Most devices whose dropped packets are counted; the one that was quiet longest is forgotten beyond that.
 pub const MAX_DEVICES: u32 = 256;
-/// Most connects under way at once; the oldest is forgotten beyond that.
-pub const MAX_CONNECTS: u32 = 8192;
+/// Slots for connects under way; a power of two.
+pub const CONNECT_SLOTS: u32 = 4096;
+/// Most connects under way whose slot another one has; more are counted as missed.
+pub const MAX_CONNECTS: u32 = 4096;
 /// Bytes of the ring buffer, a power of two. A CNI operation with four plugins takes about 23 KB, so this
 /// holds about 90 of them, or 15,000 connects, between two reads. It is mapped twice, and counts as resident memory.
 pub const RING_BYTES: u32 = 2 << 20;

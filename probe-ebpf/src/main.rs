@@ -4,6 +4,8 @@
 //! and counts what it could not report ([`skip`]). Fields of kernel structures are read at offsets that the
 //! loader resolves from the running kernel's BTF ([`layout`]).
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For one atomic addition.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 // On the host this crate is only checked, never run.
 #![cfg_attr(
     not(target_arch = "bpf"),
@@ -22,6 +24,7 @@
     reason = "kernel ABI and verifier"
 )]
 
+mod connects;
 mod emit;
 mod filter;
 mod hooks;

@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_common::{
-    COMM_LEN, MAX_CONNECTS, MAX_DEVICES, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, PORT_WORDS, ProcessState,
-    RING_BYTES, Skip, TargetKey, Task,
+    COMM_LEN, CONNECT_SLOTS, MAX_CONNECTS, MAX_DEVICES, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, PORT_WORDS,
+    ProcessState, RING_BYTES, Skip, TargetKey, Task,
 };
 
 /// Records on their way to user space; the loader may make it smaller.
@@ -35,17 +35,21 @@ pub(crate) static PROCESSES: LruHashMap<u32, ProcessState> = LruHashMap::with_ma
 #[map]
 pub(crate) static CNI_RUNNING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Connects under way and connections to watched ports, by the address of their `struct sock`.
+/// A place for each connect by the address of its `struct sock`: see [`crate::connects`].
+#[map]
+pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(CONNECT_SLOTS, 0);
+
+/// How many connects are in `CONNECTS`.
+#[map]
+pub(crate) static ELSEWHERE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Those whose slot another one has.
 #[map]
 pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_CONNECTS, 0);
 
 /// Devices on which the reverse path filter drops, by the address of their `struct net_device`.
 #[map]
 pub(crate) static DEVICES: LruHashMap<u64, Dropping> = LruHashMap::with_max_entries(MAX_DEVICES, 0);
-
-/// One word that a program may write and read back.
-#[map]
-pub(crate) static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Working memory of the walk through a new program's environment.
 #[map]
@@ -61,6 +65,14 @@ pub(crate) struct Walk {
     pub(crate) values: [u64; 6],
     /// The piece before this one did not end its variable.
     pub(crate) inside: u64,
+}
+
+/// See [`crate::connects`].
+#[repr(C)]
+pub(crate) struct Slot {
+    /// The low 48 bits of the socket's address above a count of claims; 0 when the slot is free.
+    pub(crate) owner: u64,
+    pub(crate) pending: Pending,
 }
 
 /// A connect between `SYN_SENT` and its end, then the connection that came of it until it ends.

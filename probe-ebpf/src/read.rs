@@ -27,6 +27,20 @@ pub(crate) unsafe fn pointer(base: *const u8, offset: &'static u32) -> Option<*c
     if pointer.is_null() { None } else { Some(pointer) }
 }
 
+/// A typed pointer as a number. The verifier lets nobody calculate with one; but whoever may see addresses at all may
+/// change its sign, and what comes of that is a number.
+#[inline(always)]
+pub(crate) fn number(pointer: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let pointer = {
+        let mut pointer = pointer;
+        // SAFETY: one instruction between registers.
+        unsafe { core::arch::asm!("{0} = -{0}", inout(reg) pointer, options(pure, nomem, nostack)) };
+        pointer.wrapping_neg()
+    };
+    pointer
+}
+
 /// The task that runs now. Its fields are read by [`of_current`] only.
 #[inline(always)]
 pub(crate) fn current() -> *const u8 {

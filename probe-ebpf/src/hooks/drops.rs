@@ -5,9 +5,10 @@ use aya_ebpf::programs::BtfTracePointContext;
 use probe_common::{Code, Drops, Hook, Skip};
 
 use super::run;
+use crate::connects;
 use crate::emit::{now, record};
 use crate::layout::{DROP_RPFILTER, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM, SK_BUFF_DEV, SK_BUFF_SK, get};
-use crate::maps::{CONNECTS, DEVICES, Dropping};
+use crate::maps::{DEVICES, Dropping};
 use crate::read::{field, pointer};
 
 /// One record a device in this time, with the number of packets.
@@ -29,7 +30,7 @@ fn dropped(skb: *const u8, reason: u32) -> Result<(), Skip> {
     let sk: u64 = unsafe { field(skb, &SK_BUFF_SK) };
     // Only what this host sends has its socket.
     if sk != 0
-        && let Some(pending) = CONNECTS.get_ptr_mut(sk)
+        && let Some(pending) = connects::find(sk)
     {
         // SAFETY: a live map value; of two drops at once either reason is a true one.
         unsafe { (*pending).dropped = reason };

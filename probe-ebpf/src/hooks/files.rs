@@ -12,8 +12,7 @@ use crate::layout::{
     DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
     PATH_DENTRY, REGS_ARG1, REGS_ARG2, get,
 };
-use crate::maps::SCRATCH;
-use crate::read::{current, field, pointer};
+use crate::read::{current, field, number, pointer};
 
 // include/uapi/asm-generic/errno-base.h
 const EPERM: i64 = 1;
@@ -31,18 +30,7 @@ enum Name {
 /// fexit/`do_open_execat`, fs/exec.c (v5.10): (int fd, struct filename *name, int flags) -> struct file *
 #[fexit(function = "do_open_execat")]
 pub(crate) fn do_open_execat(ctx: FExitContext) -> i32 {
-    run!(Hook::Execve, try_open_execat(ctx.arg(1), number(ctx.arg(3))))
-}
-
-/// A pointer that is an errno as well: the verifier lets nobody calculate with it until it was in memory.
-#[inline(always)]
-fn number(pointer: u64) -> i64 {
-    let Some(slot) = SCRATCH.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's live slot.
-    unsafe {
-        core::ptr::write_volatile(slot, pointer);
-        core::ptr::read_volatile(slot) as i64
-    }
+    run!(Hook::Execve, try_open_execat(ctx.arg(1), number(ctx.arg(3)) as i64))
 }
 
 #[inline(always)]

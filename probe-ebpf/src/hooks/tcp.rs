@@ -9,6 +9,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use probe_common::{Code, ConnectEnd, ConnectionEnd, Hook, Listen, Skip, Task};
 
 use super::run;
+use crate::connects;
 use crate::emit::{current_tgid, now, record, write_current};
 use crate::filter::{AF_INET, AF_INET6, Address, address_watched, pair, port_watched, process_watched};
 use crate::layout::{
@@ -18,7 +19,7 @@ use crate::layout::{
     SOCK_PROTOCOL, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, TCP_BYTES_ACKED, TCP_BYTES_RECEIVED,
     TCP_BYTES_SENT, get,
 };
-use crate::maps::{CONNECTS, Pending};
+use crate::maps::Pending;
 use crate::read::{current, field, pointer};
 
 // include/net/tcp_states.h
@@ -127,7 +128,7 @@ fn connect_started(sk: *const u8) -> Result<(), Skip> {
         rst: 0,
         dropped: 0,
     };
-    CONNECTS.insert(sk as u64, pending, 0).map_err(|_| Skip::MapFull)
+    connects::insert(sk as u64, &pending)
 }
 
 /// The address that connect(2) was called with: an eBPF program of a Service implementation may have put
@@ -164,7 +165,7 @@ fn asked() -> (Address, u16) {
 
 #[inline(always)]
 fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
-    let Some(pending) = CONNECTS.get_ptr_mut(sk as u64) else { return Ok(()) };
+    let Some(pending) = connects::find(sk as u64) else { return Ok(()) };
     let done = report_end(sk, state, pending);
     // SAFETY: a live map value; only this socket's own transitions write it.
     let port = unsafe { (*pending).asked_port };
@@ -180,15 +181,15 @@ fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
         return done;
     }
     // It was there a moment ago and nobody else ends this socket.
-    let _ = CONNECTS.remove(sk as u64);
+    connects::remove(sk as u64);
     done
 }
 
 #[inline(always)]
 fn connection_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
-    let Some(pending) = CONNECTS.get_ptr(sk as u64) else { return Ok(()) };
+    let Some(pending) = connects::find(sk as u64) else { return Ok(()) };
     let done = report_connection_end(sk, state, pending);
-    let _ = CONNECTS.remove(sk as u64);
+    connects::remove(sk as u64);
     done
 }
 
@@ -340,7 +341,7 @@ fn listen_changed(sk: *const u8, up: bool) -> Result<(), Skip> {
 /// for which newer kernels search long at every load.
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 pub(crate) fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
-    if let Some(pending) = CONNECTS.get_ptr_mut(ctx.arg::<u64>(0)) {
+    if let Some(pending) = connects::find(ctx.arg::<u64>(0)) {
         // SAFETY: a live map value; only this socket's softirq writes it.
         unsafe { (*pending).rst = 1 };
     }
@@ -350,7 +351,7 @@ pub(crate) fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
 /// proto(v5.10): include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb). As above.
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub(crate) fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
-    if let Some(pending) = CONNECTS.get_ptr_mut(ctx.arg::<u64>(0)) {
+    if let Some(pending) = connects::find(ctx.arg::<u64>(0)) {
         // SAFETY: a live map value; only this socket's timer writes it.
         unsafe { (*pending).retransmits += 1 };
     }

@@ -6,7 +6,7 @@
 //! - `lab-helper dial ADDR [--go] [--give-up MS] [--count N] [--every MS] [--cgroup DIR] [--talk MS]` prints an
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
-//!   stays on one connection and does so again and again.
+//!   stays on one connection and does so again and again. `--at-once N` has so many under way at once.
 //! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
 //!   the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
@@ -205,6 +205,9 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
     if let Some(dir) = value(flags, "--cgroup") {
         std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string())?;
     }
+    if let Some(many) = number(flags, "--at-once") {
+        return at_once(addr, many);
+    }
     let every = Duration::from_millis(number(flags, "--every").unwrap_or(100));
     for _ in 0..number(flags, "--count").unwrap_or(u64::MAX) {
         let errno = match number(flags, "--give-up") {
@@ -270,7 +273,8 @@ fn give_up(addr: SocketAddr, ms: u64) -> io::Result<i32> {
 }
 
 /// socket(SOCK_NONBLOCK), connect, poll, SO_ERROR, close.
-fn non_blocking(addr: SocketAddr, patience_ms: i32) -> io::Result<i32> {
+/// A connect that is under way, with its errno.
+fn begin(addr: SocketAddr) -> io::Result<(OwnedFd, i32)> {
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no memory is involved.
     let fd = check(unsafe { libc::socket(family(addr), kind, 0) })?;
@@ -279,11 +283,23 @@ fn non_blocking(addr: SocketAddr, patience_ms: i32) -> io::Result<i32> {
     let (name, length) = sockaddr(addr);
     // SAFETY: `name` is live and of this length.
     if unsafe { libc::connect(fd, (&raw const name).cast(), length) } == 0 {
-        return Ok(0);
+        return Ok((socket, 0));
     }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() != Some(libc::EINPROGRESS) {
-        return Ok(error.raw_os_error().unwrap_or(-1));
+    Ok((socket, io::Error::last_os_error().raw_os_error().unwrap_or(-1)))
+}
+
+/// Many connects under way at once, then none.
+fn at_once(addr: SocketAddr, many: u64) -> io::Result<()> {
+    let sockets = (0..many).map(|_| begin(addr)).collect::<io::Result<Vec<_>>>()?;
+    std::thread::sleep(Duration::from_millis(500));
+    drop(sockets);
+    writeln!(io::stdout(), "-1")
+}
+
+fn non_blocking(addr: SocketAddr, patience_ms: i32) -> io::Result<i32> {
+    let (socket, errno) = begin(addr)?;
+    if errno != libc::EINPROGRESS {
+        return Ok(errno);
     }
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one live entry.
@@ -294,7 +310,13 @@ fn non_blocking(addr: SocketAddr, patience_ms: i32) -> io::Result<i32> {
     let mut size = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
     // SAFETY: `errno` and `size` are live and belong together.
     check(unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut errno).cast(), &raw mut size)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ERROR,
+            (&raw mut errno).cast(),
+            &raw mut size,
+        )
     })?;
     Ok(errno)
 }

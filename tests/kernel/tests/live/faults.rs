@@ -167,6 +167,27 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
     Ok(())
 }
 
+/// Of so many sockets dozens fall on one another's slots in the kernel half.
+#[test]
+fn every_one_of_many_connects_under_way_is_seen() -> Result<()> {
+    const MANY: usize = 900;
+    let (node, _server) = Node::healthy()?;
+    node.peer.nft(
+        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
+         add rule ip lab in tcp dport 6443 drop",
+    )?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    let mut client = node.client("kubelet", &Dial { to: API, flags: &["--at-once", &MANY.to_string()] })?;
+    ensure!(client.errno()? == -1);
+    for number in 1..=MANY {
+        trace.wait_for(&format!("the end of connect {number}"), |line| {
+            of_the_node(line) && line["client"]["pid"] == client.pid()
+        })?;
+    }
+    ensure!(trace.lost() == 0, "{} lost", trace.lost());
+    Ok(())
+}
+
 /// The kernel half reports only connects whose start it saw; sock_diag shows the others.
 #[test]
 fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
