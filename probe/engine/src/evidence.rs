@@ -123,6 +123,9 @@ impl Facts {
                         self.routes.get(&route.to).filter(|old| old.0 == route.errno).map_or(at, |old| old.1);
                     self.routes.insert(route.to, (route.errno, since));
                 }
+                if route.errno != 0 {
+                    self.no_way(route.to);
+                }
             }
             Observation::CniConfig(config) => self.configuration(at, config),
             Observation::Answer(answer) => self.answer(at, answer),

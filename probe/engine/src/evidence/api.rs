@@ -14,6 +14,9 @@ use crate::observation::{
 };
 use crate::outcome::{EADDRNOTAVAIL, Outcome, is_own};
 
+/// Denied, and never by a route.
+const EPERM: u32 = 1;
+
 /// A failure that was not disproved since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -22,6 +25,8 @@ pub(crate) struct Failure {
     pub(crate) from: Option<IpAddr>,
     /// Why this host dropped what was sent, when it did.
     pub(crate) dropped: Option<String>,
+    /// Of a connect that failed before a packet left; 0 for any other.
+    early_errno: u32,
     /// First and newest occurrence in a row.
     pub(crate) since: Mono,
     pub(crate) last: Mono,
@@ -141,7 +146,7 @@ impl Facts {
         }
         // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.
         if outcome == Outcome::Denied
-            && connect.end.early_errno != 1
+            && connect.end.early_errno != EPERM
             && self.routes.get(&connect.to.ip()).is_some_and(|(errno, _)| *errno != 0)
         {
             outcome = Outcome::NoRoute;
@@ -174,6 +179,20 @@ impl Facts {
         match outcome {
             Outcome::Ok | Outcome::Denied | Outcome::NoPort => false,
             _ => ledger.failure.as_ref().is_some_and(|known| known.tells(connect, outcome)),
+        }
+    }
+
+    /// The kernel has no way there: what looked like a denial before that was known is the answer of a `prohibit` route.
+    pub(super) fn no_way(&mut self, to: IpAddr) {
+        for (_, ledger) in self.targets.iter_mut().filter(|(addr, _)| addr.ip() == to) {
+            let of_route = |denied: &Failure| denied.early_errno != EPERM;
+            if let Some(first) =
+                ledger.denied.values().filter(|denied| of_route(denied)).min_by_key(|d| d.since)
+            {
+                let failure = Failure { outcome: Outcome::NoRoute, ..first.clone() };
+                ledger.failure.get_or_insert(failure);
+            }
+            ledger.denied.retain(|_, denied| !of_route(denied));
         }
     }
 
@@ -217,7 +236,9 @@ impl Facts {
     pub(super) fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
-        let fresh = Failure { outcome, from, dropped: connect.end.dropped.clone(), since: at, last: at };
+        let dropped = connect.end.dropped.clone();
+        let fresh =
+            Failure { outcome, from, dropped, early_errno: connect.end.early_errno, since: at, last: at };
         match outcome {
             Outcome::Cancelled | Outcome::NoPort => false,
             Outcome::Ok => {
@@ -297,7 +318,7 @@ impl Facts {
         let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
         let first = known.as_ref().is_none_or(|known| known.outcome != outcome);
         let since = known.as_ref().map_or(at, |known| known.since);
-        *known = Some(Failure { outcome, from: None, dropped: None, since, last: at });
+        *known = Some(Failure { outcome, from: None, dropped: None, early_errno: 0, since, last: at });
         if first || connection.role != ClientRole::Probe {
             let client = &connection.client;
             let seconds = connection.age_ns / 1_000_000_000;
