@@ -129,10 +129,10 @@ impl Facts {
             return None;
         }
         if !self.targets.contains_key(&connect.to) {
-            if connect.role == ClientRole::ControlPlane {
-                self.elsewhere(at, connect);
-            }
-            return None;
+            return match connect.role {
+                ClientRole::ControlPlane => self.elsewhere(at, connect),
+                _ => None,
+            };
         }
         let mut outcome = Outcome::of(connect, &self.host.addresses);
         match outcome {
@@ -203,17 +203,18 @@ impl Facts {
         self.limit_hit(at, LimitHit { process, class, what: LOCAL_PORTS.to_string(), errno: EADDRNOTAVAIL });
     }
 
-    /// The control plane's own connects, to other than API addresses.
-    fn elsewhere(&mut self, at: Mono, connect: &Connect) {
+    /// The control plane's own connects, to other than API addresses. What it does not reach, etcd above all, it may not
+    /// be able to answer without: a reason to ask it.
+    fn elsewhere(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
         let outcome = Outcome::of(connect, &self.host.addresses);
         let known = self.unreached.get(&connect.to);
         let between = known.is_some_and(|known| is_between_messages(known.outcome, known.last, at));
         if matches!(outcome, Outcome::Cancelled | Outcome::NoPort) || is_silence(outcome) && between {
-            return;
+            return None;
         }
         let known = self.unreached.remove(&connect.to);
         if !outcome.is_failure() {
-            return;
+            return None;
         }
         if self.unreached.len() >= limits::UNREACHED {
             let oldest =
@@ -224,6 +225,7 @@ impl Facts {
         if self.is_backend(&connect.to) && known.is_none_or(|known| known.outcome != outcome) {
             self.connect_line(at, connect, outcome);
         }
+        self.targets_in_order().first().map(|(addr, _)| **addr)
     }
 
     /// A webhook that blocks pods is served there.
