@@ -10,7 +10,7 @@ use probe_common::{CONNECT_SLOTS, Skip};
 use crate::maps::{CONNECTS, ELSEWHERE, Pending, SLOTS, Slot};
 use crate::read::number;
 
-/// Bits of [`Slot::owner`] below the socket's address: how many programs claim the slot now.
+/// Bits of [`Slot::owner`] below the socket's address: how many programs claim the slot now, its owner among them.
 const CLAIM_BITS: u32 = 16;
 
 /// What is known of a socket's connect.
@@ -35,8 +35,8 @@ pub(crate) fn find(sk: u64) -> Option<*mut Pending> {
 pub(crate) fn insert(sk: u64, pending: &Pending) -> Result<(), Skip> {
     let sk = number(sk);
     let Some(slot) = slot(sk) else { return Err(Skip::MapFull) };
-    // SAFETY: a live map value. Of two programs that claim a slot at once neither or one sees the other's claim alone:
-    // one gets it, or none.
+    // SAFETY: a live map value. Of two programs that claim a slot at the same time at most one finds its own claim alone
+    // there: it gets the slot, or nobody does.
     unsafe {
         let left_over = owner(slot) >> CLAIM_BITS == name(sk);
         if !left_over {
@@ -64,8 +64,8 @@ pub(crate) fn insert(sk: u64, pending: &Pending) -> Result<(), Skip> {
 pub(crate) fn remove(sk: u64) {
     let sk = number(sk);
     let Some(slot) = slot(sk) else { return };
-    // SAFETY: a live map value, and only this socket's own transitions come here: nobody else gives its slot back. One
-    // addition, so that no other program sees the name without the claim or the claim without the name.
+    // SAFETY: a live map value, and only this socket's own transitions come here: nobody else gives its slot back. Name and
+    // claim go in one addition: the slot is free or taken, never half of both.
     unsafe {
         if owner(slot) >> CLAIM_BITS == name(sk) {
             add(&raw mut (*slot).owner, ((name(sk) << CLAIM_BITS) + 1).wrapping_neg());
