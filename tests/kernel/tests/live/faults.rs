@@ -116,6 +116,28 @@ fn an_address_that_nobody_holds_is_an_unreachable_vip() -> Result<()> {
     expect(&verdict(&node, 6, &["--apiserver", "10.99.0.77:6443"])?, "APIVIPUnreachable", 3)
 }
 
+/// Nothing on the node turns the Service's address into a server's, and the way out knows nothing of it.
+#[test]
+fn a_service_address_that_nobody_programmed_is_told_from_a_silent_server() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let args = ["--apiserver", API, "--apiserver", "service=10.96.0.1"];
+    expect(&verdict(&node, 8, &args)?, "APIServiceNotProgrammed", 3)
+}
+
+/// The load balancer drops what comes from the servers behind it.
+#[test]
+fn a_load_balancer_that_does_not_lead_back_is_told_from_a_silent_server() -> Result<()> {
+    let node = Node::new()?;
+    node.install_config()?;
+    let _server = Server::start(&node.netns, "10.99.0.2:6443", &[])?;
+    node.peer.nft(
+        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
+         add rule ip lab in ip saddr 10.99.0.2 tcp dport 6443 drop",
+    )?;
+    let args = ["--apiserver", API, "--apiserver", "10.99.0.2:6443", "--role", "control-plane"];
+    expect(&verdict(&node, 8, &args)?, "APIHairpin", 3)
+}
+
 #[test]
 fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
     let (node, _server) = Node::healthy()?;
