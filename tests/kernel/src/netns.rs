@@ -87,6 +87,14 @@ impl Namespace {
         run(command.arg(commands)).map(|_| ())
     }
 
+    /// A packet filter with one rule; `hook` is `input` or `output`. It is the table `ip lab`.
+    pub fn filter(&self, hook: &str, rule: &str) -> Result<()> {
+        self.nft(&format!(
+            "add table ip lab; add chain ip lab {hook} {{ type filter hook {hook} priority 0; }}; \
+             add rule ip lab {hook} {rule}"
+        ))
+    }
+
     /// A command that will run inside: only its network namespace differs from ours.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let file = File::open(self.path()).with_context(|| format!("open the namespace {}", self.name))?;

@@ -272,7 +272,6 @@ fn give_up(addr: SocketAddr, ms: u64) -> io::Result<i32> {
     non_blocking(addr, i32::try_from(ms).unwrap_or(i32::MAX))
 }
 
-/// socket(SOCK_NONBLOCK), connect, poll, SO_ERROR, close.
 /// A connect that is under way, with its errno.
 fn begin(addr: SocketAddr) -> io::Result<(OwnedFd, i32)> {
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -296,6 +295,7 @@ fn at_once(addr: SocketAddr, many: u64) -> io::Result<()> {
     writeln!(io::stdout(), "-1")
 }
 
+/// socket(SOCK_NONBLOCK), connect, poll, SO_ERROR, close.
 fn non_blocking(addr: SocketAddr, patience_ms: i32) -> io::Result<i32> {
     let (socket, errno) = begin(addr)?;
     if errno != libc::EINPROGRESS {

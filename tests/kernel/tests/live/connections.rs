@@ -57,10 +57,7 @@ fn a_connection_that_worked_and_is_not_acknowledged_any_more_is_told() -> Result
     let flags = ["--talk", "60000", "--pause", "2000"];
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
     ensure!(kubelet.errno()? == 0);
-    node.peer.nft(
-        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
-         add rule ip lab in tcp dport 6443 drop",
-    )?;
+    node.peer.filter("input", "tcp dport 6443 drop")?;
     let is_it =
         |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APIConnectionStalled";
     trace.wait(Duration::from_secs(45) * patience(), "the verdict APIConnectionStalled", is_it)?;

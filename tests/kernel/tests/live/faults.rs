@@ -4,8 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Cgroup, Check, Dial, Node, Sandbox, Server, Trace};
 
 const SERVICE: &str = "10.96.0.1:443";
-const REJECT_SERVICE: &str = "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
-                              add rule ip lab out ip daddr 10.96.0.1 reject with icmp type port-unreachable";
+const REJECT_SERVICE: &str = "ip daddr 10.96.0.1 reject with icmp type port-unreachable";
 
 /// The verdict without an agent, of a node with a valid configuration.
 fn verdict(node: &Node, seconds: u32, args: &[&str]) -> Result<Check> {
@@ -64,7 +63,7 @@ fn a_worker_s_closed_loopback_port_is_its_proxy() -> Result<()> {
 #[test]
 fn a_rejected_service_has_no_endpoints() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    node.netns.nft(REJECT_SERVICE)?;
+    node.netns.filter("output", REJECT_SERVICE)?;
     expect(&verdict(&node, 3, &["--apiserver", "service=10.96.0.1"])?, "APIServiceNoEndpoints", 3)
 }
 
@@ -72,7 +71,7 @@ fn a_rejected_service_has_no_endpoints() -> Result<()> {
 #[test]
 fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    node.netns.nft(REJECT_SERVICE)?;
+    node.netns.filter("output", REJECT_SERVICE)?;
     let mut trace = Trace::start(&node, &["--apiserver", "service=10.96.0.1:443", "--no-ask"])?;
     let mut client = node.client("kubelet", &Dial { to: SERVICE, flags: &["--go", "--count", "3"] })?;
     ensure!(client.errno()? == libc::ECONNREFUSED);
@@ -87,10 +86,7 @@ fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
 #[test]
 fn a_rejected_server_is_a_local_policy() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    node.netns.nft(
-        "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
-         add rule ip lab out tcp dport 6443 reject with icmp type port-unreachable",
-    )?;
+    node.netns.filter("output", "tcp dport 6443 reject with icmp type port-unreachable")?;
     expect(&verdict(&node, 3, &["--apiserver", API])?, "APIPolicyDenied", 3)
 }
 
@@ -98,10 +94,7 @@ fn a_rejected_server_is_a_local_policy() -> Result<()> {
 fn a_rejection_by_another_host_is_a_firewall() -> Result<()> {
     for how in ["admin-prohibited", "port-unreachable", "host-prohibited"] {
         let (node, _server) = Node::healthy()?;
-        node.peer.nft(&format!(
-            "add table ip lab; add chain ip lab in {{ type filter hook input priority 0; }}; \
-             add rule ip lab in tcp dport 6443 reject with icmp type {how}"
-        ))?;
+        node.peer.filter("input", &format!("tcp dport 6443 reject with icmp type {how}"))?;
         let check = verdict(&node, 3, &["--apiserver", API])?;
         expect(&check, "APIFirewalled", 3)?;
         let message = check.document["verdict"]["message"].as_str().unwrap_or_default();
@@ -130,10 +123,7 @@ fn a_load_balancer_that_does_not_lead_back_is_told_from_a_silent_server() -> Res
     let node = Node::new()?;
     node.install_config()?;
     let _server = Server::start(&node.netns, "10.99.0.2:6443", &[])?;
-    node.peer.nft(
-        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
-         add rule ip lab in ip saddr 10.99.0.2 tcp dport 6443 drop",
-    )?;
+    node.peer.filter("input", "ip saddr 10.99.0.2 tcp dport 6443 drop")?;
     let args = ["--apiserver", API, "--apiserver", "10.99.0.2:6443", "--role", "control-plane"];
     expect(&verdict(&node, 8, &args)?, "APIHairpin", 3)
 }
@@ -175,10 +165,7 @@ fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
 #[test]
 fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    node.peer.nft(
-        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
-         add rule ip lab in tcp dport 6443 drop",
-    )?;
+    node.peer.filter("input", "tcp dport 6443 drop")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut client =
         node.client("kubelet", &Dial { to: API, flags: &["--give-up", "2500", "--count", "1"] })?;
@@ -196,10 +183,7 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
 fn many_connects_under_way_at_once_are_seen() -> Result<()> {
     const MANY: usize = 900;
     let (node, _server) = Node::healthy()?;
-    node.peer.nft(
-        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
-         add rule ip lab in tcp dport 6443 drop",
-    )?;
+    node.peer.filter("input", "tcp dport 6443 drop")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut client = node.client("kubelet", &Dial { to: API, flags: &["--at-once", &MANY.to_string()] })?;
     ensure!(client.errno()? == -1);
@@ -209,6 +193,7 @@ fn many_connects_under_way_at_once_are_seen() -> Result<()> {
         });
         seen.with_context(|| format!("told as lost: {}", trace.lost()))?;
     }
+    ensure!(trace.lost() == 0, "{} lost", trace.lost());
     Ok(())
 }
 
@@ -216,10 +201,7 @@ fn many_connects_under_way_at_once_are_seen() -> Result<()> {
 #[test]
 fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    node.peer.nft(
-        "add table ip lab; add chain ip lab in { type filter hook input priority 0; }; \
-         add rule ip lab in tcp dport 6443 counter drop",
-    )?;
+    node.peer.filter("input", "tcp dport 6443 counter drop")?;
     let _client =
         node.client("kubelet", &Dial { to: API, flags: &["--give-up", "60000", "--count", "1"] })?;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -235,10 +217,7 @@ fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
 #[test]
 fn a_drop_on_this_host_is_a_local_policy() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    node.netns.nft(
-        "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
-         add rule ip lab out tcp dport 6443 drop",
-    )?;
+    node.netns.filter("output", "tcp dport 6443 drop")?;
     expect(&verdict(&node, 6, &["--apiserver", API])?, "APIPolicyDenied", 3)
 }
 

@@ -167,10 +167,7 @@ fn a_full_disk_is_told_with_its_path() -> Result<()> {
 fn a_full_connection_tracking_table_is_told() -> Result<()> {
     const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
     let (node, _server) = Node::healthy()?;
-    node.netns.nft(
-        "add table ip lab; add chain ip lab out { type filter hook output priority 0; }; \
-         add rule ip lab out ct state established accept",
-    )?;
+    node.netns.filter("output", "ct state established accept")?;
     let before = std::fs::read_to_string(MAX)?;
     std::fs::write(MAX, "1000")?;
     let told = (|| {
