@@ -32,6 +32,16 @@ pub(crate) struct Failure {
     pub(crate) last: Mono,
 }
 
+impl Ledger {
+    /// Will [`Facts::note`] learn nothing but the time of this?
+    pub(super) fn knows(&self, connect: &Connect, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Ok | Outcome::Denied | Outcome::NoPort => false,
+            _ => self.failure.as_ref().is_some_and(|known| known.tells(connect, outcome)),
+        }
+    }
+}
+
 impl Failure {
     /// Everything that this end of a connect could add.
     fn tells(&self, connect: &Connect, outcome: Outcome) -> bool {
@@ -171,15 +181,6 @@ impl Facts {
         }
         ledger.told = Some((pid, at));
         true
-    }
-
-    /// Will [`Self::note`] learn nothing but the time of this?
-    pub(super) fn is_known_failure(&self, connect: &Connect, outcome: Outcome) -> bool {
-        let Some(ledger) = self.targets.get(&connect.to) else { return false };
-        match outcome {
-            Outcome::Ok | Outcome::Denied | Outcome::NoPort => false,
-            _ => ledger.failure.as_ref().is_some_and(|known| known.tells(connect, outcome)),
-        }
     }
 
     /// The kernel has no way there: what looked like a denial before that was known is the answer of a `prohibit` route.

@@ -45,7 +45,7 @@ impl Facts {
                     && ledger.failure.is_none()
                     && !ledger.denied.contains_key(&connect.role)
             }
-            _ => self.is_known_failure(connect, outcome),
+            _ => ledger.knows(connect, outcome),
         }
     }
 }
