@@ -26,7 +26,7 @@ use crate::sinks::Sink;
 const QUEUE: usize = 1024;
 /// How often the loss counters are read: 39 look-ups in a map, about 20 µs.
 const LOOK_FOR_LOSS: Duration = Duration::from_millis(250);
-/// How long the last look at the ring may take: about 100,000 records, several times what it holds.
+/// How long the last look at the ring may take: many times what a full one needs.
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// See the module.
