@@ -339,7 +339,8 @@ fn network_proof(facts: &Facts, now: Mono) -> Proof {
     }
     match (&facts.config, facts.snapshot_done) {
         (Some((config, _)), Some(_)) => {
-            Proof::Good(format!("{} holds a valid network configuration", config.dir))
+            let message = format!("{} holds a valid network configuration", config.dir);
+            Proof::Good(limits::cut(message, limits::MESSAGE))
         }
         _ => Proof::None("the CNI configuration was not read yet".to_string()),
     }
