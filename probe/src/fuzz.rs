@@ -3,6 +3,7 @@
 //! Each takes any bytes, must not panic, and checks what it can of the answer: nothing that a terminal would
 //! obey, nothing longer than it may be.
 
+use crate::commands::replay::read;
 pub use crate::enrich::fuzz::{plugin_output, record};
 pub use crate::node::fuzz::{cni_config, kubeconfig, netlink, ovsdb};
 
@@ -11,10 +12,10 @@ use probe_engine::{Engine, Line, RecordingHeader};
 /// A recording, as `probe replay` reads it: every line that is one, through the engine.
 pub fn recording(bytes: &[u8]) {
     let mut lines = bytes.split(|byte| *byte == b'\n');
-    let header = lines.next().and_then(|line| serde_json::from_slice::<RecordingHeader>(line).ok());
+    let header = lines.next().and_then(|line| read::<RecordingHeader>(line).ok());
     let Some(header) = header else { return };
     let mut engine = Engine::new(header.config, header.started);
-    for line in lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
+    for line in lines.filter_map(|line| read::<Line>(line).ok()) {
         // A deadline may be asked for again and again, but never one that has passed.
         for _ in 0..64 {
             let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < line.at) else { break };

@@ -85,6 +85,10 @@ fn bad_recordings_are_refused_with_their_line() {
         (r#"{"netreadyRecording":9,"started":0}"#.to_owned(), "format 9 is not known"),
         (format!("{header}\n{{\"at\":1,\"kind\":\"no_such\"}}\n"), "line 2: unknown variant"),
         (format!("{header}\n\u{0}\u{0}\n"), "line 2"),
+        (
+            format!("{header}\n{{\"at\":1,\"kind\":\"\\u001b[31m\"}}\n"),
+            "line 2: unknown variant `\\u{1b}[31m`",
+        ),
         (format!("{header}\n{}\n", "[".repeat(1 << 20)), "line 2"),
         (format!("{header}\n{}", "x".repeat(3 << 20)), "longer than"),
     ] {
@@ -123,6 +127,35 @@ fn a_recording_is_replayed_at_its_own_time() {
     let last = json.lines().rfind(|line| line.contains("\"kind\":\"verdict\"")).expect("a verdict");
     let value: serde_json::Value = serde_json::from_str(last).expect("JSON");
     assert_eq!(value["consequences"][0]["reason"], "CNIConfigMissing");
+}
+
+#[test]
+fn what_a_recording_says_never_reaches_the_terminal_as_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("recording.jsonl");
+    let hostile = format!(r"\u001b]0;title\u0007\u009b2J\n{}", "x".repeat(5000));
+    let lines = [
+        format!(r#"{{"netreadyRecording":1,"node":"{hostile}","bootId":"{hostile}","started":0}}"#),
+        format!(r#"{{"at":0,"kind":"cni_config","dir":"{hostile}","files":[]}}"#),
+        r#"{"at":0,"kind":"snapshot_done"}"#.to_owned(),
+        format!(
+            r#"{{"at":1,"kind":"cni_config","dir":"{hostile}","files":[{{"name":"{hostile}","size":1,"content":"network","network":"{hostile}","plugins":["bridge"]}}]}}"#
+        ),
+        r#"{"at":20000000000,"kind":"snapshot_done"}"#.to_owned(),
+    ];
+    std::fs::write(&path, lines.join("\n")).expect("written");
+    let path = path.to_str().expect("a text");
+    let text = stdout(&probe(&["replay", path]));
+    assert!(text.contains(r"\u{1b}]0;title\u{7}\u{9b}2J\n"), "{text:?}");
+    let json = stdout(&probe(&["replay", "-o", "json", path]));
+    for shown in [&text, &json] {
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+    }
+    let messages = json.lines().filter_map(|line| {
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        Some(value["message"].as_str()?.len())
+    });
+    assert!(messages.max().expect("a message") <= 512, "{json}");
 }
 
 #[test]

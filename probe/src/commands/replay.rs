@@ -6,6 +6,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use probe_engine::{Engine, Line, Mono, RecordingHeader};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::cli::{Output, ReplayArgs, UsageError};
 use crate::clock::Wall;
@@ -15,9 +17,13 @@ use crate::sinks::Sink;
 use crate::sinks::layout::width;
 use crate::sinks::trace::{Filter, Timeline};
 use crate::sinks::trace_json::JsonLines;
+use crate::text::clean;
 
 /// Longest line that is read: an observation's texts are bounded, a recording by hand may be generous.
 const LINE: u64 = 1 << 20;
+
+/// Longest text of a line that is kept, bytes: nothing that the agent records comes near.
+const TEXT: usize = 4096;
 
 /// See the module.
 pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
@@ -25,7 +31,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     let mut input = open(&args.file)?;
     let usage = |number: usize, why: String| UsageError(format!("{shown}: line {number}: {why}"));
     let first = next_line(&mut input).map_err(|why| usage(1, why))?;
-    let header: RecordingHeader = serde_json::from_slice(&first.unwrap_or_default())
+    let header: RecordingHeader = read(&first.unwrap_or_default())
         .map_err(|error| usage(1, format!("it is no recording's header: {error}")))?;
     if header.netready_recording != 1 {
         return Err(usage(1, format!("format {} is not known here", header.netready_recording)).into());
@@ -45,7 +51,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let line: Line = serde_json::from_slice(&bytes).map_err(|error| usage(number, error.to_string()))?;
+        let line: Line = read(&bytes).map_err(|error| usage(number, error.to_string()))?;
         let_time_pass(&mut engine, line.at, sink);
         sink.observation(line.at, &line.observation);
         engine.observe(line.at, line.observation);
@@ -54,6 +60,22 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     match timeline.broken.or(lines.broken) {
         Some(error) => Err(error.into()),
         None => finish(args, &engine, &context),
+    }
+}
+
+/// One line of a recording. It may come from anybody: what the agent makes safe when it sees it is made safe again.
+pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_value(made_safe(serde_json::from_slice(bytes)?))
+}
+
+fn made_safe(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(clean(text.as_bytes(), TEXT)),
+        Value::Array(values) => values.into_iter().map(made_safe).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (clean(name.as_bytes(), TEXT), made_safe(value))).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
     }
 }
 
