@@ -20,7 +20,7 @@ pub(crate) fn find(sk: u64) -> Option<*mut Pending> {
     let slot = slot(sk)?;
     // SAFETY: a live map value.
     unsafe {
-        if owner(slot) >> CLAIM_BITS == name(sk) {
+        if is_of(slot, sk) {
             return Some(&raw mut (*slot).pending);
         }
     }
@@ -38,15 +38,14 @@ pub(crate) fn insert(sk: u64, pending: &Pending) -> Result<(), Skip> {
     // SAFETY: a live map value. Of two programs that claim a slot at the same time at most one finds its own claim alone
     // there: it gets the slot, or nobody does.
     unsafe {
-        let left_over = owner(slot) >> CLAIM_BITS == name(sk);
-        if !left_over {
-            add(&raw mut (*slot).owner, 1);
-        }
-        if left_over || owner(slot) == 1 {
+        if is_of(slot, sk) {
             (&raw mut (*slot).pending).write(*pending);
-            if !left_over {
-                add(&raw mut (*slot).owner, name(sk) << CLAIM_BITS);
-            }
+            return Ok(());
+        }
+        add(&raw mut (*slot).owner, 1);
+        if owner(slot) == 1 {
+            (&raw mut (*slot).pending).write(*pending);
+            add(&raw mut (*slot).owner, name(sk) << CLAIM_BITS);
             return Ok(());
         }
         add(&raw mut (*slot).owner, 1_u64.wrapping_neg());
@@ -67,7 +66,7 @@ pub(crate) fn remove(sk: u64) {
     // SAFETY: a live map value, and only this socket's own transitions come here: nobody else gives its slot back. Name and
     // claim go in one addition: the slot is free or taken, never half of both.
     unsafe {
-        if owner(slot) >> CLAIM_BITS == name(sk) {
+        if is_of(slot, sk) {
             add(&raw mut (*slot).owner, ((name(sk) << CLAIM_BITS) + 1).wrapping_neg());
             return;
         }
@@ -96,6 +95,14 @@ fn slot(sk: u64) -> Option<*mut Slot> {
 unsafe fn owner(slot: *const Slot) -> u64 {
     // SAFETY: by the caller; one load of an aligned word.
     unsafe { core::ptr::read_volatile(&raw const (*slot).owner) }
+}
+
+/// # Safety
+/// As [`owner`].
+#[inline(always)]
+unsafe fn is_of(slot: *const Slot, sk: u64) -> bool {
+    // SAFETY: by the caller.
+    unsafe { owner(slot) >> CLAIM_BITS == name(sk) }
 }
 
 #[inline(always)]
