@@ -7,7 +7,7 @@ use probe_engine::{
 };
 
 use super::App;
-use crate::bpf::{HOOKS, HookState};
+use crate::bpf::{HOOKS, HookState, Loss};
 use crate::clock;
 use crate::feed::Seen;
 use crate::node::ask::Asked;
@@ -189,12 +189,20 @@ impl App {
         }
     }
 
-    /// Counts what the kernel half did not report, and reads again what depends on it.
-    pub(super) async fn look_for_loss(&mut self, sinks: &mut [&mut dyn Sink]) -> Result<()> {
-        let losses = match &mut self.kernel {
-            Some(kernel) => kernel.skips.take_new()?,
-            None => Vec::new(),
-        };
+    /// Tells what the kernel half could not keep or read.
+    pub(super) fn tell_skipped(&mut self, sinks: &mut [&mut dyn Sink]) -> Result<()> {
+        let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped()).transpose()?;
+        self.tell_losses(losses.unwrap_or_default(), sinks);
+        Ok(())
+    }
+
+    /// Tells the runs of programs that the kernel left out.
+    pub(super) fn tell_left_out(&mut self, sinks: &mut [&mut dyn Sink]) {
+        let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_left_out());
+        self.tell_losses(losses.unwrap_or_default(), sinks);
+    }
+
+    fn tell_losses(&mut self, losses: Vec<Loss>, sinks: &mut [&mut dyn Sink]) {
         let now = clock::now();
         for loss in losses {
             let scope =
@@ -202,6 +210,12 @@ impl App {
             let lost = Lost { hook: loss.hook.name().to_owned(), scope, count: loss.count };
             self.deliver(now, Observation::Lost(lost), sinks);
         }
+    }
+
+    /// Tells what was lost and what shows with time, and reads again what is not known any more.
+    pub(super) async fn look_for_loss(&mut self, sinks: &mut [&mut dyn Sink]) -> Result<()> {
+        self.tell_skipped(sinks)?;
+        let now = clock::now();
         for missing in self.enricher.missing_modules(now) {
             self.deliver(now, Observation::ModuleMissing(missing), sinks);
         }

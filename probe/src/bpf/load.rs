@@ -72,7 +72,6 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
 
     let watch = Watch::take(&mut programs)?;
     let reader = Reader::take(&mut programs)?;
-    let skips = Skips::take(&mut programs)?;
     let hooks = attach_all(&mut programs, &Ground { layout: &layout, btf: &btf, tracefs: &tracefs, set });
     if hooks.iter().all(|status| !status.attached()) {
         let why = hooks.iter().find_map(|status| match &status.state {
@@ -86,6 +85,7 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
         .into());
     }
     drop(btf);
+    let skips = Skips::take(&mut programs, &hooks)?;
     let took = clock::since_start();
     // The kernel's type information took 10 MB for a moment; the allocator keeps them unless it is told.
     // SAFETY: no precondition.

@@ -1,11 +1,11 @@
 //! The kernel half, from user space: load, attach, read, count.
 
 mod btf;
-pub(crate) mod cost;
 mod hooks;
 mod layout;
 mod load;
 mod reader;
+mod runs;
 mod skips;
 mod status;
 mod tracefs;
@@ -14,7 +14,7 @@ mod watch;
 pub(crate) use hooks::{HOOKS, HookSet, Row};
 pub(crate) use load::{Kernel, load};
 pub(crate) use reader::Reader;
-pub(crate) use skips::Skips;
+pub(crate) use skips::{Loss, Skips};
 pub(crate) use status::{HookState, HookStatus};
 pub(crate) use watch::Watch;
 

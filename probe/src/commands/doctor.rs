@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use probe_common::Hook;
 use serde::Serialize;
 
-use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported, cost};
+use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported};
 use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
 use crate::node::{cni_config, processes, targets};
@@ -124,7 +124,8 @@ async fn watch(
 }
 
 fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFinding>> {
-    let losses = kernel.skips.take_new()?;
+    let mut losses = kernel.skips.take_skipped()?;
+    losses.extend(kernel.skips.take_left_out());
     let rows = kernel.hooks.iter().zip(HOOKS);
     let finding = |(status, row): (&bpf::HookStatus, &bpf::Row)| {
         let mut finding = HookFinding {
@@ -140,12 +141,12 @@ fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFi
             runs: None,
         };
         match &status.state {
-            HookState::Attached { source, program, stand_in, .. } => {
+            HookState::Attached { source, stand_in, .. } => {
                 finding.state = if *stand_in { "stand-in" } else { "attached" };
                 finding.source = Some(source.clone());
-                if let Some(cost) = cost::of(&kernel.programs, program).filter(|cost| cost.runs > 0) {
-                    finding.ns_per_run = Some(cost.ns / cost.runs);
-                    finding.runs = Some(cost.runs);
+                if let Some(runs) = kernel.skips.runs(status.hook).filter(|runs| runs.count > 0) {
+                    finding.ns_per_run = Some(runs.ns / runs.count);
+                    finding.runs = Some(runs.count);
                 }
             }
             HookState::Missing { why, cost } => {

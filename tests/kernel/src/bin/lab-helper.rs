@@ -208,6 +208,9 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
     if let Some(many) = number(flags, "--at-once") {
         return at_once(addr, many);
     }
+    if flags.contains(&"--first-cpu") {
+        run_on_first_cpu(flags.contains(&"--real-time"))?;
+    }
     let every = Duration::from_millis(number(flags, "--every").unwrap_or(100));
     for _ in 0..number(flags, "--count").unwrap_or(u64::MAX) {
         let errno = match number(flags, "--give-up") {
@@ -224,6 +227,22 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
         if !every.is_zero() {
             std::thread::sleep(every);
         }
+    }
+    Ok(())
+}
+
+/// Real time: before everything that is not, as soon as there is something to do.
+fn run_on_first_cpu(real_time: bool) -> io::Result<()> {
+    // SAFETY: a set of processors is plain bits.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the first processor has a bit in every set.
+    unsafe { libc::CPU_SET(0, &mut cpus) };
+    // SAFETY: `cpus` is live and of this length.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) })?;
+    if real_time {
+        let priority = libc::sched_param { sched_priority: 1 };
+        // SAFETY: `priority` is live.
+        check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) })?;
     }
     Ok(())
 }

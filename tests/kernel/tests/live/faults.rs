@@ -176,24 +176,25 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
     Ok(())
 }
 
-/// Of so many sockets one in fifteen finds its slot in the kernel half taken. Not all are asked for: on Linux 7.2 six were
-/// once missing beside other tests, on the one processor of a slow machine. A kernel that lets another task in while a
-/// program runs skips that program for it, and counts that by itself (`recursion_misses`).
+/// Of so many sockets one in fifteen finds its slot in the kernel half taken; it is seen all the same. A kernel that lets
+/// another task in while a program runs (Linux 7) leaves that program out for it: such a connect is told as lost.
 #[test]
-fn many_connects_under_way_at_once_are_seen() -> Result<()> {
-    const MANY: usize = 900;
+fn many_connects_under_way_at_once_are_seen_or_told_as_lost() -> Result<()> {
+    const MANY: u64 = 900;
     let (node, _server) = Node::healthy()?;
     node.peer.filter("input", "tcp dport 6443 drop")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut client = node.client("kubelet", &Dial { to: API, flags: &["--at-once", &MANY.to_string()] })?;
     ensure!(client.errno()? == -1);
-    for number in 1..=MANY - MANY / 50 {
-        let seen = trace.wait_for(&format!("the end of connect {number}"), |line| {
-            of_the_node(line) && line["client"]["pid"] == client.pid()
+    let mut seen = 0;
+    while seen + trace.lost() < MANY {
+        let end = trace.wait_for("the end of a connect, or a loss", |line| {
+            line["kind"] == "lost" || of_the_node(line) && line["client"]["pid"] == client.pid()
         });
-        seen.with_context(|| format!("told as lost: {}", trace.lost()))?;
+        let (_, line) = end.with_context(|| format!("{seen} seen, {} told as lost", trace.lost()))?;
+        seen += u64::from(line["kind"] == "connect");
     }
-    ensure!(trace.lost() == 0, "{} lost", trace.lost());
+    ensure!(seen >= MANY - MANY / 50, "{seen} seen, {} told as lost", trace.lost());
     Ok(())
 }
 

@@ -111,6 +111,32 @@ fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
     Ok(())
 }
 
+/// On one processor: where a task is interrupted inside the program of a hook, the kernel leaves that program out for every
+/// other until the task goes on. It may since Linux 5.11 for functions and since 7 for tracepoints.
+#[test]
+fn what_the_kernel_leaves_out_is_told_as_lost() -> Result<()> {
+    const CONNECTS: [(&str, u64, &[&str]); 2] =
+        [("kube-proxy", 1500, &["--every", "0"]), ("other-client", 500, &["--every", "1", "--real-time"])];
+    let node = Node::new()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    trace.wait_for_verdict("CNIConfigMissing")?;
+    let mut clients = Vec::new();
+    for (name, count, flags) in CONNECTS {
+        let count = count.to_string();
+        let flags = [flags, &["--first-cpu", "--count", &count]].concat();
+        clients.push(node.client(name, &Dial { to: API, flags: &flags })?);
+    }
+    let mut seen = 0;
+    while seen + trace.lost() < CONNECTS.iter().map(|(_, count, _)| count).sum() {
+        let next = trace.wait_for("a connect, or a loss", |line| {
+            line["kind"] == "lost" || line["kind"] == "connect" && line["host_netns"] == true
+        });
+        let (_, line) = next.with_context(|| format!("{seen} seen, {} told as lost", trace.lost()))?;
+        seen += u64::from(line["kind"] == "connect");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_recording_replays_to_the_same_verdicts() -> Result<()> {
     let node = Node::new()?;
