@@ -147,8 +147,7 @@ impl core::error::Error for DecodeError {}
 /// # Errors
 /// When `bytes` are not exactly one record of a known code.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
-    let (header, _) =
-        Header::read_from_prefix(bytes).map_err(|_| DecodeError::NoHeader { got: bytes.len() })?;
+    let header = header(bytes)?;
     let code = Code::ALL
         .into_iter()
         .find(|code| *code as u16 == header.code)
@@ -170,6 +169,21 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Code::FileRefused => Event::FileRefused(whole(code, bytes)?),
         Code::Drops => Event::Drops(whole(code, bytes)?),
     })
+}
+
+/// When the kernel made a record, without a look at the rest of it; clock as in [`Header`].
+///
+/// # Errors
+/// When there are fewer bytes than a header has.
+pub fn made_at(bytes: &[u8]) -> Result<u64, DecodeError> {
+    Ok(header(bytes)?.at_ns)
+}
+
+fn header(bytes: &[u8]) -> Result<Header, DecodeError> {
+    match Header::read_from_prefix(bytes) {
+        Ok((header, _)) => Ok(header),
+        Err(_) => Err(DecodeError::NoHeader { got: bytes.len() }),
+    }
 }
 
 fn whole<T: FromBytes>(code: Code, bytes: &[u8]) -> Result<T, DecodeError> {

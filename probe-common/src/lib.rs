@@ -10,6 +10,6 @@ mod decode;
 mod hook;
 mod record;
 
-pub use decode::{DecodeError, Event, decode, text};
+pub use decode::{DecodeError, Event, decode, made_at, text};
 pub use hook::{Hook, Skip};
 pub use record::*;

@@ -51,6 +51,8 @@ pub(crate) struct App {
     addresses_changed: mpsc::Receiver<()>,
     /// What was observed before the loop runs: the state at start.
     early: Vec<Seen>,
+    /// Of one batch of the ring; empty between two, kept to reuse its memory.
+    observations: Vec<(Mono, Observation)>,
     state: sources::State,
     tasks: tokio::task::JoinSet<()>,
     started: Mono,
@@ -123,6 +125,7 @@ impl App {
             targets,
             addresses_changed,
             early: Vec::new(),
+            observations: Vec::new(),
             state: sources::State::default(),
             tasks,
             started,
@@ -255,14 +258,15 @@ impl App {
     /// be more.
     fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {
         let Some(kernel) = &mut self.kernel else { return false };
-        let mut observations = Vec::new();
+        let mut observations = std::mem::take(&mut self.observations);
         let enricher = &mut self.enricher;
         let more = kernel.reader.take_batch(|event| {
-            enricher.event(&event, |at, observation| observations.push((at, observation)));
+            enricher.event(event, |at, observation| observations.push((at, observation)));
         });
-        for (at, observation) in observations {
+        for (at, observation) in observations.drain(..) {
             self.deliver(at, observation, sinks);
         }
+        self.observations = observations;
         more
     }
 

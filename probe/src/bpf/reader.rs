@@ -1,11 +1,12 @@
 //! Records out of the ring buffer, in the order of their time.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use probe_common::decode;
+use probe_common::{Event, decode, made_at};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
@@ -17,11 +18,15 @@ const GATHER: Duration = Duration::from_millis(2);
 /// Most records taken at once: bounds the memory of a batch to 4 MB of the largest record.
 const BATCH: usize = 1024;
 
+/// Memory that stays between batches: that of a full one of connects.
+const KEPT: usize = BATCH * size_of::<probe_common::ConnectEnd>();
+
 /// The ring buffer.
 pub(crate) struct Reader {
     ring: AsyncFd<RingBuf<MapData>>,
-    /// Copies of the records of one batch, with their times; kept to reuse their memory.
-    batch: Vec<(u64, Vec<u8>)>,
+    /// Copies of the records of one batch, one behind the other, and the time and place of each; kept to reuse their memory.
+    bytes: Vec<u8>,
+    batch: Vec<(u64, Range<usize>)>,
     /// When a wake-up's records are to be taken. Kept here because the wait may be given up half-way, and
     /// the kernel does not wake a reader a second time for what it has not read.
     due: Option<Instant>,
@@ -35,7 +40,7 @@ impl Reader {
         let ring = RingBuf::try_from(map)?;
         // SAFETY: the map owns its descriptor, keeps it until it is dropped, and always gives that one.
         let ring = unsafe { AsyncFd::register(ring) }.context("watch the ring buffer")?;
-        Ok(Self { ring, batch: Vec::new(), due: None, undecodable: 0 })
+        Ok(Self { ring, bytes: Vec::new(), batch: Vec::new(), due: None, undecodable: 0 })
     }
 
     /// Waits until there are records. May be dropped at any time and called again.
@@ -56,21 +61,23 @@ impl Reader {
 
     /// Takes up to one batch, sorted by time (CPUs write side by side, each a little after its clock was
     /// read). True when there may be more: the next wait is over at once then.
-    pub(crate) fn take_batch(&mut self, mut each: impl FnMut(probe_common::Event<'_>)) -> bool {
+    pub(crate) fn take_batch(&mut self, mut each: impl FnMut(&Event<'_>)) -> bool {
         let ring = self.ring.get_mut();
         self.batch.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT);
         while self.batch.len() < BATCH
             && let Some(item) = ring.next()
         {
-            match decode(&item) {
-                Ok(event) => self.batch.push((event.at_ns(), item.to_vec())),
-                Err(_) => self.undecodable += 1,
-            }
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(&item);
+            self.batch.push((made_at(&item).unwrap_or(0), start..self.bytes.len()));
         }
         self.batch.sort_by_key(|(at, _)| *at);
-        for (_, bytes) in &self.batch {
-            if let Ok(event) = decode(bytes) {
-                each(event);
+        for (_, place) in &self.batch {
+            match decode(&self.bytes[place.clone()]) {
+                Ok(event) => each(&event),
+                Err(_) => self.undecodable += 1,
             }
         }
         let more = self.batch.len() == BATCH;
