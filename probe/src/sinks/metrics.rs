@@ -1,6 +1,7 @@
 //! Prometheus metrics: names and labels are public, see `docs/verdicts.md` §5.
 
 mod labels;
+mod recent;
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
@@ -26,6 +27,7 @@ use labels::{
     ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, PLUGINS, StateLabels, VerdictLabels,
     class, closed, errno_name, kind,
 };
+use recent::Recent;
 
 fn connect_times() -> Histogram {
     // From a loopback answer to the kernel's own patience with the first SYNs.
@@ -43,8 +45,8 @@ pub(crate) struct Metrics {
     conditions: Family<ConditionLabels, Gauge>,
     verdict: Family<VerdictLabels, Gauge>,
     shown: Option<VerdictLabels>,
-    connects: Family<ConnectLabels, Counter>,
-    connect_times: Family<ClientLabels, Histogram>,
+    connects: Recent<ConnectLabels, Counter>,
+    connect_times: Recent<ClientLabels, Histogram>,
     cni: Family<CniLabels, Counter>,
     cni_times: Family<CniTimeLabels, Histogram>,
     namespaces: Family<OutcomeLabels, Counter>,
@@ -54,7 +56,7 @@ pub(crate) struct Metrics {
     known_links: std::collections::BTreeMap<u32, &'static str>,
     files: Family<StateLabels, Gauge>,
     exits: Family<ExitLabels, Counter>,
-    events: Family<KindLabels, Counter>,
+    events: Recent<KindLabels, Counter>,
     lost: Family<HookLabels, Counter>,
     attached: Family<HookLabels, Gauge<i64>>,
     writes: WriteMetrics,
@@ -140,8 +142,8 @@ impl Metrics {
             conditions: Family::default(),
             verdict: Family::default(),
             shown: None,
-            connects: Family::default(),
-            connect_times: Family::new_with_constructor(connect_times),
+            connects: Recent::of(Family::default()),
+            connect_times: Recent::of(Family::new_with_constructor(connect_times)),
             cni: Family::default(),
             cni_times: Family::new_with_constructor(cni_times),
             namespaces: Family::default(),
@@ -151,7 +153,7 @@ impl Metrics {
             known_links: std::collections::BTreeMap::new(),
             files: Family::default(),
             exits: Family::default(),
-            events: Family::default(),
+            events: Recent::of(Family::default()),
             lost: Family::default(),
             attached: Family::default(),
             writes: WriteMetrics::default(),
@@ -171,11 +173,11 @@ impl Metrics {
         let r = &mut *registry;
         r.register("condition", "Node conditions as state sets", self.conditions.clone());
         r.register("verdict", "The root cause, undamped, as a state set", self.verdict.clone());
-        r.register("api_connects", "Connects to API addresses by client and outcome", self.connects.clone());
+        r.register("api_connects", "Connects to API addresses by client and outcome", self.connects.family());
         r.register(
             "api_connect_duration_seconds",
             "Time from connect to its end",
-            self.connect_times.clone(),
+            self.connect_times.family(),
         );
         r.register("cni_operations", "CNI plugins run by a runtime", self.cni.clone());
         r.register(
@@ -193,8 +195,12 @@ impl Metrics {
         r.register("links", "Links of the host by kind", self.links.clone());
         r.register("cni_config_files", "CNI configuration files by state", self.files.clone());
         r.register("process_exits", "Ends of processes that matter", self.exits.clone());
-        r.register("events", "Observations by kind", self.events.clone());
-        r.register("events_lost", "Events that a hook could not report, at least", self.lost.clone());
+        r.register("events", "Observations by kind", self.events.family());
+        r.register(
+            "events_lost",
+            "Events that a hook could not report, and runs of it that the kernel left out",
+            self.lost.clone(),
+        );
         r.register("hook_attached", "1 when the hook is in use", self.attached.clone());
         self.writes.register(r);
         r.register("build", "Version of the agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -263,7 +269,7 @@ impl Sink for Metrics {
     }
 
     fn observation(&mut self, _at: Mono, observation: &Observation) {
-        self.events.get_or_create(&KindLabels { kind: kind(observation) }).inc();
+        self.events.get(KindLabels { kind: kind(observation) }).inc();
         match observation {
             Observation::Host(host) => self.own.clone_from(&host.addresses),
             Observation::SnapshotDone => {
@@ -276,8 +282,8 @@ impl Sink for Metrics {
                     return;
                 }
                 let client = connect.role.as_str();
-                self.connects.get_or_create(&ConnectLabels { client, outcome: outcome.as_str() }).inc();
-                self.connect_times.get_or_create(&ClientLabels { client }).observe(seconds(connect.took_ns));
+                self.connects.get(ConnectLabels { client, outcome: outcome.as_str() }).inc();
+                self.connect_times.get(ClientLabels { client }).observe(seconds(connect.took_ns));
             }
             Observation::CniEnd(end) => {
                 let command = closed(&COMMANDS, &end.start.command);
