@@ -177,7 +177,7 @@ impl Facts {
                 if lost.scope == Scope::Processes {
                     self.forget_who_runs();
                 }
-                self.line(at, "events.lost", format!("{} lost {} events", lost.hook, lost.count));
+                self.line(at, "events.lost", format!("{}: {}", lost.hook, lost.words()));
             }
             Observation::Reread { scope } => {
                 self.lost.remove(&scope);

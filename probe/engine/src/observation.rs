@@ -8,6 +8,7 @@ mod datapath;
 mod node;
 mod sandbox;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -173,6 +174,17 @@ pub struct Lost {
     pub scope: Scope,
     /// How many, at least.
     pub count: u64,
+    /// Runs of the hook that the kernel left out, of which nobody knows whether they had an event to tell.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub left_out: bool,
+}
+
+impl Lost {
+    /// How many of what, as people read it.
+    pub fn words(&self) -> String {
+        let what = if self.left_out { "runs left out by the kernel" } else { "events lost" };
+        format!("{} {what}", self.count)
+    }
 }
 
 /// See [`Observation::Remembered`].

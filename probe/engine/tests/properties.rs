@@ -103,7 +103,8 @@ fn observations() -> impl Strategy<Value = Observation> {
         (0..4_usize, 1..1000_u64).prop_map(|(scope, count)| Observation::Lost(Lost {
             hook: "h".into(),
             scope: SCOPES[scope],
-            count
+            count,
+            left_out: count % 2 == 0
         })),
         (0..4_usize).prop_map(|scope| Observation::Reread { scope: SCOPES[scope] }),
         any::<bool>().prop_map(|blind| Observation::Gap(Gap {

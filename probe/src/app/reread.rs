@@ -207,7 +207,8 @@ impl App {
         for loss in losses {
             let scope =
                 HOOKS.iter().find(|row| row.hook == loss.hook).map_or(Scope::Sockets, |row| row.scope);
-            let lost = Lost { hook: loss.hook.name().to_owned(), scope, count: loss.count };
+            let hook = loss.hook.name().to_owned();
+            let lost = Lost { hook, scope, count: loss.count, left_out: loss.left_out };
             self.deliver(now, Observation::Lost(lost), sinks);
         }
     }

@@ -17,6 +17,8 @@ pub(crate) struct Loss {
     pub(crate) hook: Hook,
     /// How many.
     pub(crate) count: u64,
+    /// Runs that the kernel left out: nobody can say whether they had an event to report.
+    pub(crate) left_out: bool,
 }
 
 /// The counters: our own of what could not be kept or read, and the kernel's of the runs that it left out.
@@ -49,15 +51,17 @@ impl Skips {
                 let values = self.map.get(&skip.slot(*hook), 0).context("read the loss counters")?;
                 total += values.iter().sum::<u64>();
             }
-            losses.extend(new(&mut self.skipped, *hook, total));
+            let count = new(&mut self.skipped, *hook, total);
+            losses.extend(count.map(|count| Loss { hook: *hook, count, left_out: false }));
         }
         Ok(losses)
     }
 
-    /// The runs that the kernel left out since the last call. Each counts as an event: nobody can say whether it was one.
+    /// The runs that the kernel left out since the last call.
     pub(crate) fn take_left_out(&mut self) -> Vec<Loss> {
         let totals = self.runs.iter().filter_map(|(hook, counters)| Some((*hook, counters.read()?.left_out)));
-        totals.filter_map(|(hook, total)| new(&mut self.left_out, hook, total)).collect()
+        let new = totals.filter_map(|(hook, total)| Some((hook, new(&mut self.left_out, hook, total)?)));
+        new.map(|(hook, count)| Loss { hook, count, left_out: true }).collect()
     }
 
     /// The runs of a hook's program, when it is attached.
@@ -66,7 +70,7 @@ impl Skips {
     }
 }
 
-fn new(told: &mut BTreeMap<Hook, u64>, hook: Hook, total: u64) -> Option<Loss> {
+fn new(told: &mut BTreeMap<Hook, u64>, hook: Hook, total: u64) -> Option<u64> {
     let count = total.saturating_sub(told.insert(hook, total).unwrap_or(0));
-    (count > 0).then_some(Loss { hook, count })
+    (count > 0).then_some(count)
 }

@@ -216,7 +216,8 @@ async fn try_watch(
         let mut seen = Vec::new();
         match listener.next().await.context("read netlink")? {
             Came::Lost => {
-                let lost = Lost { hook: "rtnetlink multicast".to_owned(), scope: Scope::Links, count: 1 };
+                let hook = "rtnetlink multicast".to_owned();
+                let lost = Lost { hook, scope: Scope::Links, count: 1, left_out: false };
                 seen.push(Observation::Lost(lost));
             }
             Came::Datagram(datagram, id) => {

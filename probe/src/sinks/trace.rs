@@ -340,13 +340,7 @@ impl<W: Write> Sink for Timeline<W> {
                 self.line(at, "cni", &access.file, FAINT, &who);
             }
             Observation::Lost(lost) => {
-                self.line(
-                    at,
-                    "lost",
-                    &lost.hook,
-                    BAD,
-                    &format!("{} events; the state is read again", lost.count),
-                );
+                self.line(at, "lost", &lost.hook, BAD, &format!("{}; the state is read again", lost.words()));
             }
             Observation::Gap(gap) => self.line(at, "gap", &gap.signal, UNSURE, &gap.why),
             other => self.of_node(at, other),

@@ -197,7 +197,17 @@ impl Trace {
 
     /// Events that the kernel half lost, as far as it has told.
     pub fn lost(&self) -> u64 {
-        self.seen.iter().filter(|line| line["kind"] == "lost").filter_map(|line| line["count"].as_u64()).sum()
+        self.losses(false)
+    }
+
+    /// Runs of the kernel half's programs that the kernel left out, as far as it has told.
+    pub fn left_out(&self) -> u64 {
+        self.losses(true)
+    }
+
+    fn losses(&self, left_out: bool) -> u64 {
+        let told = |line: &&Value| line["kind"] == "lost" && (line["left_out"] == true) == left_out;
+        self.seen.iter().filter(told).filter_map(|line| line["count"].as_u64()).sum()
     }
 }
 

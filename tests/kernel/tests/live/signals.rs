@@ -127,11 +127,11 @@ fn what_the_kernel_leaves_out_is_told_as_lost() -> Result<()> {
         clients.push(node.client(name, &Dial { to: API, flags: &flags })?);
     }
     let mut seen = 0;
-    while seen + trace.lost() < CONNECTS.iter().map(|(_, count, _)| count).sum() {
+    while seen + trace.left_out() < CONNECTS.iter().map(|(_, count, _)| count).sum() {
         let next = trace.wait_for("a connect, or a loss", |line| {
             line["kind"] == "lost" || line["kind"] == "connect" && line["host_netns"] == true
         });
-        let (_, line) = next.with_context(|| format!("{seen} seen, {} told as lost", trace.lost()))?;
+        let (_, line) = next.with_context(|| format!("{seen} seen, {} left out", trace.left_out()))?;
         seen += u64::from(line["kind"] == "connect");
     }
     Ok(())
@@ -211,7 +211,7 @@ fn the_agent_serves_what_it_promises() -> Result<()> {
         "netready_condition{type=\"NodeNetworkReady\",status=\"True\"} 1",
         "netready_verdict{reason=\"NetworkReady\",side=\"none\"} 1",
         "netready_hook_attached{hook=\"inet_sock_set_state\"} 1",
-        "netready_events_lost_total{hook=\"inet_sock_set_state\"} 0",
+        "netready_events_lost_total{hook=\"mark_victim\"} 0",
         "netready_cni_config_files{state=\"valid\"} 1",
         "# EOF",
     ] {
