@@ -95,6 +95,16 @@ impl Agent {
         Ok(times.sum())
     }
 
+    /// Processor time of the agent's threads so far, in nanoseconds: the first number of each one's schedstat, proc(5).
+    fn cpu_ns(&self) -> Result<u64> {
+        let mut total = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
+            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            total += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+        }
+        Ok(total)
+    }
+
     /// Waits until it does nothing any more: the state at start is read while it watches already.
     fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);

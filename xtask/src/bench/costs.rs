@@ -51,9 +51,14 @@ pub(super) fn compare(probe: &Path, rounds: usize) -> Result<()> {
         "\nrate with a watcher / without, half of how far its quarters lie apart, and nanoseconds more for each"
     );
     println!(
-        "(getppid(2) alone takes {:.0} ns here; the budgets were set where it takes 83)\n",
+        "(getppid(2) alone takes {:.0} ns here; the budgets were set where it takes 83)",
         1e9 / getppids()
     );
+    let alone = processors() == 1;
+    if alone {
+        println!("below: without the watcher's own time, as where it has another processor");
+    }
+    println!();
     print!("{:<28}", "");
     for (name, _) in watchers {
         print!("{name:>27}");
@@ -62,16 +67,20 @@ pub(super) fn compare(probe: &Path, rounds: usize) -> Result<()> {
     println!("{}", "─".repeat(121));
     for (what, budget, work) in works {
         print!("{what:<28}");
+        let mut beside = String::new();
         for (_, start) in watchers {
-            match on_off(start, work, rounds) {
-                Ok(Cost { ratio, spread, more_ns }) => {
-                    print!("{:>27}", format!("{ratio:.3} ±{spread:.3} {more_ns:>+7.0} ns"));
-                }
-                Err(_) => print!("{:>27}", "not here"),
-            }
+            let [together, apart] = match on_off(start, work, rounds) {
+                Ok(costs) => costs.map(|cost| cost.to_string()),
+                Err(_) => ["not here".to_owned(), String::new()],
+            };
+            print!("{together:>27}");
+            beside.push_str(&format!("{apart:>27}"));
             std::io::Write::flush(&mut std::io::stdout())?;
         }
         println!("{budget:>12}");
+        if alone {
+            println!("{:<28}{beside}", "");
+        }
     }
     Ok(())
 }
@@ -112,25 +121,47 @@ struct Cost {
     more_ns: f64,
 }
 
-/// The median of the comparisons with the watcher and without, in turn, so that a drifting machine does not
-/// matter.
-fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work, rounds: usize) -> Result<Cost> {
+impl Cost {
+    /// The median of comparisons: a rate with the watcher, and one without.
+    fn of(mut compared: Vec<(f64, f64)>) -> Self {
+        compared.sort_by(|(on, off), (more_on, more_off)| (on / off).total_cmp(&(more_on / more_off)));
+        let ratio = |(on, off): (f64, f64)| on / off;
+        let quarter = compared.len() / 4;
+        let spread = (ratio(compared[compared.len() - 1 - quarter]) - ratio(compared[quarter])) / 2.0;
+        let (on, off) = compared[compared.len() / 2];
+        Self { ratio: on / off, spread, more_ns: 1e9 / on - 1e9 / off }
+    }
+}
+
+impl std::fmt::Display for Cost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3} ±{:.3} {:>+7.0} ns", self.ratio, self.spread, self.more_ns)
+    }
+}
+
+/// What the work costs with the watcher; and what it costs when the watcher's own time is not counted. Compared in turn, so
+/// that a drifting machine does not matter.
+fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work, rounds: usize) -> Result<[Cost; 2]> {
     work()?;
-    let mut compared = Vec::new();
+    let (mut together, mut apart) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let before = work()?;
         let watcher = start()?;
         watcher.settle()?;
+        let (started, used) = (Instant::now(), watcher.cpu_ns()?);
         let on = work()?;
+        let (took, used) = (started.elapsed(), Duration::from_nanos(watcher.cpu_ns()? - used));
         drop(watcher);
         let off = f64::midpoint(before, work()?);
-        compared.push((on / off, 1e9 / on - 1e9 / off));
+        together.push((on, off));
+        apart.push((on * took.as_secs_f64() / took.saturating_sub(used).as_secs_f64(), off));
     }
-    compared.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-    let quarter = compared.len() / 4;
-    let spread = (compared[compared.len() - 1 - quarter].0 - compared[quarter].0) / 2.0;
-    let (ratio, more_ns) = compared[compared.len() / 2];
-    Ok(Cost { ratio, spread, more_ns })
+    Ok([together, apart].map(Cost::of))
+}
+
+fn processors() -> usize {
+    // SAFETY: no memory is involved.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
 
 /// This thread and what it starts, on the last processor: the first takes the interrupts.
@@ -138,8 +169,7 @@ fn pin() -> Result<()> {
     // SAFETY: all zero is an empty set; the macros write into it; the call reads it.
     let answer = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        let processors = usize::try_from(libc::sysconf(libc::_SC_NPROCESSORS_ONLN)).unwrap_or(1);
-        libc::CPU_SET(processors.saturating_sub(1), &mut set);
+        libc::CPU_SET(processors().saturating_sub(1), &mut set);
         libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
     };
     ensure!(answer == 0, "stay on one processor: {}", std::io::Error::last_os_error());
