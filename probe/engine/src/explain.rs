@@ -355,9 +355,10 @@ const ALL: &[Explanation] = &[
         Reason::LinkConflict,
         &[Reason::LinkSetupFailed],
         "A link exists with other parameters.",
-        "The kernel refused with EEXIST or EADDRINUSE, and the plugin or agent says so.",
-        "Look for the left-over of another CNI (`ip -d link`: an old bridge, a VXLAN link with the same port) \
-         and remove that, or change the port of the new one. A restart of the agent alone meets it again.",
+        "The kernel refused with EEXIST or EADDRINUSE: a plugin, which says so, or an agent whose port or VNI another \
+         link has.",
+        "Look for the left-over of another CNI (`ip -d link`: an old bridge, a VXLAN link with the same port or VNI) \
+         and remove that, or change those of the new one. A restart of the agent alone meets it again.",
     ),
     row(
         Reason::LinkSetupFailed,

@@ -46,6 +46,11 @@ pub fn refusal(error: &NetlinkError) -> String {
     text.trim_start_matches([':', ' ']).to_string()
 }
 
+/// The words of vxlan, drivers/net/vxlan/vxlan_core.c; a link of the same name is refused without them.
+pub(crate) fn is_taken_vni(error: &NetlinkError) -> bool {
+    error.text.contains("VNI already exists")
+}
+
 impl Facts {
     pub(super) fn netlink_error(&mut self, at: Mono, error: &NetlinkError) {
         // Anybody may try anything; what plugins, agents and runtimes are refused is of the node.
@@ -54,12 +59,12 @@ impl Facts {
             self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
         }
         // Agents try what exists already, and kinds of links that a kernel may not have: ovs-vswitchd does at each
-        // start. A port that another link has is taken for good.
+        // start. A port or a VNI that a link of another name has is taken for good.
         let agent = error.class == Some(ProcessClass::CniAgent);
+        let is_port = error.errno == EADDRINUSE && matches!(error.request.as_str(), "newlink" | "setlink");
         let known = self.refused_links.get(&error.object).map(|(_, since, _)| *since);
         if agent
-            && error.errno == EADDRINUSE
-            && matches!(error.request.as_str(), "newlink" | "setlink")
+            && (is_port || is_taken_vni(error))
             && (known.is_some() || self.refused_links.len() < limits::FULL)
         {
             self.refused_links.insert(error.object.clone(), (error.clone(), known.unwrap_or(at), at));

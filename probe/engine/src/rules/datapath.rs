@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::Fault;
 use crate::cnis;
-use crate::evidence::{Facts, refusal};
+use crate::evidence::{Facts, is_taken_vni, refusal};
 use crate::observation::{Mono, NetlinkError};
 use crate::reason::Reason;
 
@@ -18,7 +18,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 /// The agent of a CNI gets no link: it ends, or waits, before it writes its configuration.
 fn refused(error: &NetlinkError, since: Mono) -> Fault {
     let who = &error.process.name;
-    let message = format!("another link has the same port: the kernel refused {who} {}", refusal(error));
+    let same = if is_taken_vni(error) { "VNI" } else { "port" };
+    let message = format!("another link has the same {same}: the kernel refused {who} {}", refusal(error));
     Fault::new(Reason::LinkConflict, error.object.as_str(), message, since)
 }
 
