@@ -116,7 +116,7 @@ fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
 #[test]
 fn what_the_kernel_leaves_out_is_told_as_lost() -> Result<()> {
     const CONNECTS: [(&str, u64, &[&str]); 2] =
-        [("kube-proxy", 1500, &["--every", "0"]), ("other-client", 500, &["--every", "1", "--real-time"])];
+        [("kube-proxy", 1000, &["--every", "0"]), ("other-client", 300, &["--every", "1", "--real-time"])];
     let node = Node::new()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     trace.wait_for_verdict("CNIConfigMissing")?;
