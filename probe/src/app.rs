@@ -214,7 +214,7 @@ impl App {
                 () = &mut until => {
                     self.take_waiting(sinks);
                     self.tell_left_out(sinks);
-                    return self.tell_skipped(sinks);
+                    return self.look_for_loss(sinks).await;
                 }
                 ready = wait(&mut self.kernel) => {
                     ready?;

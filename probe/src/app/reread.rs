@@ -190,7 +190,7 @@ impl App {
     }
 
     /// Tells what the kernel half could not keep or read.
-    pub(super) fn tell_skipped(&mut self, sinks: &mut [&mut dyn Sink]) -> Result<()> {
+    fn tell_skipped(&mut self, sinks: &mut [&mut dyn Sink]) -> Result<()> {
         let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped()).transpose()?;
         self.tell_losses(losses.unwrap_or_default(), sinks);
         Ok(())

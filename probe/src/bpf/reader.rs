@@ -71,6 +71,7 @@ impl Reader {
         {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(&item);
+            // What has no time is no record, and is counted as such below.
             self.batch.push((made_at(&item).unwrap_or(0), start..self.bytes.len()));
         }
         self.batch.sort_by_key(|(at, _)| *at);
