@@ -558,7 +558,7 @@ pub const PORT_WORDS: u32 = 65536 / 64;
 
 /// Most API addresses that can be watched at once.
 pub const MAX_TARGETS: u32 = 256;
-/// Most processes that can be watched at once; the oldest is forgotten beyond that, and its end is missed.
+/// Most processes that can be watched at once; more are counted as missed.
 pub const MAX_PROCESSES: u32 = 4096;
 /// Bit of a name on the watch list that belongs to a process that is watched.
 pub const NAME_OF_PROCESS: u8 = 1;

@@ -27,9 +27,10 @@ pub(crate) static TARGETS: HashMap<TargetKey, u8> = HashMap::with_max_entries(MA
 #[map]
 pub(crate) static NAMES: HashMap<[u8; COMM_LEN], u8> = HashMap::with_max_entries(MAX_NAMES, 0);
 
-/// Watched and CNI processes by process id.
+/// Watched and CNI processes by process id, until they end. Not one that makes room by itself: that forgets whoever was
+/// quiet, without a word, and long before it is full where there are many CPUs, each of which keeps 128 places for itself.
 #[map]
-pub(crate) static PROCESSES: LruHashMap<u32, ProcessState> = LruHashMap::with_max_entries(MAX_PROCESSES, 0);
+pub(crate) static PROCESSES: HashMap<u32, ProcessState> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
 /// How many CNI processes there are: while none is, write(2) costs next to nothing.
 #[map]

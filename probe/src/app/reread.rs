@@ -268,6 +268,9 @@ impl App {
 
     /// Those whose end was lost are forgotten; those that run are told again.
     fn reread_plugins(&mut self, sinks: &mut [&mut dyn Sink]) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.watch.forget_dead();
+        }
         for start in self.enricher.forget_dead_runs() {
             self.deliver(clock::now(), Observation::CniStart(start), sinks);
         }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use probe_common::{
-    COMM_LEN, MAX_NAMES, MAX_TARGETS, NAME_OF_PLUGIN, NAME_OF_PROCESS, PORT_WORDS, ProcessState, TargetKey,
+    COMM_LEN, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, NAME_OF_PLUGIN, NAME_OF_PROCESS, PORT_WORDS,
+    ProcessState, TargetKey,
 };
 
 type Name = [u8; COMM_LEN];
@@ -78,6 +80,17 @@ impl Watch {
     /// Watches a process that is there already.
     pub(crate) fn add_process(&mut self, pid: u32) -> Result<()> {
         self.processes.insert(pid, ProcessState::default().to_bytes(), 0).context("watch a process")
+    }
+
+    /// Gives back the places of processes whose end was not seen.
+    pub(crate) fn forget_dead(&mut self) {
+        // The kernel begins anew where the key that it stands on is removed meanwhile.
+        let known = self.processes.keys().flatten().take(MAX_PROCESSES as usize);
+        let dead: Vec<_> = known.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()).collect();
+        for pid in dead {
+            // Gone already is as good.
+            let _ = self.processes.remove(&pid);
+        }
     }
 }
 
