@@ -1,9 +1,10 @@
 //! What fills up on a node, and what drifts: read now and then, told when it changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::{cgroup_drivers, credentials, leases, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
+use crate::text::clean;
 
 /// Between two looks at what costs a few reads.
 const LOOK: Duration = Duration::from_secs(5);
@@ -25,9 +27,13 @@ const NEAR_PERCENT: u64 = 90;
 /// looks; more than this was set by somebody.
 const STEP_MS: i64 = 500;
 
-/// File systems that kubelet, runtime, etcd and plugins write to.
+/// File systems that kubelet, runtime, etcd and plugins write to, where they usually are.
 const DISKS: &[&str] =
     &["/", "/var/lib/etcd", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/run"];
+/// Most directories of etcd that are looked at: one for its data and one for its log, and those of an earlier one.
+const ETCD_DIRS: usize = 8;
+/// Longest path that is told.
+const PATH: usize = 256;
 /// Settings that pod networks depend on.
 const SYSCTLS: &[&str] = &[
     "net.ipv4.ip_forward",
@@ -42,6 +48,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
     let mut look = Look {
         told: Told::default(),
         leases: leases::Told::default(),
+        etcd: BTreeSet::new(),
         wall: wall_offset_ms(),
         turn: 0,
         dropped: reverse_path_drops(),
@@ -68,6 +75,8 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
 struct Look {
     told: Told,
     leases: leases::Told,
+    /// Where etcd keeps its data, also when it has ended since: that may be because there is no room.
+    etcd: BTreeSet<String>,
     wall: i64,
     turn: u32,
     dropped: Option<u64>,
@@ -78,9 +87,18 @@ impl Look {
         let mut seen = Vec::new();
         if self.turn.is_multiple_of(RARELY) {
             self.leases.configured(settings);
+            let found = processes::scan().into_iter().filter(|process| process.class == ProcessClass::Etcd);
+            let dirs = found.flat_map(|process| etcd_dirs(settings, process.actor.pid));
+            let room = ETCD_DIRS.saturating_sub(self.etcd.len());
+            self.etcd.extend(dirs.take(room));
         }
         self.leases.look(settings, &mut seen);
-        for limit in often(settings) {
+        for path in DISKS.iter().copied().chain(self.etcd.iter().map(String::as_str)) {
+            for limit in disk(&settings.on_host(Path::new(path)), &clean(path.as_bytes(), PATH)) {
+                self.told.limit(limit, &mut seen);
+            }
+        }
+        for limit in often() {
             self.told.limit(limit, &mut seen);
         }
         // A few small files: whoever replaces one that is over waits for this.
@@ -187,7 +205,33 @@ fn sysctl_names() -> Vec<String> {
     SYSCTLS.iter().map(|name| (*name).to_owned()).chain(of_cni.take(64)).collect()
 }
 
-fn often(settings: &Settings) -> Vec<Limit> {
+/// Where on the host an etcd keeps its data and its log, by the files that it has open.
+fn etcd_dirs(settings: &Settings, pid: u32) -> Vec<String> {
+    // Opened at its start, so among the lowest numbers; its clients are thousands.
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().take(256);
+    let dir_of = |open: fs::DirEntry| {
+        let path = fs::read_link(open.path()).ok()?;
+        if !path.ends_with("member/snap/db") && path.extension() != Some("wal".as_ref()) {
+            return None;
+        }
+        let is_it = |other: &fs::Metadata, this: &fs::Metadata| {
+            (other.dev(), other.ino()) == (this.dev(), this.ino())
+        };
+        let this = fs::metadata(open.path()).ok()?;
+        // Inside a container the host's directories may lie deeper.
+        let path = path.to_str()?;
+        let mut ends = path.match_indices('/').map(|(at, _)| Path::new(&path[at..]));
+        let on_host =
+            |path: &&Path| fs::metadata(settings.on_host(path)).is_ok_and(|other| is_it(&other, &this));
+        let dir = ends.find(on_host)?.parent()?;
+        let is_part = dir.ends_with("member/snap") || dir.ends_with("member/wal");
+        let data = if is_part { dir.parent()?.parent()? } else { dir };
+        data.to_str().map(str::to_owned)
+    };
+    files.filter_map(dir_of).collect()
+}
+
+fn often() -> Vec<Limit> {
     let mut found = Vec::new();
     let conntrack = "/proc/sys/net/netfilter/nf_conntrack_";
     if let (Some(used), Some(max)) =
@@ -198,9 +242,6 @@ fn often(settings: &Settings) -> Vec<Limit> {
     }
     if let (Some(used), Some(max)) = (tasks(), number("/proc/sys/kernel/pid_max")) {
         found.push(limit("processes", "", used, max));
-    }
-    for path in DISKS {
-        found.extend(disk(&settings.on_host(Path::new(path)), path));
     }
     found
 }

@@ -106,6 +106,12 @@ const SIGNALS: &[Signal] = &[
         &[],
     ),
     signal(
+        "A+",
+        "many at once, none unsaid",
+        &["every_one_of_many_connects_under_way_is_seen", "what_the_kernel_leaves_out_is_told_as_lost"],
+        &["tcp.connect"],
+    ),
+    signal(
         "C1",
         "configuration, who changed it",
         &[
@@ -174,6 +180,7 @@ const SIGNALS: &[Signal] = &[
         &[
             "what_the_kernel_refuses_is_told_with_its_reason_and_who_asked",
             "a_plugin_that_the_kernel_refuses_a_link_is_told_from_one_that_fails_by_itself",
+            "a_tunnel_that_another_cni_left_behind_is_a_conflict",
         ],
         &["link.error", "link.error.errno", "link.error.text"],
     ),
@@ -222,7 +229,12 @@ const SIGNALS: &[Signal] = &[
         &["a_kubelet_that_gets_no_inotify_instance_is_told"],
         &["limit.inotify", "limit.processes"],
     ),
-    signal("S2", "disk full", &["a_full_disk_is_told_with_its_path"], &[]),
+    signal(
+        "S2",
+        "disk full",
+        &["a_full_disk_is_told_with_its_path", "the_disk_that_etcd_writes_to_is_looked_at"],
+        &[],
+    ),
     signal("S3", "connection tracking full", &["a_full_connection_tracking_table_is_told"], &[]),
     signal("S4", "credential over", &["an_expired_token_of_a_plugin_is_told_with_its_file"], &[]),
     signal("S4", "clock set", &["a_clock_that_somebody_sets_is_told"], &[]),

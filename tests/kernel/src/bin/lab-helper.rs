@@ -6,7 +6,8 @@
 //! - `lab-helper dial ADDR [--go] [--give-up MS] [--count N] [--every MS] [--cgroup DIR] [--talk MS]` prints an
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
-//!   stays on one connection and does so again and again. `--at-once N` has so many under way at once.
+//!   stays on one connection and does so again and again. `--at-once N` has so many under way at once. With
+//!   `--first-cpu` it runs there, and with `--real-time` before everything else there.
 //! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
 //!   the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the

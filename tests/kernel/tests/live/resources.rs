@@ -4,9 +4,11 @@ use std::ffi::CString;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace, run, spawn};
+use serde_json::Value;
 
 #[test]
 fn a_module_that_does_not_come_is_named() -> Result<()> {
@@ -65,7 +67,7 @@ fn the_settings_that_pod_networks_need_are_told_at_start() -> Result<()> {
     for value in ["1", "0"] {
         set(value)?;
         let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
-        let is_it = |line: &serde_json::Value| {
+        let is_it = |line: &Value| {
             line["kind"] == "sysctl" && line["name"] == "net.ipv4.ip_forward" && line["value"] == value
         };
         if !trace.seen.iter().any(is_it) {
@@ -157,6 +159,30 @@ fn a_full_disk_is_told_with_its_path() -> Result<()> {
             && line["subject"] == "/var/lib/etcd"
             && line["used"].as_u64() >= line["max"].as_u64()
     })?;
+    Ok(())
+}
+
+/// Wherever it is: the files that it has open tell.
+#[test]
+fn the_disk_that_etcd_writes_to_is_looked_at() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let disk = Disk::new(&node.dir().join("data"))?;
+    std::fs::create_dir_all(disk.0.join("member/snap"))?;
+    let mut data = std::fs::File::create(disk.0.join("member/snap/db"))?;
+    let mut command = node.netns.command(node.helper_as("etcd")?)?;
+    command.args(["serve", "127.0.0.1:2379"]).stdin(data.try_clone()?).stdout(Stdio::null());
+    let mut etcd = spawn(&mut command)?;
+    let told = (|| {
+        let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+        ensure!(data.write_all(&vec![1; 256 << 10]).is_err(), "the disk is not full");
+        let path = disk.0.to_string_lossy().into_owned();
+        let full =
+            |line: &Value| line["kind"] == "limit" && line["what"] == "disk" && line["subject"] == path;
+        trace.wait_for("the full disk", full)
+    })();
+    etcd.kill()?;
+    etcd.wait()?;
+    told?;
     Ok(())
 }
 
