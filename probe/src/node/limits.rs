@@ -85,10 +85,11 @@ struct Look {
 impl Look {
     fn turn(&mut self, settings: &Settings, count_drops: bool) -> Vec<Observation> {
         let mut seen = Vec::new();
-        if self.turn.is_multiple_of(RARELY) {
+        let processes = self.turn.is_multiple_of(RARELY).then(processes::scan);
+        if let Some(processes) = &processes {
             self.leases.configured(settings);
-            let found = processes::scan().into_iter().filter(|process| process.class == ProcessClass::Etcd);
-            let dirs = found.flat_map(|process| etcd_dirs(settings, process.actor.pid));
+            let etcd = processes.iter().filter(|process| process.class == ProcessClass::Etcd);
+            let dirs = etcd.flat_map(|process| etcd_dirs(settings, process.actor.pid));
             let room = ETCD_DIRS.saturating_sub(self.etcd.len());
             self.etcd.extend(dirs.take(room));
         }
@@ -105,8 +106,8 @@ impl Look {
         for credential in credentials::find(settings) {
             self.told.credential(credential, &mut seen);
         }
-        if self.turn.is_multiple_of(RARELY) {
-            for limit in rarely() {
+        if let Some(processes) = &processes {
+            for limit in rarely(processes) {
                 self.told.limit(limit, &mut seen);
             }
             self.told.sysctls(&mut seen);
@@ -247,9 +248,9 @@ fn often() -> Vec<Limit> {
 }
 
 /// Needs a walk through `/proc`.
-fn rarely() -> Vec<Limit> {
+fn rarely(processes: &[processes::Found]) -> Vec<Limit> {
     let mut found = Vec::new();
-    for process in processes::scan() {
+    for process in processes {
         if !matches!(process.class, ProcessClass::Kubelet | ProcessClass::Runtime | ProcessClass::CniAgent) {
             continue;
         }
