@@ -87,34 +87,31 @@ impl Agent {
         Ok((agent, took))
     }
 
-    /// Processor time of the agent so far, in clock ticks: utime and stime, proc(5).
-    fn cpu_ticks(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let times = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
-        Ok(times.sum())
-    }
-
-    /// Processor time of the agent's threads so far, in nanoseconds: the first number of each one's schedstat, proc(5).
-    fn cpu_ns(&self) -> Result<u64> {
-        let mut total = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
-            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            total += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
-        }
-        Ok(total)
+    /// Processor time of the agent so far, that of threads that have ended too: clock_getcpuclockid(3).
+    fn cpu(&self) -> Result<Duration> {
+        let mut clock = 0;
+        // SAFETY: `clock` is live.
+        let answer = unsafe { libc::clock_getcpuclockid(self.0.id().cast_signed(), &raw mut clock) };
+        ensure!(answer == 0, "find the agent's clock: {}", std::io::Error::from_raw_os_error(answer));
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is live.
+        let answer = unsafe { libc::clock_gettime(clock, &raw mut time) };
+        ensure!(answer == 0, "read the agent's clock: {}", std::io::Error::last_os_error());
+        Ok(Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec)?))
     }
 
     /// Waits until it does nothing any more: the state at start is read while it watches already.
     fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut quiet = Instant::now();
-        let mut ticks = self.cpu_ticks()?;
+        // A look at its counters now and then is nothing.
+        let tens_of_ms = || Ok::<_, anyhow::Error>(self.cpu()?.as_millis() / 10);
+        let mut used = tens_of_ms()?;
         while quiet.elapsed() < Duration::from_millis(300) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
-            let now = self.cpu_ticks()?;
-            if now != ticks {
-                (quiet, ticks) = (Instant::now(), now);
+            let now = tens_of_ms()?;
+            if now != used {
+                (quiet, used) = (Instant::now(), now);
             }
         }
         Ok(())
@@ -235,7 +232,7 @@ fn load(probe: &Path) -> Result<Vec<Row>> {
     let (agent, _) = Agent::start(probe, &[])?;
     let before = agent.resident_kb()?;
     let stop = Instant::now() + TIME;
-    let started = agent.cpu_ticks()?;
+    let started = agent.cpu()?;
     let dir = tempfile::TempDir::new()?;
     let kubelet = dir.path().join("kubelet");
     let helper = crate::target().join("debug/lab-helper");
@@ -256,7 +253,7 @@ fn load(probe: &Path) -> Result<Vec<Row>> {
     });
     watched.wait()?;
     std::thread::sleep(Duration::from_secs(1));
-    let ticks = agent.cpu_ticks()? - started;
+    let used = agent.cpu()?.saturating_sub(started);
     let grown = agent.resident_kb()?.saturating_sub(before);
     let metrics = metrics()?;
     let sum = |name: &str| -> u64 {
@@ -265,9 +262,7 @@ fn load(probe: &Path) -> Result<Vec<Row>> {
     };
     let seen = sum("netready_api_connects_total{client=\"kubelet\"");
     let lost = sum("netready_events_lost_total");
-    // A clock tick is 10 ms on every Linux that this runs on (USER_HZ).
-    #[expect(clippy::cast_precision_loss, reason = "a share")]
-    let percent = ticks as f64 / TIME.as_secs_f64();
+    let percent = 100.0 * used.as_secs_f64() / TIME.as_secs_f64();
     println!("load: {done} connects, {execs} execs, {} by a watched process", 3000);
     Ok(vec![
         Row {

@@ -148,9 +148,9 @@ fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work, rounds: usize) -> Resul
         let before = work()?;
         let watcher = start()?;
         watcher.settle()?;
-        let (started, used) = (Instant::now(), watcher.cpu_ns()?);
+        let (started, used) = (Instant::now(), watcher.cpu()?);
         let on = work()?;
-        let (took, used) = (started.elapsed(), Duration::from_nanos(watcher.cpu_ns()? - used));
+        let (took, used) = (started.elapsed(), watcher.cpu()?.saturating_sub(used));
         drop(watcher);
         let off = f64::midpoint(before, work()?);
         together.push((on, off));
