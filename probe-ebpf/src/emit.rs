@@ -9,7 +9,7 @@ use probe_common::{Code, Header, Skip, Task};
 
 use crate::layout::{NET_INUM, NSPROXY_NET, TASK_NSPROXY, TASK_REAL_PARENT, TASK_TGID};
 use crate::maps::EVENTS;
-use crate::read::{current, of_current};
+use crate::read::Far;
 
 /// Room for one record, with its header written. The caller writes every other field: the memory is not
 /// zeroed, and the fields are written one by one because a whole one would first stand on the stack, which has 512 bytes.
@@ -42,26 +42,18 @@ pub(crate) fn current_tgid() -> u32 {
 /// Inode number of the running task's network namespace; 0 while it exits.
 #[inline(always)]
 pub(crate) fn current_netns() -> u32 {
-    let task = current();
-    // SAFETY: the chain hangs from `current` and each link is checked.
+    // SAFETY: the chain hangs from the running task and each link is checked.
     unsafe {
-        let nsproxy: u64 = of_current(task, &TASK_NSPROXY);
-        if nsproxy == 0 {
-            return 0;
-        }
-        let net: u64 = of_current(nsproxy as *const u8, &NSPROXY_NET);
-        if net == 0 { 0 } else { of_current(net as *const u8, &NET_INUM) }
+        let net = Far::current().pointer(&TASK_NSPROXY).and_then(|nsproxy| nsproxy.pointer(&NSPROXY_NET));
+        net.map_or(0, |net| net.field(&NET_INUM))
     }
 }
 
 /// Process id of the running task's parent.
 #[inline(always)]
 pub(crate) fn current_ppid() -> u32 {
-    // SAFETY: the chain hangs from `current` and is checked.
-    unsafe {
-        let parent: u64 = of_current(current(), &TASK_REAL_PARENT);
-        if parent == 0 { 0 } else { of_current(parent as *const u8, &TASK_TGID) }
-    }
+    // SAFETY: the chain hangs from the running task and is checked.
+    unsafe { Far::current().pointer(&TASK_REAL_PARENT).map_or(0, |parent| parent.field(&TASK_TGID)) }
 }
 
 /// Writes the running task into a record.

@@ -31,8 +31,6 @@ from_loader! {
     DROP_RPFILTER
     /// `mark_victim` gives a task and not a process id (6.9, and the stable kernels that took it over).
     MARK_VICTIM_TASK
-    /// `bpf_get_current_task_btf` exists (5.11): the current task can be read by typed loads.
-    HAVE_TASK_BTF
     /// `NET_COUNT` was found: a namespace's end can be told from its loopback going down.
     HAVE_NET_COUNT
     /// `bpf_task_pt_regs` exists (5.15).

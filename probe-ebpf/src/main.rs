@@ -12,8 +12,8 @@
     allow(dead_code, unused_imports, reason = "programs are for the BPF target")
 )]
 // Kernel fields are read with the widths that the kernel gives them, records are written in words (the ring
-// gives memory aligned to eight bytes), contexts come by value from the macros, and every program is `#[inline(always)]`
-// below its entry, because the verifier looks at one function.
+// gives memory aligned to eight bytes), contexts come by value from the macros, offsets as the statics that the
+// loader writes, and every program is `#[inline(always)]` below its entry, because the verifier looks at one function.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -21,6 +21,7 @@
     clippy::cast_sign_loss,
     clippy::inline_always,
     clippy::needless_pass_by_value,
+    clippy::trivially_copy_pass_by_ref,
     reason = "kernel ABI and verifier"
 )]
 

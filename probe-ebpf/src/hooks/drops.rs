@@ -9,7 +9,7 @@ use crate::connects;
 use crate::emit::{now, record};
 use crate::layout::{DROP_RPFILTER, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM, SK_BUFF_DEV, SK_BUFF_SK, get};
 use crate::maps::{DEVICES, Dropping};
-use crate::read::{field, pointer};
+use crate::read::{Far, field, pointer};
 
 /// One record a device in this time, with the number of packets.
 const EVERY_NS: u64 = 1_000_000_000;
@@ -43,8 +43,8 @@ fn reverse_path(skb: *const u8, reason: u32) -> Result<(), Skip> {
     // SAFETY: the typed argument, and the pointer is checked.
     let Some(dev) = (unsafe { pointer(skb, &SK_BUFF_DEV) }) else { return Ok(()) };
     let at = now();
-    let Some(known) = DEVICES.get_ptr_mut(dev as u64) else {
-        DEVICES.insert(dev as u64, Dropping { told_ns: at, count: 0 }, 0).map_err(|_| Skip::MapFull)?;
+    let Some(known) = DEVICES.get_ptr_mut(dev.address()) else {
+        DEVICES.insert(dev.address(), Dropping { told_ns: at, count: 0 }, 0).map_err(|_| Skip::MapFull)?;
         return tell(dev, reason, 1);
     };
     // SAFETY: a live map value. Two CPUs may count one packet as none: the number is a size, not a sum.
@@ -61,12 +61,12 @@ fn reverse_path(skb: *const u8, reason: u32) -> Result<(), Skip> {
 }
 
 #[inline(always)]
-fn tell(dev: *const u8, reason: u32, count: u64) -> Result<(), Skip> {
-    // SAFETY: a typed pointer, and so is what hangs from it; a device's name has sixteen bytes.
+fn tell(dev: Far, reason: u32, count: u64) -> Result<(), Skip> {
+    // SAFETY: a device, and what hangs from it is checked; its name has sixteen bytes.
     let (name, netns) = unsafe {
-        let name = dev.add(get(&NET_DEVICE_NAME)).cast::<u64>();
-        let netns = pointer(dev, &NET_DEVICE_NET).map_or(0, |net| field::<u32>(net, &NET_INUM));
-        ([core::ptr::read_volatile(name), core::ptr::read_volatile(name.add(1))], netns)
+        let name = get(&NET_DEVICE_NAME);
+        let netns = dev.pointer(&NET_DEVICE_NET).map_or(0, |net| net.field::<u32>(&NET_INUM));
+        ([dev.at(name), dev.at(name + 8)], netns)
     };
     let mut entry = record::<Drops>(Code::Drops)?;
     let r = entry.as_mut_ptr();

@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
+use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use probe_common::{
@@ -18,7 +18,7 @@ use crate::layout::{
     MM_ENV_START, TASK_MM, get,
 };
 use crate::maps::{CNI_RUNNING, NAMES, PROCESSES, WALKS, Walk};
-use crate::read::{field, file_of_current, pointer};
+use crate::read::{file_of_current, pointer};
 
 /// Most pieces of environment that are looked at where `bpf_loop` exists: 128 KB of it.
 const MAX_PIECES: u32 = 4096;
@@ -61,7 +61,7 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
     // SAFETY: typed arguments; each pointer behind them is checked.
     let (at, end) = unsafe {
         let Some(mm) = pointer(task, &TASK_MM) else { return Ok(()) };
-        (field(mm, &MM_ENV_START), field(mm, &MM_ENV_END))
+        (mm.field(&MM_ENV_START), mm.field(&MM_ENV_END))
     };
     // Not on the stack: there the verifier would follow every combination of variables found.
     let Some(walk) = WALKS.get_ptr_mut(0) else { return Ok(()) };
@@ -95,16 +95,10 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
 /// twentieth of the walk through an environment. What cannot be looked at is walked.
 #[inline(always)]
 fn may_be_configured() -> bool {
-    let file = file_of_current(STDIN);
-    if file == 0 {
-        return false;
-    }
-    // SAFETY: the helper checks the addresses.
-    let mode = unsafe {
-        bpf_probe_read_kernel((file + get(&FILE_INODE) as u64) as *const u64)
-            .and_then(|inode| bpf_probe_read_kernel((inode + get(&INODE_MODE) as u64) as *const u16))
-    };
-    mode.map_or(true, |mode| mode & S_IFMT != S_IFCHR)
+    let Some(file) = file_of_current(STDIN) else { return false };
+    // SAFETY: the chain hangs from an open file and is checked.
+    let mode = unsafe { file.pointer(&FILE_INODE).map_or(0, |inode| inode.field::<u16>(&INODE_MODE)) };
+    mode & S_IFMT != S_IFCHR
 }
 
 #[inline(always)]
@@ -214,10 +208,10 @@ unsafe fn path(to: *mut [u8; PATH_LEN], env_end: u64, bprm: *const u8) {
             return;
         }
         let Some(file) = pointer(bprm, &BPRM_FILE) else { return };
-        let Some(dentry) = pointer(file, &FILE_DENTRY) else { return };
-        let name = dentry.add(get(&DENTRY_SHORT_NAME)).cast::<u64>();
+        let Some(dentry) = file.pointer(&FILE_DENTRY) else { return };
+        let name = get(&DENTRY_SHORT_NAME);
         for index in 0..4 {
-            to.cast::<u64>().add(index).write(core::ptr::read_volatile(name.add(index)));
+            to.cast::<u64>().add(index).write(dentry.at(name + index * 8));
         }
         to.cast::<u8>().add(32).write(0);
     }

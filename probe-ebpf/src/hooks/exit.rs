@@ -52,16 +52,16 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     // SAFETY: `task` is the typed argument; each pointer behind it is checked.
     let status = unsafe {
         let Some(signal) = pointer(task, &TASK_SIGNAL) else { return Ok(()) };
-        let live: u32 = field(signal, &SIGNAL_LIVE);
+        let live: u32 = signal.field(&SIGNAL_LIVE);
         if live != 0 {
             return Ok(());
         }
-        let flags: u32 = field(signal, &SIGNAL_FLAGS);
+        let flags: u32 = signal.field(&SIGNAL_FLAGS);
         if flags & SIGNAL_GROUP_EXIT != 0 {
-            field(signal, &SIGNAL_GROUP_EXIT_CODE)
+            signal.field(&SIGNAL_GROUP_EXIT_CODE)
         } else {
             // The leader's code is what wait(2) gives, also when another thread ends last.
-            pointer(task, &TASK_GROUP_LEADER).map_or(0, |leader| field::<u32>(leader, &TASK_EXIT_CODE))
+            pointer(task, &TASK_GROUP_LEADER).map_or(0, |leader| leader.field(&TASK_EXIT_CODE))
         }
     };
     // SAFETY: a live map value.

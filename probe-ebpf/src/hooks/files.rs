@@ -12,7 +12,7 @@ use crate::layout::{
     DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
     PATH_DENTRY, REGS_ARG1, REGS_ARG2, get,
 };
-use crate::read::{current, field, number, pointer};
+use crate::read::{Far, current, field, number, pointer};
 
 // include/uapi/asm-generic/errno-base.h
 const EPERM: i64 = 1;
@@ -24,7 +24,7 @@ enum Name {
     Kernel(u64),
     User(u64),
     /// The directory entry: the last part of the path, as the kernel keeps short ones, and the file itself.
-    Entry(*const u8),
+    Entry(Far),
 }
 
 /// fexit/`do_open_execat`, fs/exec.c (v5.10): (int fd, struct filename *name, int flags) -> struct file *
@@ -108,12 +108,11 @@ fn report(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
         let mut inode = 0;
         match *name {
             Name::Entry(dentry) => {
-                inode = pointer(dentry, &DENTRY_INODE).map_or(0, |inode| field::<u64>(inode, &INODE_NUMBER));
+                inode = dentry.pointer(&DENTRY_INODE).map_or(0, |inode| inode.field(&INODE_NUMBER));
                 // The name is an array inside the entry.
-                let from = dentry.add(get(&DENTRY_SHORT_NAME));
+                let from = get(&DENTRY_SHORT_NAME);
                 for index in 0..4 {
-                    let word = core::ptr::read_volatile(from.cast::<u64>().add(index));
-                    to.cast::<u64>().add(index).write(word);
+                    to.cast::<u64>().add(index).write(dentry.at(from + index * 8));
                 }
                 to.add(32).write(0);
             }

@@ -68,8 +68,8 @@ fn try_newtask(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     // SAFETY: `child` is the typed argument; each pointer behind it is checked.
     let inum = unsafe {
         let Some(nsproxy) = pointer(child, &TASK_NSPROXY) else { return Ok(()) };
-        let Some(net) = pointer(nsproxy, &NSPROXY_NET) else { return Ok(()) };
-        field(net, &NET_INUM)
+        let Some(net) = nsproxy.pointer(&NSPROXY_NET) else { return Ok(()) };
+        net.field(&NET_INUM)
     };
     report(inum, true)
 }
@@ -86,18 +86,18 @@ fn try_qdisc_destroy(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     // SAFETY: `qdisc` is the typed argument; each pointer behind it is checked.
     let inum = unsafe {
         let Some(queue) = pointer(qdisc, &QDISC_DEV_QUEUE) else { return Ok(()) };
-        let Some(dev) = pointer(queue, &DEV_QUEUE_DEV) else { return Ok(()) };
-        let name = dev.add(get(&NET_DEVICE_NAME));
+        let Some(dev) = queue.pointer(&DEV_QUEUE_DEV) else { return Ok(()) };
+        let name = get(&NET_DEVICE_NAME);
         for (index, byte) in LOOPBACK.iter().enumerate() {
-            if core::ptr::read_volatile(name.add(index)) != *byte {
+            if dev.at::<u8>(name + index) != *byte {
                 return Ok(());
             }
         }
-        let Some(net) = pointer(dev, &NET_DEVICE_NET) else { return Ok(()) };
-        if get(&HAVE_NET_COUNT) != 0 && field::<u32>(net, &NET_COUNT) != 0 {
+        let Some(net) = dev.pointer(&NET_DEVICE_NET) else { return Ok(()) };
+        if get(&HAVE_NET_COUNT) != 0 && net.field::<u32>(&NET_COUNT) != 0 {
             return Ok(());
         }
-        field(net, &NET_INUM)
+        net.field(&NET_INUM)
     };
     report(inum, false)
 }

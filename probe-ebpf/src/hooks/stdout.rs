@@ -1,7 +1,6 @@
 //! What CNI plugins write to their standard output: the result or the error object.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::{fentry, tracepoint};
 use aya_ebpf::programs::{FEntryContext, TracePointContext};
@@ -14,7 +13,7 @@ use crate::layout::{
     KIOCB_FILE, get,
 };
 use crate::maps::{CNI_RUNNING, PROCESSES};
-use crate::read::{field, file_of_current, pointer};
+use crate::read::{Far, field, file_of_current, pointer};
 
 // Where the arguments stand in every sys_enter_* record: eight bytes each, from 16 on.
 const ARG_FD: usize = 16;
@@ -42,8 +41,8 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
     let from: *const u8 = ctx.arg(1);
     // SAFETY: typed arguments; each pointer behind them is checked.
     unsafe {
-        let file: u64 = field(iocb, &KIOCB_FILE);
-        if file != file_of_current(STDOUT) {
+        let written = pointer(iocb, &KIOCB_FILE).map(Far::address);
+        if written.is_none() || written != file_of_current(STDOUT).map(Far::address) {
             return Ok(());
         }
         let kind = usize::from(field::<u8>(from, &ITER_KIND)) & get(&ITER_KIND_MASK);
@@ -57,8 +56,7 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
         let mut left: u64 = field(from, &ITER_COUNT);
         for index in 0..PIECES {
             // struct iovec, include/uapi/linux/uio.h: address, then length.
-            let [base, len] = bpf_probe_read_kernel(iov.add(index * 16).cast::<[u64; 2]>())
-                .map_err(|_| Skip::Unreadable)?;
+            let [base, len]: [u64; 2] = iov.at(index * 16);
             if len > 0 {
                 report(base, len)?;
             }

@@ -99,7 +99,7 @@ unsafe fn v6(sk: *const u8, offset: &'static u32) -> Address {
 #[inline(always)]
 fn netns_of(sk: *const u8) -> u32 {
     // SAFETY: `sk` is the program's own typed argument, and the pointer is checked.
-    unsafe { pointer(sk, &SOCK_NET).map_or(0, |net| field(net, &NET_INUM)) }
+    unsafe { pointer(sk, &SOCK_NET).map_or(0, |net| net.field(&NET_INUM)) }
 }
 
 /// Runs in the context of the process that called connect(2); the end may run in any.
@@ -292,17 +292,18 @@ unsafe fn write_icmp(sk: *const u8, r: *mut ConnectEnd) -> u8 {
         let Some(skb) = pointer(sk, &SOCK_ERROR_QUEUE_PREV) else { return 0 };
         // struct sock_extended_err, include/uapi/linux/errqueue.h: errno u32, origin, type, code.
         let at = get(&SK_BUFF_CB) + get(&SOCK_EXTERR_EE);
-        let byte = |offset: usize| core::ptr::read_volatile(skb.add(at + offset));
-        (&raw mut (*r).icmp_origin).write(byte(4));
+        let byte = |offset: usize| skb.at::<u8>(at + offset);
+        let origin = byte(4);
+        (&raw mut (*r).icmp_origin).write(origin);
         (&raw mut (*r).icmp_type).write(byte(5));
         (&raw mut (*r).icmp_code).write(byte(6));
         // SO_EE_ORIGIN_ICMP = 2. The queued buffer still has the ICMP message's own IP header; its source
         // stands 12 bytes into it (RFC 791).
-        if byte(4) != 2 || get(&HAVE_PROBE_READ) == 0 {
+        if origin != 2 || get(&HAVE_PROBE_READ) == 0 {
             return ConnectEnd::ICMP;
         }
-        let head: u64 = field(skb, &SK_BUFF_HEAD);
-        let network: u16 = field(skb, &SK_BUFF_NETWORK_HEADER);
+        let head: u64 = skb.field(&SK_BUFF_HEAD);
+        let network: u16 = skb.field(&SK_BUFF_NETWORK_HEADER);
         let source = (head + u64::from(network) + 12) as *const [u8; 4];
         match bpf_probe_read_kernel(source) {
             Ok(source) => {

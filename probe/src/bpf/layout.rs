@@ -170,7 +170,6 @@ impl Layout {
             ("DROP_RPFILTER", rpfilter.map_or(u32::MAX, |(number, _)| *number)),
             ("NR_CONNECT", u32::try_from(libc::SYS_connect).unwrap_or(u32::MAX)),
             ("MARK_VICTIM_TASK", u32::from(btf.takes_pointer(MARK_VICTIM).unwrap_or(false))),
-            ("HAVE_TASK_BTF", u32::from(helper("BPF_FUNC_get_current_task_btf"))),
             ("HAVE_TASK_PT_REGS", u32::from(abilities.task_pt_regs)),
             ("HAVE_PROBE_READ", u32::from(probe_read)),
         ]);
