@@ -52,9 +52,29 @@ fn main() {
         Err(error) => fail(&format!("rustup does not start: {error}")),
     }
     let built = target_dir.join("bpfel-unknown-none/release/probe-ebpf");
-    if let Err(error) = std::fs::copy(&built, &object) {
-        fail(&format!("copy {}: {error}", built.display()));
+    if let Err(error) = strip(&built, &object) {
+        fail(&format!("take the debuggers' sections out of {}: {error}", built.display()));
     }
+}
+
+/// Copies the object without DWARF: the linker makes BTF of it, and nobody reads it after that. It is five sixths of the
+/// file, which is kept in the memory of every agent.
+fn strip(from: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let data = std::fs::read(from)?;
+    let mut object = object::build::elf::Builder::read(&*data)?;
+    for section in &mut object.sections {
+        section.delete = section.name.starts_with(b".debug_") || section.name.starts_with(b".rel.debug_");
+    }
+    object.delete_orphans();
+    // The linker has one table for the names of symbols and of sections, the library has one for each.
+    let names = object.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    object.write(&mut stripped)?;
+    std::fs::write(to, stripped)?;
+    Ok(())
 }
 
 /// `bpf_target_arch` chooses the register layout; `--btf` makes the linker emit type information.
