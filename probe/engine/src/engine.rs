@@ -334,7 +334,8 @@ fn is_lost(facts: &Facts, scope: Scope, now: Mono) -> bool {
 }
 
 fn network_proof(facts: &Facts, now: Mono) -> Proof {
-    if is_lost(facts, Scope::Cni, now) {
+    // Plugins are processes, too: their starts and ends are lost with those of others.
+    if [Scope::Cni, Scope::Processes].into_iter().any(|scope| is_lost(facts, scope, now)) {
         return Proof::Lost("events of CNI runs were lost and the state was not read again yet".to_string());
     }
     match (&facts.config, facts.snapshot_done) {

@@ -171,11 +171,9 @@ impl Facts {
             Observation::Lost(lost) => {
                 self.lost.entry(lost.scope).or_insert(at);
                 if matches!(lost.scope, Scope::Cni | Scope::Processes) {
-                    // Whose end was lost is not known; those that still run are told again.
+                    // Whose end was lost is not known; those that still run are told again. Of watched processes, which
+                    // run for long, the agent tells which ended instead.
                     self.running.clear();
-                }
-                if lost.scope == Scope::Processes {
-                    self.forget_who_runs();
                 }
                 self.line(at, "events.lost", format!("{}: {}", lost.hook, lost.words()));
             }

@@ -157,9 +157,9 @@ pub enum Observation {
 pub enum Scope {
     /// TCP connects and listeners.
     Sockets,
-    /// CNI runs.
+    /// The CNI configuration, and what plugins say and are refused.
     Cni,
-    /// Processes.
+    /// Processes and CNI runs: their starts and ends.
     Processes,
     /// Links and namespaces.
     Links,

@@ -262,6 +262,49 @@ fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// After a loss the agent reads again what is there and tells what became different. Where nothing did, nothing is said.
+/// (Of plugins it tells again all that run: they are in no recording twice.)
+#[test]
+fn what_was_lost_and_read_again_changes_nothing() {
+    /// Most losses that are tried in one recording, for each kind: each replays it whole.
+    const MOST: usize = 4;
+    let (mut losses, mut wrong) = (0, Vec::new());
+    for case in cases() {
+        let recording = fs::read_to_string(case.join("input.jsonl")).expect("readable");
+        let lines: Vec<&str> = recording.lines().collect();
+        let read = |line: &&str| serde_json::from_str::<Value>(line).expect("a line");
+        let known: Vec<_> = lines.iter().map(read).collect();
+        let start =
+            known.iter().position(|line| line["kind"] == "snapshot_done").map_or(lines.len(), |at| at + 1);
+        let runs = |kind: &str| known.iter().any(|line| line["kind"] == kind);
+        let expected = last_words(&recording);
+        for scope in ["sockets", "processes", "links"] {
+            // A loss of a recording's own stands until it is read again, and plugins that run are told again.
+            if runs("lost") || runs("cni_start") {
+                continue;
+            }
+            for after in (start..lines.len()).step_by((lines.len() - start).div_ceil(MOST).max(1)) {
+                losses += 1;
+                let at = known[after]["at"].as_u64().expect("a time");
+                let lost = json!({"at": at, "kind": "lost", "hook": "test", "scope": scope, "count": 1});
+                let reread = json!({"at": at, "kind": "reread", "scope": scope});
+                let mut lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+                lines.insert(after + 1, format!("{lost}\n{reread}"));
+                let said = last_words(&(lines.join("\n") + "\n"));
+                if said != expected {
+                    let case = case.display();
+                    wrong.push(format!(
+                        "{case}: {scope} after line {}: {said:?}, not {expected:?}",
+                        after + 1
+                    ));
+                }
+            }
+        }
+    }
+    assert!(losses > 500, "only {losses} places to look at");
+    assert!(wrong.is_empty(), "{} of {losses}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 /// What changes by time alone has a deadline, and what is not judged changes nothing: an engine that is woken every
 /// second, and after every observation, says what one says that sleeps.
 #[test]

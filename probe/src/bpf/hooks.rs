@@ -230,7 +230,7 @@ pub(crate) const HOOKS: &[Row] = &[
             ),
         ],
         "cni.exec",
-        Scope::Cni,
+        Scope::Processes,
         true,
         "CNI runs and their failures",
     ),

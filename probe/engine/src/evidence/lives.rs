@@ -102,11 +102,6 @@ impl Facts {
         }
     }
 
-    /// Who runs is not known any more; those that still do are told again.
-    pub(super) fn forget_who_runs(&mut self) {
-        self.lives.values_mut().for_each(|life| life.pids.clear());
-    }
-
     /// Lives of these, by name.
     pub(crate) fn lives_of(
         &self,
