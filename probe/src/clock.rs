@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use probe_engine::Mono;
 
+use crate::node::processes;
+
 /// Now, on `CLOCK_BOOTTIME`: the clock of the kernel's events.
 pub(crate) fn now() -> Mono {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -34,11 +36,8 @@ pub(crate) async fn reached(deadline: Option<Mono>) {
 
 /// How long this process has been there; exact to the clock tick that the kernel keeps (10 ms).
 pub(crate) fn since_start() -> Duration {
-    // Field 22 of proc_pid_stat(5), after the name in parentheses, which may hold anything.
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let ticks = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)?.parse::<u64>().ok());
-    // USER_HZ is 100 on every Linux of ours.
-    Duration::from_nanos(ticks.map_or(0, |ticks| now().0.saturating_sub(ticks * 10_000_000)))
+    let started = processes::stat("self").map_or_else(now, |stat| stat.started);
+    Duration::from_nanos(now().since(started))
 }
 
 /// Turns boot time into wall time, as the two stood to each other when it was made.

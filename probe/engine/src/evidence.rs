@@ -49,6 +49,8 @@ pub(crate) struct Facts {
     pub(crate) plugins: BTreeMap<String, PluginFailure>,
     /// Plugins that run now, by process id, and since when.
     pub(crate) running: BTreeMap<u32, (CniStart, Mono)>,
+    /// Those of them whose end may have been lost: who is not told again until all was read again has ended.
+    pub(crate) unsure: BTreeSet<u32>,
     /// What is full, by what and subject, and since when.
     pub(crate) full: BTreeMap<(String, String), (Limit, Mono)>,
     /// By what was asked for: the newest that was refused.
@@ -173,12 +175,17 @@ impl Facts {
                 if matches!(lost.scope, Scope::Cni | Scope::Processes) {
                     // Whose end was lost is not known; those that still run are told again. Of watched processes, which
                     // run for long, the agent tells which ended instead.
-                    self.running.clear();
+                    self.unsure.extend(self.running.keys());
                 }
                 self.line(at, "events.lost", format!("{}: {}", lost.hook, lost.words()));
             }
             Observation::Reread { scope } => {
                 self.lost.remove(&scope);
+                if matches!(scope, Scope::Cni | Scope::Processes) {
+                    for gone in core::mem::take(&mut self.unsure) {
+                        self.running.remove(&gone);
+                    }
+                }
             }
             Observation::Gap(gap) => {
                 if self.gaps.len() < limits::GAPS || self.gaps.contains_key(&gap.signal) {

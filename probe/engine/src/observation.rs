@@ -34,6 +34,12 @@ impl Mono {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// This time, `ns` nanoseconds earlier.
+    #[must_use]
+    pub const fn minus(self, ns: u64) -> Self {
+        Self(self.0.saturating_sub(ns))
+    }
+
     /// This time, `ns` nanoseconds later.
     #[must_use]
     pub const fn plus(self, ns: u64) -> Self {

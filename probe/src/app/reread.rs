@@ -9,6 +9,7 @@ use probe_engine::{
 use super::App;
 use crate::bpf::{HOOKS, HookState, Loss};
 use crate::clock;
+use crate::enrich::plugin_of;
 use crate::feed::Seen;
 use crate::node::ask::Asked;
 use crate::node::{cni_config, links, namespaces, processes, role, sockets, targets};
@@ -58,6 +59,10 @@ impl App {
         self.unanswered();
         for inum in namespaces::bound(&self.settings) {
             self.early(Observation::Netns(Netns { inum, up: true, process: Actor::default() }));
+        }
+        self.find_plugins();
+        for start in self.enricher.running_plugins(clock::now()) {
+            self.early(Observation::CniStart(start));
         }
         match links::snapshot().await {
             Ok(links) => {
@@ -266,13 +271,39 @@ impl App {
         self.deliver(clock::now(), Observation::Reread { scope }, sinks);
     }
 
-    /// Those whose end was lost are forgotten; those that run are told again.
+    /// Those whose end was lost are forgotten; those that run are told again, also when their start was lost.
     fn reread_plugins(&mut self, sinks: &mut [&mut dyn Sink]) {
         if let Some(kernel) = &mut self.kernel {
             kernel.watch.forget_dead();
         }
-        for start in self.enricher.forget_dead_runs() {
-            self.deliver(clock::now(), Observation::CniStart(start), sinks);
+        self.enricher.forget_dead_runs();
+        self.find_plugins();
+        let now = clock::now();
+        for start in self.enricher.running_plugins(now) {
+            self.deliver(now, Observation::CniStart(start), sinks);
+        }
+    }
+
+    /// Plugins that run and whose start was not seen. Only with a kernel half: nobody else tells their end.
+    fn find_plugins(&mut self) {
+        let Some(kernel) = &mut self.kernel else { return };
+        let names = cni_config::plugin_names(&self.settings).into_iter().collect();
+        for pid in processes::called(&names) {
+            let Some(record) = plugin_of(pid) else { continue };
+            let watched = kernel.watch.add_plugin(pid).and_then(|is_new| {
+                // Who ended before it was watched is told by nobody.
+                let began = processes::stat(pid).map(|stat| stat.started.0);
+                if is_new && began != Some(record.header.at_ns) {
+                    kernel.watch.remove_plugin(pid)?;
+                    return Ok(false);
+                }
+                Ok(is_new)
+            });
+            match watched {
+                Ok(true) => self.enricher.found_plugin(&record),
+                Ok(false) => {}
+                Err(error) => self.state.gap("process.exit", format!("{error:#}")),
+            }
         }
     }
 

@@ -1,12 +1,13 @@
 //! What the kernel half looks at: addresses, names, processes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use probe_common::{
     COMM_LEN, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, NAME_OF_PLUGIN, NAME_OF_PROCESS, PORT_WORDS,
     ProcessState, TargetKey,
@@ -14,12 +15,16 @@ use probe_common::{
 
 type Name = [u8; COMM_LEN];
 
+/// include/uapi/linux/bpf.h: only a new key.
+const BPF_NOEXIST: u64 = 1;
+
 /// The filter maps.
 pub(crate) struct Watch {
     ports: Array<MapData, u64>,
     targets: HashMap<MapData, [u8; size_of::<TargetKey>()], u8>,
     names: HashMap<MapData, Name, u8>,
     processes: HashMap<MapData, u32, [u8; size_of::<ProcessState>()]>,
+    running: Array<MapData, u64>,
     current: BTreeSet<TargetKey>,
 }
 
@@ -32,6 +37,7 @@ impl Watch {
             targets: map("TARGETS")?.try_into()?,
             names: map("NAMES")?.try_into()?,
             processes: map("PROCESSES")?.try_into()?,
+            running: map("CNI_RUNNING")?.try_into()?,
             current: BTreeSet::new(),
         })
     }
@@ -80,6 +86,32 @@ impl Watch {
     /// Watches a process that is there already.
     pub(crate) fn add_process(&mut self, pid: u32) -> Result<()> {
         self.processes.insert(pid, ProcessState::default().to_bytes(), 0).context("watch a process")
+    }
+
+    /// Watches a plugin that is there already, or something that works for one; false when the kernel half knows it.
+    pub(crate) fn add_plugin(&mut self, pid: u32) -> Result<bool> {
+        let state = ProcessState { cni: 1, ..ProcessState::default() };
+        match self.processes.insert(pid, state.to_bytes(), BPF_NOEXIST) {
+            Ok(()) => {}
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error).context("watch a plugin"),
+        }
+        // As the kernel half counts, and no more exact: see `CNI_RUNNING` there.
+        let running = self.running.get(&0, 0).context("count a plugin")?;
+        self.running.set(0, running + 1, 0).context("count a plugin")?;
+        Ok(true)
+    }
+
+    /// Does not watch it after all.
+    pub(crate) fn remove_plugin(&mut self, pid: u32) -> Result<()> {
+        // Gone already is as good: its end was seen, and counted.
+        if self.processes.remove(&pid).is_ok() {
+            let running = self.running.get(&0, 0).context("count a plugin")?;
+            self.running.set(0, running.saturating_sub(1), 0).context("count a plugin")?;
+        }
+        Ok(())
     }
 
     /// Gives back the places of processes whose end was not seen.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use probe_common::{CniExec, Exit, UnixConnect, text};
 use probe_engine::{
-    Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, NetlinkError, NetnsSeen, Pod,
+    Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, Mono, NetlinkError, NetnsSeen, Pod,
 };
 use serde::Deserialize;
 
@@ -173,18 +173,21 @@ impl CniRuns {
         }
     }
 
-    /// Operations that run now.
-    pub(super) fn running(&self) -> Vec<CniStart> {
+    /// Operations that run at this time, each with how long it does.
+    pub(super) fn running(&self, now: Mono) -> Vec<CniStart> {
         let roots = self.runs.values().filter_map(|run| match &run.part {
-            Part::Root { start, .. } => Some(start.clone()),
+            Part::Root { start, .. } => {
+                Some(CniStart { running_ns: now.since(Mono(run.started_ns)), ..start.clone() })
+            }
             _ => None,
         });
         roots.collect()
     }
 
-    /// Drops the runs of processes that are gone.
-    pub(super) fn forget(&mut self, alive: impl Fn(u32) -> bool) {
-        self.runs.retain(|pid, _| alive(*pid));
+    /// Drops the runs of processes that are gone: `began` says when the one that has this id now did, which is later than
+    /// an execution by one that had it before.
+    pub(super) fn forget(&mut self, began: impl Fn(u32) -> Option<Mono>) {
+        self.runs.retain(|pid, run| began(*pid).is_some_and(|began| began.0 <= run.started_ns));
     }
 }
 
@@ -199,6 +202,7 @@ fn start(record: &CniExec, pid: u32, plugin: String, parent: Actor) -> CniStart 
         pod: pod(text(&record.args)),
         parent,
         netns_seen: NetnsSeen::Unknown,
+        running_ns: 0,
     }
 }
 

@@ -32,6 +32,7 @@ use crate::text::clean;
 pub(crate) use clients::Clients;
 use cni::CniRuns;
 use connects::EarlyErrors;
+pub(crate) use environ::of as plugin_of;
 use modules::Modules;
 pub(crate) use sandbox::Sandboxes;
 
@@ -100,11 +101,19 @@ impl Enricher {
         self.modules.missing(now)
     }
 
-    /// Forgets CNI runs whose process is gone without a record of its end, and answers with those that are
-    /// not.
-    pub(crate) fn forget_dead_runs(&mut self) -> Vec<CniStart> {
-        self.cni.forget(|pid| Path::new(&format!("/proc/{pid}")).exists());
-        self.cni.running()
+    /// Forgets CNI runs whose process is gone without a record of its end.
+    pub(crate) fn forget_dead_runs(&mut self) {
+        self.cni.forget(|pid| processes::stat(pid).map(|stat| stat.started));
+    }
+
+    /// Takes in a plugin, or what works for one, whose execution was not seen.
+    pub(crate) fn found_plugin(&mut self, record: &CniExec) {
+        self.plugin_started(*record);
+    }
+
+    /// CNI operations that run at this time.
+    pub(crate) fn running_plugins(&self, now: Mono) -> Vec<CniStart> {
+        self.cni.running(now)
     }
 
     /// One record becomes none, one or more observations.

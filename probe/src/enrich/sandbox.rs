@@ -163,7 +163,10 @@ impl Sandboxes {
         if start.pod.is_some() {
             attempt.sandbox.pod.clone_from(&start.pod);
         }
-        attempt.running.push((start.pid, at));
+        // After a loss it is told again.
+        if !attempt.running.iter().any(|(running, _)| *running == start.pid) {
+            attempt.running.push((start.pid, at.minus(start.running_ns)));
+        }
     }
 
     fn ended(&mut self, at: Mono, end: &CniEnd) {

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use probe_common::COMM_LEN;
-use probe_engine::{Actor, ClientRole, ProcessClass, cnis};
+use probe_engine::{Actor, ClientRole, Mono, ProcessClass, cnis};
 
 use crate::text::clean;
 
@@ -98,6 +98,43 @@ pub(crate) fn scan() -> Vec<Found> {
         .collect()
 }
 
+/// Processes that the kernel calls by one of these names, in this process' own network namespace; who started first
+/// stands first.
+pub(crate) fn called(names: &BTreeSet<[u8; COMM_LEN]>) -> Vec<u32> {
+    let own = netns_of("self");
+    let is_called = |pid: &u32| {
+        let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        names.contains(&comm(name.strip_suffix(b"\n").unwrap_or(&name)))
+    };
+    let mut found: Vec<_> = pids()
+        .filter(is_called)
+        .filter(|pid| netns_of(pid) == own)
+        .filter_map(|pid| Some((stat(pid)?.started, pid)))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, pid)| pid).collect()
+}
+
+/// Of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stat {
+    /// Who started it, or who took it over.
+    pub(crate) parent: u32,
+    /// When; exact to the clock tick that the kernel keeps (10 ms).
+    pub(crate) started: Mono,
+}
+
+/// What the kernel tells in one line (proc_pid_stat(5)); `None` when the process is gone.
+pub(crate) fn stat(pid: impl std::fmt::Display) -> Option<Stat> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; behind it come the fields from the third on.
+    let mut fields = line.rsplit(')').next()?.split_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let ticks: u64 = fields.nth(17)?.parse().ok()?;
+    // USER_HZ is 100 on every Linux of ours.
+    Some(Stat { parent, started: Mono(ticks.saturating_mul(10_000_000)) })
+}
+
 /// Inode number of a process' network namespace; `None` when it is gone.
 pub(crate) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
     let inode = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?.ino();
@@ -163,6 +200,15 @@ mod tests {
         assert_eq!(classify("kubelet"), Some(ProcessClass::Kubelet));
         assert_eq!(classify("containerd-shim-runc-v2"), None);
         assert_eq!(classify("kube-controller"), None);
+    }
+
+    #[test]
+    fn a_process_tells_its_parent_and_its_start() {
+        let own = stat("self").expect("this process");
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+        let earlier = stat(own.parent).expect("its parent");
+        assert!(earlier.started <= own.started && own.started <= crate::clock::now());
+        assert!(stat(u32::MAX).is_none());
     }
 
     #[test]

@@ -36,6 +36,18 @@ pub fn patience() -> u32 {
     std::env::var("NETREADY_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
+/// Asks until there is an answer, for ten seconds on a machine of its own.
+pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10) * patience();
+    while Instant::now() < deadline {
+        if let Some(answer) = ask() {
+            return Ok(answer);
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    bail!("{what} did not come in time")
+}
+
 /// `probe ARGS` on `node`, pointed at the node's directories.
 pub fn probe_command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> {
     let mut command = node.netns.command(probe_binary()?)?;

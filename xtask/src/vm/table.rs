@@ -137,6 +137,7 @@ const SIGNALS: &[Signal] = &[
             "a_failed_del_is_no_fault",
             "everything_recovers",
             "a_plugin_that_never_ends_is_told_while_it_runs",
+            "a_plugin_older_than_the_probe_is_told_and_so_is_its_end",
             "a_plugin_that_waits_for_the_default_network_names_the_file",
         ],
         &["cni.exec", "cni.exec.environment", "process.exit"],

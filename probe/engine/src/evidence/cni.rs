@@ -127,8 +127,10 @@ impl Facts {
     pub(super) fn plugin_started(&mut self, at: Mono, start: CniStart) {
         // It runs: what could not be executed can be.
         self.files.retain(|plugin, refused| refused.file.write || *plugin != start.plugin);
-        if self.running.len() < limits::RUNNING {
-            self.running.insert(start.pid, (start, at));
+        self.unsure.remove(&start.pid);
+        if self.running.len() < limits::RUNNING || self.running.contains_key(&start.pid) {
+            let since = at.minus(start.running_ns);
+            self.running.insert(start.pid, (start, since));
         }
     }
 

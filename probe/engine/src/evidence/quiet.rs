@@ -13,7 +13,8 @@ impl Facts {
             Observation::Connect(connect) => self.is_known(connect),
             // A plugin that is given too much time is found when its time is over.
             Observation::CniStart(start) => {
-                !self.files.contains_key(&start.plugin) && !self.running.contains_key(&start.pid)
+                let is_known = self.running.contains_key(&start.pid);
+                start.running_ns == 0 && !is_known && !self.files.contains_key(&start.plugin)
             }
             Observation::CniEnd(end) => {
                 let told_late = |(_, since): &(_, Mono)| at.since(*since) >= limits::WAITS;

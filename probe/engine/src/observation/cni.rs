@@ -155,6 +155,15 @@ pub struct CniStart {
     /// What `netns` was when it started.
     #[serde(default, skip_serializing_if = "NetnsSeen::is_unknown")]
     pub netns_seen: NetnsSeen,
+    /// How long it has been running, nanoseconds, when it is told later than it started: it was there before the agent, or
+    /// events were lost; else 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub running_ns: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// See [`super::Observation::CniEnd`].

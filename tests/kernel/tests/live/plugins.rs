@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Node, Sandbox, Trace, spawn};
+use kernel_tests::{API, Node, Sandbox, Trace, poll, spawn};
 use serde_json::{Value, json};
 
 const QUIET: &[&str] = &["--apiserver", API, "--no-ask"];
@@ -111,6 +111,38 @@ fn a_plugin_that_never_ends_is_told_while_it_runs() -> Result<()> {
         ensure!(run.join().ok().context("the plugin's thread")??.status.success());
         Ok(())
     })
+}
+
+/// As `probe check` on a node where a plugin has been waiting for long.
+#[test]
+fn a_plugin_older_than_the_probe_is_told_and_so_is_its_end() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let plugin = node.helper_as("older")?;
+    let sandbox = Sandbox::new("web-1")?;
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| sandbox.run(&node, "ADD", &json!({"type": "older", "sleep": 60_000})));
+        let pid = poll("the plugin's process", || processes_of(&plugin).next())?;
+        let mut trace = Trace::start(&node, &["--apiserver", API, "--plugin-limit", "1s"])?;
+        let start =
+            trace.seen.iter().find(|line| line["kind"] == "cni_start").context("no start was told")?;
+        ensure!(start["pid"] == pid && start["plugin"] == "older" && start["command"] == "ADD", "{start}");
+        ensure!(start["running_ns"].as_u64().is_some_and(|ns| ns > 0), "{start}");
+        let verdict = trace.wait_for_verdict("CNIPluginStalled")?;
+        ensure!(verdict.line["verdict"]["subject"] == "older", "{}", verdict.line);
+        // SAFETY: the process that this test started.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        let (_, end) = trace.wait_for("its end", |line| line["kind"] == "cni_end")?;
+        ensure!(end["start"]["pid"] == pid || end["pid"] == pid, "{end}");
+        ensure!(!run.join().ok().context("the plugin's thread")??.status.success());
+        Ok(())
+    })
+}
+
+/// Processes that execute this file.
+fn processes_of(file: &Path) -> impl Iterator<Item = i32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(move |pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == file))
 }
 
 /// As Multus does with its `readinessindicatorfile`.

@@ -4,10 +4,10 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, patience, probe_binary, probe_command};
+use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, poll, probe_binary, probe_command};
 use serde_json::Value;
 
 #[test]
@@ -292,18 +292,6 @@ impl Drop for Agent {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Asks until there is an answer, for ten seconds on a machine of its own.
-fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(10) * patience();
-    while Instant::now() < deadline {
-        if let Some(answer) = ask() {
-            return Ok(answer);
-        }
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-    anyhow::bail!("{what} did not come in time")
 }
 
 /// A server that is there but talks nonsense must not hold up the agent's page.
