@@ -1,7 +1,7 @@
 //! One fault each, for real, and the verdict that must follow. Needs root and the reference plugins.
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Cgroup, Check, Dial, Node, Sandbox, Server, Trace};
+use kernel_tests::{API, Cgroup, Check, Dial, Node, Sandbox, Server, Trace, patience};
 
 const SERVICE: &str = "10.96.0.1:443";
 const REJECT_SERVICE: &str = "ip daddr 10.96.0.1 reject with icmp type port-unreachable";
@@ -26,7 +26,7 @@ fn of_the_node(line: &serde_json::Value) -> bool {
 #[test]
 fn a_healthy_node_is_ready() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let check = verdict(&node, 4, &["--apiserver", API])?;
+    let check = verdict(&node, 4 * patience(), &["--apiserver", API])?;
     expect(&check, "NetworkReady", 0)?;
     for condition in check.document["conditions"].as_array().into_iter().flatten() {
         ensure!(condition["status"] == "True", "{condition}");
@@ -388,7 +388,8 @@ fn the_api_is_the_root_and_the_missing_configuration_its_consequence() -> Result
     let (node, server) = Node::healthy()?;
     drop(server);
     node.remove_config()?;
-    let check = verdict(&node, 7, &["--apiserver", API])?;
+    // Conditions wait for five seconds, from the moment on at which the state at start is known.
+    let check = verdict(&node, 7 * patience(), &["--apiserver", API])?;
     expect(&check, "APIServerRefused", 3)?;
     ensure!(check.reasons("consequences") == ["CNIConfigMissing"] && check.reasons("also").is_empty());
     let network = &check.document["conditions"][0];
