@@ -194,6 +194,15 @@ fn copy_system(system: &Path, stage: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes a part that stands behind the others: only these tests, one after the other.
+pub(super) fn alone(tests: &[String], to: &Path, stage: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(stage);
+    fs::create_dir_all(stage.join("lab"))?;
+    fs::write(stage.join("lab/filter"), tests.join(" "))?;
+    fs::write(stage.join("lab/threads"), "1")?;
+    pack(stage, to)
+}
+
 /// Makes the part of one kernel: its modules, numbered in the order in which they are loaded.
 pub(super) fn modules(kernel: &Kernel, to: &Path, stage: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(stage);

@@ -29,6 +29,7 @@ if [ "$(uname -m)" = aarch64 ]; then
     # Emulated on another architecture: everything takes three times as long again.
     NETREADY_PATIENCE=12 threads=2
 fi
+[ -e /lab/threads ] && threads=$(cat /lab/threads)
 echo 'machine: doctor'
 /lab/probe doctor -o json
 echo 'machine: end'

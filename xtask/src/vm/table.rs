@@ -292,6 +292,11 @@ impl Column {
         column
     }
 
+    /// Names of the tests that failed.
+    pub(crate) fn failed(&self) -> Vec<String> {
+        self.tests.iter().filter(|(_, passed)| !**passed).map(|(test, _)| test.clone()).collect()
+    }
+
     /// What one signal comes to here; the notes say the rest.
     fn cell(&self, signal: &Signal, notes: &mut BTreeMap<String, BTreeSet<String>>) -> &'static str {
         let result = |test: &&str| self.tests.get(*test).copied();
