@@ -184,8 +184,10 @@ impl Trace {
                     let last: Vec<_> = self.seen.iter().rev().take(12).rev().map(Value::to_string).collect();
                     let verdict = self.seen.iter().rev().find(|line| line["kind"] == "verdict");
                     let verdict = verdict.map(|line| &line["verdict"]);
+                    let (lost, left_out) = (self.lost(), self.left_out());
                     bail!(
-                        "{what} {why}; the last verdict was {verdict:?}, the last lines:\n{}",
+                        "{what} {why}; {lost} events were lost and {left_out} runs left out; the last verdict was \
+                         {verdict:?}, the last lines:\n{}",
                         last.join("\n")
                     );
                 }
