@@ -221,3 +221,8 @@ pub struct Gap {
     #[serde(default)]
     pub blind: bool,
 }
+
+/// What need not be written: the reader puts it back.
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
+}

@@ -6,7 +6,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, ProcessClass};
+use super::{Actor, ProcessClass, is_zero};
 
 /// How an API address is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -251,11 +251,6 @@ pub struct ConnectEnd {
     /// A neighbour entry for the next hop was seen `FAILED` or `INCOMPLETE` when it ended.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub neighbour_failed: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
-const fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 /// An ICMP or ICMPv6 error.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, AgentSocket, ExitStatus, NetlinkError, NetnsSeen, ProcessClass};
+use super::{Actor, AgentSocket, ExitStatus, NetlinkError, NetnsSeen, ProcessClass, is_zero};
 
 /// See [`super::Observation::CniConfig`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,11 +159,6 @@ pub struct CniStart {
     /// events were lost; else 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub running_ns: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-const fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// See [`super::Observation::CniEnd`].
