@@ -287,19 +287,14 @@ impl App {
     /// Plugins that run and whose start was not seen. Only with a kernel half: nobody else tells their end.
     fn find_plugins(&mut self) {
         let Some(kernel) = &mut self.kernel else { return };
-        let names = cni_config::plugin_names(&self.settings).into_iter().collect();
-        for pid in processes::called(&names) {
-            let Some(record) = plugin_of(pid) else { continue };
-            let watched = kernel.watch.add_plugin(pid).and_then(|is_new| {
-                // Who ended before it was watched is told by nobody.
-                let began = processes::stat(pid).map(|stat| stat.started.0);
-                if is_new && began != Some(record.header.at_ns) {
-                    kernel.watch.remove_plugin(pid)?;
-                    return Ok(false);
-                }
-                Ok(is_new)
-            });
-            match watched {
+        let names = cni_config::plugin_names(&self.settings);
+        let mut found: Vec<_> = processes::called(&names).filter_map(plugin_of).collect();
+        // Who starts others comes before them.
+        found.sort_by_key(|record| (record.header.at_ns, record.task.tgid));
+        for record in found {
+            let pid = record.task.tgid;
+            let runs = || processes::stat(pid).is_some_and(|stat| stat.started.0 == record.header.at_ns);
+            match kernel.watch.add_plugin(pid, runs) {
                 Ok(true) => self.enricher.found_plugin(&record),
                 Ok(false) => {}
                 Err(error) => self.state.gap("process.exit", format!("{error:#}")),

@@ -88,8 +88,9 @@ impl Watch {
         self.processes.insert(pid, ProcessState::default().to_bytes(), 0).context("watch a process")
     }
 
-    /// Watches a plugin that is there already, or something that works for one; false when the kernel half knows it.
-    pub(crate) fn add_plugin(&mut self, pid: u32) -> Result<bool> {
+    /// Watches a plugin that is there already, or something that works for one; false when the kernel half knows it, or
+    /// when it does not run any more: who ended before it was watched is told by nobody.
+    pub(crate) fn add_plugin(&mut self, pid: u32, runs: impl FnOnce() -> bool) -> Result<bool> {
         let state = ProcessState { cni: 1, ..ProcessState::default() };
         match self.processes.insert(pid, state.to_bytes(), BPF_NOEXIST) {
             Ok(()) => {}
@@ -98,20 +99,19 @@ impl Watch {
             }
             Err(error) => return Err(error).context("watch a plugin"),
         }
-        // As the kernel half counts, and no more exact: see `CNI_RUNNING` there.
-        let running = self.running.get(&0, 0).context("count a plugin")?;
-        self.running.set(0, running + 1, 0).context("count a plugin")?;
+        self.count_plugins(|running| running + 1)?;
+        // Where its place is gone already its end was seen, and counted.
+        if !runs() && self.processes.remove(&pid).is_ok() {
+            self.count_plugins(|running| running.saturating_sub(1))?;
+            return Ok(false);
+        }
         Ok(true)
     }
 
-    /// Does not watch it after all.
-    pub(crate) fn remove_plugin(&mut self, pid: u32) -> Result<()> {
-        // Gone already is as good: its end was seen, and counted.
-        if self.processes.remove(&pid).is_ok() {
-            let running = self.running.get(&0, 0).context("count a plugin")?;
-            self.running.set(0, running.saturating_sub(1), 0).context("count a plugin")?;
-        }
-        Ok(())
+    /// As the kernel half counts, and no more exact: see `CNI_RUNNING` there.
+    fn count_plugins(&mut self, change: fn(u64) -> u64) -> Result<()> {
+        let running = self.running.get(&0, 0).context("count a plugin")?;
+        self.running.set(0, change(running), 0).context("count a plugin")
     }
 
     /// Gives back the places of processes whose end was not seen.

@@ -98,21 +98,14 @@ pub(crate) fn scan() -> Vec<Found> {
         .collect()
 }
 
-/// Processes that the kernel calls by one of these names, in this process' own network namespace; who started first
-/// stands first.
-pub(crate) fn called(names: &BTreeSet<[u8; COMM_LEN]>) -> Vec<u32> {
+/// Processes that the kernel calls by one of these names, in this process' own network namespace.
+pub(crate) fn called(names: &[[u8; COMM_LEN]]) -> impl Iterator<Item = u32> {
     let own = netns_of("self");
-    let is_called = |pid: &u32| {
+    let is_called = move |pid: &u32| {
         let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
         names.contains(&comm(name.strip_suffix(b"\n").unwrap_or(&name)))
     };
-    let mut found: Vec<_> = pids()
-        .filter(is_called)
-        .filter(|pid| netns_of(pid) == own)
-        .filter_map(|pid| Some((stat(pid)?.started, pid)))
-        .collect();
-    found.sort();
-    found.into_iter().map(|(_, pid)| pid).collect()
+    pids().filter(is_called).filter(move |pid| netns_of(pid) == own)
 }
 
 /// Of a process.
