@@ -1,6 +1,7 @@
 //! What CNI plugins write to their standard output: the result or the error object.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::{fentry, tracepoint};
 use aya_ebpf::programs::{FEntryContext, TracePointContext};
@@ -56,7 +57,8 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
         let mut left: u64 = field(from, &ITER_COUNT);
         for index in 0..PIECES {
             // struct iovec, include/uapi/linux/uio.h: address, then length.
-            let [base, len]: [u64; 2] = iov.at(index * 16);
+            let piece = (iov.address() as *const [u64; 2]).wrapping_add(index);
+            let [base, len] = bpf_probe_read_kernel(piece).map_err(|_| Skip::Unreadable)?;
             if len > 0 {
                 report(base, len)?;
             }
