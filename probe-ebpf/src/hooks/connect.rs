@@ -1,14 +1,13 @@
 //! connect(2) as the caller sees it: failures before a packet leaves, which no socket state shows, and the
 //! Unix sockets of plugins and agents.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{fexit, tracepoint};
 use aya_ebpf::programs::{FExitContext, TracePointContext};
 use probe_common::{Code, ConnectError, Hook, Skip, UNIX_PATH_LEN, UnixConnect};
 
-use super::{SYS_EXIT_RET, run};
+use super::{run, sys_exit_ret};
 use crate::emit::{current_netns, current_tgid, record, write_current};
 use crate::filter::{AF_INET, AF_INET6, AF_UNIX, Address, address_watched, pair, process_watched};
 use crate::layout::{HAVE_PROBE_READ, HAVE_TASK_PT_REGS, REGS_ARG2, get};
@@ -44,8 +43,7 @@ fn try_exit_connect(ctx: &TracePointContext) -> Result<(), Skip> {
     if get(&HAVE_TASK_PT_REGS) == 0 || get(&HAVE_PROBE_READ) == 0 {
         return Ok(());
     }
-    // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
-    let ret: i64 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) };
+    let ret = sys_exit_ret(ctx);
     // SAFETY: a typed pointer to the registers that the system call was entered with.
     let address = unsafe { field::<u64>(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG2) };
     returned(&User(address as *const u8), ret)

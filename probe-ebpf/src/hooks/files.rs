@@ -1,12 +1,11 @@
 //! Plugins that cannot be executed, and running ones that cannot be replaced.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user_str, bpf_task_pt_regs};
 use aya_ebpf::macros::{fexit, tracepoint};
 use aya_ebpf::programs::{FExitContext, TracePointContext};
 use probe_common::{Code, FileRefused, Hook, PATH_LEN, Skip};
 
-use super::{SYS_EXIT_RET, run};
+use super::{run, sys_exit_ret};
 use crate::emit::{current_netns, record, write_current};
 use crate::layout::{
     DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
@@ -45,7 +44,7 @@ fn try_open_execat(filename: *const u8, ret: i64) -> Result<(), Skip> {
 /// tracepoint/syscalls/sys_exit_execve: where fexit does not load.
 #[tracepoint(category = "syscalls", name = "sys_exit_execve")]
 pub(crate) fn sys_exit_execve(ctx: TracePointContext) -> u32 {
-    let ret = ret(&ctx);
+    let ret = sys_exit_ret(&ctx);
     if !matches!(-ret, EPERM | EACCES | ETXTBSY) || get(&HAVE_TASK_PT_REGS) == 0 {
         return 0;
     }
@@ -77,19 +76,13 @@ fn try_vfs_open(path: *const u8, ret: i64) -> Result<(), Skip> {
 /// tracepoint/syscalls/sys_exit_openat: where fexit does not load.
 #[tracepoint(category = "syscalls", name = "sys_exit_openat")]
 pub(crate) fn sys_exit_openat(ctx: TracePointContext) -> u32 {
-    let ret = ret(&ctx);
+    let ret = sys_exit_ret(&ctx);
     if -ret != ETXTBSY || get(&HAVE_TASK_PT_REGS) == 0 {
         return 0;
     }
     // SAFETY: as above.
     let name = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG2) };
     run!(Hook::Openat, report(ret, true, &Name::User(name)))
-}
-
-#[inline(always)]
-fn ret(ctx: &TracePointContext) -> i64 {
-    // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
-    unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) }
 }
 
 #[inline(always)]

@@ -1,5 +1,8 @@
 //! One file per family.
 
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::programs::TracePointContext;
+
 mod connect;
 mod drops;
 mod exec;
@@ -24,3 +27,10 @@ use run;
 
 /// Where `ret` stands in every `sys_exit_*` record.
 const SYS_EXIT_RET: usize = 16;
+
+/// What a system call returned, in a `sys_exit_*` tracepoint of its own.
+#[inline(always)]
+fn sys_exit_ret(ctx: &TracePointContext) -> i64 {
+    // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) }
+}

@@ -1,12 +1,11 @@
 //! Network namespaces: made by unshare(2) or clone(2), ended by the kernel when the last user goes.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
 use probe_common::{Code, Hook, Netns, Skip};
 
-use super::{SYS_EXIT_RET, run};
+use super::{run, sys_exit_ret};
 use crate::emit::{current_netns, record, write_current};
 use crate::layout::{
     DEV_QUEUE_DEV, HAVE_NET_COUNT, HAVE_TASK_PT_REGS, NET_COUNT, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM,
@@ -34,8 +33,7 @@ pub(crate) fn sys_exit_unshare(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn try_unshare(ctx: &TracePointContext) -> Result<(), Skip> {
-    // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.
-    let ret: i64 = unsafe { core::ptr::read_volatile(ctx.as_ptr().add(SYS_EXIT_RET).cast()) };
+    let ret = sys_exit_ret(ctx);
     if get(&HAVE_TASK_PT_REGS) == 0 {
         return Ok(());
     }
