@@ -15,7 +15,7 @@ use core::net::{IpAddr, SocketAddr};
 pub(crate) use api::{Failure, Ledger, Unreached};
 pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
-pub(crate) use datapath::{EADDRINUSE, ERRNOS, is_taken_vni};
+pub(crate) use datapath::{ERRNOS, is_taken_vni};
 pub(crate) use lives::Life;
 pub(crate) use node::SocketFailure;
 pub use node::socket_errno;

@@ -12,6 +12,7 @@ mod chain;
 pub mod cnis;
 mod config;
 mod engine;
+mod errno;
 mod evidence;
 pub mod explain;
 mod hold;
@@ -27,6 +28,7 @@ mod verdict;
 
 pub use config::Config;
 pub use engine::Engine;
+pub use errno::{errno_name, errno_words};
 pub use evidence::{refusal, socket_errno};
 pub use observation::*;
 pub use outcome::Outcome;

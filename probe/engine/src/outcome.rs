@@ -6,6 +6,9 @@ use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::errno::{
+    EACCES, EADDRNOTAVAIL, ECONNREFUSED, EHOSTUNREACH, EINVAL, ENETUNREACH, EPERM, ETIMEDOUT,
+};
 use crate::observation::{ClientRole, Connect, Connection, Icmp};
 
 /// How a connect ended; the label set of the connect metrics, but for [`Outcome::Cancelled`].
@@ -41,16 +44,6 @@ pub enum Outcome {
     /// Every local port towards this address is in use: this host's own trouble.
     NoPort,
 }
-
-// Linux errno, include/uapi/asm-generic/errno{-base,}.h; the same on x86-64 and arm64.
-const EPERM: u32 = 1;
-const EACCES: u32 = 13;
-const EINVAL: u32 = 22;
-pub(crate) const EADDRNOTAVAIL: u32 = 99;
-const ENETUNREACH: u32 = 101;
-const ETIMEDOUT: u32 = 110;
-const ECONNREFUSED: u32 = 111;
-const EHOSTUNREACH: u32 = 113;
 
 /// A client that closes its socket earlier than this, before any retransmission (the first is due after
 /// 1 s, RFC 6298), learned nothing: Go and others cancel the slower of two connects in parallel.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use probe_engine::{
     ClientRole, ConditionType, ConfContent, Effect, Link, Mono, Observation, Outcome, ProcessEvent, Reason,
-    Report, Status,
+    Report, Status, errno_name,
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -25,7 +25,7 @@ use crate::clock;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
     ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, PLUGINS, StateLabels, VerdictLabels,
-    class, closed, errno_name, kind,
+    class, closed, kind,
 };
 use recent::Recent;
 
@@ -327,7 +327,7 @@ impl Sink for Metrics {
                 }
             }
             Observation::NetlinkError(error) => {
-                let errno = errno_name(error.errno);
+                let errno = errno_name(error.errno).unwrap_or("other");
                 self.netlink_errors.get_or_create(&ErrnoLabels { errno }).inc();
             }
             Observation::Lost(lost) => {

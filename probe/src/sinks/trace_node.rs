@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use probe_engine::{Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, refusal};
+use probe_engine::{Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words, refusal};
 
 use super::layout::{BAD, FAINT, GOOD, UNSURE, took};
 use super::trace::Timeline;
@@ -69,7 +69,8 @@ impl<W: Write> Timeline<W> {
             }
             Observation::LimitHit(hit) => {
                 let what = format!("{}[{}]", hit.process.name, hit.process.pid);
-                self.line(at, "limit", &what, BAD, &format!("got no {}: errno {}", hit.what, hit.errno));
+                let got = format!("got no {}: {}", hit.what, errno_words(hit.errno));
+                self.line(at, "limit", &what, BAD, &got);
             }
             Observation::CgroupDrivers(drivers) => {
                 let agree = drivers.kubelet == drivers.runtime;
@@ -83,7 +84,8 @@ impl<W: Write> Timeline<W> {
             Observation::PluginFile(file) => {
                 let what = format!("{}[{}]", file.process.name, file.process.pid);
                 let how = if file.write { "cannot replace" } else { "cannot execute" };
-                self.line(at, "cni", &what, BAD, &format!("{how} {}: errno {}", file.plugin, file.errno));
+                let how = format!("{how} {}: {}", file.plugin, errno_words(file.errno));
+                self.line(at, "cni", &what, BAD, &how);
             }
             Observation::PacketsDropped(dropped) => {
                 let what = format!("{} packets on {}", dropped.count, dropped.device);

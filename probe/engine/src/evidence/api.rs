@@ -7,15 +7,13 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
 use super::{Facts, LOCAL_PORTS};
+use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
 use crate::observation::{
     Actor, Admission, Answer, ApiTarget, ClientRole, Connect, Connection, LimitHit, Listener, Mono,
     ProcessClass, Scope, TargetKind, TlsFailure,
 };
-use crate::outcome::{EADDRNOTAVAIL, Outcome, is_own};
-
-/// Denied, and never by a route.
-const EPERM: u32 = 1;
+use crate::outcome::{Outcome, is_own};
 
 /// A failure that was not disproved since.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +152,7 @@ impl Facts {
             }
             _ => {}
         }
-        // EACCES is also the answer of a `prohibit` route: the look-up tells them apart.
+        // EACCES is also the answer of a `prohibit` route, EPERM never: the look-up tells them apart.
         if outcome == Outcome::Denied
             && connect.end.early_errno != EPERM
             && self.routes.get(&connect.to.ip()).is_some_and(|(errno, _)| *errno != 0)

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString as _};
 
 use super::Facts;
 use crate::cnis;
+use crate::errno::errno_words;
 use crate::limits;
 use crate::observation::{
     Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Mono,
@@ -75,7 +76,8 @@ impl Facts {
     pub(super) fn plugin_file(&mut self, at: Mono, file: PluginFile) {
         let who = &file.process;
         let what = if file.write { "replace" } else { "execute" };
-        let text = format!("{}[{}] cannot {what} {}: errno {}", who.name, who.pid, file.plugin, file.errno);
+        let errno = errno_words(file.errno);
+        let text = format!("{}[{}] cannot {what} {}: {errno}", who.name, who.pid, file.plugin);
         self.line(at, "cni.binary", text);
         let known = self.files.get(&file.plugin);
         if self.files.len() < limits::PLUGINS || known.is_some() {

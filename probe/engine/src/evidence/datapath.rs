@@ -5,13 +5,11 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::Facts;
+use crate::errno::EADDRINUSE;
 use crate::limits;
 use crate::observation::{
     Link, Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
 };
-
-/// include/uapi/asm-generic/errno.h
-pub(crate) const EADDRINUSE: u32 = 98;
 
 /// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
 pub(crate) const ERRNOS: &[(u32, &str)] = &[

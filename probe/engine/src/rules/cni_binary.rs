@@ -6,11 +6,10 @@ use alloc::vec::Vec;
 
 use super::cni_config::{path, winner};
 use super::{Fault, depth};
+use crate::errno::ETXTBSY;
 use crate::evidence::Facts;
 use crate::observation::{DeniedBy, Mono, PluginFile, Runtime};
 use crate::reason::Reason;
-
-const ETXTBSY: u32 = 26;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = missing(facts);

@@ -7,7 +7,8 @@ use core::net::SocketAddr;
 
 use super::{Fault, causes, depth};
 use crate::cnis::{self, Cni};
-use crate::evidence::{EADDRINUSE, ERRNOS, Facts, PluginFailure, refusal, socket_errno};
+use crate::errno::{EADDRINUSE, EEXIST};
+use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
 use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
 use crate::reason::{Reason, Side};
 
@@ -189,8 +190,6 @@ fn netns_words(seen: NetnsSeen) -> Option<&'static str> {
         }
     })
 }
-
-const EEXIST: u32 = 17;
 
 /// Plugins try things that may fail and go on: a refusal is the reason only when the plugin says so, by the
 /// text of the errno (of any, where it is not known) or by the kernel's own words.

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{Fault, depth};
+use crate::errno::errno_words;
 use crate::evidence::Facts;
 use crate::limits::SECOND;
 use crate::reason::Reason;
@@ -13,8 +14,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     faults.extend(credentials(facts));
     for (hit, since, _) in facts.hits.values() {
         let message = format!(
-            "{}[{}] asked for {} and got none (errno {}): the limit is reached",
-            hit.process.name, hit.process.pid, hit.what, hit.errno
+            "{}[{}] asked for {} and got none ({}): the limit is reached",
+            hit.process.name,
+            hit.process.pid,
+            hit.what,
+            errno_words(hit.errno)
         );
         let fault = Fault::new(Reason::RuntimeLimitExceeded, hit.what.as_str(), message, *since);
         faults.push(fault.at_depth(depth::RUNTIME));

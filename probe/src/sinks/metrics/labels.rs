@@ -96,28 +96,6 @@ pub(super) fn closed(known: &[&'static str], value: &str) -> &'static str {
     known.iter().find(|name| **name == value).copied().unwrap_or("other")
 }
 
-/// What rtnetlink(7) answers, by its name in errno(3); every other is `other`, and one that is not known, too.
-pub(super) fn errno_name(errno: u32) -> &'static str {
-    match i32::try_from(errno).unwrap_or(0) {
-        libc::EPERM => "EPERM",
-        libc::ENOENT => "ENOENT",
-        libc::ESRCH => "ESRCH",
-        libc::ENOMEM => "ENOMEM",
-        libc::EBUSY => "EBUSY",
-        libc::EEXIST => "EEXIST",
-        libc::ENODEV => "ENODEV",
-        libc::EINVAL => "EINVAL",
-        libc::ERANGE => "ERANGE",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::EHOSTUNREACH => "EHOSTUNREACH",
-        _ => "other",
-    }
-}
-
 pub(super) const fn kind(observation: &Observation) -> &'static str {
     match observation {
         Observation::Host(_) => "host",
