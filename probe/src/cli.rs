@@ -353,7 +353,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn pod(text: &str) -> Result<Pod, String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned() })
+            Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: String::new() })
         }
         _ => Err("write NAMESPACE/NAME".to_owned()),
     }

@@ -134,7 +134,7 @@ fn observation(n: u32, to: SocketAddr) -> Observation {
         command: "ADD".into(),
         plugin: "calico".into(),
         container_id: format!("c{n}"),
-        pod: Some(Pod { namespace: "shop".into(), name: format!("web-{}", n % 110) }),
+        pod: Some(Pod { namespace: "shop".into(), name: format!("web-{}", n % 110), uid: String::new() }),
         ..CniStart::default()
     };
     match n % 10 {

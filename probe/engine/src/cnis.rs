@@ -176,6 +176,14 @@ pub const CNIS: &[Cni] = &[
     },
 ];
 
+/// Returns whether a run, `PLUGIN` or `PLUGIN ▸ DELEGATE`, is of the plugin that gives a sandbox its `lo`.
+pub(crate) fn is_loopback(run: &str) -> bool {
+    run.split(' ').next() == Some(LOOPBACK)
+}
+
+/// containerd runs it for every sandbox, whatever the configuration says.
+pub(crate) const LOOPBACK: &str = "loopback";
+
 /// Whose configuration this is: by its plugins, then by its name.
 pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'static Cni> {
     let by_plugin = plugins.iter().find_map(|plugin| of_plugin(plugin.as_ref()));

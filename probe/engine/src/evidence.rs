@@ -239,25 +239,24 @@ impl Facts {
             gone |= ledger.denied.len() != before;
         }
         let before = self.files.len() + self.dropping.len();
-        self.files.retain(|_, file| now.since(file.last) < limits::CONNECT_FAILURE);
+        self.files.retain(|_, file| now < file.until());
         self.dropping.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
         gone |= self.files.len() + self.dropping.len() != before;
         let before = self.hits.len();
         self.hits.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
         gone |= self.hits.len() != before;
         let before = self.given_up.len() + self.routes_gone.len() + self.refused_links.len();
-        self.refused_links.retain(|_, (.., last)| now.since(*last) < limits::PLUGIN_FAILURE);
-        let counts = |known: &GivenUp| now.since(known.last) < limits::CRASH_WINDOW && !known.works(now);
-        self.given_up.retain(|_, known| counts(known));
-        self.routes_gone.retain(|_, (_, since)| now.since(*since) < limits::PLUGIN_FAILURE);
+        self.expire_sandboxes();
+        self.refused_links.retain(|_, (.., last)| now.since(*last) < limits::AGENT_FAILURE);
+        self.routes_gone.retain(|_, (_, since)| now.since(*since) < limits::AGENT_FAILURE);
         gone |= self.given_up.len() + self.routes_gone.len() + self.refused_links.len() != before;
         let old = |failure: &mut SocketFailure| now.since(failure.last) >= limits::CONNECT_FAILURE;
         gone |= self.runtime_down.take_if(old).is_some();
         let before = self.modules.len();
-        self.modules.retain(|_, (.., last)| now.since(*last) < limits::PLUGIN_FAILURE);
+        self.modules.retain(|_, (.., last)| now.since(*last) < limits::AGENT_FAILURE);
         gone |= self.modules.len() != before;
         let before = self.plugins.len();
-        self.plugins.retain(|_, failure| now.since(failure.last) < limits::PLUGIN_FAILURE);
+        self.plugins.retain(|_, failure| failure.until > now);
         gone |= self.plugins.len() != before;
         while self.exits.front().is_some_and(|(at, _)| now.since(*at) >= limits::CRASH_WINDOW) {
             self.exits.pop_front();
@@ -282,20 +281,17 @@ impl Facts {
         }
         self.runtime_down.iter().for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
         self.hits.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
-        self.files.values().for_each(|file| at(file.last.plus(limits::CONNECT_FAILURE)));
+        self.files.values().for_each(|file| at(file.until()));
         self.dropping.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
-        self.plugins.values().for_each(|failure| at(failure.last.plus(limits::PLUGIN_FAILURE)));
-        self.modules.values().for_each(|(.., last)| at(last.plus(limits::PLUGIN_FAILURE)));
-        self.routes_gone.values().for_each(|(_, since)| at(since.plus(limits::PLUGIN_FAILURE)));
-        self.refused_links.values().for_each(|(.., last)| at(last.plus(limits::PLUGIN_FAILURE)));
+        self.plugins.values().for_each(|failure| at(failure.until));
+        self.modules.values().for_each(|(.., last)| at(last.plus(limits::AGENT_FAILURE)));
+        self.routes_gone.values().for_each(|(_, since)| at(since.plus(limits::AGENT_FAILURE)));
+        self.refused_links.values().for_each(|(.., last)| at(last.plus(limits::AGENT_FAILURE)));
         for (start, since) in self.running.values() {
             at(since.plus(limits::WAITS));
             at(since.plus(self.plugin_limit(&start.plugin)));
         }
-        for known in self.given_up.values() {
-            known.works_from().into_iter().for_each(&mut at);
-            at(known.last.plus(limits::CRASH_WINDOW));
-        }
+        self.sandbox_deadlines().for_each(&mut at);
         for (credential, read) in self.credentials.values() {
             for seconds in [credential.valid_in_s, credential.expires_in_s] {
                 let seconds = u64::try_from(seconds).unwrap_or_default();

@@ -22,9 +22,16 @@ pub const RESTART: u64 = 30 * SECOND;
 pub const ORPHAN: u64 = 600 * SECOND;
 /// How much later than its consequence a cause may have been seen: the longest that a failed connect counts.
 pub const CAUSE_SEEN_LATE: u64 = CONNECT_FAILURE;
-/// A sandbox that lives for less was given up because something after CNI failed: a pod that does nothing but
-/// end takes longer by its image alone, and is not made again under the same name.
+/// A sandbox that lived for less was removed because something after CNI failed: a pod of one UID gets a second sandbox
+/// only when the first one is gone.
 pub const GIVEN_UP: u64 = 60 * SECOND;
+/// How long a sandbox must live at least to count as one that works: what fails after CNI (image, OCI runtime) fails
+/// within seconds, or takes the same time again at the next try.
+pub const SANDBOX_WORKS: u64 = 5 * SECOND;
+/// How long a failed sandbox counts when its pod is not tried again: three times the longest wait of the kubelet, 15 s
+/// (`backOffPeriod` 10 s with a jitter of one half, pkg/kubelet/pod_workers.go). A pod that is not tried again was
+/// deleted.
+pub const SANDBOX_RETRY: u64 = 45 * SECOND;
 /// How long a plugin may run that says nothing of itself: the reference plugins take milliseconds, and the
 /// kubelet gives up a sandbox after four minutes (twice its `--runtime-request-timeout`).
 pub const PLUGIN_RUN: u64 = 60 * SECOND;
@@ -65,9 +72,9 @@ pub const CONNECT_FAILURE: u64 = 120 * SECOND;
 /// How long a host that has answered by ICMP may be silent before it counts as silent: a minute of clients that try
 /// every few seconds.
 pub const ICMP_SILENCE: u64 = 60 * SECOND;
-/// How long a failed ADD counts when nobody tries again: the kubelet retries a pod within 5 minutes at the
-/// longest (its back-off limit), so a pod that is still wanted shows twice in this time.
-pub const PLUGIN_FAILURE: u64 = 600 * SECOND;
+/// How long counts what an agent ran into and did not try again: the kubelet restarts a container within 5 minutes at the
+/// longest (its back-off limit), so one that still fails shows twice in this time.
+pub const AGENT_FAILURE: u64 = 600 * SECOND;
 /// A process that ends this often within [`CRASH_WINDOW`] is in a loop. The kubelet's restart back-off is
 /// 10, 20, 40, … seconds: three ends fit into 70 s.
 pub const CRASHES: usize = 3;

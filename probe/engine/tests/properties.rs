@@ -127,7 +127,7 @@ fn anything() -> impl Strategy<Value = Observation> {
             ProcessEvent::Exited { exit: ExitStatus { code, signal }, sender: None, oom }
         }),
     ];
-    let pods = || Some(Pod { namespace: "shop".into(), name: "web-1".into() });
+    let pods = || Some(Pod { namespace: "shop".into(), name: "web-1".into(), uid: String::new() });
     prop_oneof![
         4 => observations(),
         1 => (0..4_usize, 1..4_u32, event).prop_map(move |(index, pid, event)| Observation::Process(Process {

@@ -217,12 +217,13 @@ pub(super) fn in_cni_path(path: &[u8], cni_path: &[u8]) -> bool {
     cni_path.split(|byte| *byte == b':').any(|entry| entry[..trimmed(entry)] == *dir)
 }
 
-/// `K8S_POD_NAMESPACE=…;K8S_POD_NAME=…` in any order among others.
+/// `K8S_POD_NAMESPACE=…;K8S_POD_NAME=…;K8S_POD_UID=…` in any order among others.
 pub(super) fn pod(args: &[u8]) -> Option<Pod> {
     let value = |key: &[u8]| {
         args.split(|byte| *byte == b';').find_map(|pair| pair.strip_prefix(key)).map(|v| clean(v, VALUE_MAX))
     };
-    Some(Pod { namespace: value(b"K8S_POD_NAMESPACE=")?, name: value(b"K8S_POD_NAME=")? })
+    let uid = value(b"K8S_POD_UID=").unwrap_or_default();
+    Some(Pod { namespace: value(b"K8S_POD_NAMESPACE=")?, name: value(b"K8S_POD_NAME=")?, uid })
 }
 
 /// The error object as SPEC.md has it; numbers as lenient as plugins are.
@@ -276,7 +277,7 @@ mod tests {
         set(&mut record.path, path);
         set(&mut record.command, "ADD");
         set(&mut record.cni_path, "/opt/cni/bin/:/usr/lib/cni");
-        set(&mut record.args, "IgnoreUnknown=1;K8S_POD_NAME=web-1;K8S_POD_NAMESPACE=shop");
+        set(&mut record.args, "K8S_POD_UID=6f1c;IgnoreUnknown=1;K8S_POD_NAME=web-1;K8S_POD_NAMESPACE=shop");
         record
     }
 
@@ -298,7 +299,8 @@ mod tests {
         let mut runs = CniRuns::default();
         let start =
             runs.started(&exec(10, 1, "/opt/cni/bin/bridge", 100), Actor::default(), unseen).expect("a root");
-        assert_eq!(start.pod, Some(Pod { namespace: "shop".into(), name: "web-1".into() }));
+        let pod = Pod { namespace: "shop".into(), name: "web-1".into(), uid: "6f1c".into() };
+        assert_eq!(start.pod, Some(pod));
         assert_eq!(
             runs.started(&exec(11, 10, "/opt/cni/bin/host-local", 110), Actor::default(), unseen),
             None

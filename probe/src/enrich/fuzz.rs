@@ -26,7 +26,7 @@ pub fn plugin_output(bytes: &[u8]) {
         assert!(error.msg.len() <= cni::MESSAGE && error.details.len() <= cni::MESSAGE);
     }
     if let Some(pod) = cni::pod(bytes) {
-        assert!(is_clean(&pod.name) && is_clean(&pod.namespace));
+        assert!(is_clean(&pod.name) && is_clean(&pod.namespace) && is_clean(&pod.uid));
     }
     let (path, cni_path) = bytes.split_at(bytes.len() / 2);
     let _ = cni::in_cni_path(path, cni_path);

@@ -43,7 +43,7 @@ impl Filter {
     /// Is this observation wanted?
     pub(crate) fn wants(&self, observation: &Observation) -> bool {
         if let (Some(pod), Observation::CniEnd(end)) = (&self.pod, observation)
-            && end.start.pod.as_ref() != Some(pod)
+            && !end.start.pod.as_ref().is_some_and(|own| own.has_name_of(pod))
         {
             return false;
         }
@@ -205,7 +205,7 @@ impl<W: Write> Timeline<W> {
             what.push_str(&format!(" ▸ {}", delegate.plugin));
         }
         if let Some(pod) = &end.start.pod {
-            what.push_str(&format!("  {}/{}", pod.namespace, pod.name));
+            what.push_str(&format!("  {pod}"));
         }
         let spoken =
             end.delegates.iter().rev().find_map(|delegate| delegate.error.as_ref()).or(end.error.as_ref());

@@ -136,10 +136,10 @@ impl<W: Write> Timeline<W> {
 
     /// The whole story on one line: `shop/web-1: made 0 ms, ADD bridge ▸ host-local 3 ms (29 ms), …`.
     fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
-        let who = sandbox.pod.as_ref().map_or_else(
-            || format!("sandbox {:.12}", sandbox.container_id),
-            |pod| format!("sandbox {}/{}", pod.namespace, pod.name),
-        );
+        let who = sandbox
+            .pod
+            .as_ref()
+            .map_or_else(|| format!("sandbox {:.12}", sandbox.container_id), |pod| format!("sandbox {pod}"));
         let steps = sandbox.steps.iter().map(|step| {
             let failed = if step.ok { "" } else { " failed" };
             let what = if step.what.is_empty() { String::new() } else { format!(" {}", step.what) };

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
 
 use super::Facts;
 use crate::cnis;
@@ -9,7 +10,7 @@ use crate::errno::errno_words;
 use crate::limits;
 use crate::observation::{
     Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Mono,
-    NetlinkError, NetnsSeen, PluginFile, ProcessClass, Sandbox, Step, StepKind,
+    NetlinkError, NetnsSeen, PluginFile, Pod, ProcessClass, Sandbox, Step, StepKind,
 };
 
 /// What was done to one configuration file.
@@ -45,30 +46,31 @@ pub(crate) struct PluginFailure {
     /// The path of the sandbox' namespace, and what it was.
     pub(crate) netns: (String, NetnsSeen),
     pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    /// When it counts no longer, if it does not fail again.
+    pub(crate) until: Mono,
 }
 
-/// Sandboxes of one pod that were given up soon after their network was made.
+/// Sandboxes of one pod (one UID) that were removed soon after their network was set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GivenUp {
     /// How many in a row.
     pub(crate) times: u32,
     /// `CNI_CONTAINERID` of the newest of them.
     newest: String,
-    /// Since when there is one that was not given up yet.
+    /// The longest that one of them lived, nanoseconds.
+    longest_ns: u64,
+    /// Since when there is one that was not removed yet.
     lives: Option<Mono>,
     pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    /// When the newest was removed.
+    last: Mono,
 }
 
-impl GivenUp {
-    /// When one of them has lived long enough to count as one that works.
-    pub(crate) fn works_from(&self) -> Option<Mono> {
-        self.lives.map(|since| since.plus(limits::GIVEN_UP))
-    }
-
-    pub(crate) fn works(&self, now: Mono) -> bool {
-        self.works_from().is_some_and(|at| at <= now)
+impl RefusedFile {
+    /// Returns when it expires unless it is repeated: the runtime retries with the pod, an installer when its container
+    /// restarts.
+    pub(super) fn until(&self) -> Mono {
+        self.last.plus(if self.file.write { limits::CONNECT_FAILURE } else { limits::SANDBOX_RETRY })
     }
 }
 
@@ -157,14 +159,10 @@ impl Facts {
             netns: (end.start.netns.clone(), end.start.netns_seen),
             socket: end.sockets.iter().find(|socket| socket.errno != 0).cloned(),
             since: self.plugins.get(name).map_or(at, |known| known.since),
-            last: at,
+            // The next try takes as long.
+            until: at.plus(limits::SANDBOX_RETRY).plus(end.took_ns),
         };
-        let pod = end
-            .start
-            .pod
-            .as_ref()
-            .map(|pod| format!(" for {}/{}", pod.namespace, pod.name))
-            .unwrap_or_default();
+        let pod = end.start.pod.as_ref().map(|pod| format!(" for {pod}")).unwrap_or_default();
         let words =
             failure.error.as_ref().map_or_else(|| "no error object".to_string(), |error| error.msg.clone());
         self.line(
@@ -177,28 +175,85 @@ impl Facts {
         }
     }
 
-    /// A sandbox whose network was made, and that was given up at once: what failed came after CNI.
+    /// A sandbox whose network was set up and that was removed soon after: what failed came after CNI. A failed ADD of
+    /// any plugin means that CNI failed, whatever else succeeded.
     pub(super) fn sandbox(&mut self, at: Mono, sandbox: Sandbox) {
-        let did = |kind| sandbox.steps.iter().any(|step: &Step| step.step == kind && step.ok);
-        let Some(pod) = sandbox.pod.as_ref().filter(|_| did(StepKind::Add)) else { return };
+        let Some(pod) = &sandbox.pod else { return };
+        let adds = || sandbox.steps.iter().filter(|step: &&Step| step.step == StepKind::Add);
+        if adds().any(|step| !step.ok) {
+            self.given_up.remove(pod);
+            return;
+        }
+        // Every runtime runs `loopback` beside the network's plugins. By itself it is not a network.
+        if !adds().any(|step| !cnis::is_loopback(&step.what)) {
+            return;
+        }
         if self.given_up.len() >= limits::FULL && !self.given_up.contains_key(pod) {
             return;
         }
         let known = self.given_up.entry(pod.clone()).or_insert_with(|| GivenUp {
             times: 0,
             newest: String::new(),
+            longest_ns: 0,
             lives: None,
             since: at,
             last: at,
         });
-        known.last = at;
-        if !did(StepKind::Del) {
+        let removed = sandbox.steps.iter().any(|step| step.step == StepKind::Del && step.ok);
+        if !removed {
             known.lives = Some(at);
         } else if known.newest != sandbox.container_id {
             known.lives = None;
+            known.last = at;
             known.newest = sandbox.container_id;
-            known.times = if sandbox.took_ns < limits::GIVEN_UP { known.times.saturating_add(1) } else { 0 };
+            if sandbox.took_ns < limits::GIVEN_UP {
+                known.times = known.times.saturating_add(1);
+                known.longest_ns = known.longest_ns.max(sandbox.took_ns);
+            } else {
+                known.times = 0;
+            }
         }
+    }
+
+    /// How long a sandbox must live to count as one that works: longer than any that was removed.
+    fn sandbox_works_after(&self) -> u64 {
+        let longest = self.given_up.values().map(|known| known.longest_ns).max().unwrap_or_default();
+        limits::SANDBOX_WORKS.max(longest.saturating_add(limits::SANDBOX_WORKS / 2))
+    }
+
+    /// Since when the newest sandbox that works lives.
+    fn newest_working(&self) -> Option<Mono> {
+        let after = self.sandbox_works_after();
+        let lives = self.given_up.values().filter_map(|known| known.lives);
+        lives.filter(|since| self.now.since(*since) >= after).max()
+    }
+
+    /// Pods whose sandboxes are removed repeatedly, in no order that means anything. A sandbox that works, of any pod,
+    /// ends the evidence of those before it, and so does a pod that is not tried again.
+    pub(crate) fn sandboxes_given_up(&self) -> impl Iterator<Item = (&Pod, &GivenUp)> {
+        let working = self.newest_working();
+        self.given_up.iter().filter(move |(_, known)| self.sandbox_counts(known, working))
+    }
+
+    fn sandbox_counts(&self, known: &GivenUp, working: Option<Mono>) -> bool {
+        let tried = known.lives.is_some() || self.now.since(known.last) < limits::SANDBOX_RETRY;
+        tried && working.is_none_or(|working| known.last > working)
+    }
+
+    pub(super) fn expire_sandboxes(&mut self) {
+        let working = self.newest_working();
+        let counts: Vec<_> =
+            self.given_up.values().map(|known| self.sandbox_counts(known, working)).collect();
+        let mut counts = counts.into_iter();
+        self.given_up.retain(|_, _| counts.next().unwrap_or_default());
+    }
+
+    pub(super) fn sandbox_deadlines(&self) -> impl Iterator<Item = Mono> {
+        let after = self.sandbox_works_after();
+        self.given_up.values().map(move |known| match known.lives {
+            Some(since) => since.plus(after),
+            None => known.last.plus(limits::SANDBOX_RETRY),
+        })
     }
 
     /// How long a plugin may run.

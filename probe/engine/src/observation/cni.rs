@@ -120,12 +120,30 @@ pub enum ConfContent {
 }
 
 /// A pod as `CNI_ARGS` names it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Pod {
     /// `K8S_POD_NAMESPACE`
     pub namespace: String,
     /// `K8S_POD_NAME`
     pub name: String,
+    /// `K8S_POD_UID`: a pod that is deleted and created again under the same name has another one. Empty when the
+    /// runtime does not pass it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+}
+
+impl Pod {
+    /// Returns whether both have the same namespace and name, whatever their UIDs.
+    pub fn has_name_of(&self, other: &Self) -> bool {
+        (&self.namespace, &self.name) == (&other.namespace, &other.name)
+    }
+}
+
+impl core::fmt::Display for Pod {
+    /// `namespace/name`, as kubectl prints it.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// See [`super::Observation::CniStart`].

@@ -43,7 +43,7 @@ fn stalled(facts: &Facts) -> Vec<Fault> {
     });
     stalled
         .map(|(start, since, limit)| {
-            let pod = start.pod.as_ref().map(|pod| format!(" for {}/{}", pod.namespace, pod.name));
+            let pod = start.pod.as_ref().map(|pod| format!(" for {pod}"));
             let message = format!(
                 "plugin {}[{}] {}{} runs for more than {} s, longer than it waits for anything",
                 start.plugin,

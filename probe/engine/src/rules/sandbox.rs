@@ -1,6 +1,7 @@
 //! Sandboxes whose network is made and that are given up all the same: what fails comes after CNI.
 
 use alloc::format;
+use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
@@ -9,15 +10,14 @@ use crate::limits;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    // As often as an end is a loop: once, a pod was removed; twice, by chance.
+    // As often as an end is a loop: once, a pod was deleted; twice, by chance.
     let often = |times: u32| usize::try_from(times).is_ok_and(|times| times >= limits::CRASHES);
-    let failing = facts.given_up.iter().filter(|(_, known)| often(known.times) && !known.works(facts.now));
+    let failing = facts.sandboxes_given_up().filter(|(_, known)| often(known.times));
     let Some((pod, known)) = failing.min_by_key(|(_, known)| known.since) else { return Vec::new() };
-    let pod = format!("{}/{}", pod.namespace, pod.name);
     let message = format!(
-        "the network of {pod} is made and its sandbox is given up at once, again and again: the pause image, \
-         resolv.conf or the cgroup fails after CNI; not a fault of the network"
+        "the runtime sets up the network of {pod} and then removes the sandbox, repeatedly: the sandbox image, \
+         resolv.conf or the cgroup fails after CNI; the network is not at fault"
     );
-    let fault = Fault::new(Reason::SandboxImageUnavailable, pod, message, known.since);
+    let fault = Fault::new(Reason::SandboxImageUnavailable, pod.to_string(), message, known.since);
     Vec::from([fault.may_come_from(causes::OF_SANDBOXES)])
 }
