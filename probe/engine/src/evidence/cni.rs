@@ -39,7 +39,7 @@ pub(crate) struct PluginFailure {
     pub(crate) error: Option<CniError>,
     pub(crate) code: u8,
     pub(crate) signal: u8,
-    /// The first Unix socket that did not answer it.
+    /// The first Unix socket of an agent that did not answer it.
     pub(crate) socket: Option<AgentSocket>,
     /// The last thing that the kernel refused it.
     pub(crate) refusal: Option<NetlinkError>,
@@ -150,14 +150,21 @@ impl Facts {
             return;
         }
         let spoken = end.delegates.iter().rev().find(|delegate| delegate.error.is_some());
+        let error = spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone());
+        // The C library and loggers try sockets that need not be there (nscd, syslog, D-Bus, systemd-resolved): it is an
+        // agent's when a CNI is known to use it, or when the plugin itself names it.
+        let is_agents = |path: &str| {
+            let is_named = |error: &CniError| error.msg.contains(path) || error.details.contains(path);
+            cnis::of_socket(path).is_some() || error.as_ref().is_some_and(is_named)
+        };
         let failure = PluginFailure {
             speaker: spoken.map_or_else(|| name.clone(), |delegate| delegate.plugin.clone()),
-            error: spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone()),
+            error: error.clone(),
             code: end.exit.code,
             signal: end.exit.signal,
             refusal: end.refusals.last().cloned(),
             netns: (end.start.netns.clone(), end.start.netns_seen),
-            socket: end.sockets.iter().find(|socket| socket.errno != 0).cloned(),
+            socket: end.sockets.iter().find(|socket| socket.errno != 0 && is_agents(&socket.path)).cloned(),
             since: self.plugins.get(name).map_or(at, |known| known.since),
             // The next try takes as long.
             until: at.plus(limits::SANDBOX_RETRY).plus(end.took_ns),
