@@ -80,8 +80,10 @@ pub const AGENT_FAILURE: u64 = 600 * SECOND;
 pub const CRASHES: usize = 3;
 /// See [`CRASHES`].
 pub const CRASH_WINDOW: u64 = 600 * SECOND;
-/// How long nothing must end before a loop counts as over: longer than the kubelet's first back-offs.
+/// How long nothing must crash before a loop counts as ended: longer than the kubelet's first back-offs.
 pub const CRASH_REST: u64 = 120 * SECOND;
+/// How long a process must run at least before it counts as up again: what fails at its start fails within seconds.
+pub const UP_AGAIN: u64 = 10 * SECOND;
 /// A loss whose state was not read again in this time makes the side Unknown. Reading takes milliseconds.
 pub const REREAD: u64 = 5 * SECOND;
 

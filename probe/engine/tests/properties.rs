@@ -124,7 +124,7 @@ fn anything() -> impl Strategy<Value = Observation> {
         Just(ProcessEvent::Started),
         Just(ProcessEvent::Found),
         (0..3_u8, prop::sample::select(vec![0, 9, 15]), any::<bool>()).prop_map(|(code, signal, oom)| {
-            ProcessEvent::Exited { exit: ExitStatus { code, signal }, sender: None, oom }
+            ProcessEvent::Exited { exit: ExitStatus { code, signal }, sender: None, sent: 0, oom }
         }),
     ];
     let pods = || Some(Pod { namespace: "shop".into(), name: "web-1".into(), uid: String::new() });

@@ -332,7 +332,8 @@ impl App {
             if !found.iter().any(|now| now.actor.pid == process.pid) {
                 self.enricher.clients().exited(process.pid);
                 // How it ended was lost with its event.
-                let event = ProcessEvent::Exited { exit: ExitStatus::default(), sender: None, oom: false };
+                let exit = ExitStatus::default();
+                let event = ProcessEvent::Exited { exit, sender: None, sent: 0, oom: false };
                 let ended = Observation::Process(Process { process, class, event });
                 self.deliver(clock::now(), ended, sinks);
             }

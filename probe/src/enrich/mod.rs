@@ -199,7 +199,8 @@ impl Enricher {
                         name: clean(text(&record.sender_comm), NAME_MAX),
                     });
                     let exit = ExitStatus::from_wait(record.status);
-                    let event = ProcessEvent::Exited { exit, sender, oom: record.oom != 0 };
+                    let sent = u8::try_from(record.signal).unwrap_or_default();
+                    let event = ProcessEvent::Exited { exit, sender, sent, oom: record.oom != 0 };
                     emit(at, Observation::Process(Process { process, class, event }));
                 }
             }

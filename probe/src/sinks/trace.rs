@@ -232,7 +232,7 @@ impl<W: Write> Timeline<W> {
         match &process.event {
             ProcessEvent::Found => {}
             ProcessEvent::Started => self.line(at, "proc", &what, FAINT, "started"),
-            ProcessEvent::Exited { exit, sender, oom } => {
+            ProcessEvent::Exited { exit, sender, oom, .. } => {
                 let mut how = match exit.signal {
                     0 => format!("ended, exit code {}", exit.code),
                     signal => format!("ended by signal {signal}"),

@@ -1,11 +1,11 @@
-//! Processes that matter: who runs, since when, how it last ended.
+//! Processes that matter: who runs, since when, how it last exited.
 
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 
 use super::Facts;
 use crate::limits;
-use crate::observation::{Mono, Process, ProcessClass, ProcessEvent};
+use crate::observation::{Keeper, Mono, Process, ProcessClass, ProcessEvent};
 
 /// Every process of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,54 +15,69 @@ pub(crate) struct Life {
     pub(crate) pids: BTreeSet<u32>,
     /// When the newest was started, if that was seen.
     pub(crate) started: Option<Mono>,
-    /// The newest end.
+    /// The newest exit.
     pub(crate) ended: Option<(Mono, ProcessEvent)>,
-    /// The newest ends.
-    ends: VecDeque<Mono>,
+    /// The newest crashes; a stop is none.
+    crashes: VecDeque<Mono>,
+    /// For how long those had run that ended last, nanoseconds.
+    lived_ns: VecDeque<u64>,
 }
 
-/// Who ends others to start them again: runtimes, for the kubelet.
-const IN_ORDER: &[&str] = &["conmon", "containerd", "crio", "crun", "docker", "kubelet", "runc"];
-
-// include/uapi/asm-generic/signal.h; a shell's and Go's exit code for a signal is 128 more.
-const SIGKILL: u8 = 9;
-const SIGTERM: u8 = 15;
-
 impl Life {
-    /// It ends again and again.
+    /// It crashes repeatedly. One that outlives its predecessors is up again.
     pub(crate) fn loops(&self, now: Mono) -> bool {
-        self.ends.len() >= limits::CRASHES
-            && self.ends.front().is_some_and(|at| now.since(*at) < limits::CRASH_WINDOW)
-            && self.ends.back().is_some_and(|at| now.since(*at) < limits::CRASH_REST)
+        let recent = |crash: Option<&Mono>, window| crash.is_some_and(|at| now.since(*at) < window);
+        self.crashes.len() >= limits::CRASHES
+            && recent(self.crashes.front(), limits::CRASH_WINDOW)
+            && recent(self.crashes.back(), limits::CRASH_REST)
+            && !self.is_up_again(now)
     }
 
-    /// When it last ended because somebody whose work that is told it to.
-    pub(crate) fn told_to_end(&self) -> Option<Mono> {
-        let (at, ProcessEvent::Exited { exit, sender, oom }) = self.ended.as_ref()? else { return None };
-        let keeper = sender.as_ref().map(|sender| IN_ORDER.iter().any(|name| sender.name.starts_with(name)));
-        let asked = exit.success() || exit.signal == SIGTERM || exit.code == 128 + SIGTERM;
-        let in_order = match keeper {
-            Some(keeper) => keeper && (asked || exit.signal == SIGKILL),
-            None => asked,
-        };
-        (in_order && !oom).then_some(*at)
+    /// Whether the process that ended last was stopped.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.ended.as_ref().is_some_and(|(_, event)| event.is_stop())
     }
 
-    /// Until when it has time to start. What serves others is expected sooner than what waits for others.
+    /// Whether the process that runs outlives its predecessors.
+    pub(crate) fn is_up_again(&self, now: Mono) -> bool {
+        self.up_again_from().is_some_and(|at| at <= now)
+    }
+
+    /// When the process that runs will have lived twice as long as any of its predecessors.
+    fn up_again_from(&self) -> Option<Mono> {
+        let longest = self.lived_ns.iter().max()?;
+        let rest = longest.saturating_mul(2).clamp(limits::UP_AGAIN, limits::CRASH_REST);
+        self.started.filter(|_| !self.pids.is_empty()).map(|at| at.plus(rest))
+    }
+
+    /// Until when it has time to start. What serves others is expected sooner than what waits for others, and so is a
+    /// unit of the host: its supervisor stops it only to start it again at once.
     fn settled(&self) -> Option<Mono> {
         use ProcessClass::{ApiServer, Etcd, Proxy};
         let serves = matches!(self.class, ApiServer | Etcd | Proxy);
         let time = if serves { limits::RESTART } else { limits::SETTLE };
-        self.started.into_iter().chain(self.told_to_end()).max().map(|at| at.plus(time))
+        let stopped = self.ended.as_ref().and_then(|(at, event)| {
+            let by_supervisor = event.stopped_by_keeper()? == Keeper::Supervisor;
+            Some(at.plus(if by_supervisor { limits::RESTART } else { time }))
+        });
+        self.started.map(|at| at.plus(time)).into_iter().chain(stopped).max()
     }
 
     /// When any of this changes by time alone.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Mono> {
         let settled = self.settled();
         let rested = self.ended.as_ref().map(|(at, _)| at.plus(limits::CRASH_REST));
-        let forgotten = self.ends.front().map(|at| at.plus(limits::CRASH_WINDOW));
-        settled.into_iter().chain(rested).chain(forgotten)
+        let forgotten = self.crashes.front().map(|at| at.plus(limits::CRASH_WINDOW));
+        settled.into_iter().chain(rested).chain(forgotten).chain(self.up_again_from())
     }
+}
+
+/// Keeps as many as make a loop.
+fn push<T>(newest: &mut VecDeque<T>, one: T) {
+    if newest.len() >= limits::CRASHES {
+        newest.pop_front();
+    }
+    newest.push_back(one);
 }
 
 impl Facts {
@@ -77,7 +92,8 @@ impl Facts {
                 pids: BTreeSet::new(),
                 started: None,
                 ended: None,
-                ends: VecDeque::new(),
+                crashes: VecDeque::new(),
+                lived_ns: VecDeque::new(),
             };
             self.lives.insert(name.clone(), life);
         }
@@ -94,10 +110,11 @@ impl Facts {
             ProcessEvent::Exited { .. } => {
                 life.pids.remove(&process.process.pid);
                 life.ended = Some((at, process.event.clone()));
-                if life.ends.len() >= limits::CRASHES {
-                    life.ends.pop_front();
+                let lived_ns = life.started.map_or(0, |started| at.since(started));
+                push(&mut life.lived_ns, lived_ns);
+                if !process.event.is_stop() {
+                    push(&mut life.crashes, at);
                 }
-                life.ends.push_back(at);
             }
         }
     }
@@ -122,8 +139,8 @@ impl Facts {
         ends.max_by_key(|(_, at, _)| *at)
     }
 
-    /// Until when these have time to start: after a boot, after their own start, and after they were told to
-    /// end by somebody who will start them again. Who ends again and again has none.
+    /// Until when these have time to start: after a boot, after their own start, and after they were stopped by a runtime
+    /// or supervisor that will start them again. A crash loop gets no such grace period.
     pub(crate) fn settling(&self, who: impl Fn(&str, ProcessClass) -> bool) -> Option<Mono> {
         let calm = self.lives_of(who).filter(|(_, life)| !life.loops(self.now));
         let boot = Mono(limits::SETTLE);

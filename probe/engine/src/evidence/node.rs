@@ -6,8 +6,8 @@ use alloc::string::{String, ToString as _};
 use super::Facts;
 use crate::limits;
 use crate::observation::{
-    Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent, Role, Runtime,
-    SocketConnect,
+    Actor, Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent, Role,
+    Runtime, SocketConnect,
 };
 
 /// A Unix socket that does not answer.
@@ -132,7 +132,7 @@ impl Facts {
             let ended = matches!(process.event, ProcessEvent::Exited { .. });
             self.vswitchd_gone = ended.then(|| (process.process.name.clone(), at));
         }
-        let ProcessEvent::Exited { exit, sender, oom } = &process.event else { return };
+        let ProcessEvent::Exited { exit, sender, oom, .. } = &process.event else { return };
         let mut text = format!("{}[{}] ended", process.process.name, process.process.pid);
         match exit.signal {
             0 => text.push_str(&format!(" with exit code {}", exit.code)),
@@ -145,7 +145,11 @@ impl Facts {
             text.push_str(", out of memory");
         }
         self.line(at, "process.exit", text);
-        if matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy) {
+        // Static pods that their own runtime stops repeatedly are a fault, too; what an operator restarts is none.
+        let by_runtime = sender.as_ref().is_some_and(Actor::is_runtime);
+        let serves =
+            matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy);
+        if serves && (by_runtime || !process.event.is_stop()) {
             if self.exits.len() >= limits::EXITS {
                 self.exits.pop_front();
             }

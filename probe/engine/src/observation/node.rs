@@ -7,6 +7,8 @@ use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::is_zero;
+
 /// What this host is for. Found from processes, manifests and files, or set by `--role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -181,6 +183,15 @@ pub enum ProcessClass {
     Proxy,
 }
 
+/// Who stops a process in order to restart or replace it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    /// An init system: the process is a unit of the host.
+    Supervisor,
+    /// A container runtime, on behalf of the kubelet.
+    Runtime,
+}
+
 /// See [`super::Observation::Process`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -205,19 +216,79 @@ pub enum ProcessEvent {
     Exited {
         /// How.
         exit: ExitStatus,
-        /// Who sent the deadly signal.
+        /// Sender of the newest signal that ends a process by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sender: Option<Actor>,
+        /// The number of that signal, whether the process handled it or not; 0 when it is not known.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        sent: u8,
         /// The out-of-memory killer chose it.
         #[serde(default)]
         oom: bool,
     },
 }
 
+// include/uapi/asm-generic/signal.h
+const SIGINT: u8 = 2;
+const SIGKILL: u8 = 9;
+const SIGTERM: u8 = 15;
+
+/// Programs that start and stop others: init systems and service supervisors. The first process is one whatever its name.
+const SUPERVISORS: &[&str] = &["init", "runsv", "s6-supervise", "supervise-daemon", "supervisord", "systemd"];
+
+/// Container runtimes and what they are made of: they stop containers on behalf of the kubelet.
+const RUNTIMES: &[&str] = &["conmon", "containerd", "crio", "crun", "docker", "kubelet", "runc"];
+
+impl Actor {
+    /// Returns whether this is an init system or a service supervisor.
+    fn is_supervisor(&self) -> bool {
+        self.pid == 1 || SUPERVISORS.contains(&self.name.as_str())
+    }
+
+    /// Returns whether this is a container runtime or a part of one.
+    pub(crate) fn is_runtime(&self) -> bool {
+        RUNTIMES.iter().any(|name| self.name.starts_with(name))
+    }
+}
+
 impl ProcessEvent {
+    /// Returns whether the process exited on request, or because it was done: exit code 0, an exit after
+    /// SIGTERM or SIGINT, or SIGKILL from its supervisor or runtime after these. Everything else is a crash.
+    pub(crate) fn is_stop(&self) -> bool {
+        let Self::Exited { exit, sender, sent, oom } = self else { return false };
+        let keeper = sender.as_ref().is_some_and(|sender| sender.is_supervisor() || sender.is_runtime());
+        let signal = match (*sent, exit.signal) {
+            // Shells and Go's programs exit with 128 and the number of the signal.
+            (0, 0) => exit.code.saturating_sub(128),
+            (0, signal) | (signal, _) => signal,
+        };
+        let asked = match signal {
+            SIGINT | SIGTERM => true,
+            SIGKILL => keeper,
+            // Which signal it was is not in recordings of older agents.
+            _ => keeper && *sent == 0 && exit.signal == 0,
+        };
+        !oom && (exit.success() || asked)
+    }
+
+    /// Returns whether a process that exited like this is started again by whoever stopped it.
+    pub(crate) fn stopped_by_keeper(&self) -> Option<Keeper> {
+        let Self::Exited { sender, .. } = self else { return None };
+        if !self.is_stop() {
+            return None;
+        }
+        match sender {
+            Some(sender) if sender.is_runtime() => Some(Keeper::Runtime),
+            Some(sender) if sender.is_supervisor() => Some(Keeper::Supervisor),
+            Some(_) => None,
+            // A container's first process is stopped from outside of what is seen.
+            None => Some(Keeper::Runtime),
+        }
+    }
+
     /// How it ended, to follow `it ended`; `None` for one that runs.
     pub(crate) fn how(&self) -> Option<String> {
-        let Self::Exited { exit, sender, oom } = self else { return None };
+        let Self::Exited { exit, sender, oom, .. } = self else { return None };
         Some(match (exit.signal, sender) {
             _ if *oom => String::from("by the kernel, out of memory"),
             (0, None) => format!("by itself, with exit code {}", exit.code),

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::{Fault, causes};
 use crate::evidence::Facts;
 use crate::limits;
-use crate::observation::{Process, ProcessClass, ProcessEvent};
+use crate::observation::{Mono, Process, ProcessClass, ProcessEvent};
 use crate::outcome::is_own;
 use crate::reason::Reason;
 
@@ -22,11 +22,16 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // etcd first: kube-apiserver cannot live without it.
     let mut loops: Vec<_> = ends.into_iter().filter(|(_, ends)| ends.len() >= limits::CRASHES).collect();
     loops.sort_by_key(|(_, ends)| ends[0].1.class != ProcessClass::Etcd);
-    // A loop that has come to rest is over: nothing ended for a while, and what should listen does.
+    // A loop ends when a process outlives its predecessors, or when none has exited for a while, and only if everything that
+    // should listen does.
     let own_down = !facts.missing_listeners().is_empty();
+    let rests = |name: &str, newest: Mono| {
+        let up_again = facts.lives.get(name).is_some_and(|life| life.is_up_again(facts.now));
+        up_again || facts.now.since(newest) >= limits::CRASH_REST
+    };
     loops
         .into_iter()
-        .filter(|(_, ends)| own_down || facts.now.since(ends[ends.len() - 1].0) < limits::CRASH_REST)
+        .filter(|(name, ends)| own_down || !rests(name, ends[ends.len() - 1].0))
         .take(1)
         .map(|(name, ends)| {
             let (_, newest) = ends[ends.len() - 1];
@@ -57,5 +62,5 @@ fn disagreement(facts: &Facts, process: &Process) -> String {
 }
 
 fn by_itself(process: &Process) -> bool {
-    matches!(&process.event, ProcessEvent::Exited { exit, sender: None, oom: false } if exit.signal == 0)
+    matches!(&process.event, ProcessEvent::Exited { exit, sender: None, oom: false, .. } if exit.signal == 0)
 }

@@ -30,7 +30,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         None => ("kubelet", told, String::new()),
     };
     let message = match looping {
-        Some((name, _)) => format!("{name} ends again and again{how}"),
+        Some((name, _)) => format!("{name} crashes repeatedly{how}"),
         None => format!("{name} does not run{how}"),
     };
     let settles = facts.settling(is_kubelet).filter(|_| looping.is_none());
