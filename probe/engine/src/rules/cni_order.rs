@@ -49,7 +49,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 /// Its agent runs, or did.
-pub(super) fn has_lived(facts: &Facts, cni: &Cni) -> bool {
+fn has_lived(facts: &Facts, cni: &Cni) -> bool {
     facts.lives_of(|name, _| cni.executables.contains(&name)).next().is_some()
 }
 

@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 
 use super::Fault;
 use super::cni_config::winner;
-use super::cni_order::has_lived;
 use crate::cnis::{self, Cni};
 use crate::evidence::Facts;
 use crate::observation::Mono;
@@ -27,11 +26,17 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
     let (config, since) = facts.config.as_ref()?;
     if config.files.is_empty() {
-        let cni = cnis::CNIS.iter().find(|cni| cni.needs_pod_cidr && has_lived(facts, cni))?;
+        let cni = cnis::CNIS.iter().find(|cni| cni.needs_pod_cidr && is_wanted(facts, cni))?;
         return Some((cni, *since));
     }
     let (file, plugins) = winner(config, facts.host.runtime)?;
     let since =
         plugins.iter().filter_map(|plugin| facts.plugins.get(plugin)).map(|failed| failed.since).min()?;
     Some((cnis::of_config(&file.name, plugins)?, since))
+}
+
+/// Its agent runs, or ended by itself: without a range some of them exit. One that was stopped waits for nothing.
+fn is_wanted(facts: &Facts, cni: &Cni) -> bool {
+    let mut lives = facts.lives_of(|name, _| cni.executables.contains(&name));
+    lives.any(|(_, life)| !life.pids.is_empty() || !life.was_stopped())
 }
