@@ -71,3 +71,22 @@ impl Settings {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use clap::Parser;
+
+    use super::Settings;
+    use crate::cli::NodeArgs;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        node: NodeArgs,
+    }
+
+    /// Returns the settings of a command line with these flags.
+    pub(crate) fn settings(flags: &[&str]) -> Settings {
+        Line::parse_from([&["probe"], flags].concat()).node.settings().expect("settings")
+    }
+}

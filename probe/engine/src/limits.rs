@@ -41,6 +41,9 @@ pub const WAITS: u64 = 5 * SECOND;
 /// How long ovs-vswitchd may take to make a change: it does so within a second, or after many at once within
 /// a few.
 pub const BEHIND: u64 = 10 * SECOND;
+/// How often the kubelet must have dialled a CRI socket in vain before it counts as the one that it needs, where its
+/// configuration is not known: cAdvisor dials each one once at a start of the kubelet.
+pub const UNKNOWN_ENDPOINT: u32 = 3;
 /// Configuration files whose changes are remembered.
 pub const FILES: usize = 64;
 /// How long a runtime has to open a configuration that was changed: containerd and CRI-O do so at once.

@@ -181,6 +181,10 @@ impl App {
                 host.runtime = found.runtime;
             }
             host.kubelet_installed = found.kubelet_installed;
+            // Between two kubelets the endpoint of the last one stands.
+            if found.runtime_endpoint.is_some() {
+                host.runtime_endpoint = found.runtime_endpoint;
+            }
         };
         self.update_host(update, sinks);
     }

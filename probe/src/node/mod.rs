@@ -12,6 +12,7 @@ mod errqueue;
 pub(crate) mod file;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
+mod kubelet;
 mod leases;
 pub(crate) mod limits;
 pub(crate) mod links;

@@ -51,8 +51,19 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> H
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
     let runtime = runtime(settings, processes, exists);
+    let runtime_endpoint = match &settings.runtime_endpoint {
+        Some(endpoint) => super::kubelet::socket(&endpoint.to_string_lossy()),
+        None => super::kubelet::runtime_endpoint(settings, processes),
+    };
     let kubelet_installed = KUBELET_FILES.iter().any(&exists);
-    let host = |role, role_set| Host { role, role_set, runtime, kubelet_installed, ..Host::default() };
+    let host = |role, role_set| Host {
+        role,
+        role_set,
+        runtime,
+        runtime_endpoint,
+        kubelet_installed,
+        ..Host::default()
+    };
     if let Some(role) = settings.role {
         return host(role, true);
     }
@@ -91,16 +102,10 @@ fn runtime(settings: &Settings, processes: &[Found], exists: impl Fn(&&str) -> b
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
+    use crate::settings::tests::settings;
     use probe_engine::Actor;
 
     use super::*;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        node: crate::cli::NodeArgs,
-    }
 
     const CONTAINERD: (&str, ProcessClass) = ("containerd", ProcessClass::Runtime);
     const KUBELET: (&str, ProcessClass) = ("kubelet", ProcessClass::Kubelet);
@@ -114,7 +119,7 @@ mod tests {
             std::fs::write(path, "").expect("written");
         }
         let flag = root.path().to_str().expect("a text");
-        let settings = Line::parse_from(["probe", "--host-root", flag]).node.settings().expect("settings");
+        let settings = settings(&["--host-root", flag]);
         let found = |(name, class): &(&str, ProcessClass)| Found {
             actor: Actor { pid: 1, name: (*name).to_owned() },
             class: *class,

@@ -15,6 +15,8 @@ use crate::observation::{
 pub(crate) struct SocketFailure {
     pub(crate) path: String,
     pub(crate) errno: u32,
+    /// How often in a row.
+    pub(crate) tries: u32,
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
@@ -22,6 +24,14 @@ pub(crate) struct SocketFailure {
 /// Sockets of container runtimes, wherever an installer puts them.
 fn is_cri_socket(path: &str) -> bool {
     ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
+}
+
+/// `/var/run` is a link to `/run` (FHS 3.0, section 5.13): both name the same socket.
+fn is_same_path(one: &str, other: &str) -> bool {
+    fn bare(path: &str) -> &str {
+        path.strip_prefix("/var").filter(|rest| rest.starts_with("/run/")).unwrap_or(path)
+    }
+    bare(one) == bare(other)
 }
 
 /// A positive errno of connect(2) for a Unix socket, in plain words that follow its path.
@@ -82,7 +92,7 @@ impl Facts {
 
     /// The CRI socket as the kubelet finds it.
     pub(super) fn socket(&mut self, at: Mono, connect: SocketConnect) {
-        if connect.class != ProcessClass::Kubelet || !is_cri_socket(&connect.path) {
+        if connect.class != ProcessClass::Kubelet || !self.may_be_endpoint(&connect.path) {
             return;
         }
         if connect.errno == 0 {
@@ -92,11 +102,8 @@ impl Facts {
             }
             return;
         }
-        // A kubelet that starts tries the sockets of every runtime that it can count containers of.
-        if !self.is_runtime_of_this_host(&connect.path) && !self.served.contains(&connect.path) {
-            return;
-        }
-        let since = self.runtime_down.as_ref().map_or(at, |known| known.since);
+        let known = self.runtime_down.as_ref().filter(|known| known.path == connect.path);
+        let (since, tries) = known.map_or((at, 0), |known| (known.since, known.tries));
         let text = format!(
             "{}[{}] → {} {}",
             connect.client.name,
@@ -107,15 +114,31 @@ impl Facts {
         if self.runtime_down.as_ref().is_none_or(|known| known.errno != connect.errno) {
             self.line(at, "runtime.socket", text);
         }
-        self.runtime_down = Some(SocketFailure { path: connect.path, errno: connect.errno, since, last: at });
+        let tries = tries.saturating_add(1);
+        self.runtime_down =
+            Some(SocketFailure { path: connect.path, errno: connect.errno, tries, since, last: at });
     }
 
-    fn is_runtime_of_this_host(&self, path: &str) -> bool {
-        match self.host.runtime {
+    /// A kubelet that starts dials the socket of every runtime whose containers it can count (cAdvisor): only the one
+    /// that it is configured for counts. Where that is not known, the one that it has reached before does.
+    fn may_be_endpoint(&self, path: &str) -> bool {
+        if let Some(endpoint) = &self.host.runtime_endpoint {
+            return is_same_path(endpoint, path);
+        }
+        let of_host = match self.host.runtime {
             Runtime::Containerd => !path.ends_with("/crio.sock"),
             Runtime::CriO => path.ends_with("/crio.sock"),
-            Runtime::Unknown => self.served.is_empty(),
-        }
+            Runtime::Unknown => true,
+        };
+        is_cri_socket(path) && (of_host && self.served.is_empty() || self.served.contains(path))
+    }
+
+    /// The CRI socket that does not answer. Where nothing says which one the kubelet is configured for, one that it tries
+    /// repeatedly is the one that it needs: cAdvisor dials once.
+    pub(crate) fn dead_endpoint(&self) -> Option<&SocketFailure> {
+        let down = self.runtime_down.as_ref()?;
+        let is_known = self.host.runtime_endpoint.is_some() || self.served.contains(&down.path);
+        (is_known || down.tries >= limits::UNKNOWN_ENDPOINT).then_some(down)
     }
 
     pub(super) fn process(&mut self, at: Mono, process: Process) {

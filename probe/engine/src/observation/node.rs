@@ -50,6 +50,9 @@ pub struct Host {
     /// Which runtime reads the CNI configuration.
     #[serde(default)]
     pub runtime: Runtime,
+    /// The CRI socket that the kubelet is configured for, as a path; `None` when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_endpoint: Option<String>,
     /// Addresses of this host's own links, loopback included.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,

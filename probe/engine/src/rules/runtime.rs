@@ -9,7 +9,7 @@ use crate::observation::ProcessClass;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let down = facts.runtime_down.iter();
+    let down = facts.dead_endpoint().into_iter();
     down.map(|failure| {
         let words = socket_errno(failure.errno);
         let message = format!("the kubelet cannot reach the container runtime: {} {words}", failure.path);

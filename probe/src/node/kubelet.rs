@@ -1,0 +1,111 @@
+//! What the running kubelet is configured for: a path is a guess, its command line is a fact.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use probe_engine::ProcessClass;
+use serde_json::Value;
+
+use super::file;
+use super::processes::Found;
+use crate::settings::Settings;
+use crate::text::clean;
+
+/// Longest path that is kept.
+const PATH: usize = 256;
+/// Longest command line that is read: a kubelet's has a few kilobytes.
+const COMMAND_LINE: usize = 128 * 1024;
+
+/// Returns the CRI socket that the kubelet among `processes` is configured for, as a path with control characters
+/// escaped: by `--container-runtime-endpoint`, then by `containerRuntimeEndpoint` in the file of `--config`.
+///
+/// `None` without a kubelet of its own (k3s and others have it inside), and where it names none.
+pub(super) fn runtime_endpoint(settings: &Settings, processes: &[Found]) -> Option<String> {
+    kubelets(processes).find_map(|words| endpoint(settings, &words))
+}
+
+/// Returns where the kubelet among `processes` keeps its files, by `--root-dir`; `None` without one, and where it names none.
+pub(super) fn root_dir(processes: &[Found]) -> Option<PathBuf> {
+    kubelets(processes)
+        .find_map(|words| flag(&words, "root-dir").map(PathBuf::from).filter(|dir| dir.is_absolute()))
+}
+
+/// The command lines of the kubelets among `processes`.
+fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
+    let kubelets = processes.iter().filter(|found| found.class == ProcessClass::Kubelet);
+    kubelets.filter_map(|found| command_line(found.actor.pid))
+}
+
+/// The words of a process; `None` when it is gone.
+fn command_line(pid: u32) -> Option<Vec<String>> {
+    let mut bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    bytes.truncate(COMMAND_LINE);
+    Some(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
+fn endpoint(settings: &Settings, words: &[String]) -> Option<String> {
+    let configured = || {
+        let text = file::read_text(&settings.on_host(Path::new(flag(words, "config")?)))?;
+        let config: Value = serde_yaml_ng::from_str(&text).ok()?;
+        Some(config.get("containerRuntimeEndpoint")?.as_str()?.to_owned())
+    };
+    let endpoint = flag(words, "container-runtime-endpoint").map(str::to_owned).or_else(configured)?;
+    socket(&endpoint)
+}
+
+/// The value of a flag in both of its forms, with one dash or two; the last one counts.
+fn flag<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
+    let bare = |word: &'a String| word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
+    words.iter().enumerate().rev().find_map(|(at, word)| match bare(word)?.split_once('=') {
+        Some((known, value)) => (known == name).then_some(value),
+        None => (bare(word)? == name).then(|| words.get(at + 1).map(String::as_str)).flatten(),
+    })
+}
+
+/// `unix:///run/x.sock`, `unix:/run/x.sock` or `/run/x.sock`; `None` for anything that is no Unix socket.
+pub(super) fn socket(endpoint: &str) -> Option<String> {
+    let path =
+        endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
+    let path = PathBuf::from(path);
+    path.is_absolute().then(|| clean(path.as_os_str().as_bytes(), PATH))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::tests::settings;
+
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_endpoint_is_the_flag_s_then_the_configuration_s() {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::write(root.path().join("kubelet.yaml"), "containerRuntimeEndpoint: unix:///run/a.sock\n")
+            .expect("written");
+        let host_root = root.path().to_str().expect("a text");
+        let settings = settings(&["--host-root", host_root]);
+        for (line, wanted) in [
+            ("kubelet --config=/kubelet.yaml", Some("/run/a.sock")),
+            ("kubelet --config /kubelet.yaml --v=2", Some("/run/a.sock")),
+            (
+                "kubelet --config=/kubelet.yaml --container-runtime-endpoint=unix:///run/b.sock",
+                Some("/run/b.sock"),
+            ),
+            ("kubelet -container-runtime-endpoint /run/c.sock", Some("/run/c.sock")),
+            (
+                "kubelet --container-runtime-endpoint=/run/c.sock --container-runtime-endpoint=unix:/run/d.sock",
+                Some("/run/d.sock"),
+            ),
+            ("kubelet --container-runtime-endpoint=tcp://127.0.0.1:1", None),
+            ("kubelet --config=/nothing.yaml", None),
+            ("kubelet --config", None),
+            ("kubelet", None),
+        ] {
+            assert_eq!(endpoint(&settings, &words(line)).as_deref(), wanted, "{line}");
+        }
+    }
+}
