@@ -17,8 +17,8 @@ pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
 pub(crate) use datapath::{ERRNOS, is_taken_vni};
 pub(crate) use lives::Life;
-pub(crate) use node::SocketFailure;
 pub use node::socket_errno;
+pub(crate) use node::{CONNTRACK, SocketFailure};
 
 use crate::cnis::Cni;
 use crate::limits;
@@ -53,6 +53,8 @@ pub(crate) struct Facts {
     pub(crate) unsure: BTreeSet<u32>,
     /// What is full, by what and subject, and since when.
     pub(crate) full: BTreeMap<(String, String), (Limit, Mono)>,
+    /// When the connection tracking table was last reported as full, or as having been full.
+    pub(crate) conntrack_full: Option<Mono>,
     /// By what was asked for: the newest that was refused.
     pub(crate) hits: BTreeMap<String, (LimitHit, Mono, Mono)>,
     /// By file.

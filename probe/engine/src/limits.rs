@@ -72,6 +72,9 @@ pub const BLOCKED: usize = 8;
 /// How long a failed connect counts when nobody tries again. The agent asks every 10 s, and a client's
 /// back-off grows to 30 s: two minutes without a repetition mean that nobody uses the address any more.
 pub const CONNECT_FAILURE: u64 = 120 * SECOND;
+/// How long before it is seen the connection tracking table may have been full, and how long after that its drops show: it
+/// is looked at every 5 s, and a connect that was dropped ends after 10 s at the latest.
+pub const CONNTRACK_SEEN_LATE: u64 = 15 * SECOND;
 /// How long a host that has answered by ICMP may be silent before it counts as silent: a minute of clients that try
 /// every few seconds.
 pub const ICMP_SILENCE: u64 = 60 * SECOND;

@@ -154,7 +154,7 @@ impl Told {
         if limit.max == 0 {
             return;
         }
-        let level = if limit.used >= limit.max {
+        let level = if limit.is_full() {
             2
         } else {
             u8::from(limit.used.saturating_mul(100) >= limit.max.saturating_mul(NEAR_PERCENT))
@@ -238,8 +238,7 @@ fn often() -> Vec<Limit> {
     if let (Some(used), Some(max)) =
         (number(&format!("{conntrack}count")), number(&format!("{conntrack}max")))
     {
-        // The table drops when it holds this many; a few of them are on their way out at any time.
-        found.push(limit("conntrack", "", used, max - max / 100));
+        found.push(limit("conntrack", "", used, max));
     }
     if let (Some(used), Some(max)) = (tasks(), number("/proc/sys/kernel/pid_max")) {
         found.push(limit("processes", "", used, max));
@@ -337,7 +336,7 @@ mod tests {
     fn only_a_change_of_level_is_told() {
         let mut told = Told::default();
         let mut seen = Vec::new();
-        for used in [1, 50, 89, 90, 95, 100, 101, 40] {
+        for used in [1, 50, 89, 90, 95, 99, 100, 40] {
             told.limit(limit("conntrack", "", used, 100), &mut seen);
         }
         let used: Vec<_> = seen
@@ -347,7 +346,7 @@ mod tests {
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(used, [90, 100, 40]);
+        assert_eq!(used, [90, 99, 40]);
     }
 
     #[test]

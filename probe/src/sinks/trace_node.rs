@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use probe_engine::{Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words, refusal};
+use probe_engine::{Limit, Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words, refusal};
 
 use super::layout::{BAD, FAINT, GOOD, UNSURE, took};
 use super::trace::Timeline;
@@ -62,11 +62,7 @@ impl<W: Write> Timeline<W> {
                 let what = format!("{}[{}]", gone.process.name, gone.process.pid);
                 self.line(at, "link", &what, UNSURE, &format!("removed {}", gone.words()));
             }
-            Observation::Limit(limit) => {
-                let style = if limit.used >= limit.max { BAD } else { FAINT };
-                let what = format!("{} {}", limit.what, limit.subject);
-                self.line(at, "limit", &what, style, &format!("{} of {}", limit.used, limit.max));
-            }
+            Observation::Limit(limit) => self.limit(at, limit),
             Observation::LimitHit(hit) => {
                 let what = format!("{}[{}]", hit.process.name, hit.process.pid);
                 let got = format!("got no {}: {}", hit.what, errno_words(hit.errno));
@@ -108,6 +104,12 @@ impl<W: Write> Timeline<W> {
             }
             _ => {}
         }
+    }
+
+    fn limit(&mut self, at: Mono, limit: &Limit) {
+        let style = if limit.is_full() { BAD } else { FAINT };
+        let what = format!("{} {}", limit.what, limit.subject);
+        self.line(at, "limit", &what, style, &format!("{} of {}", limit.used, limit.max));
     }
 
     fn ovs(&mut self, at: Mono, ovs: &Ovs) {

@@ -32,22 +32,32 @@ pub(crate) struct Failure {
 
 impl Ledger {
     /// Will [`Facts::note`] learn nothing but the time of this?
-    pub(super) fn knows(&self, connect: &Connect, outcome: Outcome) -> bool {
+    pub(super) fn knows(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
         match outcome {
             Outcome::Ok | Outcome::Denied | Outcome::NoPort => false,
-            _ => self.failure.as_ref().is_some_and(|known| known.tells(connect, outcome)),
+            _ => self.failure.as_ref().is_some_and(|known| known.tells(connect, outcome, dropped)),
         }
     }
 }
 
 impl Failure {
     /// Everything that this end of a connect could add.
-    fn tells(&self, connect: &Connect, outcome: Outcome) -> bool {
+    fn tells(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
         same(self.outcome, outcome)
             && (self.from.is_some() || from.is_none())
-            && (self.dropped.is_some() || connect.end.dropped.is_none())
+            && (self.dropped.is_some() || dropped.is_none())
     }
+
+    /// Dropped by something that is configured to: netfilter, tc, eBPF, XFRM.
+    pub(crate) fn is_policy(&self) -> bool {
+        self.dropped.as_deref().is_some_and(is_policy)
+    }
+}
+
+/// The kernel's names of drops by netfilter, tc, eBPF and XFRM, and what stands for them where it names none.
+fn is_policy(reason: &str) -> bool {
+    ["NETFILTER_DROP", "TC_EGRESS", "BPF_CGROUP_EGRESS", "XFRM_POLICY", "unknown"].contains(&reason)
 }
 
 /// One API address and how the newest connects to it ended.
@@ -233,11 +243,29 @@ impl Facts {
         blocked.any(|blocked| blocked.backend == Some(*addr))
     }
 
+    /// Why this host dropped what a connect sent. A full connection tracking table drops by netfilter, too, and is no
+    /// policy.
+    pub(super) fn dropped<'a>(&self, at: Mono, connect: &'a Connect) -> Option<&'a str> {
+        let was_full = self.conntrack_full.is_some_and(|full| at.since(full) < limits::CONNTRACK_SEEN_LATE);
+        let is_full = self.full.keys().any(|(what, _)| what == super::CONNTRACK);
+        connect.end.dropped.as_deref().filter(|reason| !(is_policy(reason) && (was_full || is_full)))
+    }
+
+    /// The table was full a moment ago already: it is looked at now and then.
+    pub(super) fn blame_conntrack(&mut self, at: Mono) {
+        for failure in self.targets.values_mut().filter_map(|ledger| ledger.failure.as_mut()) {
+            if failure.is_policy() && at.since(failure.last) < limits::CONNTRACK_SEEN_LATE {
+                failure.dropped = None;
+            }
+        }
+    }
+
     /// Enters the outcome; true when it changes what is known of the address.
     pub(super) fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
+        let dropped = self.dropped(at, connect);
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
-        let dropped = connect.end.dropped.clone();
+        let dropped = dropped.map(String::from);
         let fresh =
             Failure { outcome, from, dropped, early_errno: connect.end.early_errno, since: at, last: at };
         match outcome {
@@ -256,7 +284,7 @@ impl Facts {
             }
             _ if is_silence(outcome) && is_old_silence(ledger, at, connect.took_ns) => false,
             _ => match &mut ledger.failure {
-                Some(known) if known.tells(connect, outcome) => {
+                Some(known) if known.tells(connect, outcome, fresh.dropped.as_deref()) => {
                     known.last = at;
                     false
                 }

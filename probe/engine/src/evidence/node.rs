@@ -21,6 +21,9 @@ pub(crate) struct SocketFailure {
     pub(crate) last: Mono,
 }
 
+/// The connection tracking table among [`Limit::what`].
+pub(crate) const CONNTRACK: &str = "conntrack";
+
 /// Sockets of container runtimes, wherever an installer puts them.
 fn is_cri_socket(path: &str) -> bool {
     ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
@@ -48,7 +51,11 @@ pub fn socket_errno(errno: u32) -> String {
 impl Facts {
     pub(super) fn limit(&mut self, at: Mono, limit: Limit) {
         let key = (limit.what.clone(), limit.subject.clone());
-        if limit.used < limit.max {
+        if limit.what == CONNTRACK && (limit.is_full() || self.full.contains_key(&key)) {
+            self.conntrack_full = Some(at);
+            self.blame_conntrack(at);
+        }
+        if !limit.is_full() {
             self.full.remove(&key);
             return;
         }

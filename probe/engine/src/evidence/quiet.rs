@@ -10,7 +10,7 @@ impl Facts {
     /// node tells of thousands of successes a second.
     pub(crate) fn is_quiet(&self, at: Mono, observation: &Observation) -> bool {
         match observation {
-            Observation::Connect(connect) => self.is_known(connect),
+            Observation::Connect(connect) => self.is_known(at, connect),
             // A plugin that is given too much time is found when its time is over.
             Observation::CniStart(start) => {
                 let is_known = self.running.contains_key(&start.pid);
@@ -32,7 +32,7 @@ impl Facts {
         }
     }
 
-    fn is_known(&self, connect: &Connect) -> bool {
+    fn is_known(&self, at: Mono, connect: &Connect) -> bool {
         let Some(ledger) = self.targets.get(&connect.to).filter(|_| connect.host_netns) else {
             return !self.is_backend(&connect.to);
         };
@@ -46,7 +46,7 @@ impl Facts {
                     && ledger.failure.is_none()
                     && !ledger.denied.contains_key(&connect.role)
             }
-            _ => ledger.knows(connect, outcome),
+            _ => ledger.knows(connect, outcome, self.dropped(at, connect)),
         }
     }
 }

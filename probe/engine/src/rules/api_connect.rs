@@ -67,7 +67,7 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
         }
         Outcome::NoRoute => (Reason::APIRouteMissing, no_route(facts, addr.ip())),
         Outcome::Timeout | Outcome::GaveUp => {
-            if let Some(reason) = failure.dropped.as_deref().filter(|reason| is_policy(reason)) {
+            if let Some(reason) = failure.dropped.as_deref().filter(|_| failure.is_policy()) {
                 let words =
                     format!("gets nothing from this host, whose own packet filter drops it ({reason})");
                 return Some((Reason::APIPolicyDenied, words));
@@ -83,11 +83,6 @@ fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure)
         ),
         Outcome::Ok | Outcome::Cancelled | Outcome::Denied | Outcome::NoPort => return None,
     })
-}
-
-/// Reasons for which this host drops what it was told to drop: netfilter, tc, eBPF, XFRM.
-fn is_policy(reason: &str) -> bool {
-    ["NETFILTER_DROP", "TC_EGRESS", "BPF_CGROUP_EGRESS", "XFRM_POLICY", "unknown"].contains(&reason)
 }
 
 /// Sent by this host; `None` when the kernel did not keep the sender (ICMPv6).

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::{Fault, depth};
 use crate::errno::errno_words;
-use crate::evidence::Facts;
+use crate::evidence::{CONNTRACK, Facts};
 use crate::limits::SECOND;
 use crate::reason::Reason;
 
@@ -24,9 +24,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         faults.push(fault.at_depth(depth::RUNTIME));
     }
     for (limit, since) in facts.full.values() {
-        if limit.what == "conntrack" {
+        if limit.what == CONNTRACK {
             let message = format!(
-                "the connection tracking table is full ({} of {}): new connections are dropped, old ones go on",
+                "the connection tracking table is full: {} of {} entries (net.netfilter.nf_conntrack_max); new \
+                 connections are dropped, established ones continue",
                 limit.used, limit.max
             );
             let fault = Fault::new(Reason::ConntrackExhausted, "nf_conntrack", message, *since);
