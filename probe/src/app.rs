@@ -84,7 +84,8 @@ impl App {
             drops: !app.hooks.iter().any(sees_drops),
         };
         let watched = app.targets.subscribe();
-        sources::spawn(&mut app.tasks, &app.settings, &app.feed, address_feed, watched, stands_in);
+        let processes = app.state.processes();
+        sources::spawn(&mut app.tasks, &app.settings, &app.feed, address_feed, watched, processes, stands_in);
         app.snapshot().await?;
         Ok(app)
     }

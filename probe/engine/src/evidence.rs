@@ -24,8 +24,8 @@ use crate::cnis::Cni;
 use crate::limits;
 use crate::observation::{
     Actor, Admission, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit,
-    ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod,
-    PodCidrs, Process, RouteGone, Scope, Writes,
+    Lost, ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod,
+    PodCidrs, Process, RouteGone, Scope, Stuck, Writes,
 };
 use crate::verdict::Evidence;
 
@@ -84,6 +84,8 @@ pub(crate) struct Facts {
     pub(crate) exits: VecDeque<(Mono, Process)>,
     /// By name of the executable.
     pub(crate) lives: BTreeMap<String, Life>,
+    /// By process id: those that run and make no progress, and since when.
+    pub(crate) stuck: BTreeMap<u32, (Stuck, Mono)>,
     /// By kind and object: routes and rules that somebody took away, and since when.
     pub(crate) routes_gone: BTreeMap<(bool, String), (RouteGone, Mono)>,
     /// By link: what the kernel refused an agent of a CNI, since when and when last.
@@ -172,15 +174,8 @@ impl Facts {
             Observation::Netns(_) | Observation::OvsPort(_) | Observation::Remembered(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
-            Observation::Lost(lost) => {
-                self.lost.entry(lost.scope).or_insert(at);
-                if matches!(lost.scope, Scope::Cni | Scope::Processes) {
-                    // Whose end was lost is not known; those that still run are told again. Of watched processes, which
-                    // run for long, the agent tells which ended instead.
-                    self.unsure.extend(self.running.keys());
-                }
-                self.line(at, "events.lost", format!("{}: {}", lost.hook, lost.words()));
-            }
+            Observation::Stuck(stuck) => self.stuck(at, stuck),
+            Observation::Lost(lost) => self.lost(at, &lost),
             Observation::Reread { scope } => {
                 self.lost.remove(&scope);
                 if matches!(scope, Scope::Cni | Scope::Processes) {
@@ -225,6 +220,16 @@ impl Facts {
             signal: signal.to_string(),
             text: limits::cut(text, limits::MESSAGE),
         });
+    }
+
+    fn lost(&mut self, at: Mono, lost: &Lost) {
+        self.lost.entry(lost.scope).or_insert(at);
+        if matches!(lost.scope, Scope::Cni | Scope::Processes) {
+            // Which runs ended is not known: the agent reports those that continue again. Watched processes live long, so
+            // for them it reports which exited instead.
+            self.unsure.extend(self.running.keys());
+        }
+        self.line(at, "events.lost", format!("{}: {}", lost.hook, lost.words()));
     }
 
     /// Forgets what is too old to count. Answers whether anything went.

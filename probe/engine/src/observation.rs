@@ -128,6 +128,8 @@ pub enum Observation {
     },
     /// A process that matters started, was found at start, or ended.
     Process(Process),
+    /// A process that matters runs and makes no progress, or does again; repeated while it lasts.
+    Stuck(Stuck),
     /// Events were lost; `scope` must be read again before it can be trusted.
     Lost(Lost),
     /// Everything in `scope` was read again; what was reported since the loss is complete.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use probe_engine::{Gap, Host, Observation, ProcessClass, ProcessEvent, Scope};
+use probe_engine::{Gap, Host, Observation, Process, ProcessClass, ProcessEvent, Scope};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::feed::Feed;
 use crate::node::ask::Targets;
+use crate::node::pulse::Watched;
 use crate::node::{self, processes};
 use crate::settings::Settings;
 
@@ -33,12 +34,14 @@ pub(super) fn spawn(
     feed: &Feed,
     addresses_changed: mpsc::Sender<()>,
     targets: watch::Receiver<Targets>,
+    processes: &watch::Sender<Watched>,
     stands_in: StandsIn,
 ) {
     tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::conf_access::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::limits::watch(Arc::clone(settings), feed.clone(), stands_in.drops));
     tasks.spawn(node::connections::watch(targets, feed.clone()));
+    tasks.spawn(node::pulse::watch(processes.subscribe(), feed.clone()));
     tasks.spawn(node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, stands_in.routes));
     tasks.spawn(node::ovs::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::namespaces::watch(Arc::clone(settings), feed.clone()));
@@ -59,6 +62,8 @@ pub(super) struct State {
     role_due: bool,
     reread: BTreeSet<Scope>,
     gaps: Vec<Gap>,
+    /// Kubelets and runtimes that run.
+    processes: watch::Sender<Watched>,
 }
 
 impl State {
@@ -79,17 +84,38 @@ impl State {
                 }
             }
             Observation::Host(host) => self.host = Some(host.clone()),
-            Observation::Process(process) if process.event == ProcessEvent::Started => {
-                self.role_due |= matches!(
+            Observation::Process(process) => {
+                let shows_role = matches!(
                     process.class,
                     ProcessClass::Kubelet
                         | ProcessClass::ApiServer
                         | ProcessClass::Etcd
                         | ProcessClass::Runtime
                 );
+                self.role_due |= shows_role && process.event == ProcessEvent::Started;
+                self.watch_process(process);
             }
             _ => {}
         }
+    }
+
+    fn watch_process(&self, process: &Process) {
+        if !matches!(process.class, ProcessClass::Kubelet | ProcessClass::Runtime) {
+            return;
+        }
+        let Process { process, class, event } = process;
+        self.processes.send_modify(|watched| {
+            if matches!(event, ProcessEvent::Exited { .. }) {
+                watched.remove(&process.pid);
+            } else {
+                watched.insert(process.pid, (process.clone(), *class));
+            }
+        });
+    }
+
+    /// Kubelets and runtimes that run.
+    pub(super) fn processes(&self) -> &watch::Sender<Watched> {
+        &self.processes
     }
 
     pub(super) fn targets(&self) -> &Targets {

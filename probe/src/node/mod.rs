@@ -20,6 +20,7 @@ pub(crate) mod namespaces;
 mod netlink;
 pub(crate) mod ovs;
 pub(crate) mod processes;
+pub(crate) mod pulse;
 pub(crate) mod role;
 pub(crate) mod routes;
 pub(crate) mod sockets;

@@ -115,6 +115,21 @@ pub(crate) struct Stat {
     pub(crate) parent: u32,
     /// When; exact to the clock tick that the kernel keeps (10 ms).
     pub(crate) started: Mono,
+    /// What its first thread does.
+    pub(crate) state: RunState,
+    /// Processor time of all of its threads so far, in ticks of 10 ms.
+    pub(crate) ticks: u64,
+}
+
+/// What a thread does, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunState {
+    /// T or t: stopped by a signal, or by a debugger.
+    Stopped,
+    /// D
+    Uninterruptible,
+    /// It runs, or sleeps.
+    Other,
 }
 
 /// What the kernel tells in one line (proc_pid_stat(5)); `None` when the process is gone.
@@ -122,10 +137,17 @@ pub(crate) fn stat(pid: impl std::fmt::Display) -> Option<Stat> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; behind it come the fields from the third on.
     let mut fields = line.rsplit(')').next()?.split_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?;
-    let ticks: u64 = fields.nth(17)?.parse().ok()?;
+    let state = match fields.next()? {
+        "T" | "t" => RunState::Stopped,
+        "D" => RunState::Uninterruptible,
+        _ => RunState::Other,
+    };
+    let parent = fields.next()?.parse().ok()?;
+    let mut number = |skipped: usize| fields.nth(skipped)?.parse::<u64>().ok();
+    let (user, system, started) = (number(9)?, number(0)?, number(6)?);
     // USER_HZ is 100 on every Linux of ours.
-    Some(Stat { parent, started: Mono(ticks.saturating_mul(10_000_000)) })
+    let started = Mono(started.saturating_mul(10_000_000));
+    Some(Stat { parent, started, state, ticks: user.saturating_add(system) })
 }
 
 /// Inode number of a process' network namespace; `None` when it is gone.

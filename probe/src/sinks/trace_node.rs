@@ -68,6 +68,13 @@ impl<W: Write> Timeline<W> {
                 let got = format!("got no {}: {}", hit.what, errno_words(hit.errno));
                 self.line(at, "limit", &what, BAD, &got);
             }
+            Observation::Stuck(stuck) => {
+                let who = format!("{}[{}]", stuck.process.name, stuck.process.pid);
+                match stuck.how {
+                    Some(how) => self.line(at, "process", &who, BAD, how.words()),
+                    None => self.line(at, "process", &who, GOOD, "makes progress again"),
+                }
+            }
             Observation::CgroupDrivers(drivers) => {
                 let agree = drivers.kubelet == drivers.runtime;
                 let what = format!("kubelet {}, runtime {}", drivers.kubelet, drivers.runtime);

@@ -1,11 +1,12 @@
 //! Processes that matter: who runs, since when, how it last exited.
 
 use alloc::collections::{BTreeSet, VecDeque};
+use alloc::format;
 use alloc::string::String;
 
 use super::Facts;
 use crate::limits;
-use crate::observation::{Keeper, Mono, Process, ProcessClass, ProcessEvent};
+use crate::observation::{Actor, Keeper, Mono, Process, ProcessClass, ProcessEvent, Stuck, StuckHow};
 
 /// Every process of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,7 @@ impl Facts {
             }
             ProcessEvent::Exited { .. } => {
                 life.pids.remove(&process.process.pid);
+                self.stuck.remove(&process.process.pid);
                 life.ended = Some((at, process.event.clone()));
                 let lived_ns = life.started.map_or(0, |started| at.since(started));
                 push(&mut life.lived_ns, lived_ns);
@@ -117,6 +119,28 @@ impl Facts {
                 }
             }
         }
+    }
+
+    pub(super) fn stuck(&mut self, at: Mono, stuck: Stuck) {
+        let pid = stuck.process.pid;
+        let Some(how) = stuck.how else {
+            self.stuck.remove(&pid);
+            return;
+        };
+        let known = self.stuck.get(&pid).map(|(_, since)| *since);
+        if known.is_none() {
+            self.line(at, "process.stuck", format!("{}[{pid}] {}", stuck.process.name, how.words()));
+        }
+        if self.stuck.len() < limits::LIVES || known.is_some() {
+            let since = known.unwrap_or_else(|| at.minus(stuck.for_ns));
+            self.stuck.insert(pid, (stuck, since));
+        }
+    }
+
+    /// The process of this class that runs and makes no progress: who, how, since when.
+    pub(crate) fn stuck_of(&self, class: ProcessClass) -> Option<(&Actor, StuckHow, Mono)> {
+        let mut stuck = self.stuck.values().filter(|(stuck, _)| stuck.class == class);
+        stuck.find_map(|(stuck, since)| Some((&stuck.process, stuck.how?, *since)))
     }
 
     /// Lives of these, by name.

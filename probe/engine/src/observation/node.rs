@@ -221,6 +221,44 @@ pub struct Process {
     pub event: ProcessEvent,
 }
 
+/// See [`super::Observation::Stuck`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stuck {
+    /// The process.
+    pub process: Actor,
+    /// What it is.
+    pub class: ProcessClass,
+    /// How it is stuck; `None` when it makes progress again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub how: Option<StuckHow>,
+    /// For how long, nanoseconds, as far as that was seen.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub for_ns: u64,
+}
+
+/// How a process makes no progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StuckHow {
+    /// State T: stopped by a signal, or traced.
+    Stopped,
+    /// State D: inside a system call that cannot be interrupted.
+    Uninterruptible,
+    /// None of its threads was scheduled, though they were before.
+    Asleep,
+}
+
+impl StuckHow {
+    /// In plain words, after the process.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Stopped => "is stopped (state T: SIGSTOP, SIGTSTP or a debugger)",
+            Self::Uninterruptible => "hangs in a system call (state D: disk or network file system)",
+            Self::Asleep => "is blocked: none of its threads runs (deadlock, or a frozen cgroup)",
+        }
+    }
+}
+
 /// What happened to a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

@@ -17,6 +17,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let kubelets: Vec<_> = facts.lives_of(is_kubelet).collect();
     let looping = kubelets.iter().find(|(_, life)| life.loops(facts.now));
     let runs = kubelets.iter().any(|(_, life)| !life.pids.is_empty());
+    if let Some((who, how, since)) = facts.stuck_of(ProcessClass::Kubelet) {
+        let message = format!("{}[{}] does not respond: it {}", who.name, who.pid, how.words());
+        return Vec::from([Fault::new(Reason::KubeletDown, who.name.as_str(), message, since)]);
+    }
     // Without one that was ever seen, its files must say that there should be one.
     if looping.is_none() && (runs || kubelets.is_empty() && !facts.host.kubelet_installed) {
         return Vec::new();

@@ -9,6 +9,11 @@ use crate::observation::ProcessClass;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
+    if let Some((who, how, since)) = facts.stuck_of(ProcessClass::Runtime) {
+        let message =
+            format!("the container runtime does not respond: {}[{}] {}", who.name, who.pid, how.words());
+        return Vec::from([Fault::new(Reason::RuntimeDown, who.name.as_str(), message, since)]);
+    }
     let down = facts.dead_endpoint().into_iter();
     down.map(|failure| {
         let words = socket_errno(failure.errno);

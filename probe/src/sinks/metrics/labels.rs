@@ -131,6 +131,7 @@ pub(super) const fn kind(observation: &Observation) -> &'static str {
         Observation::PacketsDropped(_) => "packets_dropped",
         Observation::Sysctl { .. } => "sysctl",
         Observation::Process(_) => "process",
+        Observation::Stuck(_) => "stuck",
         Observation::Lost(_) => "lost",
         Observation::Reread { .. } => "reread",
         Observation::Gap(_) => "gap",
