@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use probe_engine::{Pod, Role, TargetKind};
 
 use crate::bpf::HookSet;
-use crate::settings::{ApiServer, Settings};
+use crate::settings::{ApiServer, CniDirs, Settings};
 use crate::sinks::trace::Topic;
 
 /// Says why a Kubernetes node is not ready, from inside the kernel.
@@ -178,17 +178,12 @@ pub(crate) struct NodeArgs {
     /// Kubeconfig whose server is the API server; the agent writes the conditions with its account.
     #[arg(long, value_name = "FILE", env = "NETREADY_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// Where the runtime reads network configurations.
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d", env = "NETREADY_CNI_CONF_DIR")]
-    cni_conf_dir: PathBuf,
-    /// Where the runtime looks for plugins; may be repeated, or separated by colons.
-    #[arg(
-        long,
-        value_name = "DIR",
-        value_delimiter = ':',
-        default_value = "/opt/cni/bin:/usr/libexec/cni:/usr/lib/cni",
-        env = "NETREADY_CNI_BIN_DIR"
-    )]
+    /// Where the runtime reads network configurations; auto-detected from the running runtime, else /etc/cni/net.d.
+    #[arg(long, value_name = "DIR", env = "NETREADY_CNI_CONF_DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where the runtime looks for plugins; may be repeated, or separated by colons. Auto-detected from the plugins that
+    /// the runtime runs, else /opt/cni/bin, /usr/libexec/cni and /usr/lib/cni.
+    #[arg(long, value_name = "DIR", value_delimiter = ':', env = "NETREADY_CNI_BIN_DIR")]
     cni_bin_dir: Vec<PathBuf>,
     /// Where runtimes bind network namespaces.
     #[arg(long, value_name = "DIR", default_value = "/run/netns", env = "NETREADY_NETNS_DIR")]
@@ -257,8 +252,7 @@ impl NodeArgs {
             apiservers: Vec::new(),
             only_named: !self.apiserver.is_empty(),
             kubeconfig: self.kubeconfig,
-            cni_conf_dir: self.cni_conf_dir,
-            cni_bin_dirs: self.cni_bin_dir,
+            cni: CniDirs::new(self.cni_conf_dir, self.cni_bin_dir),
             netns_dir: self.netns_dir,
             runtime_endpoint: self.runtime_endpoint,
             role: match self.role {

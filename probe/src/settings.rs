@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use probe_engine::{Role, TargetKind};
+use tokio::sync::watch;
 
 use crate::bpf::HookSet;
 
@@ -19,10 +20,8 @@ pub(crate) struct Settings {
     pub(crate) only_named: bool,
     /// Kubeconfig whose `server:` is an API address; `None`: the kubelet's, where it is found.
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Where the runtime reads network configurations; inside `host_root`.
-    pub(crate) cni_conf_dir: PathBuf,
-    /// Where the runtime looks for plugins, in order; inside `host_root`.
-    pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    /// Where the runtime reads network configurations and looks for plugins.
+    pub(crate) cni: CniDirs,
     /// Where runtimes bind network namespaces; inside `host_root`.
     pub(crate) netns_dir: PathBuf,
     /// Where Open vSwitch has its sockets; inside `host_root`.
@@ -60,6 +59,78 @@ pub(crate) struct ApiServer {
     pub(crate) addr: SocketAddr,
     /// `service=ADDR` marks the cluster's Service address; `None`: to be found out.
     pub(crate) kind: Option<TargetKind>,
+}
+
+/// The directories of CNI, inside the host's root: as named by hand, else as found in what the runtime does, else the usual
+/// ones. Shared by everything that reads them.
+#[derive(Clone, Debug)]
+pub(crate) struct CniDirs {
+    conf: watch::Sender<PathBuf>,
+    bin: watch::Sender<Vec<PathBuf>>,
+    /// Named by hand: what the runtime does changes nothing.
+    is_conf_set: bool,
+    is_bin_set: bool,
+}
+
+/// The default of containerd and CRI-O.
+const CONF_DIR: &str = "/etc/cni/net.d";
+/// The defaults of containerd (upstream, Fedora, Debian) and CRI-O.
+const BIN_DIRS: [&str; 3] = ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"];
+
+impl CniDirs {
+    /// From what was named by hand; `bin` is empty when nothing was.
+    pub(crate) fn new(conf: Option<PathBuf>, bin: Vec<PathBuf>) -> Self {
+        let (is_conf_set, is_bin_set) = (conf.is_some(), !bin.is_empty());
+        let bin = if is_bin_set { bin } else { BIN_DIRS.map(PathBuf::from).to_vec() };
+        Self {
+            conf: watch::Sender::new(conf.unwrap_or_else(|| PathBuf::from(CONF_DIR))),
+            bin: watch::Sender::new(bin),
+            is_conf_set,
+            is_bin_set,
+        }
+    }
+
+    /// Where the runtime reads network configurations.
+    pub(crate) fn conf(&self) -> PathBuf {
+        self.conf.borrow().clone()
+    }
+
+    /// Where the runtime looks for plugins, in order.
+    pub(crate) fn bin(&self) -> Vec<PathBuf> {
+        self.bin.borrow().clone()
+    }
+
+    /// The runtime was seen to read another directory.
+    pub(crate) fn learn_conf(&self, dir: PathBuf) {
+        learn(&self.conf, self.is_conf_set, dir);
+    }
+
+    /// The runtime was seen to look for plugins elsewhere.
+    pub(crate) fn learn_bin(&self, dirs: Vec<PathBuf>) {
+        learn(&self.bin, self.is_bin_set, dirs);
+    }
+
+    /// Resolves when one of them changes after this call.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + use<> {
+        let (mut conf, mut bin) = (self.conf.subscribe(), self.bin.subscribe());
+        async move {
+            // The senders live as long as the settings do.
+            tokio::select! {
+                _ = conf.changed() => {}
+                _ = bin.changed() => {}
+            }
+        }
+    }
+}
+
+fn learn<T: PartialEq>(known: &watch::Sender<T>, is_set: bool, new: T) {
+    known.send_if_modified(|known| {
+        let is_news = !is_set && *known != new;
+        if is_news {
+            *known = new;
+        }
+        is_news
+    });
 }
 
 impl Settings {

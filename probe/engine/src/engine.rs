@@ -339,6 +339,15 @@ fn network_proof(facts: &Facts, now: Mono) -> Proof {
         return Proof::Lost("events of CNI runs were lost and the state was not read again yet".to_string());
     }
     match (&facts.config, facts.snapshot_done) {
+        (Some((config, _)), Some(_)) if facts.contradicted.is_some() => {
+            let plugin = facts.contradicted.as_deref().unwrap_or_default();
+            let message = format!(
+                "pods get networks by the plugin {plugin}, though {} holds no configuration: the runtime reads another \
+                 directory (--cni-conf-dir)",
+                config.dir
+            );
+            Proof::Good(limits::cut(message, limits::MESSAGE))
+        }
         (Some((config, _)), Some(_)) => {
             let message = format!("{} holds a valid network configuration", config.dir);
             Proof::Good(limits::cut(message, limits::MESSAGE))

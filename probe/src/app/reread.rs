@@ -12,7 +12,7 @@ use crate::clock;
 use crate::enrich::plugin_of;
 use crate::feed::Seen;
 use crate::node::ask::Asked;
-use crate::node::{cni_config, links, namespaces, processes, role, sockets, targets};
+use crate::node::{cni_config, cni_dirs, links, namespaces, processes, role, sockets, targets};
 use crate::sinks::Sink;
 
 impl App {
@@ -72,6 +72,8 @@ impl App {
             }
             Err(error) => self.early_gap("link", &format!("{error:#}")),
         }
+        let runtimes = cni_dirs::runtimes(&self.state.processes().borrow());
+        cni_dirs::learn(&self.settings, &runtimes);
         let config = cni_config::read(&self.settings);
         self.early(Observation::CniConfig(config));
         self.early(Observation::SnapshotDone);

@@ -42,6 +42,7 @@ pub(super) fn spawn(
     tasks.spawn(node::limits::watch(Arc::clone(settings), feed.clone(), stands_in.drops));
     tasks.spawn(node::connections::watch(targets, feed.clone()));
     tasks.spawn(node::pulse::watch(processes.subscribe(), feed.clone()));
+    tasks.spawn(node::cni_dirs::watch(Arc::clone(settings), processes.subscribe(), feed.clone()));
     tasks.spawn(node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, stands_in.routes));
     tasks.spawn(node::ovs::watch(Arc::clone(settings), feed.clone()));
     tasks.spawn(node::namespaces::watch(Arc::clone(settings), feed.clone()));

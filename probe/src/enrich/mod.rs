@@ -12,18 +12,18 @@ mod rtnetlink;
 mod sandbox;
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use probe_common::{CniExec, Drops, Event, FileRefused, LimitHit, Rtnetlink, text};
 use probe_engine::{
     Actor, CniStart, DeniedBy, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, PacketsDropped,
-    PluginFile, Process, ProcessEvent, SocketConnect,
+    PluginFile, Process, ProcessClass, ProcessEvent, SocketConnect,
 };
 
 use crate::node::{namespaces, processes};
@@ -241,15 +241,27 @@ impl Enricher {
         }
         let parent = self.clients.name_of(record.task.ppid);
         let settings = &self.settings;
+        let by_runtime = processes::classify(&parent.name) == Some(ProcessClass::Runtime);
         let seen = |path: &str| namespaces::look(settings, path, record.task.ppid);
-        self.cni.started(&record, parent, seen).map(Observation::CniStart)
+        let start = self.cni.started(&record, parent, seen)?;
+        // A runtime hands its own directories to every plugin.
+        let dirs = text(&record.cni_path);
+        if by_runtime && !dirs.is_empty() && dirs.len() < record.cni_path.len() {
+            let dirs = dirs.split(|byte| *byte == b':').filter(|dir| dir.starts_with(b"/"));
+            let dirs: Vec<_> = dirs.map(|dir| PathBuf::from(OsStr::from_bytes(dir))).collect();
+            if !dirs.is_empty() {
+                settings.cni.learn_bin(dirs);
+            }
+        }
+        Some(Observation::CniStart(start))
     }
 
     /// Anybody may fail to execute anything: only plugins count.
     fn file_refused(&mut self, record: &FileRefused) -> Option<Observation> {
-        let path = Path::new(std::ffi::OsStr::from_bytes(text(&record.path)));
+        let path = Path::new(OsStr::from_bytes(text(&record.path)));
         let name = path.file_name()?;
-        let mut dirs = self.settings.cni_bin_dirs.iter();
+        let dirs = self.settings.cni.bin();
+        let mut dirs = dirs.iter();
         // A short name without its directory is all that some sources give, and the file's number with it.
         let is_it = |path: &Path| {
             fs::metadata(path).is_ok_and(|file| record.inode == 0 || file.ino() == record.inode)

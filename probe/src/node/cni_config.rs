@@ -36,10 +36,11 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// Reads everything now.
 pub(crate) fn read(settings: &Settings) -> CniConfig {
-    let dir = settings.on_host(&settings.cni_conf_dir);
+    let (conf, bin) = (settings.cni.conf(), settings.cni.bin());
+    let dir = settings.on_host(&conf);
     let mut config = CniConfig {
-        dir: clean(settings.cni_conf_dir.as_os_str().as_bytes(), 256),
-        bin_dirs: settings.cni_bin_dirs.iter().map(|dir| clean(dir.as_os_str().as_bytes(), 256)).collect(),
+        dir: clean(conf.as_os_str().as_bytes(), 256),
+        bin_dirs: bin.iter().map(|dir| clean(dir.as_os_str().as_bytes(), 256)).collect(),
         ..CniConfig::default()
     };
     match names(&dir) {
@@ -58,7 +59,7 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
             wanted.extend(plugins.iter().map(String::as_str));
         }
     }
-    let dirs: Vec<PathBuf> = settings.cni_bin_dirs.iter().map(|dir| settings.on_host(dir)).collect();
+    let dirs: Vec<PathBuf> = bin.iter().map(|dir| settings.on_host(dir)).collect();
     let missing: Vec<_> = wanted
         .into_iter()
         .filter(|plugin| !dirs.iter().any(|dir| is_executable(&dir.join(plugin))))
@@ -71,7 +72,8 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
 /// Names of the plugins that are installed, as the kernel cuts them: for kernels where a plugin can only be
 /// known by its name.
 pub(crate) fn plugin_names(settings: &Settings) -> Vec<[u8; COMM_LEN]> {
-    let dirs = settings.cni_bin_dirs.iter().filter_map(|dir| fs::read_dir(settings.on_host(dir)).ok());
+    let dirs = settings.cni.bin();
+    let dirs = dirs.iter().filter_map(|dir| fs::read_dir(settings.on_host(dir)).ok());
     let names: BTreeSet<_> = dirs
         .flatten()
         .flatten()
@@ -140,15 +142,18 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
                 // What is waited for may lie anywhere: who waits looks once a second, too.
                 let waits = last.waits_for.iter().any(|waits| !waits.present);
                 let again = if waits { WAITED_FOR } else { AGAIN };
-                let _ = tokio::time::timeout(again, watches.changed()).await;
+                let elsewhere = settings.cni.changed();
+                tokio::select! {
+                    () = watches.changed() => {}
+                    () = elsewhere => {}
+                    () = tokio::time::sleep(again) => {}
+                }
                 tokio::time::sleep(GATHER).await;
                 Duration::ZERO
             }
             Err(error) => {
-                let why = format!(
-                    "watch {}: {error}; it is read every 2 s instead",
-                    settings.cni_conf_dir.display()
-                );
+                let why =
+                    format!("watch {}: {error}; it is read every 2 s instead", settings.cni.conf().display());
                 let gap = Gap { signal: "cni.config".to_owned(), why, blind: false };
                 if feed.send(Seen { at: clock::now(), observation: Observation::Gap(gap) }).await.is_err() {
                     return;
@@ -182,8 +187,8 @@ struct Watches {
 impl Watches {
     fn new(settings: &Settings) -> io::Result<Self> {
         let inotify = Inotify::init()?;
-        let mut dirs = vec![settings.on_host(&settings.cni_conf_dir)];
-        dirs.extend(settings.cni_bin_dirs.iter().map(|dir| settings.on_host(dir)));
+        let mut dirs = vec![settings.on_host(&settings.cni.conf())];
+        dirs.extend(settings.cni.bin().iter().map(|dir| settings.on_host(dir)));
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::CREATE
             | WatchMask::DELETE

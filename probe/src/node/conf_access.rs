@@ -53,9 +53,12 @@ enum Mode {
 
 /// Runs for ever; without fanotify it says so once and ends.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
-    let dir = settings.on_host(&settings.cni_conf_dir);
     let mut gap: Option<String> = None;
     loop {
+        // Asked for before it is read: what changes in between is not missed.
+        let elsewhere = settings.cni.changed();
+        let conf = settings.cni.conf();
+        let dir = settings.on_host(&conf);
         let marked = Mark::new(&dir);
         let missing = match &marked {
             Ok(Mark { mode: Mode::Names, .. }) => None,
@@ -69,7 +72,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
         if let Some(why) = missing
             && gap.as_ref() != Some(&why)
         {
-            let text = format!("watch {} by fanotify: {why}", settings.cni_conf_dir.display());
+            let text = format!("watch {} by fanotify: {why}", conf.display());
             let observation =
                 Observation::Gap(Gap { signal: "cni.config.access".to_owned(), why: text, blind: false });
             gap = Some(why);
@@ -79,8 +82,9 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
         }
         match marked {
             Ok(mark) => {
-                if mark.follow(&feed).await.is_err() {
-                    return;
+                tokio::select! {
+                    followed = mark.follow(&feed) => if followed.is_err() { return },
+                    () = elsewhere => {}
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => tokio::time::sleep(AGAIN).await,

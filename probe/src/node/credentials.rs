@@ -35,7 +35,7 @@ pub(crate) fn find(settings: &Settings) -> Vec<Credential> {
         })
     });
     let tokens = KUBECONFIGS.iter().filter_map(|(name, owner)| {
-        let path = settings.cni_conf_dir.join(name);
+        let path = settings.cni.conf().join(name);
         let text = file::read_text(&settings.on_host(&path))?;
         let kubeconfig: Value = serde_yaml_ng::from_str(&text).ok()?;
         let users = kubeconfig.get("users")?.as_array()?;

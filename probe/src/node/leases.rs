@@ -30,7 +30,7 @@ pub(super) struct Told {
 impl Told {
     /// Looks up where the configured networks keep their leases.
     pub(super) fn configured(&mut self, settings: &Settings) {
-        let dir = settings.on_host(&settings.cni_conf_dir);
+        let dir = settings.on_host(&settings.cni.conf());
         let files = fs::read_dir(dir).into_iter().flatten().flatten().take(FILES);
         let configs = files.filter_map(|entry| file::read(&entry.path()).ok());
         let dirs = configs.filter_map(|bytes| cni_parse::lease_dir(&bytes));

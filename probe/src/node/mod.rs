@@ -4,6 +4,7 @@ pub(crate) mod ask;
 mod certificate;
 mod cgroup_drivers;
 pub(crate) mod cni_config;
+pub(crate) mod cni_dirs;
 mod cni_parse;
 pub(crate) mod conf_access;
 pub(crate) mod connections;

@@ -71,7 +71,7 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> H
     let api_server = runs(ProcessClass::ApiServer) || API_SERVER_FILES.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
     // A directory or an address that somebody named is worth an answer, whatever else is missing.
-    let asked_for = targets || settings.on_host(&settings.cni_conf_dir).is_dir();
+    let asked_for = targets || settings.on_host(&settings.cni.conf()).is_dir();
     let role = match (kubelet, api_server, etcd) {
         (_, true, _) => Role::ControlPlane,
         // kubeadm runs an external etcd by a kubelet that knows no API server.

@@ -54,7 +54,7 @@ pub(crate) fn find(settings: &Settings) -> Targets {
             found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST", None);
         }
         for name in CNI_KUBECONFIGS {
-            found.kubeconfig(settings, &settings.cni_conf_dir.join(name), true);
+            found.kubeconfig(settings, &settings.cni.conf().join(name), true);
         }
     }
     if found.targets.is_empty() && found.gaps.is_empty() {

@@ -12,6 +12,7 @@ use crate::observation::{
     Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Mono,
     NetlinkError, NetnsSeen, PluginFile, Pod, ProcessClass, Sandbox, Step, StepKind,
 };
+use crate::rules::winner;
 
 /// What was done to one configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +100,11 @@ impl Facts {
                 self.owners.insert(file.name.clone(), cni);
             }
         }
+        self.contradicted = None;
+        if self.config.as_ref().is_some_and(|(known, _)| known.dir != config.dir) {
+            // What was done to files of the same names in another directory.
+            self.accesses.clear();
+        }
         self.config = Some((config, at));
     }
 
@@ -147,6 +153,7 @@ impl Facts {
         let name = &end.start.plugin;
         if end.exit.success() {
             self.plugins.remove(name);
+            self.contradict(at, end);
             return;
         }
         let spoken = end.delegates.iter().rev().find(|delegate| delegate.error.is_some());
@@ -179,6 +186,17 @@ impl Facts {
         );
         if self.plugins.len() < limits::PLUGINS || self.plugins.contains_key(name) {
             self.plugins.insert(name.clone(), failure);
+        }
+    }
+
+    /// A runtime that runs the plugins of a network long after its configuration was gone, or broken, reads another one.
+    fn contradict(&mut self, at: Mono, end: &CniEnd) {
+        let Some((config, since)) = &self.config else { return };
+        let began = at.minus(end.took_ns);
+        let by_runtime = end.start.parent.is_runtime() && !cnis::is_loopback(&end.start.plugin);
+        let none_here = winner(config, self.host.runtime).is_none();
+        if by_runtime && none_here && began >= since.plus(limits::LOAD) {
+            self.contradicted = Some(end.start.plugin.clone());
         }
     }
 

@@ -4,6 +4,7 @@ use super::{Facts, LOCAL_PORTS};
 use crate::limits;
 use crate::observation::{Connect, Mono, NameState, Observation};
 use crate::outcome::Outcome;
+use crate::rules::winner;
 
 impl Facts {
     /// Will the judgement be the same after this as before? Asked before it is taken; false when in doubt. A busy
@@ -19,7 +20,10 @@ impl Facts {
             Observation::CniEnd(end) => {
                 let told_late = |(_, since): &(_, Mono)| at.since(*since) >= limits::WAITS;
                 let is_late = self.running.get(&end.start.pid).is_some_and(told_late);
-                let is_news = !end.exit.success() || self.plugins.contains_key(&end.start.plugin);
+                // Without a configuration no plugin should run.
+                let is_news = !end.exit.success()
+                    || !self.has_network()
+                    || self.plugins.contains_key(&end.start.plugin);
                 !is_late && (end.start.command != "ADD" || !is_news)
             }
             Observation::Link(_) => self.refused_links.is_empty(),
@@ -30,6 +34,10 @@ impl Facts {
             | Observation::Remembered(_) => true,
             _ => false,
         }
+    }
+
+    fn has_network(&self) -> bool {
+        self.config.as_ref().is_some_and(|(config, _)| winner(config, self.host.runtime).is_some())
     }
 
     fn is_known(&self, at: Mono, connect: &Connect) -> bool {

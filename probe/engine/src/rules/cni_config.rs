@@ -16,6 +16,10 @@ use crate::verdict::Finding;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let Some((config, since)) = &facts.config else { return Vec::new() };
+    // The runtime reads another directory: what lies in this one is of no consequence.
+    if facts.contradicted.is_some() {
+        return Vec::new();
+    }
     if let Some(error) = &config.dir_error {
         let message = format!("{} cannot be read: {error}", config.dir);
         return Vec::from([
@@ -126,7 +130,7 @@ fn not_loaded(facts: &Facts, config: &CniConfig, winner: &ConfFile) -> Option<Fa
 }
 
 /// The file that the runtime uses, with its plugins.
-pub(super) fn winner(config: &CniConfig, runtime: Runtime) -> Option<(&ConfFile, &[String])> {
+pub(crate) fn winner(config: &CniConfig, runtime: Runtime) -> Option<(&ConfFile, &[String])> {
     let mut files = config.files.iter();
     match runtime {
         Runtime::CriO => files.find_map(network),

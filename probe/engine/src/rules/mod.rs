@@ -30,7 +30,7 @@ use crate::observation::Mono;
 use crate::reason::{Reason, Side};
 use crate::verdict::Finding;
 
-pub(crate) use cni_config::displaced;
+pub(crate) use cni_config::{displaced, winner};
 
 /// A fault that holds now.
 #[derive(Clone, Debug, PartialEq, Eq)]
