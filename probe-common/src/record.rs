@@ -454,7 +454,7 @@ pub struct FileRefused {
     pub header: Header,
     /// Who tried.
     pub task: Task,
-    /// Positive errno: ETXTBSY, EACCES, EPERM.
+    /// Positive errno: ETXTBSY, EACCES, EPERM, ENOEXEC, ENOENT (of an interpreter), …
     pub errno: u32,
     /// 1: it was to be opened for writing; 0: it was to be executed.
     pub write: u8,

@@ -6,7 +6,8 @@ use aya_ebpf::programs::{FExitContext, TracePointContext};
 use probe_common::{Code, FileRefused, Hook, PATH_LEN, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, record, write_current};
+use crate::emit::{current_netns, current_ppid, record, write_current};
+use crate::filter::process_watched;
 use crate::layout::{
     DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
     PATH_DENTRY, REGS_ARG1, REGS_ARG2, get,
@@ -24,6 +25,31 @@ enum Name {
     User(u64),
     /// The directory entry: the last part of the path, as the kernel keeps short ones, and the file itself.
     Entry(Far),
+}
+
+/// Is a failed execution worth a record? Anybody may be refused a file; of the other errors, which shells and others meet
+/// for every directory of their `PATH`, only those of a watched process or a plugin that starts another program.
+#[inline(always)]
+fn counts(ret: i64) -> bool {
+    match -ret {
+        EPERM | EACCES | ETXTBSY => true,
+        // fs/exec.c: a pointer is an error from -MAX_ERRNO on.
+        1..=4095 => process_watched(current_ppid()),
+        _ => false,
+    }
+}
+
+/// fexit/`__x64_sys_execve` and its like: (const struct `pt_regs` *regs) -> long. Sees how execve(2) fails, whatever it
+/// fails with: a format that is not known and an interpreter that is not there come after the file was opened.
+#[fexit(function = "__x64_sys_execve")]
+pub(crate) fn sys_execve(ctx: FExitContext) -> i32 {
+    let ret: i64 = ctx.arg(1);
+    if !counts(ret) {
+        return 0;
+    }
+    // SAFETY: the typed argument.
+    let name = unsafe { field(ctx.arg(0), &REGS_ARG1) };
+    run!(Hook::Execve, report(ret, false, &Name::User(name)))
 }
 
 /// fexit/`do_open_execat`, fs/exec.c (v5.10): (int fd, struct filename *name, int flags) -> struct file *
@@ -45,7 +71,7 @@ fn try_open_execat(filename: *const u8, ret: i64) -> Result<(), Skip> {
 #[tracepoint(category = "syscalls", name = "sys_exit_execve")]
 pub(crate) fn sys_exit_execve(ctx: TracePointContext) -> u32 {
     let ret = sys_exit_ret(&ctx);
-    if !matches!(-ret, EPERM | EACCES | ETXTBSY) || get(&HAVE_TASK_PT_REGS) == 0 {
+    if get(&HAVE_TASK_PT_REGS) == 0 || !counts(ret) {
         return 0;
     }
     // SAFETY: a typed pointer to the registers that the system call was entered with.

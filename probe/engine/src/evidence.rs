@@ -65,6 +65,8 @@ pub(crate) struct Facts {
     pub(crate) drivers: Option<CgroupDrivers>,
     /// By directory.
     pub(crate) leases: BTreeMap<String, Leases>,
+    /// By plugin: when it last started.
+    pub(crate) ran: BTreeMap<String, Mono>,
     /// A pod got its network, by this plugin, while the configuration that is judged holds none.
     pub(crate) contradicted: Option<String>,
     /// By plugin: tries to execute or to replace it that were refused.

@@ -303,13 +303,18 @@ pub(crate) const HOOKS: &[Row] = &[
     row(
         Hook::Execve,
         &[
-            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Memory),
+            source("sys_execve", Attach::Exit(&["__x64_sys_execve", "__arm64_sys_execve"]), Needs::Memory),
+            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Memory).less(
+                "cni.exec.format",
+                "fexit does not load on the system call; a plugin of another architecture or without its interpreter is \
+                 seen by its file only",
+            ),
             source("sys_exit_execve", Attach::Syscall("sys_exit_execve"), Needs::Registers),
         ],
         "cni.exec.refused",
         Scope::Cni,
         false,
-        "a plugin that may not be executed; the runtime's own log stands in",
+        "a plugin that cannot be executed; what its file shows stands in",
     ),
     row(
         Hook::Openat,

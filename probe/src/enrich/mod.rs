@@ -158,6 +158,8 @@ impl Enricher {
                 let process = self.clients.find(&record.task).actor;
                 self.modules.requested(at, clean(text(&record.name), NAME_MAX), process);
             }
+            // A runtime executes in the host's namespace; an installer may run in a pod.
+            Event::FileRefused(record) if record.write == 0 && !self.is_host(record.task.netns) => {}
             Event::FileRefused(record) => emit_some(at, self.file_refused(record), emit),
             Event::Drops(record) if self.is_host(record.netns) => {
                 emit(at, Observation::PacketsDropped(self.dropped(record)));
@@ -271,8 +273,13 @@ impl Enricher {
             None => dirs.find(|dir| is_it(&self.settings.on_host(dir).join(name))),
         }?;
         let (errno, write) = (record.errno, record.write == 1);
+        let on_host = self.settings.on_host(dir).join(name);
+        // Of a plugin that is there something else is missing: its interpreter.
+        if errno == libc::ENOENT.unsigned_abs() && !on_host.exists() {
+            return None;
+        }
         let denied = !write && [libc::EACCES, libc::EPERM].map(i32::unsigned_abs).contains(&errno);
-        let denied_by = denied.then(|| denied_by(&self.settings.on_host(dir).join(name))).flatten();
+        let denied_by = denied.then(|| denied_by(&on_host)).flatten();
         let process = self.clients.find(&record.task).actor;
         let plugin = clean(name.as_bytes(), NAME_MAX);
         Some(Observation::PluginFile(PluginFile { process, plugin, write, errno, denied_by }))

@@ -5,15 +5,15 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
 use probe_common::COMM_LEN;
-use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, WaitsFor};
+use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, UnusablePlugin, WaitsFor};
 
-use super::{cni_parse, file, processes};
+use super::{cni_parse, file, plugin_file, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -59,13 +59,20 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
             wanted.extend(plugins.iter().map(String::as_str));
         }
     }
-    let dirs: Vec<PathBuf> = bin.iter().map(|dir| settings.on_host(dir)).collect();
-    let missing: Vec<_> = wanted
-        .into_iter()
-        .filter(|plugin| !dirs.iter().any(|dir| is_executable(&dir.join(plugin))))
-        .map(str::to_owned)
-        .collect();
-    config.missing_plugins = missing;
+    let (mut missing, mut unusable) = (Vec::new(), Vec::new());
+    for plugin in wanted {
+        // As libcni looks: the first regular file, whatever its mode.
+        let Some(path) = bin.iter().map(|dir| dir.join(plugin)).find(|path| settings.on_host(path).is_file())
+        else {
+            missing.push(plugin.to_owned());
+            continue;
+        };
+        if let Some(why) = plugin_file::unusable(settings, &settings.on_host(&path)) {
+            let path = clean(path.as_os_str().as_bytes(), 256);
+            unusable.push(UnusablePlugin { plugin: plugin.to_owned(), path, why });
+        }
+    }
+    (config.missing_plugins, config.unusable_plugins) = (missing, unusable);
     config
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod links;
 pub(crate) mod namespaces;
 mod netlink;
 pub(crate) mod ovs;
+mod plugin_file;
 pub(crate) mod processes;
 pub(crate) mod pulse;
 pub(crate) mod role;

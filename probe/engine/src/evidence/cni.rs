@@ -100,6 +100,11 @@ impl Facts {
                 self.owners.insert(file.name.clone(), cni);
             }
         }
+        // What could not be executed was repaired.
+        let known = self.config.as_ref().map(|(known, _)| &known.unusable_plugins);
+        for repaired in known.into_iter().flatten().filter(|known| !config.unusable_plugins.contains(known)) {
+            self.files.retain(|plugin, refused| refused.file.write || *plugin != repaired.plugin);
+        }
         self.contradicted = None;
         if self.config.as_ref().is_some_and(|(known, _)| known.dir != config.dir) {
             // What was done to files of the same names in another directory.
@@ -138,6 +143,9 @@ impl Facts {
         // It runs: what could not be executed can be.
         self.files.retain(|plugin, refused| refused.file.write || *plugin != start.plugin);
         self.unsure.remove(&start.pid);
+        if self.ran.len() < limits::PLUGINS || self.ran.contains_key(&start.plugin) {
+            self.ran.insert(start.plugin.clone(), at);
+        }
         if self.running.len() < limits::RUNNING || self.running.contains_key(&start.pid) {
             let since = at.minus(start.running_ns);
             self.running.insert(start.pid, (start, since));
@@ -200,12 +208,22 @@ impl Facts {
         }
     }
 
+    /// Returns whether every plugin of the network can be executed, as far as is known. One that cannot makes the ADD of the
+    /// whole chain fail without a run of its own that would show it.
+    fn whole_chain_runs(&self) -> bool {
+        let refused = self.files.values().any(|refused| !refused.file.write);
+        let config = self.config.as_ref().map(|(config, _)| config);
+        let whole =
+            |config: &CniConfig| config.missing_plugins.is_empty() && config.unusable_plugins.is_empty();
+        !refused && config.is_none_or(whole)
+    }
+
     /// A sandbox whose network was set up and that was removed soon after: what failed came after CNI. A failed ADD of
     /// any plugin means that CNI failed, whatever else succeeded.
     pub(super) fn sandbox(&mut self, at: Mono, sandbox: Sandbox) {
         let Some(pod) = &sandbox.pod else { return };
         let adds = || sandbox.steps.iter().filter(|step: &&Step| step.step == StepKind::Add);
-        if adds().any(|step| !step.ok) {
+        if adds().any(|step| !step.ok) || !self.whole_chain_runs() {
             self.given_up.remove(pod);
             return;
         }

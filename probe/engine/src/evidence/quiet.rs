@@ -15,7 +15,7 @@ impl Facts {
             // A plugin that is given too much time is found when its time is over.
             Observation::CniStart(start) => {
                 let is_known = self.running.contains_key(&start.pid);
-                start.running_ns == 0 && !is_known && !self.files.contains_key(&start.plugin)
+                start.running_ns == 0 && !is_known && !self.is_suspect(&start.plugin)
             }
             Observation::CniEnd(end) => {
                 let told_late = |(_, since): &(_, Mono)| at.since(*since) >= limits::WAITS;
@@ -38,6 +38,15 @@ impl Facts {
 
     fn has_network(&self) -> bool {
         self.config.as_ref().is_some_and(|(config, _)| winner(config, self.host.runtime).is_some())
+    }
+
+    /// A plugin that something says cannot run.
+    fn is_suspect(&self, plugin: &str) -> bool {
+        let of_config = self.config.as_ref().is_some_and(|(config, _)| {
+            let unusable = config.unusable_plugins.iter().map(|unusable| &unusable.plugin);
+            config.missing_plugins.iter().chain(unusable).any(|known| known == plugin)
+        });
+        of_config || self.files.contains_key(plugin)
     }
 
     fn is_known(&self, at: Mono, connect: &Connect) -> bool {

@@ -26,9 +26,23 @@ pub struct CniConfig {
     /// Plugins named by any readable file, and `loopback`, that are not in any of `bin_dirs`.
     #[serde(default)]
     pub missing_plugins: Vec<String>,
+    /// Those that are there and cannot be run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unusable_plugins: Vec<UnusablePlugin>,
     /// Files that meta-plugins wait for before they do anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits_for: Vec<WaitsFor>,
+}
+
+/// A plugin that is there and cannot be run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnusablePlugin {
+    /// The plugin's type.
+    pub plugin: String,
+    /// The file that a runtime finds first; control characters are escaped.
+    pub path: String,
+    /// One line that follows the path: `is not executable (mode 0644)`.
+    pub why: String,
 }
 
 /// What a meta-plugin waits for: `readinessindicatorfile`.
@@ -250,7 +264,7 @@ pub struct PluginFile {
     /// It was to be opened for writing, not to be executed.
     #[serde(default)]
     pub write: bool,
-    /// Positive errno: ETXTBSY, EACCES, EPERM.
+    /// Positive errno: ETXTBSY, EACCES, EPERM, ENOEXEC, ENOENT (its interpreter), …
     pub errno: u32,
     /// Who says that it may not be executed, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,7 +31,7 @@ fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
-    let words = "may not execute the plugin shy (errno 13): its mode does not allow it";
+    let words = "may not execute the plugin shy (EACCES): its mode does not allow it";
     ensure!(message(&verdict.line).contains(words), "{}", verdict.line);
     Ok(())
 }
