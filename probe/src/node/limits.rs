@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use probe_engine::{CgroupDrivers, Limit, Observation, PacketsDropped, ProcessClass};
 
-use super::{cgroup_drivers, credentials, leases, processes};
+use super::{cgroup_drivers, credentials, kubelet, leases, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -27,11 +27,19 @@ const NEAR_PERCENT: u64 = 90;
 /// looks; more than this was set by somebody.
 const STEP_MS: i64 = 500;
 
-/// File systems that kubelet, runtime, etcd and plugins write to, where they usually are.
-const DISKS: &[&str] =
-    &["/", "/var/lib/etcd", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/run"];
-/// Most directories of etcd that are looked at: one for its data and one for its log, and those of an earlier one.
-const ETCD_DIRS: usize = 8;
+/// Where etcd, runtimes, the kubelet and plugins usually write to, and whose files lie there.
+const DISKS: &[(&str, ProcessClass)] = &[
+    ("/var/lib/etcd", ProcessClass::Etcd),
+    ("/var/lib/containerd", ProcessClass::Runtime),
+    ("/var/lib/containers", ProcessClass::Runtime),
+    ("/run", ProcessClass::Runtime),
+    ("/var/lib/kubelet", ProcessClass::Kubelet),
+    // host-local and others keep addresses and results there.
+    ("/var/lib/cni", ProcessClass::CniAgent),
+];
+/// Most directories that are found by open files and looked at: of an etcd one for its data and one for its log, those of
+/// earlier ones, and as many of runtimes and kubelets.
+const FOUND_DIRS: usize = 16;
 /// Longest path that is told.
 const PATH: usize = 256;
 /// Settings that pod networks depend on.
@@ -48,7 +56,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
     let mut look = Look {
         told: Told::default(),
         leases: leases::Told::default(),
-        etcd: BTreeSet::new(),
+        dirs: BTreeMap::new(),
         wall: wall_offset_ms(),
         turn: 0,
         dropped: reverse_path_drops(),
@@ -75,8 +83,9 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
 struct Look {
     told: Told,
     leases: leases::Told,
-    /// Where etcd keeps its data, also when it has ended since: that may be because there is no room.
-    etcd: BTreeSet<String>,
+    /// Where etcd, runtimes and kubelets keep their data, also when they have exited since: that may be because there is no
+    /// room.
+    dirs: BTreeMap<String, ProcessClass>,
     wall: i64,
     turn: u32,
     dropped: Option<u64>,
@@ -88,17 +97,17 @@ impl Look {
         let processes = self.turn.is_multiple_of(RARELY).then(processes::scan);
         if let Some(processes) = &processes {
             self.leases.configured(settings);
-            let etcd = processes.iter().filter(|process| process.class == ProcessClass::Etcd);
-            let dirs = etcd.flat_map(|process| etcd_dirs(settings, process.actor.pid));
-            let room = ETCD_DIRS.saturating_sub(self.etcd.len());
-            self.etcd.extend(dirs.take(room));
+            let open = processes.iter().flat_map(|process| {
+                let dirs = data_dirs(settings, process.actor.pid, process.class);
+                dirs.into_iter().map(|dir| (dir, process.class))
+            });
+            let root = kubelet::root_dir(processes).and_then(|dir| dir.to_str().map(str::to_owned));
+            let found: Vec<_> = open.chain(root.map(|dir| (dir, ProcessClass::Kubelet))).collect();
+            let room = FOUND_DIRS.saturating_sub(self.dirs.len());
+            self.dirs.extend(found.into_iter().take(room));
         }
         self.leases.look(settings, &mut seen);
-        for path in DISKS.iter().copied().chain(self.etcd.iter().map(String::as_str)) {
-            for limit in disk(&settings.on_host(Path::new(path)), &clean(path.as_bytes(), PATH)) {
-                self.told.limit(limit, &mut seen);
-            }
-        }
+        self.disks(settings, &mut seen);
         for limit in often() {
             self.told.limit(limit, &mut seen);
         }
@@ -136,6 +145,24 @@ impl Look {
         }
         self.wall = now;
         seen
+    }
+}
+
+impl Look {
+    /// Reports each file system by the first directory on it, and the one of etcd separately.
+    fn disks(&mut self, settings: &Settings, seen: &mut Vec<Observation>) {
+        let found = self.dirs.iter().map(|(dir, class)| (dir.as_str(), *class));
+        let mut devices = BTreeSet::new();
+        for (path, class) in found.chain(DISKS.iter().copied()) {
+            let on_host = settings.on_host(Path::new(path));
+            let Ok(metadata) = fs::metadata(&on_host) else { continue };
+            if class != ProcessClass::Etcd && !devices.insert(metadata.dev()) {
+                continue;
+            }
+            for limit in disk(&on_host, &clean(path.as_bytes(), PATH)) {
+                self.told.limit(Limit { class: Some(class), ..limit }, seen);
+            }
+        }
     }
 }
 
@@ -206,13 +233,23 @@ fn sysctl_names() -> Vec<String> {
     SYSCTLS.iter().map(|name| (*name).to_owned()).chain(of_cni.take(64)).collect()
 }
 
-/// Where on the host an etcd keeps its data and its log, by the files that it has open.
-fn etcd_dirs(settings: &Settings, pid: u32) -> Vec<String> {
+/// Where on the host an etcd keeps its data and its log, and containerd its images and containers, by the files that they
+/// have open.
+fn data_dirs(settings: &Settings, pid: u32, class: ProcessClass) -> Vec<String> {
+    const OF_CONTAINERD: &str = "io.containerd.metadata.v1.bolt/meta.db";
+    let is_data = |path: &Path| match class {
+        ProcessClass::Etcd => path.ends_with("member/snap/db") || path.extension() == Some("wal".as_ref()),
+        ProcessClass::Runtime => path.ends_with(OF_CONTAINERD),
+        _ => false,
+    };
+    if !matches!(class, ProcessClass::Etcd | ProcessClass::Runtime) {
+        return Vec::new();
+    }
     // Opened at its start, so among the lowest numbers; its clients are thousands.
     let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().take(256);
     let dir_of = |open: fs::DirEntry| {
         let path = fs::read_link(open.path()).ok()?;
-        if !path.ends_with("member/snap/db") && path.extension() != Some("wal".as_ref()) {
+        if !is_data(&path) {
             return None;
         }
         let is_it = |other: &fs::Metadata, this: &fs::Metadata| {
@@ -225,8 +262,13 @@ fn etcd_dirs(settings: &Settings, pid: u32) -> Vec<String> {
         let on_host =
             |path: &&Path| fs::metadata(settings.on_host(path)).is_ok_and(|other| is_it(&other, &this));
         let dir = ends.find(on_host)?.parent()?;
-        let is_part = dir.ends_with("member/snap") || dir.ends_with("member/wal");
-        let data = if is_part { dir.parent()?.parent()? } else { dir };
+        let data = if dir.ends_with("member/snap") || dir.ends_with("member/wal") {
+            dir.parent()?.parent()?
+        } else if class == ProcessClass::Runtime {
+            dir.parent()?
+        } else {
+            dir
+        };
         data.to_str().map(str::to_owned)
     };
     files.filter_map(dir_of).collect()
@@ -270,7 +312,7 @@ fn rarely(processes: &[processes::Found]) -> Vec<Limit> {
 }
 
 fn limit(what: &str, subject: &str, used: u64, max: u64) -> Limit {
-    Limit { what: what.to_owned(), subject: subject.to_owned(), used, max }
+    Limit { what: what.to_owned(), subject: subject.to_owned(), class: None, used, max }
 }
 
 /// `IPReversePathFilter` of this namespace: proc_net_netstat has a line of names, then one of numbers.
@@ -291,7 +333,7 @@ fn tasks() -> Option<u64> {
     text.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
 }
 
-/// Blocks and inodes that a process without privilege could still have.
+/// Blocks and inodes. What is reserved for root counts as free: runtimes, kubelets and etcd are root's.
 fn disk(path: &Path, shown: &str) -> Vec<Limit> {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return Vec::new() };
     // SAFETY: all zero is a valid value.
@@ -300,10 +342,9 @@ fn disk(path: &Path, shown: &str) -> Vec<Limit> {
     if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
         return Vec::new();
     }
-    let blocks = stat.f_blocks - (stat.f_bfree - stat.f_bavail);
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     vec![
-        limit("disk", shown, bytes(stat.f_blocks - stat.f_bfree), bytes(blocks)),
+        limit("disk", shown, bytes(stat.f_blocks - stat.f_bfree), bytes(stat.f_blocks)),
         // File systems without a fixed number say 0.
         limit("inodes", shown, stat.f_files - stat.f_ffree, stat.f_files),
     ]

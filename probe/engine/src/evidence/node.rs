@@ -56,7 +56,10 @@ impl Facts {
             self.blame_conntrack(at);
         }
         if !limit.is_full() {
-            self.full.remove(&key);
+            // What could not be written then says nothing of now.
+            if self.full.remove(&key).is_some() && limit.class.is_some() {
+                self.given_up.clear();
+            }
             return;
         }
         if self.full.len() < limits::FULL || self.full.contains_key(&key) {

@@ -108,6 +108,9 @@ pub struct Limit {
     /// The process of `files`, the path of `disk` and `inodes`; else empty.
     #[serde(default)]
     pub subject: String,
+    /// Whose files lie there, of `disk` and `inodes`: the runtime, the kubelet, the CNI ([`ProcessClass::CniAgent`]), etcd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ProcessClass>,
     /// How much is used; bytes for `disk`.
     pub used: u64,
     /// How much there is.

@@ -39,6 +39,9 @@ const UNAUTHORIZED: &[&str] = &[
 /// What OVN's plugins say of a port that ovn-controller has not bound.
 const NOT_BOUND: &[&str] = &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"];
 
+/// What anybody says whose file cannot be written: strerror(3), and Go in lower case.
+const NO_SPACE: &[&str] = &["no space left on device", "read-only file system", "disk quota exceeded"];
+
 /// What plugins and agents say of a node without a range of addresses.
 const NO_POD_CIDR: &[&str] = &["pod cidr not assigned", "podcidr is not", "no podcidr", "no pod cidr"];
 
@@ -95,6 +98,9 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         return fault(reason, object, format!("{words}; the kernel refused {}", refusal(refused)));
     }
     let fault = fault(Reason::CNIPluginFailed, plugin, words);
+    if has(NO_SPACE) {
+        return fault.may_come_from(causes::OF_SPACE);
+    }
     // Only a plugin that names the API's address failed because of it.
     if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
         fault.may_come_from(causes::OF_AGENTS)

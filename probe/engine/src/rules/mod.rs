@@ -145,6 +145,9 @@ mod causes {
     pub(super) const OF_OVS: &[Reason] =
         reasons![KernelModuleMissing, LinkConflict, RuntimeDown, KubeletDown];
 
+    /// Files are not written where no space is left.
+    pub(super) const OF_SPACE: &[Reason] = reasons![RuntimeLimitExceeded];
+
     /// A port is bound by an agent of Open vSwitch that talks to its own database.
     pub(super) const OF_PORTS: &[Reason] = reasons![OVSNotReady, CNIAgentNotReady];
 

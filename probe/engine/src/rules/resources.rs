@@ -7,6 +7,7 @@ use super::{Fault, depth};
 use crate::errno::errno_words;
 use crate::evidence::{CONNTRACK, Facts};
 use crate::limits::SECOND;
+use crate::observation::{Limit, Mono, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -34,6 +35,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             faults.push(fault.state().at_depth(depth::DATAPATH));
         }
     }
+    faults.extend(space(facts));
     for (missing, since, _) in facts.modules.values() {
         let message = format!(
             "the kernel asked for the module {} for {}[{}] and did not get it",
@@ -45,9 +47,27 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     faults
 }
 
+/// File systems without space for what runtime, kubelet and IPAM write: no sandbox is made without it.
+fn space(facts: &Facts) -> Vec<Fault> {
+    let full = facts.full.values().filter(|(limit, _)| {
+        let is_space = matches!(limit.what.as_str(), "disk" | "inodes");
+        is_space && limit.class.is_some_and(|class| class != ProcessClass::Etcd)
+    });
+    let fault = |(limit, since): &(Limit, Mono)| {
+        let what = if limit.what == "inodes" { "inodes" } else { "bytes" };
+        let message = format!(
+            "the file system of {} is full: {} of {} {what} used; the runtime cannot create sandboxes",
+            limit.subject, limit.used, limit.max
+        );
+        let fault = Fault::new(Reason::RuntimeLimitExceeded, limit.subject.as_str(), message, *since);
+        fault.at_depth(depth::RUNTIME)
+    };
+    full.map(fault).collect()
+}
+
 /// Judged by the boot clock from when they were read: a credential expires while nobody touches it.
 fn credentials(facts: &Facts) -> Vec<Fault> {
-    let seconds = |credential: i64, at: crate::Mono| {
+    let seconds = |credential: i64, at: Mono| {
         let passed = i64::try_from(facts.now.since(at) / SECOND).unwrap_or(i64::MAX);
         credential.saturating_sub(passed)
     };
