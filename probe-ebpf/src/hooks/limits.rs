@@ -1,11 +1,11 @@
 //! Limits where they hit, and modules that the kernel asks for.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use aya_ebpf::macros::{fexit, raw_tracepoint};
-use aya_ebpf::programs::{FExitContext, RawTracePointContext};
+use aya_ebpf::macros::{fexit, raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{FExitContext, RawTracePointContext, TracePointContext};
 use probe_common::{Code, Hook, LimitHit, MODULE_LEN, ModuleRequest, Skip};
 
-use super::run;
+use super::{run, sys_exit_ret};
 use crate::emit::{current_netns, current_tgid, record, write_current};
 use crate::filter::process_watched;
 use crate::layout::{HAVE_PROBE_READ, get};
@@ -14,6 +14,12 @@ use crate::layout::{HAVE_PROBE_READ, get};
 #[fexit(function = "do_inotify_init")]
 pub(crate) fn do_inotify_init(ctx: FExitContext) -> i32 {
     run!(Hook::InotifyInit, hit(LimitHit::INOTIFY, ctx.arg(1)))
+}
+
+/// tracepoint/syscalls/sys_exit_inotify_init1: where fexit does not load.
+#[tracepoint(category = "syscalls", name = "sys_exit_inotify_init1")]
+pub(crate) fn sys_exit_inotify_init1(ctx: TracePointContext) -> u32 {
+    run!(Hook::InotifyInit, hit(LimitHit::INOTIFY, sys_exit_ret(&ctx) as i32))
 }
 
 /// fexit/`kernel_clone`, kernel/fork.c (v5.10): (struct kernel_clone_args *args) -> pid_t

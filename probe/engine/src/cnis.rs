@@ -30,6 +30,8 @@ pub struct Cni {
     pub needs_pod_cidr: bool,
     /// How the names of its links begin.
     pub links: &'static [&'static str],
+    /// What its plugins say, in lower case, when a link is there that is not as they need it.
+    pub conflict: &'static [&'static str],
     /// The longest that its plugins wait by themselves, in seconds, and half as long again; 0 when they do not.
     pub plugin_limit_s: u64,
 }
@@ -48,6 +50,7 @@ const UNKNOWN: Cni = Cni {
     meta: false,
     needs_pod_cidr: false,
     links: &[],
+    conflict: &[],
     plugin_limit_s: 0,
 };
 
@@ -163,6 +166,7 @@ pub const CNIS: &[Cni] = &[
         name: "reference plugins",
         plugins: &["bridge", "host-device", "ipvlan", "macvlan", "ptp"],
         links: &["cni", "nkt", "veth"],
+        conflict: &["already has an ip address different from", "already exists but is not a bridge"],
         ..UNKNOWN
     },
     Cni {
@@ -197,6 +201,11 @@ pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'sta
 /// Whose plugin this is.
 pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
+}
+
+/// Returns whether a plugin says, in these words in lower case, that a link is not as it needs it.
+pub(crate) fn says_conflict(said: &str) -> bool {
+    CNIS.iter().flat_map(|cni| cni.conflict).any(|words| said.contains(words))
 }
 
 /// Whose agent, or whose plugin, the executable of this name is.

@@ -270,7 +270,10 @@ pub(crate) const HOOKS: &[Row] = &[
     ),
     row(
         Hook::InotifyInit,
-        &[source("do_inotify_init", Attach::Exit(&["do_inotify_init"]), Needs::Nothing)],
+        &[
+            source("do_inotify_init", Attach::Exit(&["do_inotify_init"]), Needs::Nothing),
+            source("sys_exit_inotify_init1", Attach::Syscall("sys_exit_inotify_init1"), Needs::Nothing),
+        ],
         "limit.inotify",
         Scope::Processes,
         false,

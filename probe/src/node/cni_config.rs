@@ -49,6 +49,8 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
             let files = names.iter().map(|name| dir.join(name)).chain([daemon]);
             config.waits_for = files.filter_map(|path| waits_for(settings, &path)).collect();
             config.files = names.iter().map(|name| conf_file(&dir, name)).collect();
+            let contents = names.iter().filter_map(|name| file::read(&dir.join(name)).ok());
+            config.links = contents.flat_map(|bytes| cni_parse::links(&bytes)).collect();
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
         Err(error) => config.dir_error = Some(error.to_string()),

@@ -79,6 +79,14 @@ pub(super) fn lease_dir(bytes: &[u8]) -> Option<PathBuf> {
     (dir.starts_with('/') && dir.len() <= FILE).then(|| Path::new(dir).join(network))
 }
 
+/// Returns the host links that plugins are configured to create for pods: `bridge` of the reference plugin.
+pub(super) fn links(bytes: &[u8]) -> Vec<String> {
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return Vec::new() };
+    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    let names = plugins.take(PLUGINS).chain([&value]).filter_map(|plugin| plugin.get("bridge")?.as_str());
+    names.filter(|name| !name.is_empty()).map(|name| clean(name.as_bytes(), NAME)).collect()
+}
+
 fn one(plugin: &Value, types: &mut Vec<String>, ipams: &mut Vec<String>) -> Result<(), String> {
     let kind = plugin.get("type").and_then(Value::as_str).unwrap_or_default();
     if kind.is_empty() {
@@ -110,6 +118,14 @@ mod tests {
             ConfContent::Invalid { why } => why,
             other => panic!("taken for {other:?}"),
         }
+    }
+
+    #[test]
+    fn the_bridge_of_a_list_and_of_a_plugin_is_a_link() {
+        let list = br#"{"name":"x","plugins":[{"type":"bridge","bridge":"pods0"},{"type":"portmap"}]}"#;
+        assert_eq!(links(list), ["pods0"]);
+        assert_eq!(links(br#"{"name":"x","type":"bridge","bridge":"pods1"}"#), ["pods1"]);
+        assert_eq!(links(br#"{"name":"x","type":"bridge","bridge":7}"#), [""; 0]);
     }
 
     #[test]

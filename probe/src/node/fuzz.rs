@@ -23,6 +23,7 @@ pub fn cni_config(bytes: &[u8]) {
     if let Some((kind, file)) = cni_parse::readiness(bytes) {
         assert!(is_clean(&kind) && is_clean(&file));
     }
+    assert!(cni_parse::links(bytes).iter().all(|link| is_clean(link)));
     if let Some(dir) = cni_parse::lease_dir(bytes) {
         assert!(dir.is_absolute());
     }

@@ -32,6 +32,9 @@ pub struct CniConfig {
     /// Files that meta-plugins wait for before they do anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits_for: Vec<WaitsFor>,
+    /// Host links that the files configure plugins to create for pods: `bridge` of the reference plugin.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
 }
 
 /// A plugin that is there and cannot be run.

@@ -36,6 +36,10 @@ const UNAUTHORIZED: &[&str] = &[
     "invalid bearer token",
 ];
 
+/// What the library of the reference plugins says of a path to a network namespace that is none
+/// (`containernetworking/plugins/pkg/ns`).
+const NO_NAMESPACE: &str = "unknown FS magic on";
+
 /// What OVN's plugins say of a port that ovn-controller has not bound.
 const NOT_BOUND: &[&str] = &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"];
 
@@ -61,6 +65,12 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     let said =
         failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
     let (netns, seen) = &failure.netns;
+    // The plugin itself has found a plain file where this host has a namespace. Whoever called it may have ended before
+    // its mounts could be compared.
+    let seen = match seen {
+        NetnsSeen::Namespace { .. } if said.contains(NO_NAMESPACE) => &NetnsSeen::Hidden,
+        seen => seen,
+    };
     // A runtime takes a failed sandbox away at once, perhaps before it was looked at: the plugin must have
     // stumbled over the path itself.
     if let Some(words) = netns_words(*seen)
@@ -90,6 +100,11 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     }
     if has(NO_POD_CIDR) {
         return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(causes::OF_AGENTS);
+    }
+    if cnis::says_conflict(&lower) {
+        // Go's %q puts the link's name into quotation marks.
+        let link = said.split('"').nth(1).filter(|name| !name.is_empty()).unwrap_or(plugin);
+        return fault(Reason::LinkConflict, link, words);
     }
     if let Some(refused) = failure.refusal.as_ref().filter(|refused| blames(refused, &lower)) {
         let object = if refused.object.is_empty() { plugin } else { &refused.object };

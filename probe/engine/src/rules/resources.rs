@@ -36,6 +36,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         }
     }
     faults.extend(space(facts));
+    faults.extend(inotify(facts));
     for (missing, since, _) in facts.modules.values() {
         let message = format!(
             "the kernel asked for the module {} for {}[{}] and did not get it",
@@ -63,6 +64,23 @@ fn space(facts: &Facts) -> Vec<Fault> {
         fault.at_depth(depth::RUNTIME)
     };
     full.map(fault).collect()
+}
+
+/// Running out of instances does not affect processes that have one. It is a fault only while the kubelet or the runtime
+/// fails, which need one to start.
+fn inotify(facts: &Facts) -> Option<Fault> {
+    let (limit, since) = facts.full.values().find(|(limit, _)| limit.what == "inotify")?;
+    let needs = |class| matches!(class, ProcessClass::Kubelet | ProcessClass::Runtime);
+    let fails = facts.lives_of(|_, class| needs(class)).any(|(_, life)| life.loops(facts.now));
+    if facts.hits.contains_key("inotify") || !fails && facts.dead_endpoint().is_none() {
+        return None;
+    }
+    let message = format!(
+        "root's processes have {} of {} inotify instances (fs.inotify.max_user_instances): kubelet and runtime need one \
+         to start",
+        limit.used, limit.max
+    );
+    Some(Fault::new(Reason::RuntimeLimitExceeded, "inotify", message, *since).at_depth(depth::RUNTIME))
 }
 
 /// Judged by the boot clock from when they were read: a credential expires while nobody touches it.

@@ -13,7 +13,7 @@ use crate::reason::Reason;
 const MANAGERS: &[&str] = &["NetworkManager", "systemd-network"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let foreign = facts.routes_gone.values().filter(|(gone, _)| is_foreign(gone));
+    let foreign = facts.routes_gone.values().filter(|(gone, _)| is_foreign(facts, gone));
     foreign
         .map(|(gone, since)| {
             let (what, who) = (gone.words(), gone.process.who());
@@ -25,12 +25,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 
 /// A route of pods leads to a link of a CNI; a CNI and its agent may take back what they made. Of rules only who
 /// did it is known: a plugin removes those of its pod.
-fn is_foreign(gone: &RouteGone) -> bool {
+fn is_foreign(facts: &Facts, gone: &RouteGone) -> bool {
     let who = gone.process.name.as_str();
     if gone.rule {
         return MANAGERS.iter().any(|name| who.starts_with(name));
     }
-    let of_pods = cnis::of_link(&gone.device).is_some();
+    let configured =
+        || facts.config.iter().flat_map(|(config, _)| &config.links).any(|link| *link == gone.device);
+    let of_pods = cnis::of_link(&gone.device).is_some() || configured();
     let is_own = cnis::of_plugin(who).is_some() || cnis::executables().any(|agent| agent == who);
     // A plugin that has ended before it could be looked up has no name.
     of_pods && !is_own && !who.is_empty()
