@@ -6,6 +6,7 @@ mod datapath;
 mod lives;
 mod node;
 mod quiet;
+mod responses;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -19,6 +20,7 @@ pub(crate) use datapath::{ERRNOS, is_taken_vni};
 pub(crate) use lives::Life;
 pub use node::socket_errno;
 pub(crate) use node::{CONNTRACK, SocketFailure};
+pub(crate) use responses::Unanswered;
 
 use crate::cnis::Cni;
 use crate::limits;
@@ -245,6 +247,8 @@ impl Facts {
             for failure in [&mut ledger.failure, &mut ledger.broken, &mut ledger.stalled] {
                 gone |= failure.take_if(|failure| stale(failure)).is_some();
             }
+            let over = |silence: &mut Unanswered| now.since(silence.last) >= limits::UNANSWERED_FORGOTTEN;
+            gone |= ledger.unanswered.take_if(over).is_some();
             let before = ledger.denied.len();
             ledger.denied.retain(|_, failure| !stale(failure));
             gone |= ledger.denied.len() != before;
@@ -289,6 +293,8 @@ impl Facts {
             let failures = ledger.failure.iter().chain(&ledger.broken).chain(&ledger.stalled);
             let failures = failures.chain(ledger.denied.values());
             failures.for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
+            let silence = ledger.unanswered.iter();
+            silence.for_each(|silence| at(silence.last.plus(limits::UNANSWERED_FORGOTTEN)));
         }
         self.runtime_down.iter().for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
         self.hits.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));

@@ -72,6 +72,18 @@ pub const BLOCKED: usize = 8;
 /// How long a failed connect counts when nobody tries again. The agent asks every 10 s, and a client's
 /// back-off grows to 30 s: two minutes without a repetition mean that nobody uses the address any more.
 pub const CONNECT_FAILURE: u64 = 120 * SECOND;
+/// For how long requests of a client must stay without an answer to count by themselves, after a question that was
+/// answered: a healthy API server answers within a second, but for lists of thousands of objects.
+pub const UNANSWERED: u64 = 6 * SECOND;
+/// The same while no question was answered yet: one takes up to four seconds, after three that it takes to see a silence.
+pub const UNANSWERED_ALONE: u64 = 7 * SECOND;
+/// Silences that follow each other for so long count together: two heartbeats of the kubelet, 10 s apart.
+pub const UNANSWERED_SPAN: u64 = 20 * SECOND;
+/// How long after the last silence they expire: a heartbeat.
+pub const UNANSWERED_FORGOTTEN: u64 = 10 * SECOND;
+/// How long after an outage its end may be unknown to a connection that was established before: TCP sends again after twice
+/// the time it has waited already, and the kubelet closes such a connection within 45 s.
+pub const STALLED_LEFT_OVER: u64 = 60 * SECOND;
 /// How long before it is seen the connection tracking table may have been full, and how long after that its drops show: it
 /// is looked at every 5 s, and a connect that was dropped ends after 10 s at the latest.
 pub const CONNTRACK_SEEN_LATE: u64 = 15 * SECOND;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::errno::{
     EACCES, EADDRNOTAVAIL, ECONNREFUSED, EHOSTUNREACH, EINVAL, ENETUNREACH, EPERM, ETIMEDOUT,
 };
-use crate::observation::{ClientRole, Connect, Connection, Icmp};
+use crate::observation::{ClientRole, Connect, Connection, Icmp, SHORTEST_ANSWER};
 
 /// How a connect ended; the label set of the connect metrics, but for [`Outcome::Cancelled`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -160,7 +160,7 @@ impl Outcome {
         if connection.unacked_ns >= SILENCE_NS {
             return Some(Self::Stalled);
         }
-        if connection.received > 0 {
+        if connection.received >= SHORTEST_ANSWER {
             return Some(Self::Ok);
         }
         // A load balancer without a backend ends a connection at once, often before the client has spoken;
@@ -177,8 +177,8 @@ impl Outcome {
     /// The client ended it as one does that was let down: no byte had come, or it is the kubelet's, which keeps its
     /// own. No proof of anything, and a reason to ask.
     pub(crate) fn was_given_up(connection: &Connection) -> bool {
-        let let_down =
-            connection.received == 0 || connection.role == ClientRole::Kubelet && connection.age_ns < KEPT_NS;
+        let let_down = connection.received < SHORTEST_ANSWER
+            || connection.role == ClientRole::Kubelet && connection.age_ns < KEPT_NS;
         connection.ended && !connection.by_peer && connection.acked > 0 && let_down
     }
 
@@ -313,6 +313,7 @@ mod tests {
             sk_err: 0,
             unacked_ns: 0,
             unanswered_ns: 0,
+            unanswered_bytes: 0,
         };
         assert!(Outcome::was_given_up(&kubelet), "its request waits behind a handshake that was answered");
         let others = [

@@ -113,6 +113,7 @@ pub(super) fn connection_ended(record: &ConnectionEnd, client: Client, host_netn
         sk_err: record.sk_err,
         unacked_ns: 0,
         unanswered_ns: 0,
+        unanswered_bytes: 0,
     })
 }
 

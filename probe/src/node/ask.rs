@@ -23,8 +23,13 @@ pub(crate) type Targets = BTreeMap<SocketAddr, Option<String>>;
 /// Between two questions that go on to `/readyz` when the last was answered well, ± 20 %: a handshake costs
 /// the server about a millisecond, and there are many nodes.
 const READY_EVERY: Duration = Duration::from_mins(5);
-/// The same when it was not, or when a client failed.
+/// The least between two when a client failed, or waits for a response.
 const READY_AGAIN: Duration = Duration::from_secs(10);
+/// The largest multiple of that while the answer is bad: a fleet must not burden a server in trouble, and its recovery must
+/// be noticed within half a minute.
+const BACK_OFF: u32 = 2;
+/// The least between two connects because of a client's trouble: a connect shows little that the client's own does not.
+const CONNECT_AGAIN: Duration = Duration::from_secs(3);
 
 /// One question and its answer.
 #[derive(Clone, Debug)]
@@ -53,9 +58,39 @@ struct Due {
     name: Option<String>,
     /// `None` while it is being asked.
     at: Option<Instant>,
+    /// When it was asked last.
+    asked: Option<Instant>,
     /// When it is asked for `/readyz` at the earliest, and when it was last.
     ready_at: Instant,
     ready_asked: Option<Instant>,
+    /// How many answers in a row were bad.
+    bad: u32,
+}
+
+impl Due {
+    fn new(name: Option<String>, now: Instant) -> Self {
+        Self { name, at: Some(now), asked: None, ready_at: now, ready_asked: None, bad: 0 }
+    }
+
+    /// A client failed, waits, or was answered again: asks as soon as that is kind.
+    fn wake(&mut self, now: Instant) {
+        let ready = self.ready_asked.map_or(now, |asked| now.max(asked + READY_AGAIN));
+        self.ready_at = self.ready_at.min(ready);
+        let connect = self.asked.map_or(now, |asked| now.max(asked + CONNECT_AGAIN));
+        self.at = self.at.map(|at| at.min(self.ready_at.max(now)).min(connect));
+    }
+
+    /// Takes an answer; `every` is the time until the next connect.
+    fn answered(&mut self, now: Instant, every: Duration, answer: Option<&Answer>) {
+        if let Some(answer) = answer {
+            let is_well = answer.status.is_some() && answer.is_well();
+            self.bad = if is_well { 0 } else { self.bad.saturating_add(1) };
+            let every = if is_well { READY_EVERY } else { READY_AGAIN * self.bad.min(BACK_OFF) };
+            self.ready_at = now + jitter(every);
+        }
+        let at = now + jitter(every);
+        self.at = Some(if self.ready_at > now { at.min(self.ready_at) } else { at });
+    }
 }
 
 /// Asks each target now and then, and at once when woken; at most one question to each at a time.
@@ -72,6 +107,7 @@ pub(crate) async fn run(
         for (addr, due) in &mut due {
             if due.at.is_some_and(|at| at <= now) {
                 due.at = None;
+                due.asked = Some(now);
                 let ready = due.ready_at <= now;
                 due.ready_asked = ready.then_some(now).or(due.ready_asked);
                 asking.spawn(ask(*addr, due.name.clone(), ready, settings.ask_timeout));
@@ -86,25 +122,18 @@ pub(crate) async fn run(
                 let wanted = targets.borrow_and_update().clone();
                 due.retain(|addr, _| wanted.contains_key(addr));
                 for (addr, name) in wanted {
-                    due.entry(addr).or_insert(Due { name, at: Some(now), ready_at: now, ready_asked: None });
+                    due.entry(addr).or_insert_with(|| Due::new(name, now));
                 }
             }
             Some(addr) = wake.recv() => {
                 if let Some(due) = due.get_mut(&addr) {
-                    let soonest = due.ready_asked.map_or(now, |asked| now.max(asked + READY_AGAIN));
-                    due.ready_at = due.ready_at.min(soonest);
-                    due.at = due.at.map(|_| now);
+                    due.wake(now);
                 }
             }
             Some(Ok(asked)) = asking.join_next() => {
                 if let Some(due) = due.get_mut(&asked.to) {
-                    let now = Instant::now();
                     let every = if asked.result.is_ok() { settings.ask_every } else { settings.ask_again };
-                    due.at = Some(now + jitter(every));
-                    if let Some(answer) = &asked.answer {
-                        let well = answer.status.is_some_and(|status| status < 500);
-                        due.ready_at = now + jitter(if well { READY_EVERY } else { READY_AGAIN });
-                    }
+                    due.answered(Instant::now(), every, asked.answer.as_ref());
                 }
                 if done.send(asked).await.is_err() {
                     return;
@@ -135,10 +164,7 @@ async fn ask(to: SocketAddr, name: Option<String>, ready: bool, patience: Durati
     let route = routes::lookup(to.ip()).await;
     let neighbour_failed = result.is_err() && route.errno == 0 && routes::neighbour_failed(to.ip()).await;
     let answer = match answer {
-        Ok(Ok(stream)) if ready => {
-            let asked = tokio::time::timeout(patience, tls::ask(stream, to, name.as_deref())).await;
-            Some(asked.unwrap_or_else(|_| tls::silent(to)))
-        }
+        Ok(Ok(stream)) if ready => Some(tls::ask(stream, to, name.as_deref(), patience).await),
         _ => None,
     };
     Asked { at, to, took_ns: at.since(started), result, neighbour_failed, icmp, route, answer }
@@ -172,4 +198,55 @@ fn jitter(every: Duration) -> Duration {
     // Only to spread: the low bits of the clock are as good as any.
     let fifths = clock::now().0 / 1000 % 401;
     every * 8 / 10 + every * u32::try_from(fifths).unwrap_or(200) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16) -> Answer {
+        Answer { status: Some(status), ..tls::unanswered(([10, 0, 0, 1], 6443).into()) }
+    }
+
+    #[test]
+    fn questions_are_ten_seconds_apart_however_often_clients_fail() {
+        let start = Instant::now();
+        let s = |seconds| start + Duration::from_secs(seconds);
+        let mut due = Due::new(None, start);
+        (due.at, due.asked, due.ready_asked) = (None, Some(start), Some(start));
+        due.answered(start, Duration::from_secs(10), Some(&answer(200)));
+        assert!(due.ready_at >= s(4 * 60));
+        for second in 1..10 {
+            due.wake(s(second));
+            assert_eq!(due.ready_at, s(10), "at {second} s");
+            assert!(due.at.is_some_and(|at| at >= s(3)), "a connect at {:?} for one at {second} s", due.at);
+        }
+        due.wake(s(12));
+        assert_eq!(due.at, Some(s(3)), "what is due stays due");
+    }
+
+    #[test]
+    fn a_question_that_is_due_during_a_connect_is_asked_when_it_is_done() {
+        let start = Instant::now();
+        let s = |seconds| start + Duration::from_secs(seconds);
+        let mut due = Due::new(None, start);
+        (due.at, due.asked, due.ready_asked, due.ready_at) = (None, Some(s(9)), Some(start), s(300));
+        due.wake(s(9));
+        due.answered(s(9), Duration::from_secs(10), None);
+        assert_eq!(due.at, Some(s(10)));
+        // The address refuses: what is overdue does not make it ask without a pause.
+        due.answered(s(12), Duration::from_secs(1), None);
+        assert!(due.at.is_some_and(|at| at >= s(12) + Duration::from_millis(800)));
+    }
+
+    #[test]
+    fn a_server_in_trouble_is_asked_less_often_and_its_return_seen_soon() {
+        let start = Instant::now();
+        let mut due = Due::new(None, start);
+        for (status, at_least, at_most) in [(500, 8, 12), (503, 16, 24), (429, 16, 24), (200, 240, 360)] {
+            due.answered(start, Duration::from_secs(10), Some(&answer(status)));
+            let after = due.ready_at - start;
+            assert!((at_least..=at_most).contains(&after.as_secs()), "{after:?} after {status}");
+        }
+    }
 }

@@ -81,8 +81,10 @@ pub(crate) struct Established {
     pub(crate) retransmits: u8,
     /// Segments under way.
     pub(crate) unacked: u32,
-    /// Milliseconds since this side sent.
+    /// Milliseconds since this side sent data.
     pub(crate) last_sent_ms: u32,
+    /// Milliseconds since data came.
+    pub(crate) last_received_ms: u32,
     /// Milliseconds since an acknowledgement came.
     pub(crate) last_ack_ms: u32,
     /// Bytes acknowledged by the other side, the SYN among them.
@@ -120,6 +122,7 @@ fn established_from(to: SocketAddr, inode: u32, info: &[u8]) -> Option<Establish
         retransmits: *info.get(2)?,
         unacked: short(24)?,
         last_sent_ms: short(44)?,
+        last_received_ms: short(52)?,
         last_ack_ms: short(56)?,
         acked: long(120)?,
         received: long(128)?,

@@ -6,12 +6,13 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
+use super::responses::{Unanswered, keeps_connections};
 use super::{Facts, LOCAL_PORTS};
 use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
 use crate::observation::{
-    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, Connection, LimitHit, Listener, Mono,
-    ProcessClass, Scope, TargetKind, TlsFailure,
+    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, LimitHit, Listener, Mono, ProcessClass, Scope,
+    TargetKind,
 };
 use crate::outcome::{Outcome, is_own};
 
@@ -24,13 +25,20 @@ pub(crate) struct Failure {
     /// Why this host dropped what was sent, when it did.
     pub(crate) dropped: Option<String>,
     /// Of a connect that failed before a packet left; 0 for any other.
-    early_errno: u32,
+    pub(super) early_errno: u32,
     /// First and newest occurrence in a row.
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
 
 impl Ledger {
+    /// Clients get through, and nothing that they or the agent found out later says otherwise.
+    pub(super) fn works(&self) -> bool {
+        let unwell = self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well());
+        let failed = self.failure.is_some() || self.broken.is_some() || self.stalled.is_some();
+        self.last_ok.is_some() && !failed && !unwell && self.denied.is_empty()
+    }
+
     /// Will [`Facts::note`] learn nothing but the time of this?
     pub(super) fn knows(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
         match outcome {
@@ -74,15 +82,35 @@ pub(crate) struct Ledger {
     pub(crate) failure: Option<Failure>,
     /// After the handshake: disproved only by bytes that come back.
     pub(crate) broken: Option<Failure>,
-    /// What it said when it was asked, and since when it says that.
-    pub(crate) answer: Option<(Answer, Mono)>,
+    /// What it said when it was asked, since when it says that, and when it said so last.
+    pub(crate) answer: Option<(Answer, Mono, Mono)>,
+    /// Requests of the node's clients that get no response in time.
+    pub(crate) unanswered: Option<Unanswered>,
     /// A connection that worked and is not acknowledged any more: disproved only by a look at those that are
     /// left, for a new one says nothing of it.
     pub(crate) stalled: Option<Failure>,
+    pub(super) cure: Option<Cure>,
     /// Whose connect was the newest line of evidence, and when.
     told: Option<(u32, Mono)>,
     /// Before the network: disproved only by a success of the same kind of client.
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
+}
+
+/// A connect that succeeded after others had failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Cure {
+    pub(super) at: Mono,
+    /// How they had failed.
+    failure: Failure,
+    /// Whether the agent was served since.
+    pub(super) served: bool,
+}
+
+impl Cure {
+    /// Until when a server that starts may take connections that it does not answer.
+    pub(super) fn until(&self) -> Mono {
+        self.at.plus(limits::RESTART)
+    }
 }
 
 /// How the newest connect of a process of the control plane to an address ended.
@@ -132,7 +160,9 @@ impl Facts {
                 failure: None,
                 broken: None,
                 stalled: None,
+                cure: None,
                 answer: None,
+                unanswered: None,
                 told: None,
                 denied: BTreeMap::new(),
             };
@@ -173,7 +203,9 @@ impl Facts {
         if self.is_worth_a_line(at, connect, first) {
             self.connect_line(at, connect, outcome);
         }
-        let asked = outcome.is_failure() && connect.role != ClientRole::Probe;
+        // A kubelet or an agent keeps its connections for hours: that it opens one is news of the server, too.
+        let asked = outcome.is_failure() && connect.role != ClientRole::Probe
+            || outcome == Outcome::Ok && keeps_connections(connect.role);
         asked.then_some(connect.to)
     }
 
@@ -273,7 +305,13 @@ impl Facts {
             Outcome::Ok => {
                 let first = ledger.last_ok.is_none();
                 ledger.last_ok = Some(at);
-                let cured = ledger.failure.take().is_some();
+                let failure = ledger.failure.take();
+                let cured = failure.is_some();
+                if let Some(failure) = failure {
+                    // Established connections learn of it only with their next retransmission.
+                    ledger.stalled = None;
+                    ledger.cure = Some(Cure { at, failure, served: false });
+                }
                 ledger.denied.remove(&connect.role).is_some() || cured || first
             }
             Outcome::Denied => {
@@ -295,74 +333,6 @@ impl Facts {
                 }
             },
         }
-    }
-
-    /// The agent's own question was answered, or came to nothing after the handshake.
-    pub(super) fn answer(&mut self, at: Mono, answer: Answer) {
-        let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
-        if answer.status.is_some() {
-            ledger.broken = None;
-            // Who answers took a connection, whether that was seen or not.
-            ledger.last_ok.get_or_insert(at);
-        }
-        let kind = |answer: &Answer| (answer.tls.clone(), answer.status, answer.failing.clone());
-        let known = ledger.answer.as_ref().filter(|(known, _)| kind(known) == kind(&answer));
-        let (since, first) = known.map_or((at, true), |(_, since)| (*since, false));
-        if first {
-            let text = match (&answer.tls, answer.status) {
-                (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
-                (Some(TlsFailure::Silent), _) => "is silent after the handshake of TCP".to_string(),
-                (Some(TlsFailure::Alert { alert }), _) => format!("sent the TLS alert {alert}"),
-                (Some(TlsFailure::Other { why }), _) => format!("failed in TLS: {why}"),
-                (None, Some(status)) => format!("answered /readyz with {status}"),
-                (None, None) => "answered".to_string(),
-            };
-            self.line(at, "api.answer", format!("{} {text}", answer.to));
-        }
-        if let Some(ledger) = self.targets.get_mut(&answer.to) {
-            ledger.answer = Some((answer, since));
-        }
-    }
-
-    /// What follows the handshake. A connect that succeeds says nothing of it.
-    /// Answers with the address to ask: a server whose kernel still takes connections is known by its words alone.
-    pub(super) fn connection(&mut self, at: Mono, connection: &Connection) -> Option<SocketAddr> {
-        if !connection.host_netns {
-            return None;
-        }
-        let ledger = self.targets.get_mut(&connection.to)?;
-        if connection.unanswered_ns > 0 {
-            return Some(connection.to);
-        }
-        let ask = Outcome::was_given_up(connection).then_some(connection.to);
-        let Some(outcome) = Outcome::of_connection(connection) else { return ask };
-        if outcome == Outcome::Ok {
-            ledger.broken = None;
-            if !connection.ended {
-                ledger.stalled = None;
-            }
-            return ask;
-        }
-        let worked = outcome == Outcome::Stalled && connection.received > 0;
-        let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
-        let first = known.as_ref().is_none_or(|known| known.outcome != outcome);
-        let since = known.as_ref().map_or(at, |known| known.since);
-        *known = Some(Failure { outcome, from: None, dropped: None, early_errno: 0, since, last: at });
-        if first || connection.role != ClientRole::Probe {
-            let client = &connection.client;
-            let seconds = connection.age_ns / 1_000_000_000;
-            let text = format!(
-                "{}[{}] → {} {}, {} bytes out, {} in, after {seconds} s",
-                client.name,
-                client.pid,
-                connection.to,
-                outcome.words(),
-                connection.acked,
-                connection.received
-            );
-            self.line(at, "tcp.connection", text);
-        }
-        ask
     }
 
     pub(super) fn admission(&mut self, at: Mono, mut admission: Admission) {

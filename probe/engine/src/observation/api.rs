@@ -1,5 +1,6 @@
 //! Connects, connections and what API servers say.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -130,11 +131,21 @@ pub struct Connection {
     /// Nanoseconds for which something was sent again without any acknowledgement; 0 when nothing is.
     #[serde(default)]
     pub unacked_ns: u64,
-    /// Nanoseconds for which the client's words have been acknowledged and not answered on a connection that worked;
-    /// told once for each such silence. A reason to ask, and no proof: not every word wants an answer.
+    /// Nanoseconds for which nothing, or nothing in time, came back on a connection that worked for what the client sent of
+    /// its own accord. A reason to ask, and no proof: not everything that a client sends is answered.
     #[serde(default)]
     pub unanswered_ns: u64,
+    /// Bytes of the client that were acknowledged in that time: so many are a request.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unanswered_bytes: u64,
 }
+
+/// So many bytes of a client are a request: frames that only keep an HTTP/2 connection going (PING, `WINDOW_UPDATE`,
+/// `RST_STREAM`) take at most 17 bytes (RFC 9113), 46 with TLS around them.
+pub const REQUEST_BYTES: u64 = 128;
+/// The shortest that a server says: a TLS alert (RFC 8446 section 6), a record of seven bytes. Less is an answer that broke
+/// off.
+pub const SHORTEST_ANSWER: u64 = 7;
 
 /// See [`super::Observation::SocketConnect`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +177,41 @@ pub struct Answer {
     /// The checks that `/readyz` names as failing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<String>,
+    /// HTTP status of `/livez/etcd`; `None` where `/readyz` includes etcd, or was not answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<u16>,
+}
+
+impl Answer {
+    /// Returns whether a server that answers with this HTTP status cannot serve its clients now. A 401, 403 or 404 is the
+    /// answer of one that does not tell everybody how it is.
+    pub fn is_refusal(status: u16) -> bool {
+        matches!(status, REQUEST_TIMEOUT | TOO_MANY_REQUESTS | 500..)
+    }
+
+    /// Returns whether the server answered, and with nothing that says that it cannot serve.
+    pub fn is_well(&self) -> bool {
+        let refuses = |status: Option<u16>| status.is_some_and(Self::is_refusal);
+        self.tls.is_none() && !refuses(self.status) && !refuses(self.etcd)
+    }
+}
+
+// RFC 9110 section 15.5.9, RFC 6585 section 4.
+const REQUEST_TIMEOUT: u16 = 408;
+const TOO_MANY_REQUESTS: u16 = 429;
+
+/// An HTTP status with its name: `429 Too Many Requests`.
+pub fn http_status(status: u16) -> String {
+    let name = match status {
+        REQUEST_TIMEOUT => " Request Timeout",
+        TOO_MANY_REQUESTS => " Too Many Requests",
+        500 => " Internal Server Error",
+        502 => " Bad Gateway",
+        503 => " Service Unavailable",
+        504 => " Gateway Timeout",
+        _ => "",
+    };
+    format!("{status}{name}")
 }
 
 /// How a TLS handshake, or the question after it, failed.

@@ -4,9 +4,12 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use super::Fault;
+use super::{Fault, causes};
+use crate::Mono;
 use crate::evidence::{Facts, Ledger};
-use crate::observation::{Answer, Certificate, TlsFailure};
+use crate::limits;
+use crate::observation::{Answer, Certificate, TlsFailure, http_status};
+use crate::outcome::is_own;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -14,9 +17,18 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     asked
         .filter_map(|(addr, ledger)| {
             // An address that cannot be reached now says nothing of what it would answer.
-            let (answer, since) = ledger.answer.as_ref().filter(|_| ledger.failure.is_none())?;
-            let (reason, words) = verdict(answer, ledger)?;
-            Some(Fault::new(reason, addr.to_string(), format!("{addr} {words}"), *since))
+            if ledger.failure.is_some() {
+                return None;
+            }
+            let said = |(answer, since, _): &(Answer, Mono, Mono)| {
+                let (reason, words) = verdict(answer, ledger)?;
+                Some((reason, words, *since))
+            };
+            let said = ledger.answer.as_ref().and_then(said);
+            let (reason, words, since) = said.or_else(|| unanswered(ledger))?;
+            let fault = Fault::new(reason, addr.to_string(), format!("{addr} {words}"), since);
+            let own = reason != Reason::APITLSFailed && is_own(addr.ip(), &facts.host.addresses);
+            Some(if own { fault.may_come_from(causes::OF_STATIC_PODS) } else { fault })
         })
         .collect()
 }
@@ -41,17 +53,39 @@ fn verdict(answer: &Answer, ledger: &Ledger) -> Option<(Reason, String)> {
         (Some(TlsFailure::Other { why }), _) => {
             Some((Reason::APITLSFailed, format!("fails in the TLS handshake: {why}")))
         }
-        // 401, 403 and 404 are answers of a server that does not tell everybody how it is.
-        (None, Some(status @ 500..)) => {
+        (None, Some(status)) if Answer::is_refusal(status) => {
             let failing = if answer.failing.is_empty() {
                 String::new()
             } else {
-                format!("; it names {}", answer.failing.join(", "))
+                format!("; failing checks: {}", answer.failing.join(", "))
             };
-            Some((Reason::APIServerUnhealthy, format!("answers /readyz with {status}{failing}")))
+            let words = format!("answers /readyz with {}{failing}", http_status(status));
+            Some((Reason::APIServerUnhealthy, words))
         }
-        (None, _) => None,
+        // Some builds leave etcd out of /readyz.
+        (None, _) => {
+            let status = answer.etcd.filter(|status| Answer::is_refusal(*status))?;
+            let words = format!("answers /livez/etcd with {}: it does not reach etcd", http_status(status));
+            Some((Reason::APIServerUnhealthy, words))
+        }
     }
+}
+
+/// What the agent's own questions do not show: requests of the node's clients are answered late, or not at all. The question
+/// comes first, because it says more.
+fn unanswered(ledger: &Ledger) -> Option<(Reason, String, Mono)> {
+    let silence = ledger.unanswered.as_ref()?;
+    let asked_since = ledger.answer.as_ref().is_some_and(|(.., at)| *at >= silence.since);
+    let enough = if asked_since { limits::UNANSWERED } else { limits::UNANSWERED_ALONE };
+    if ledger.broken.is_some() || ledger.stalled.is_some() || silence.lasted() < enough {
+        return None;
+    }
+    let words = format!(
+        "accepts connections but answers {} late or not at all: no timely response for more than {} s",
+        silence.client.name,
+        limits::UNANSWERED / limits::SECOND
+    );
+    Some((Reason::APIServerUnhealthy, words, silence.since))
 }
 
 /// What clients will not accept. A name that does not fit counts only where clients are known to use it.

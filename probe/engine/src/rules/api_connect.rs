@@ -29,6 +29,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                     Reason::APITimeout | Reason::APIServiceNotProgrammed | Reason::APIHairpin => {
                         fault.may_come_from(causes::OF_SILENCE)
                     }
+                    // What this host itself serves fails in more than one way while its processes come and go.
+                    Reason::APIServerReset | Reason::APITLSStalled
+                        if is_own(addr.ip(), &facts.host.addresses) =>
+                    {
+                        fault.may_come_from(causes::OF_STATIC_PODS)
+                    }
                     _ => fault,
                 });
             }

@@ -166,7 +166,7 @@ fn a_runtime_that_does_not_listen_is_told_by_the_kubelet_s_own_tries() -> Result
 #[test]
 fn asking_tells_a_server_that_is_unwell_from_one_that_is_away() -> Result<()> {
     let rows = [
-        (&["--status", "500"][..], "APIServerUnhealthy", "it names etcd"),
+        (&["--status", "500"][..], "APIServerUnhealthy", "failing checks: etcd"),
         (&["--expired"], "APITLSFailed", "expired 60 min ago"),
         (&["--silent"], "APITLSStalled", "sends nothing"),
         (&["--close"], "APIServerReset", "before an answer"),

@@ -1,0 +1,163 @@
+//! What the API server answers: to the agent's own questions, and to the node's clients on their connections.
+
+use alloc::format;
+use alloc::string::ToString as _;
+use core::net::SocketAddr;
+
+use super::Facts;
+use super::api::{Failure, Ledger};
+use crate::limits;
+use crate::observation::{Actor, Answer, ClientRole, Connection, Mono, REQUEST_BYTES, TlsFailure};
+use crate::outcome::Outcome;
+
+/// One silence after requests of a client, or several in a row.
+#[derive(Clone, Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) client: Actor,
+    /// When the first silence began.
+    pub(crate) since: Mono,
+    /// The longest, nanoseconds.
+    longest_ns: u64,
+    /// When the newest report of it came.
+    pub(super) last: Mono,
+}
+
+impl Unanswered {
+    /// Returns for how long no response came in time, nanoseconds. Silences that follow each other for long enough count
+    /// together.
+    pub(crate) fn lasted(&self) -> u64 {
+        let span = self.last.since(self.since);
+        if span >= limits::UNANSWERED_SPAN { span } else { self.longest_ns }
+    }
+}
+
+/// Returns whether such a client lives long and keeps its connections.
+pub(super) const fn keeps_connections(role: ClientRole) -> bool {
+    matches!(
+        role,
+        ClientRole::Kubelet | ClientRole::KubeProxy | ClientRole::CniAgent | ClientRole::ControlPlane
+    )
+}
+
+impl Ledger {
+    /// Returns whether an established connection is unacknowledged only because of an outage that is over: TCP has not
+    /// retransmitted on it since.
+    fn is_left_over(&self, at: Mono, unacked_ns: u64) -> bool {
+        let began = at.minus(unacked_ns);
+        let cured = self.cure.as_ref().map(|cure| cure.at);
+        cured.is_some_and(|cured| began < cured && at.since(cured) < limits::STALLED_LEFT_OVER)
+    }
+}
+
+impl Facts {
+    /// The agent's own question was answered, or came to nothing after the handshake.
+    pub(super) fn answer(&mut self, at: Mono, answer: Answer) {
+        let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
+        if answer.status.is_some() {
+            ledger.broken = None;
+            // Who answers took a connection, whether that was seen or not.
+            ledger.last_ok.get_or_insert(at);
+        }
+        let starts = matches!(answer.tls, Some(TlsFailure::Closed | TlsFailure::Silent))
+            || answer.tls.is_none() && !answer.is_well();
+        if let Some(cure) = &mut ledger.cure {
+            cure.served |= !starts;
+        }
+        let kind = |answer: &Answer| (answer.tls.clone(), answer.status, answer.failing.clone(), answer.etcd);
+        let known = ledger.answer.as_ref().filter(|(known, ..)| kind(known) == kind(&answer));
+        let (since, first) = known.map_or((at, true), |(_, since, _)| (*since, false));
+        if first {
+            let text = match (&answer.tls, answer.status) {
+                (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
+                (Some(TlsFailure::Silent), _) => "is silent after the handshake of TCP".to_string(),
+                (Some(TlsFailure::Alert { alert }), _) => format!("sent the TLS alert {alert}"),
+                (Some(TlsFailure::Other { why }), _) => format!("failed in TLS: {why}"),
+                (None, Some(status)) => match answer.etcd {
+                    Some(etcd) => format!("answered /readyz with {status}, /livez/etcd with {etcd}"),
+                    None => format!("answered /readyz with {status}"),
+                },
+                (None, None) => "answered".to_string(),
+            };
+            self.line(at, "api.answer", format!("{} {text}", answer.to));
+        }
+        if let Some(ledger) = self.targets.get_mut(&answer.to) {
+            ledger.answer = Some((answer, since, at));
+        }
+    }
+
+    /// What follows the handshake. A connect that succeeds says nothing of it.
+    /// Answers with the address to ask: a server whose kernel still takes connections is known by its words alone.
+    pub(super) fn connection(&mut self, at: Mono, connection: &Connection) -> Option<SocketAddr> {
+        if !connection.host_netns {
+            return None;
+        }
+        let ledger = self.targets.get_mut(&connection.to)?;
+        if connection.unanswered_ns > 0 {
+            self.unanswered(at, connection);
+            return Some(connection.to);
+        }
+        // Ended by the server, given up by its client, not acknowledged, or answered by one that was unwell.
+        let recovers = !connection.ended && connection.received > 0 && !ledger.works();
+        let lost = connection.ended && connection.by_peer && keeps_connections(connection.role);
+        let news = Outcome::was_given_up(connection) || lost || recovers || connection.unacked_ns > 0;
+        let ask = news.then_some(connection.to);
+        let Some(outcome) = Outcome::of_connection(connection) else { return ask };
+        if outcome == Outcome::Ok {
+            ledger.broken = None;
+            if !connection.ended {
+                ledger.stalled = None;
+            }
+            return ask;
+        }
+        let worked = outcome == Outcome::Stalled && connection.received > 0;
+        if worked && ledger.is_left_over(at, connection.unacked_ns) {
+            return ask;
+        }
+        let known = if worked { &mut ledger.stalled } else { &mut ledger.broken };
+        let first = known.as_ref().is_none_or(|known| known.outcome != outcome);
+        let since = known.as_ref().map_or(at, |known| known.since);
+        *known = Some(Failure { outcome, from: None, dropped: None, early_errno: 0, since, last: at });
+        if first || connection.role != ClientRole::Probe {
+            let client = &connection.client;
+            let seconds = connection.age_ns / 1_000_000_000;
+            let text = format!(
+                "{}[{}] → {} {}, {} bytes out, {} in, after {seconds} s",
+                client.name,
+                client.pid,
+                connection.to,
+                outcome.words(),
+                connection.acked,
+                connection.received
+            );
+            self.line(at, "tcp.connection", text);
+        }
+        ask
+    }
+
+    /// A client waits for a response on a connection that worked.
+    fn unanswered(&mut self, at: Mono, connection: &Connection) {
+        let is_request = connection.unanswered_bytes >= REQUEST_BYTES && keeps_connections(connection.role);
+        let Some(ledger) = self.targets.get_mut(&connection.to).filter(|_| is_request) else { return };
+        let client = &connection.client;
+        if let Some(known) = &mut ledger.unanswered {
+            known.last = at;
+            known.longest_ns = known.longest_ns.max(connection.unanswered_ns);
+            return;
+        }
+        ledger.unanswered = Some(Unanswered {
+            client: client.clone(),
+            since: at.minus(connection.unanswered_ns),
+            longest_ns: connection.unanswered_ns,
+            last: at,
+        });
+        let text = format!(
+            "{}[{}] → {} no answer in time to {} bytes for {} s",
+            client.name,
+            client.pid,
+            connection.to,
+            connection.unanswered_bytes,
+            connection.unanswered_ns / limits::SECOND
+        );
+        self.line(at, "tcp.connection", text);
+    }
+}
