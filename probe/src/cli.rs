@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use probe_engine::{Pod, Role, TargetKind};
 
 use crate::bpf::HookSet;
+use crate::node::targets;
 use crate::settings::{ApiServer, CniDirs, Settings};
 use crate::sinks::trace::Topic;
 
@@ -286,14 +287,15 @@ impl NodeArgs {
             return Err(UsageError(format!("--kubeconfig {}: it is no file", path.display())));
         }
         for text in &self.apiserver {
-            let server = api_server(&settings, text)?;
-            settings.apiservers.push(server);
+            let servers = api_servers(&settings, text)?;
+            settings.apiservers.extend(servers);
         }
         Ok(settings)
     }
 }
 
-fn api_server(settings: &Settings, text: &str) -> Result<ApiServer, UsageError> {
+/// A name may have several addresses: clients try each.
+fn api_servers(settings: &Settings, text: &str) -> Result<Vec<ApiServer>, UsageError> {
     let (kind, address) = match text.split_once('=') {
         Some(("service", address)) => (Some(TargetKind::Service), address),
         Some(("direct", address)) => (Some(TargetKind::Direct), address),
@@ -306,17 +308,20 @@ fn api_server(settings: &Settings, text: &str) -> Result<ApiServer, UsageError> 
     };
     let address = address.trim();
     // A Service listens on 443, a server on 6443.
-    let address = match (kind, address.parse::<IpAddr>()) {
-        (Some(TargetKind::Service), Ok(ip)) => Some(SocketAddr::new(ip, 443)),
-        _ => crate::node::targets::resolve(settings, address),
+    let addresses = match (kind, address.parse::<IpAddr>()) {
+        (Some(TargetKind::Service), Ok(ip)) => vec![SocketAddr::new(ip, 443)],
+        _ => targets::resolve(settings, address),
     };
-    match address {
-        Some(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(ApiServer { addr, kind }),
-        Some(_) => Err(UsageError(format!("--apiserver {text:?}: nobody listens on that address or port"))),
-        None => Err(UsageError(format!(
-            "--apiserver {text:?}: it is no address, and /etc/hosts has no such name; give ADDRESS:PORT"
-        ))),
+    if addresses.is_empty() {
+        return Err(UsageError(format!(
+            "--apiserver {text:?}: not an address, and does not resolve by /etc/hosts; give ADDRESS:PORT"
+        )));
     }
+    if addresses.iter().any(|addr| addr.port() == 0 || addr.ip().is_unspecified()) {
+        return Err(UsageError(format!("--apiserver {text:?}: nothing can listen on that address or port")));
+    }
+    let name = targets::name_in(address);
+    Ok(addresses.into_iter().map(|addr| ApiServer { addr, kind, name: name.clone() }).collect())
 }
 
 fn host_name() -> String {

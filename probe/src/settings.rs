@@ -52,13 +52,15 @@ pub(crate) struct Settings {
     pub(crate) plugin_limit: Option<Duration>,
 }
 
-/// One `--apiserver`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One address of an `--apiserver`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiServer {
     /// Address and port; the port defaults to 6443.
     pub(crate) addr: SocketAddr,
     /// `service=ADDR` marks the cluster's Service address; `None`: to be found out.
     pub(crate) kind: Option<TargetKind>,
+    /// The name that was given, when it was not the address.
+    pub(crate) name: Option<String>,
 }
 
 /// The directories of CNI, inside the host's root: as named by hand, else as found in what the runtime does, else the usual

@@ -214,8 +214,13 @@ fn judge(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Judged {
         return plain(Reason::Learning, "the state at start is being read".to_string(), start);
     }
     let proofs = [network_proof(facts, now), api_proof(facts, now)];
-    let Some(chain) = Chain::new(rules::faults(facts)) else {
-        return without_fault(facts, config, start, now, proofs);
+    let (degraded, faults): (Vec<_>, Vec<_>) =
+        rules::faults(facts).into_iter().partition(|fault| fault.degraded);
+    let degraded = degraded.into_iter().map(|fault| fault.finding);
+    let Some(chain) = Chain::new(faults) else {
+        let mut judged = without_fault(facts, config, start, now, proofs);
+        judged.also.extend(degraded);
+        return judged;
     };
     let [network, api] = proofs;
     let grace_over = now >= start.plus(config.start_grace_ns);
@@ -224,12 +229,14 @@ fn judge(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Judged {
         wanted(&chain, |side| side == Side::Api, api, facts, grace_over, now),
     ];
     let because = origins::of(&chain.root, facts);
-    let findings = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.finding).collect();
+    let findings = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.finding).collect::<Vec<_>>();
+    let mut also = findings(chain.also);
+    also.extend(degraded);
     Judged {
         status: Status::False,
         root: chain.root.finding,
         consequences: findings(chain.consequences),
-        also: findings(chain.also),
+        also,
         because,
         wanted,
     }
@@ -363,15 +370,16 @@ fn api_proof(facts: &Facts, now: Mono) -> Proof {
     if facts.targets.is_empty() {
         return Proof::None("no address of the API server is known".to_string());
     }
-    let answered: Vec<_> = facts
-        .targets_in_order()
-        .into_iter()
-        .filter(|(_, ledger)| ledger.last_ok.is_some())
-        .map(|(addr, _)| addr.to_string())
-        .collect();
+    let mut answered = facts.targets_in_order();
+    answered.retain(|(_, ledger)| ledger.last_ok.is_some());
     if answered.is_empty() {
         return Proof::None("no connect to the API server has ended yet".to_string());
     }
+    // A degraded address is listed with its fault.
+    if answered.iter().any(|(_, ledger)| ledger.failure.is_none()) {
+        answered.retain(|(_, ledger)| ledger.failure.is_none());
+    }
+    let answered: Vec<_> = answered.into_iter().map(|(addr, _)| addr.to_string()).collect();
     Proof::Good(limits::cut(
         format!("the API server accepts connections on {}", answered.join(", ")),
         limits::MESSAGE,

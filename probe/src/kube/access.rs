@@ -236,13 +236,18 @@ impl Found<'_> {
         let Some(text) = file::read_text(&on_host) else { return };
         let shown = path.display();
         match self.read(path, &text).await {
-            Ok((config, server)) => self.add(format!("{shown} at {server}"), config),
+            Ok((configs, server)) => {
+                for config in configs {
+                    self.add(format!("{shown} at {server}"), config);
+                }
+            }
             Err(why) => self.unusable.push(clean(format!("{shown}: {why}").as_bytes(), WORDS)),
         }
     }
 
-    /// The configuration that a kubeconfig describes, with its files looked for on the host, and its server.
-    async fn read(&mut self, path: &Path, text: &str) -> Result<(Config, String), String> {
+    /// The configuration that a kubeconfig describes, one for each address of its server, with its files looked for on the
+    /// host; and the server.
+    async fn read(&mut self, path: &Path, text: &str) -> Result<(Vec<Config>, String), String> {
         let mut kubeconfig = Kubeconfig::from_yaml(text).map_err(|error| error.to_string())?;
         let dir = path.parent().unwrap_or(Path::new("/"));
         let mut place = |file: &mut Option<String>| {
@@ -272,13 +277,20 @@ impl Found<'_> {
         let mut config = config.map_err(|error| chain(&error))?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         // Names are looked up in the host's own table: the resolver of this process may be another's.
-        if let Some(name) = targets::name_in(&server) {
-            let address = targets::resolve(self.settings, &server);
-            let address = address.ok_or(format!("the server's name {name:?} is not in /etc/hosts"))?;
-            config.cluster_url = format!("https://{address}").parse().map_err(|_| "its server is no URL")?;
-            config.tls_server_name.get_or_insert(name);
+        let shown = clean(server.as_bytes(), WORDS);
+        let Some(name) = targets::name_in(&server) else { return Ok((vec![config], shown)) };
+        let addresses = targets::resolve(self.settings, &server);
+        if addresses.is_empty() {
+            return Err(format!("the server's name {name:?} is not in /etc/hosts"));
         }
-        Ok((config, clean(server.as_bytes(), WORDS)))
+        config.tls_server_name.get_or_insert(name);
+        let mut configs = Vec::new();
+        for address in addresses {
+            let mut config = config.clone();
+            config.cluster_url = format!("https://{address}").parse().map_err(|_| "its server is no URL")?;
+            configs.push(config);
+        }
+        Ok((configs, shown))
     }
 
     fn add(&mut self, name: String, mut config: Config) {

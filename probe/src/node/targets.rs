@@ -40,7 +40,7 @@ pub(crate) fn find(settings: &Settings) -> Targets {
     let mut found = Targets::default();
     for named in &settings.apiservers {
         let kind = named.kind.unwrap_or_else(|| guess(settings, named.addr));
-        found.add(named.addr, kind, "--apiserver", None);
+        found.add(named.addr, kind, "--apiserver", named.name.clone());
     }
     if !settings.only_named {
         let paths = match &settings.kubeconfig {
@@ -84,16 +84,17 @@ impl Targets {
             Err(_) => return self.gap(format!("{shown} is no kubeconfig")),
         };
         for server in servers {
-            match resolve(settings, &server) {
-                Some(addr) => {
-                    // A plugin's kubeconfig mostly names the Service.
-                    let kind = if of_cni { guess(settings, addr) } else { kind_of(settings, addr) };
-                    self.add(addr, kind, &shown, name_in(&server));
-                }
-                None => self.gap(format!(
+            let addresses = resolve(settings, &server);
+            if addresses.is_empty() {
+                self.gap(format!(
                     "the server {:?} in {shown} is not in /etc/hosts; name its address with --apiserver",
                     clean(server.as_bytes(), 100)
-                )),
+                ));
+            }
+            for addr in addresses {
+                // A plugin's kubeconfig mostly names the Service.
+                let kind = if of_cni { guess(settings, addr) } else { kind_of(settings, addr) };
+                self.add(addr, kind, &shown, name_in(&server));
             }
         }
     }
@@ -120,38 +121,47 @@ fn service_in_environment() -> Option<SocketAddr> {
     Some(SocketAddr::new(host, port))
 }
 
-/// `https://host:port/path`, `host:port`, `[v6]:port`, `host`: to an address by the host's own table of
-/// names, without asking anybody.
-pub(crate) fn resolve(settings: &Settings, server: &str) -> Option<SocketAddr> {
+/// `https://host:port/path`, `host:port`, `[v6]:port`, `host`: to its addresses by the host's own table of names, without
+/// asking anybody; empty where it has none.
+pub(crate) fn resolve(settings: &Settings, server: &str) -> Vec<SocketAddr> {
+    try_resolve(settings, server).unwrap_or_default()
+}
+
+fn try_resolve(settings: &Settings, server: &str) -> Option<Vec<SocketAddr>> {
     let (rest, default) = match server.strip_prefix("https://") {
         Some(rest) => (rest, HTTPS_PORT),
         None => (server, 6443),
     };
     let authority = rest.split('/').next()?;
     if let Ok(addr) = authority.parse::<SocketAddr>() {
-        return Some(addr);
+        return Some(vec![addr]);
     }
     let bare = authority.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(authority);
     if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Some(SocketAddr::new(ip, default));
+        return Some(vec![SocketAddr::new(ip, default)]);
     }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (authority, default),
     };
-    Some(SocketAddr::new(by_name(settings, host)?, port))
+    Some(by_name(settings, host).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
-fn by_name(settings: &Settings, name: &str) -> Option<IpAddr> {
+/// Most addresses of one name that are taken; a name of an API server has one of each family, or one for each server.
+const ADDRESSES: usize = 16;
+
+fn by_name(settings: &Settings, name: &str) -> Vec<IpAddr> {
+    // Local proxies listen on the IPv4 address, and clients go on to it at once where the other one is closed.
     if name == "localhost" {
-        return Some(IpAddr::from([127, 0, 0, 1]));
+        return vec![IpAddr::from([127, 0, 0, 1])];
     }
-    let hosts = file::read_text(&settings.on_host(Path::new("/etc/hosts")))?;
-    hosts.lines().find_map(|line| {
+    let hosts = file::read_text(&settings.on_host(Path::new("/etc/hosts"))).unwrap_or_default();
+    let address = |line: &str| {
         let mut words = line.split('#').next()?.split_whitespace();
         let addr = words.next()?.parse().ok()?;
         words.any(|known| known.eq_ignore_ascii_case(name)).then_some(addr)
-    })
+    };
+    hosts.lines().filter_map(address).take(ADDRESSES).collect()
 }
 
 /// Service when it is known to be one.

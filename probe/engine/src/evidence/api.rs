@@ -75,6 +75,8 @@ pub(crate) struct Ledger {
     pub(crate) source: String,
     /// Clients use exactly this address or name: it stands in a kubeconfig.
     pub(crate) is_clients_name: bool,
+    /// The name that clients use, where it is not the address.
+    name: Option<String>,
     /// Order in which the addresses were named: the first is the one that clients use first.
     pub(crate) order: usize,
     pub(crate) last_ok: Option<Mono>,
@@ -149,11 +151,13 @@ impl Facts {
         if let Some(known) = self.targets.get_mut(&target.addr) {
             known.kind = target.kind;
             known.is_clients_name = target.source.starts_with('/');
+            known.name = target.name;
             known.source = target.source;
         } else if self.targets.len() < limits::TARGETS {
             let ledger = Ledger {
                 kind: target.kind,
                 is_clients_name: target.source.starts_with('/'),
+                name: target.name,
                 source: target.source,
                 order: self.next_order,
                 last_ok: None,
@@ -401,6 +405,15 @@ impl Facts {
         let mut all: Vec<_> = self.targets.iter().collect();
         all.sort_by_key(|(_, ledger)| ledger.order);
         all
+    }
+
+    /// Another address of the same name, by which clients get through now: they try every address of a name.
+    pub(crate) fn other_way(&self, addr: &SocketAddr) -> Option<SocketAddr> {
+        let name = self.targets.get(addr)?.name.as_deref()?;
+        let others = self.targets.iter().filter(|(other, ledger)| {
+            *other != addr && other.port() == addr.port() && ledger.name.as_deref() == Some(name)
+        });
+        others.filter(|(_, ledger)| ledger.works()).map(|(other, _)| *other).next()
     }
 
     /// Does anything on this host listen where `addr` points to?

@@ -21,8 +21,10 @@ mod routes;
 mod runtime;
 mod sandbox;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::net::SocketAddr;
 
 use crate::evidence::Facts;
 use crate::limits;
@@ -45,6 +47,8 @@ pub(crate) struct Fault {
     pub(crate) causes: &'static [Reason],
     /// How near to the ground it lies: of two independent faults the lower one is told first.
     pub(crate) depth: u8,
+    /// Clients have another way that works: it is reported beside the verdict and changes no status.
+    pub(crate) degraded: bool,
 }
 
 /// Depths, in the order of the contract: API path → runtime → configuration → plugin → datapath.
@@ -178,7 +182,18 @@ impl Fault {
             settles: None,
             causes: &[],
             depth,
+            degraded: false,
         }
+    }
+
+    /// Of one of several addresses of a name, while clients of that name get through by `other`.
+    fn degraded(mut self, other: Option<&SocketAddr>) -> Self {
+        if let Some(other) = other {
+            self.degraded = true;
+            let message = format!("{}; degraded: {other} of the same name works", self.finding.message);
+            self.finding.message = limits::cut(message, limits::MESSAGE);
+        }
+        self
     }
 
     fn state(mut self) -> Self {
@@ -228,6 +243,8 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         datapath::judge,
     ] {
         for fault in rule(facts) {
+            let other = fault.finding.subject.parse().ok().and_then(|addr| facts.other_way(&addr));
+            let fault = fault.degraded(other.as_ref());
             let is_known = |known: &Fault| {
                 (known.finding.reason, &known.finding.subject)
                     == (fault.finding.reason, &fault.finding.subject)
