@@ -14,43 +14,43 @@ struct Scene {
     /// Real texts of kubelet and containerd; symptoms all of them.
     kubelet: &'static str,
     expected: &'static str,
-    consequence: &'static str,
+    /// An independent fault that must be listed beside it.
+    also: &'static str,
 }
 
-const HEALTHY: Scene =
-    Scene { done: "a healthy node", kubelet: "Ready", expected: "NetworkReady", consequence: "" };
+const HEALTHY: Scene = Scene { done: "a healthy node", kubelet: "Ready", expected: "NetworkReady", also: "" };
 const NO_CONFIG: Scene = Scene {
     done: "CNI configuration removed",
     kubelet: "cni plugin not initialized",
     expected: "CNIConfigMissing",
-    consequence: "",
+    also: "",
 };
 const REFUSED: Scene = Scene {
     done: "API server stopped",
     kubelet: "dial tcp 10.99.0.1:6443: connection refused",
     expected: "APIServerRefused",
-    consequence: "",
+    also: "",
 };
 const BOTH: Scene = Scene {
     done: "both at once",
     kubelet: "cni plugin not initialized, connection refused",
     expected: "APIServerRefused",
-    consequence: "CNIConfigMissing",
+    also: "CNIConfigMissing",
 };
 const NO_PLUGIN: Scene = Scene {
     done: "plugin portmap removed",
     kubelet: "failed to find plugin \"portmap\" in path",
     expected: "CNIBinaryMissing",
-    consequence: "",
+    also: "",
 };
 const EXHAUSTED: Scene = Scene {
     done: "a second pod in a /30",
     kubelet: "failed to setup network for sandbox",
     expected: "IPAMExhausted",
-    consequence: "",
+    also: "",
 };
 const RECOVERED: Scene =
-    Scene { done: "everything repaired", kubelet: "Ready", expected: "NetworkReady", consequence: "" };
+    Scene { done: "everything repaired", kubelet: "Ready", expected: "NetworkReady", also: "" };
 
 /// How a scene ended.
 struct Answer {
@@ -77,7 +77,7 @@ pub(crate) fn run() -> Result<bool> {
 
     let at = stage.scene(&BOTH);
     stage.node.remove_config()?;
-    answers.push(stage.judge_chain(&BOTH, at)?);
+    answers.push(stage.judge(&BOTH, at)?);
     stage.node.install_config()?;
     stage.api = Some(stage.node.serve_api()?);
     stage.repaired()?;
@@ -138,20 +138,6 @@ impl Stage {
     }
 
     fn judge(&mut self, scene: &'static Scene, at: u64) -> Result<Answer> {
-        self.answer(scene, at, |_| true)
-    }
-
-    /// As [`Self::judge`], and the consequence must hang from the root.
-    fn judge_chain(&mut self, scene: &'static Scene, at: u64) -> Result<Answer> {
-        self.answer(scene, at, |line| line["consequences"][0]["reason"] == scene.consequence)
-    }
-
-    fn answer(
-        &mut self,
-        scene: &'static Scene,
-        at: u64,
-        chain: impl Fn(&serde_json::Value) -> bool,
-    ) -> Result<Answer> {
         // The next verdict after the fault is the answer; what it is, is judged afterwards.
         let is_new = |line: &serde_json::Value| {
             line["kind"] == "verdict"
@@ -160,12 +146,13 @@ impl Stage {
         };
         let (arrived, line) = self.trace.wait_for("a new verdict", is_new)?;
         let mut said = line["verdict"]["reason"].as_str().unwrap_or_default().to_owned();
-        let right = said == scene.expected && chain(&line);
-        if let Some(then) = line["consequences"][0]["reason"].as_str() {
-            said = format!("{said}, then {then}");
-        }
+        let also = line["also"][0]["reason"].as_str().unwrap_or_default().to_owned();
+        let right = said == scene.expected && also == scene.also;
         // Both traces tell the same story; the shown one must have told it before the next scene.
-        self.shown.wait_for(line["consequences"][0]["reason"].as_str().unwrap_or(scene.expected))?;
+        self.shown.wait_for(if also.is_empty() { scene.expected } else { &also })?;
+        if !also.is_empty() {
+            said = format!("{said}, also {also}");
+        }
         #[expect(clippy::cast_precision_loss, reason = "milliseconds with one decimal")]
         let millis = arrived.saturating_sub(at) as f64 / 1e6;
         Ok(Answer { scene, said, right, millis })
@@ -211,7 +198,7 @@ fn table(answers: &[Answer]) {
         }
         println!("  a kubelet prints: {}", answer.scene.kubelet);
         if !answer.right {
-            println!("  expected: {} {}", answer.scene.expected, answer.scene.consequence);
+            println!("  expected: {} {}", answer.scene.expected, answer.scene.also);
         }
     }
 }
@@ -257,7 +244,7 @@ impl Shown {
                 ensure!(told, "the shown trace did not say {reason}");
                 return Ok(());
             };
-            let verdict = line.contains("──") || line.starts_with("      then");
+            let verdict = line.contains("──") || line.starts_with("      also");
             told |= verdict && line.contains(reason);
             self.show(&line);
         }

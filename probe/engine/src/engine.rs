@@ -232,6 +232,8 @@ fn judge(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Judged {
     let findings = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.finding).collect::<Vec<_>>();
     let mut also = findings(chain.also);
     also.extend(degraded);
+    // What stands behind a fault that is not the root is a fact of its own.
+    also.extend(rules::displaced(facts).filter(|displaced| !because.contains(displaced)));
     Judged {
         status: Status::False,
         root: chain.root.finding,

@@ -44,6 +44,8 @@ pub(crate) struct Facts {
     /// When the set of listeners last changed for the API's ports.
     pub(crate) listeners_since: Mono,
     pub(crate) config: Option<(CniConfig, Mono)>,
+    /// There was a configuration before, and since when there is none.
+    pub(crate) config_vanished: Option<Mono>,
     /// By name of a configuration file: whose it is, as long as it is known.
     pub(crate) owners: BTreeMap<String, &'static Cni>,
     /// By file: who changed it last, and when the runtime opened it last.

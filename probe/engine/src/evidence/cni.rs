@@ -100,6 +100,12 @@ impl Facts {
                 self.owners.insert(file.name.clone(), cni);
             }
         }
+        let had_files = self.config.as_ref().is_some_and(|(known, _)| !known.files.is_empty());
+        if !config.files.is_empty() {
+            self.config_vanished = None;
+        } else if had_files {
+            self.config_vanished = Some(at);
+        }
         // What could not be executed was repaired.
         let known = self.config.as_ref().map(|(known, _)| &known.unusable_plugins);
         for repaired in known.into_iter().flatten().filter(|known| !config.unusable_plugins.contains(known)) {
@@ -109,6 +115,7 @@ impl Facts {
         if self.config.as_ref().is_some_and(|(known, _)| known.dir != config.dir) {
             // What was done to files of the same names in another directory.
             self.accesses.clear();
+            self.config_vanished = None;
         }
         self.config = Some((config, at));
     }

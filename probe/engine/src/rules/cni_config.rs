@@ -29,11 +29,23 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let Some(first) = config.files.first() else {
         let there =
             if config.dir_missing { "does not exist" } else { "holds no .conf, .conflist or .json file" };
-        let message = match removed(facts) {
-            Some(by) => format!("{} {there}: {by}", config.dir),
+        let removed = removed(facts);
+        let message = match &removed {
+            Some((file, access, who)) => {
+                format!("{} {there}: {} {} {file}", config.dir, person(who), took(*access))
+            }
+            None if facts.config_vanished.is_some() => {
+                format!("{} {there}: the configuration that was there was removed", config.dir)
+            }
             None => format!("{} {there}: the CNI's agent has not written its configuration", config.dir),
         };
         let fault = Fault::new(Reason::CNIConfigMissing, config.dir.as_str(), message, *since).state();
+        // A configuration does not disappear because something else fails: whoever removed it is the cause, unless it is
+        // an agent that will write it again.
+        let by_agent = removed.is_some_and(|(_, _, who)| cnis::of_process(&who.name).is_some());
+        if facts.config_vanished.is_some() && !by_agent {
+            return Vec::from([fault]);
+        }
         // Agents write it once they have reached the API server and made their datapath.
         let waits = |_: &str, class| {
             matches!(class, ProcessClass::Kubelet | ProcessClass::CniAgent | ProcessClass::Ovs)
@@ -49,10 +61,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     Vec::from([Fault::new(Reason::CNIConfigInvalid, path, message, *since).state()])
 }
 
-/// Who took the last file away.
-fn removed(facts: &Facts) -> Option<String> {
+/// The file that was removed last, how, and by whom.
+fn removed(facts: &Facts) -> Option<(&str, Access, &Actor)> {
     let (file, _, access, who) = taken(facts).max_by_key(|(_, at, ..)| *at)?;
-    Some(format!("{file} was {} by {}", took(access), person(who)))
+    Some((file, access, who))
 }
 
 /// Files that somebody has taken away and that are not there again.

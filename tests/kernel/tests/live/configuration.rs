@@ -34,7 +34,7 @@ fn who_removed_the_configuration_is_named() -> Result<()> {
     let me = std::process::id();
     let told = |line: &Value| {
         let message = line["verdict"]["message"].as_str().unwrap_or_default();
-        message.contains("10-pods.conflist was removed by live-") && message.contains(&format!("[{me}]"))
+        message.contains(&format!("[{me}] removed 10-pods.conflist"))
     };
     if !trace.seen.iter().any(told) {
         trace.wait_for("who removed it", told)?;
