@@ -5,6 +5,7 @@ mod cni;
 mod datapath;
 mod lives;
 mod node;
+mod phases;
 mod quiet;
 mod responses;
 
@@ -129,21 +130,24 @@ impl Facts {
             Observation::ApiTargetGone { addr } => {
                 self.targets.remove(&addr);
             }
-            Observation::Connect(connect) => return self.connect(at, &connect),
-            Observation::Listener(listener) => self.listener(at, &listener),
-            Observation::Route(route) => {
-                if self.routes.len() < limits::ROUTES || self.routes.contains_key(&route.to) {
-                    let since =
-                        self.routes.get(&route.to).filter(|old| old.0 == route.errno).map_or(at, |old| old.1);
-                    self.routes.insert(route.to, (route.errno, since));
-                }
-                if route.errno != 0 {
-                    self.no_way(route.to);
-                }
+            Observation::Connect(connect) => {
+                let ask = self.connect(at, &connect);
+                self.enter_phase(at, connect.to);
+                return ask;
             }
+            Observation::Listener(listener) => self.listener(at, &listener),
+            Observation::Route(route) => self.route(at, &route),
             Observation::CniConfig(config) => self.configuration(at, config),
-            Observation::Answer(answer) => self.answer(at, answer),
-            Observation::Connection(connection) => return self.connection(at, &connection),
+            Observation::Answer(answer) => {
+                let addr = answer.to;
+                self.answer(at, answer);
+                self.enter_phase(at, addr);
+            }
+            Observation::Connection(connection) => {
+                let ask = self.connection(at, &connection);
+                self.enter_phase(at, connection.to);
+                return ask;
+            }
             Observation::SocketConnect(connect) => self.socket(at, connect),
             Observation::NetlinkError(error) => self.netlink_error(at, &error),
             Observation::RouteGone(gone) => self.route_gone(at, &gone),
@@ -218,6 +222,12 @@ impl Facts {
         None
     }
 
+    fn enter_phase(&mut self, at: Mono, addr: SocketAddr) {
+        if let Some(ledger) = self.targets.get_mut(&addr) {
+            ledger.enter_phase(at);
+        }
+    }
+
     /// Adds a line of evidence; the oldest goes.
     pub(crate) fn line(&mut self, at: Mono, signal: &str, text: String) {
         if self.lines.len() >= limits::EVIDENCE {
@@ -254,6 +264,7 @@ impl Facts {
             let before = ledger.denied.len();
             ledger.denied.retain(|_, failure| !stale(failure));
             gone |= ledger.denied.len() != before;
+            ledger.enter_phase(now);
         }
         let before = self.files.len() + self.dropping.len();
         self.files.retain(|_, file| now < file.until());
@@ -295,6 +306,8 @@ impl Facts {
             let failures = ledger.failure.iter().chain(&ledger.broken).chain(&ledger.stalled);
             let failures = failures.chain(ledger.denied.values());
             failures.for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
+            ledger.phases.deadlines(self.now).for_each(&mut at);
+            ledger.cure.iter().for_each(|cure| at(cure.until()));
             let silence = ledger.unanswered.iter();
             silence.for_each(|silence| at(silence.last.plus(limits::UNANSWERED_FORGOTTEN)));
         }

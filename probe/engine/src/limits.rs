@@ -84,6 +84,22 @@ pub const UNANSWERED_FORGOTTEN: u64 = 10 * SECOND;
 /// How long after an outage its end may be unknown to a connection that was established before: TCP sends again after twice
 /// the time it has waited already, and the kubelet closes such a connection within 45 s.
 pub const STALLED_LEFT_OVER: u64 = 60 * SECOND;
+/// Changes of an API address that are remembered.
+pub const PHASES: usize = 32;
+/// In which time changes of an API address count together: the kubelet's longest restart back-off.
+pub const UNSTABLE_WINDOW: u64 = 300 * SECOND;
+/// How soon an API address must fail again after it failed and worked, for two failures to be enough: the kubelet restarts
+/// a crashing static pod after 10, 20, 40 s.
+pub const UNSTABLE_CYCLE: u64 = 60 * SECOND;
+/// How often an API address must begin to fail within [`UNSTABLE_CYCLE`] for that to count, however short it is: replicas
+/// behind a load balancer that are replaced one after the other make three.
+pub const UNSTABLE_OFTEN: usize = 4;
+/// How long an API address must be away at least for that to count: a rolling update behind a load balancer takes a second.
+pub const UNSTABLE_AWAY: u64 = 3 * SECOND;
+/// How long an API address must work at least for that to count as an end of a time in which it failed.
+pub const UNSTABLE_BLINK: u64 = 2 * SECOND;
+/// How long an address that alternated must work at least to count as stable.
+pub const UNSTABLE_REST: u64 = 15 * SECOND;
 /// How long before it is seen the connection tracking table may have been full, and how long after that its drops show: it
 /// is looked at every 5 s, and a connect that was dropped ends after 10 s at the latest.
 pub const CONNTRACK_SEEN_LATE: u64 = 15 * SECOND;

@@ -6,13 +6,14 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
+use super::phases::Phases;
 use super::responses::{Unanswered, keeps_connections};
 use super::{Facts, LOCAL_PORTS};
 use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
 use crate::observation::{
-    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, LimitHit, Listener, Mono, ProcessClass, Scope,
-    TargetKind,
+    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, LimitHit, Listener, Mono, ProcessClass, Route,
+    Scope, TargetKind,
 };
 use crate::outcome::{Outcome, is_own};
 
@@ -37,6 +38,15 @@ impl Ledger {
         let unwell = self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well());
         let failed = self.failure.is_some() || self.broken.is_some() || self.stalled.is_some();
         self.last_ok.is_some() && !failed && !unwell && self.denied.is_empty()
+    }
+
+    /// How connects failed until a moment ago, where they are accepted again and the server does not serve yet: one that
+    /// starts listens before it answers.
+    pub(crate) fn starting(&self, now: Mono) -> Option<&Failure> {
+        let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.until())?;
+        let unwell = self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well());
+        let serves = self.broken.is_none() && self.unanswered.is_none() && !unwell;
+        (self.failure.is_none() && !serves).then_some(&cure.failure)
     }
 
     /// Will [`Facts::note`] learn nothing but the time of this?
@@ -92,6 +102,8 @@ pub(crate) struct Ledger {
     /// left, for a new one says nothing of it.
     pub(crate) stalled: Option<Failure>,
     pub(super) cure: Option<Cure>,
+    /// What it looked like before.
+    pub(super) phases: Phases,
     /// Whose connect was the newest line of evidence, and when.
     told: Option<(u32, Mono)>,
     /// Before the network: disproved only by a success of the same kind of client.
@@ -142,7 +154,7 @@ const fn is_silence(outcome: Outcome) -> bool {
 }
 
 /// Two names for one thing.
-const fn same(one: Outcome, other: Outcome) -> bool {
+pub(super) const fn same(one: Outcome, other: Outcome) -> bool {
     is_silence(one) && is_silence(other) || one as u8 == other as u8
 }
 
@@ -167,6 +179,7 @@ impl Facts {
                 cure: None,
                 answer: None,
                 unanswered: None,
+                phases: Phases::default(),
                 told: None,
                 denied: BTreeMap::new(),
             };
@@ -227,8 +240,20 @@ impl Facts {
         true
     }
 
+    /// What a look-up of the way to an address said.
+    pub(super) fn route(&mut self, at: Mono, route: &Route) {
+        if self.routes.len() < limits::ROUTES || self.routes.contains_key(&route.to) {
+            let known = self.routes.get(&route.to).filter(|(errno, _)| *errno == route.errno);
+            let since = known.map_or(at, |(_, since)| *since);
+            self.routes.insert(route.to, (route.errno, since));
+        }
+        if route.errno != 0 {
+            self.no_way(route.to);
+        }
+    }
+
     /// The kernel has no way there: what looked like a denial before that was known is the answer of a `prohibit` route.
-    pub(super) fn no_way(&mut self, to: IpAddr) {
+    fn no_way(&mut self, to: IpAddr) {
         for (_, ledger) in self.targets.iter_mut().filter(|(addr, _)| addr.ip() == to) {
             let of_route = |denied: &Failure| denied.early_errno != EPERM;
             if let Some(first) =

@@ -16,8 +16,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let asked = facts.targets_in_order().into_iter();
     asked
         .filter_map(|(addr, ledger)| {
-            // An address that cannot be reached now says nothing of what it would answer.
-            if ledger.failure.is_some() {
+            // An address that cannot be reached now says nothing of what it would answer, one that is reached now and then
+            // has no one answer, and one that starts has none yet.
+            let starts = ledger.starting(facts.now).is_some();
+            if ledger.failure.is_some() || starts || ledger.instability(facts.now).is_some() {
                 return None;
             }
             let said = |(answer, since, _): &(Answer, Mono, Mono)| {

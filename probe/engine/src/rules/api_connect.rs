@@ -9,6 +9,7 @@ use super::api_listener::{end_of_service, nobody_listens};
 use super::api_route::no_route;
 use super::{Fault, causes};
 use crate::evidence::{Facts, Failure, Ledger};
+use crate::limits;
 use crate::observation::{ProcessClass, TargetKind};
 use crate::outcome::{Outcome, is_own};
 use crate::reason::Reason;
@@ -18,8 +19,18 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .targets_in_order()
         .into_iter()
         .filter_map(|(addr, ledger)| {
-            if let Some(failure) = ledger.failure.as_ref().or(ledger.broken.as_ref()) {
-                let (reason, words) = verdict(facts, addr, ledger, failure)?;
+            let unstable = ledger.instability(facts.now);
+            let starting = ledger.starting(facts.now);
+            let failure = unstable.as_ref().map(|unstable| &unstable.failure);
+            let failure = failure.or(ledger.failure.as_ref()).or(starting);
+            if let Some(failure) = failure.or(ledger.broken.as_ref()) {
+                let (reason, mut words) = verdict(facts, addr, ledger, failure)?;
+                if let Some(unstable) = &unstable {
+                    words.push_str(&format!("; unstable: {}", often(unstable.failures)));
+                } else if starting.is_some() {
+                    let before = failure.outcome.words();
+                    words = format!("accepts connections again and does not serve yet; before: {before}");
+                }
                 let fault = Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since);
                 return Some(match reason {
                     Reason::APIServerDown | Reason::APILocalProxyDown => {
@@ -45,6 +56,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             Some(Fault::new(Reason::APIConnectionStalled, addr.to_string(), message, stalled.since))
         })
         .collect()
+}
+
+/// How often an address failed, in steps: a message is the same for the same state.
+fn often(failures: usize) -> String {
+    let steps = [20, 10, 5, 2];
+    let least = steps.into_iter().find(|step| *step <= failures).unwrap_or(2);
+    let minutes = limits::UNSTABLE_WINDOW / (60 * limits::SECOND);
+    format!("at least {least} failures in {minutes} min")
 }
 
 /// What listens on the addresses of this host itself.

@@ -1,0 +1,196 @@
+//! API addresses that come and go: how they change, and when they count as stable again.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::api::{Failure, Ledger, same};
+use crate::limits;
+use crate::observation::Mono;
+use crate::outcome::Outcome;
+
+/// What an address looks like to the node's clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Connections are accepted, and nothing says that the server cannot serve.
+    Works,
+    /// Connections are accepted, and the server says that it cannot serve.
+    Unwell,
+    /// Connections fail, or end before an answer.
+    Fails(Failure),
+}
+
+impl Phase {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fails(one), Self::Fails(other)) => same(one.outcome, other.outcome),
+            (one, other) => one == other,
+        }
+    }
+}
+
+/// The newest phases of one address with their begins, from its first failure on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Phases(VecDeque<(Mono, Phase)>);
+
+/// An address whose phases alternate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Instability {
+    /// How connections fail, of several ways the one that says most; since the first failure.
+    pub(crate) failure: Failure,
+    /// How often it began to fail, or to fail in another way, within [`limits::UNSTABLE_WINDOW`].
+    pub(crate) failures: usize,
+    /// When it counts as stable again, if it works, or fails in one way, until then.
+    until: Mono,
+}
+
+/// A time in which an address did not work.
+#[derive(Debug)]
+struct Episode<'a> {
+    since: Mono,
+    /// Its end, or its newest change.
+    until: Mono,
+    /// One for each way and time in which connections failed.
+    failures: Vec<&'a Failure>,
+}
+
+impl Episode<'_> {
+    /// The failure that says most.
+    fn worst(&self) -> Option<&Failure> {
+        self.failures.iter().copied().min_by_key(|failure| rank(failure.outcome))
+    }
+}
+
+/// A closed port proves that nothing listens, whatever else a server that restarts repeatedly shows.
+const fn rank(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::RefusedLocal | Outcome::RefusedRemote => 0,
+        Outcome::Reset => 1,
+        _ => 2,
+    }
+}
+
+impl Phases {
+    fn enter(&mut self, at: Mono, phase: Phase) {
+        let is_news = match self.0.back() {
+            Some((_, newest)) => !newest.is_same(&phase),
+            None => phase != Phase::Works,
+        };
+        if is_news {
+            if self.0.len() >= limits::PHASES {
+                self.0.pop_front();
+            }
+            self.0.push_back((at, phase));
+        }
+    }
+
+    /// Takes back that it works: what looked so was a server that takes connections before it answers.
+    fn retract(&mut self) {
+        self.0.pop_back_if(|(_, newest)| *newest == Phase::Works);
+    }
+
+    /// The times within the window in which the address did not work, and the longest steady time in between,
+    /// nanoseconds.
+    fn episodes(&self, now: Mono) -> (Vec<Episode<'_>>, u64) {
+        let mut episodes: Vec<Episode<'_>> = Vec::new();
+        let (mut is_open, mut worked_ns) = (false, 0);
+        let ends = self.0.iter().skip(1).map(|(end, _)| Some(*end)).chain([None]);
+        for ((since, phase), end) in self.0.iter().zip(ends) {
+            if end.is_some_and(|end| now.since(end) >= limits::UNSTABLE_WINDOW) {
+                continue;
+            }
+            if let (true, Some(episode)) = (is_open, episodes.last_mut()) {
+                episode.until = *since;
+            }
+            let failure = match phase {
+                Phase::Works => {
+                    let lasted = end.map(|end| end.since(*since));
+                    // A connect that is accepted and reset at once looks like one that works, for a moment.
+                    is_open &= lasted.is_some_and(|lasted| lasted < limits::UNSTABLE_BLINK);
+                    if !is_open && !episodes.is_empty() {
+                        worked_ns = worked_ns.max(lasted.unwrap_or_default());
+                    }
+                    continue;
+                }
+                Phase::Unwell => None,
+                Phase::Fails(failure) => Some(failure),
+            };
+            if !is_open {
+                episodes.push(Episode { since: *since, until: *since, failures: Vec::new() });
+                is_open = true;
+            }
+            episodes.last_mut().into_iter().for_each(|episode| episode.failures.extend(failure));
+        }
+        (episodes, worked_ns)
+    }
+
+    /// The longest that it failed in one way before the newest phase, nanoseconds.
+    fn longest_failure(&self) -> u64 {
+        let fails = self.0.iter().zip(self.0.iter().skip(1)).filter(|((_, phase), _)| *phase != Phase::Works);
+        fails.map(|((since, _), (end, _))| end.since(*since)).max().unwrap_or_default()
+    }
+
+    /// See [`Ledger::instability`].
+    fn instability(&self, now: Mono) -> Option<Instability> {
+        let (episodes, worked_ns) = self.episodes(now);
+        let long =
+            || episodes.iter().filter(|episode| episode.until.since(episode.since) >= limits::UNSTABLE_AWAY);
+        let newest = episodes.last()?;
+        let follows = |episode: &Episode<'_>| {
+            episode.since < newest.since && newest.since.since(episode.since) <= limits::UNSTABLE_CYCLE
+        };
+        let often = episodes.iter().rev().nth(limits::UNSTABLE_OFTEN - 1).is_some_and(follows);
+        let in_many_ways = long().any(|episode| episode.failures.len() >= limits::CRASHES);
+        // Outages of different kinds are different faults, however soon they follow each other.
+        let alike = |episode: &&Episode<'_>| match (episode.worst(), newest.worst()) {
+            (Some(one), Some(other)) => same(one.outcome, other.outcome),
+            _ => false,
+        };
+        let again = long().filter(alike).count() >= limits::CRASHES;
+        if !often && !in_many_ways && !again && !long().any(follows) {
+            return None;
+        }
+        let (since, phase) = self.0.back()?;
+        let longest_ns = if *phase == Phase::Works { worked_ns } else { self.longest_failure() };
+        let hold = (longest_ns.saturating_mul(3) / 2).clamp(limits::UNSTABLE_REST, limits::UNSTABLE_WINDOW);
+        let until = since.plus(hold);
+        if until <= now {
+            return None;
+        }
+        let worst = episodes.iter().filter_map(Episode::worst).min_by_key(|failure| rank(failure.outcome))?;
+        let failure = Failure { since: episodes.first()?.since, ..worst.clone() };
+        let failures = episodes.iter().map(|episode| episode.failures.len()).sum();
+        Some(Instability { failure, failures, until })
+    }
+
+    /// When [`Self::instability`] answers differently by time alone.
+    pub(super) fn deadlines(&self, now: Mono) -> impl Iterator<Item = Mono> {
+        let until = self.instability(now).map(|unstable| unstable.until);
+        let ends = self.0.iter().skip(1).map(|(end, _)| end.plus(limits::UNSTABLE_WINDOW));
+        ends.chain(until)
+    }
+}
+
+impl Ledger {
+    /// Enters what the address looks like now.
+    pub(super) fn enter_phase(&mut self, at: Mono) {
+        if self.starting(at).is_some() {
+            self.phases.retract();
+        }
+        let phase = match self.failure.as_ref().or(self.starting(at)).or(self.broken.as_ref()) {
+            Some(failure) => Phase::Fails(failure.clone()),
+            None if self.works() => Phase::Works,
+            None if self.last_ok.is_some() => Phase::Unwell,
+            None => return,
+        };
+        self.phases.enter(at, phase);
+    }
+
+    /// Returns how the address alternates at `now`; `None` for one that works, or fails in one way.
+    ///
+    /// It alternates when it fails again soon after it worked, fails three times in one way within minutes, or in three ways
+    /// at once; what is as short as a rolling update behind a load balancer counts only when there are more of them than
+    /// replicas, within a minute. It is stable again when it has worked, or failed in one way, for longer than before.
+    pub(crate) fn instability(&self, now: Mono) -> Option<Instability> {
+        self.phases.instability(now)
+    }
+}
