@@ -244,15 +244,20 @@ impl App {
 
     /// What was observed before the end counts, also when a busy machine left no time for it until now.
     fn take_waiting(&mut self, sinks: &mut [&mut dyn Sink]) {
-        // A flood goes on meanwhile, and may be faster than this.
-        let end = clock::now().plus(nanos(LEAVE));
-        while self.take_events(sinks) && clock::now() < end {}
+        self.take_all_events(sinks);
         while let Ok(seen) = self.queue.try_recv() {
             self.deliver(seen.at, seen.observation, sinks);
         }
         while let Ok(asked) = self.asked.try_recv() {
             self.take_answer(asked, sinks);
         }
+    }
+
+    /// Everything that the kernel half saw until now.
+    fn take_all_events(&mut self, sinks: &mut [&mut dyn Sink]) {
+        // A flood goes on meanwhile, and may be faster than this.
+        let end = clock::now().plus(nanos(LEAVE));
+        while self.take_events(sinks) && clock::now() < end {}
     }
 
     /// One batch of what the kernel half saw: what else there is to do has its turn between two. True when there may

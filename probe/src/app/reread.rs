@@ -20,15 +20,15 @@ impl App {
     /// addresses matter, then what can be said of them.
     pub(super) async fn snapshot(&mut self) -> Result<()> {
         self.note_gaps();
-        let found = processes::scan();
+        // Before the scan: a process that starts in between must be in one of the two.
         if let Some(kernel) = &mut self.kernel {
             kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(&self.settings))?;
         }
-        for process in &found {
-            if let Some(kernel) = &mut self.kernel {
-                kernel.watch.add_process(process.actor.pid)?;
+        let mut found = Vec::new();
+        for process in processes::scan() {
+            if self.watch_process(&process)? {
+                found.push(process);
             }
-            self.enricher.clients().found(process.actor.clone(), process.class);
         }
         let targets = targets::find(&self.settings);
         let mut host = role::find(&self.settings, &found, !targets.targets.is_empty());
@@ -279,10 +279,13 @@ impl App {
 
     /// Those whose end was lost are forgotten; those that run are told again, also when their start was lost.
     fn reread_plugins(&mut self, sinks: &mut [&mut dyn Sink]) {
+        let dead = self.enricher.dead_runs();
+        // An exit is recorded before the process disappears from /proc: only those whose record was lost remain.
+        self.take_all_events(sinks);
         if let Some(kernel) = &mut self.kernel {
             kernel.watch.forget_dead();
         }
-        self.enricher.forget_dead_runs();
+        self.enricher.forget_runs(&dead);
         self.find_plugins();
         let now = clock::now();
         for start in self.enricher.running_plugins(now) {
@@ -333,6 +336,8 @@ impl App {
 
     fn reread_processes(&mut self, sinks: &mut [&mut dyn Sink]) {
         let found = processes::scan();
+        // An exit is recorded before the process disappears from /proc: only those whose record was lost remain.
+        self.take_all_events(sinks);
         let known: Vec<_> = self.enricher.clients().watched().cloned().collect();
         for (process, class) in known {
             if !found.iter().any(|now| now.actor.pid == process.pid) {
@@ -348,16 +353,32 @@ impl App {
             if self.enricher.clients().watched().any(|(actor, _)| actor.pid == process.actor.pid) {
                 continue;
             }
-            if let Some(kernel) = &mut self.kernel
-                && let Err(error) = kernel.watch.add_process(process.actor.pid)
-            {
-                self.state.gap("process.exit", format!("{error:#}"));
+            match self.watch_process(&process) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    self.state.gap("process.exit", format!("{error:#}"));
+                    self.enricher.clients().found(process.actor.clone(), process.class);
+                }
             }
-            self.enricher.clients().found(process.actor.clone(), process.class);
             let event = ProcessEvent::Found;
             let observation =
                 Observation::Process(Process { process: process.actor, class: process.class, event });
             self.deliver(clock::now(), observation, sinks);
         }
+    }
+
+    /// Watches a process that was found; false when it has exited since, whether that was reported or not.
+    fn watch_process(&mut self, process: &processes::Found) -> Result<bool> {
+        let runs = || processes::executable(process.actor.pid).as_ref() == Some(&process.actor.name);
+        let watched = match &mut self.kernel {
+            Some(kernel) => kernel.watch.add_process(process.actor.pid, runs)?,
+            None => true,
+        };
+        let runs = watched && runs();
+        if runs {
+            self.enricher.clients().found(process.actor.clone(), process.class);
+        }
+        Ok(runs)
     }
 }

@@ -83,9 +83,19 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches a process that is there already.
-    pub(crate) fn add_process(&mut self, pid: u32) -> Result<()> {
-        self.processes.insert(pid, ProcessState::default().to_bytes(), 0).context("watch a process")
+    /// Watches a process that runs already. Returns false when it does not run any more: an exit before it was watched is
+    /// not reported.
+    pub(crate) fn add_process(&mut self, pid: u32, runs: impl FnOnce() -> bool) -> Result<bool> {
+        match self.processes.insert(pid, ProcessState::default().to_bytes(), BPF_NOEXIST) {
+            Ok(()) => {}
+            // Watched since its exec: what the kernel half knows of it, such as a signal on its way, stays.
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
+                return Ok(true);
+            }
+            Err(error) => return Err(error).context("watch a process"),
+        }
+        // If its entry is gone, its exit was reported.
+        Ok(runs() || self.processes.remove(&pid).is_err())
     }
 
     /// Watches a plugin that is there already, or something that works for one; false when the kernel half knows it, or

@@ -105,7 +105,7 @@ async fn watch(
 ) -> Result<BTreeMap<Hook, u64>> {
     kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(settings))?;
     for process in processes::scan() {
-        kernel.watch.add_process(process.actor.pid)?;
+        kernel.watch.add_process(process.actor.pid, || true)?;
     }
     let addresses: Vec<_> = targets::find(settings).targets.iter().map(|target| target.addr).collect();
     kernel.watch.set_targets(&addresses, &[])?;

@@ -184,10 +184,16 @@ impl CniRuns {
         roots.collect()
     }
 
-    /// Drops the runs of processes that are gone: `began` says when the one that has this id now did, which is later than
-    /// an execution by one that had it before.
-    pub(super) fn forget(&mut self, began: impl Fn(u32) -> Option<Mono>) {
-        self.runs.retain(|pid, run| began(*pid).is_some_and(|began| began.0 <= run.started_ns));
+    /// Returns the processes that have exited: `began` says when the one that has this id now did, which is later than an
+    /// execution by one that had it before.
+    pub(super) fn dead(&self, began: impl Fn(u32) -> Option<Mono>) -> Vec<u32> {
+        let runs = |pid: u32, run: &Run| began(pid).is_some_and(|began| began.0 <= run.started_ns);
+        self.runs.iter().filter(|(pid, run)| !runs(**pid, run)).map(|(pid, _)| *pid).collect()
+    }
+
+    /// Drops the runs of these processes.
+    pub(super) fn forget(&mut self, pids: &[u32]) {
+        self.runs.retain(|pid, _| !pids.contains(pid));
     }
 }
 

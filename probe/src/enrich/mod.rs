@@ -101,9 +101,14 @@ impl Enricher {
         self.modules.missing(now)
     }
 
-    /// Forgets CNI runs whose process is gone without a record of its end.
-    pub(crate) fn forget_dead_runs(&mut self) {
-        self.cni.forget(|pid| processes::stat(pid).map(|stat| stat.started));
+    /// The processes of CNI runs that have exited.
+    pub(crate) fn dead_runs(&self) -> Vec<u32> {
+        self.cni.dead(|pid| processes::stat(pid).map(|stat| stat.started))
+    }
+
+    /// Forgets the CNI runs of these processes: no record of their exit came.
+    pub(crate) fn forget_runs(&mut self, pids: &[u32]) {
+        self.cni.forget(pids);
     }
 
     /// Takes in a plugin, or what works for one, whose execution was not seen.

@@ -51,8 +51,8 @@ fn a_tunnel_that_another_cni_left_behind_is_a_conflict() -> Result<()> {
         if trace.gap(signal).is_some() {
             continue;
         }
-        let tried = node.netns.command(&agent)?.args(command.split(' ')).output()?;
-        ensure!(!tried.status.success(), "{command} worked");
+        let tried = spawn(node.netns.command(&agent)?.args(command.split(' ')))?.wait()?;
+        ensure!(!tried.success(), "{command} worked");
         let line = trace.wait_for_verdict("LinkConflict")?.line;
         let message = line["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains(words) && message.contains("cilium-agent"), "{message}");

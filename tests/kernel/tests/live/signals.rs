@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, poll, probe_binary, probe_command};
+use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, poll, probe_binary, probe_command, spawn};
 use serde_json::Value;
 
 #[test]
@@ -271,7 +271,7 @@ fn without_root_it_says_what_is_missing() -> Result<()> {
     let mut command = Command::new(&copy);
     command.args(["check", "--for", "1s", "--no-agent", "--no-ask"]);
     std::os::unix::process::CommandExt::uid(&mut command, 65534);
-    let output = command.output()?;
+    let output = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(77), "{output:?}");
     ensure!(said.contains("CAP_BPF") && said.lines().count() == 1, "{said}");
