@@ -54,7 +54,7 @@ fn a_server_that_takes_bytes_and_stays_silent_is_told_from_one_that_does_not_ans
 fn a_connection_that_worked_and_is_not_acknowledged_any_more_is_told() -> Result<()> {
     let (node, _server) = node_with(&["--answer"])?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
-    let flags = ["--talk", "60000", "--pause", "2000"];
+    let flags = ["--talk", "120000", "--pause", "2000"];
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
     ensure!(kubelet.errno()? == 0);
     node.peer.filter("input", "tcp dport 6443 drop")?;
@@ -62,7 +62,9 @@ fn a_connection_that_worked_and_is_not_acknowledged_any_more_is_told() -> Result
         |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APIConnectionStalled";
     trace.wait(Duration::from_secs(45) * patience(), "the verdict APIConnectionStalled", is_it)?;
     node.peer.nft("delete table ip lab")?;
-    trace.wait_for_verdict("NetworkReady")?;
+    // TCP sends again only after as long as it has waited already.
+    let is_well = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "NetworkReady";
+    trace.wait(Duration::from_secs(45) * patience(), "the verdict NetworkReady", is_well)?;
     Ok(())
 }
 
