@@ -26,14 +26,15 @@ pub(crate) fn run(matrix: bool) -> Result<bool> {
         println!("\n── live tests on other kernels");
         let here = Column::new("here", lines.iter().map(String::as_str), doctor(&probe)?);
         let matrix = vm::run(&[], None)?;
-        total.passed += matrix.passed;
-        total.failed += matrix.failed;
-        total.broken |= matrix.broken;
+        total.passed += matrix.counts.passed;
+        total.failed += matrix.counts.failed;
+        total.flaky += matrix.counts.flaky;
+        total.broken |= matrix.counts.broken;
         let columns: Vec<_> = std::iter::once(here).chain(matrix.columns).collect();
         table::print(&columns);
     }
-    println!("\n{} passed, {} failed", total.passed, total.failed);
-    Ok(total.failed == 0 && !total.broken)
+    println!("\n{}", total.summary());
+    Ok(total.are_good())
 }
 
 /// What this kernel allows.
@@ -44,11 +45,13 @@ fn doctor(probe: &Path) -> Result<Value> {
 
 /// What the test runner's own summaries say, added up.
 #[derive(Debug, Default)]
-struct Counts {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// Of those that passed, the ones that failed when they ran beside others.
+    pub(crate) flaky: u64,
     /// A runner failed without a failed test: it did not build, or it was ended.
-    broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Counts {
@@ -69,6 +72,17 @@ impl Counts {
             println!("the test runner failed without a failed test");
         }
         Ok(lines)
+    }
+
+    /// The last line of every run.
+    pub(crate) fn summary(&self) -> String {
+        let flaky = if self.flaky > 0 { format!(", {} flaky", self.flaky) } else { String::new() };
+        format!("{} passed, {} failed{flaky}", self.passed, self.failed)
+    }
+
+    /// Nothing failed, and every runner came to its end.
+    pub(crate) const fn are_good(&self) -> bool {
+        self.failed == 0 && !self.broken
     }
 
     /// `test result: ok. 25 passed; 0 failed; …`
@@ -95,6 +109,8 @@ mod tests {
         );
         counts.count("test result: FAILED. 8 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
         counts.count("running 3 tests");
-        assert_eq!((counts.passed, counts.failed), (33, 2));
+        assert_eq!(counts.summary(), "33 passed, 2 failed");
+        counts.flaky = 1;
+        assert_eq!(counts.summary(), "33 passed, 2 failed, 1 flaky");
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub(crate) use arch::Arch;
 
+use crate::test::Counts;
 use crate::{build, setup, target};
 use arch::Clock;
 use image::Contents;
@@ -27,18 +28,16 @@ const SIDE_BY_SIDE: usize = 2;
 #[derive(Debug, Default)]
 pub(crate) struct Matrix {
     pub(crate) columns: Vec<Column>,
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
-    /// A machine ended without a result.
-    pub(crate) broken: bool,
+    /// Broken when a machine ended without a result.
+    pub(crate) counts: Counts,
 }
 
 /// `cargo xtask vm`: the matrix and its table; false when something failed.
 pub(crate) fn command(names: &[String], filter: Option<&str>) -> Result<bool> {
     let matrix = run(names, filter)?;
     table::print(&matrix.columns);
-    println!("\n{} passed, {} failed", matrix.passed, matrix.failed);
-    Ok(matrix.failed == 0 && !matrix.broken)
+    println!("\n{}", matrix.counts.summary());
+    Ok(matrix.counts.are_good())
 }
 
 /// Boots the kernels whose names are given, or all, and runs the live tests inside.
@@ -97,15 +96,24 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
             Ok(said) => {
                 let mut column = column(*series, &said.text);
                 // A runner that was ended in the middle has no failed test.
-                matrix.broken |= !said.text.contains("machine: exit 0") && column.failed().is_empty();
+                matrix.counts.broken |= !said.text.contains("machine: exit 0") && column.failed().is_empty();
                 let mut text = said.text.as_str();
                 if let Some(Ok(alone)) = alone {
+                    let before = column.failed();
                     column.tests.extend(self::column(*series, &alone.text).tests);
                     text = &alone.text;
+                    let after = column.failed();
+                    for test in before.iter().filter(|test| !after.contains(test)) {
+                        println!(
+                            "Linux {}: {test} is flaky: it failed beside others and passed alone",
+                            series.name
+                        );
+                        matrix.counts.flaky += 1;
+                    }
                 }
                 let passed = column.tests.values().filter(|passed| **passed).count();
-                matrix.passed += passed as u64;
-                matrix.failed += (column.tests.len() - passed) as u64;
+                matrix.counts.passed += passed as u64;
+                matrix.counts.failed += (column.tests.len() - passed) as u64;
                 for test in &column.failed() {
                     let log = dir.join(series.name);
                     println!("Linux {}: {test} failed; see {}", series.name, log.display());
@@ -114,7 +122,7 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
                 matrix.columns.push(column);
             }
             Err(error) => {
-                matrix.broken = true;
+                matrix.counts.broken = true;
                 println!("Linux {}: {error:#}", series.name);
             }
         }
