@@ -36,7 +36,9 @@ const VERSION: &str = "k8s.io/kubernetes/vendor/k8s.io/component-base/version";
 /// Builds what is missing and plays the scenes whose names contain one of `scenes`, or all; or measures what the
 /// agents of so many `nodes` cost.
 pub(crate) fn run(scenes: &[String], nodes: Option<usize>) -> Result<bool> {
-    setup::packages(PACKAGES, "the parts of a node")?;
+    let node = node()?;
+    let packaged: Vec<_> = PACKAGES.iter().copied().filter(|(name, _)| !node.brings(name)).collect();
+    setup::packages(&packaged, "the parts of a node")?;
     let assets = assets()?;
     let probe = build::release()?;
     let mut cargo = build::cargo();
@@ -47,7 +49,38 @@ pub(crate) fn run(scenes: &[String], nodes: Option<usize>) -> Result<bool> {
     if let Some(nodes) = nodes {
         cargo.arg("--nodes").arg(nodes.to_string());
     }
+    // The first match wins: what was named comes before what is installed.
+    let installed = std::env::var_os("PATH").unwrap_or_default();
+    let path = node.programs().into_iter().chain([assets]).chain(std::env::split_paths(&installed));
+    cargo.env("PATH", std::env::join_paths(path).context("put the node's programs on the PATH")?);
+    cargo.envs(node.0.as_ref().map(|dir| (NODE, dir)));
     Ok(cargo.env("NETREADY_PROBE", probe).current_dir(top()).status().context("run the scenes")?.success())
+}
+
+/// Names the directory of another release's node programs.
+const NODE: &str = "NETREADY_E2E_NODE";
+
+/// The node's programs of another release than Debian's: containerd with its shim, ctr, runc and etcd in `bin`, the
+/// reference plugins in `cni/bin`. What it lacks comes from Debian's packages.
+struct Node(Option<PathBuf>);
+
+impl Node {
+    fn programs(&self) -> Option<PathBuf> {
+        self.0.as_ref().map(|dir| dir.join("bin"))
+    }
+
+    fn brings(&self, program: &str) -> bool {
+        self.programs().is_some_and(|bin| bin.join(program).is_file())
+    }
+}
+
+fn node() -> Result<Node> {
+    let Some(dir) = std::env::var_os(NODE).map(PathBuf::from) else { return Ok(Node(None)) };
+    let dir = fs::canonicalize(&dir).with_context(|| format!("find {NODE}={}", dir.display()))?;
+    for part in ["bin", "cni/bin"] {
+        ensure!(dir.join(part).is_dir(), "{NODE}={}: it has no directory {part}", dir.display());
+    }
+    Ok(Node(Some(dir)))
 }
 
 /// The directory with kube-apiserver and kubelet: named by `KUBEBUILDER_ASSETS`, or built once and kept.

@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, NODE, Running, SERVICE, until};
 use crate::place::with_us;
 
 /// Where its times are told; milliseconds.
-const STATE: &str = "/run/netready/state.json";
+pub(crate) const STATE: &str = "/run/netready/state.json";
 /// The same of the agent on the control plane's host.
 const CONTROL_STATE: &str = "control-state.json";
 
@@ -72,7 +72,7 @@ pub(crate) fn control_state(cluster: &Cluster) -> Result<Value> {
 
 fn command(cluster: &Cluster) -> Result<Command> {
     let mut command = cluster.place.command(probe_binary()?)?;
-    command.args(["run", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin"]);
+    command.args(["run", "--node-name", NODE]);
     Ok(command)
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> 
     // A recording is never written over by the program itself.
     let _ = fs::remove_file(&recording);
     let mut command = cluster.place.command(probe_binary()?)?;
-    command.args(["trace", "--node-name", NODE, "--cni-bin-dir", "/opt/cni/bin", "--record"]).arg(&recording);
+    command.args(["trace", "--node-name", NODE, "--record"]).arg(&recording);
     command.env_remove("KUBERNETES_SERVICE_HOST");
     let recorder = Running::start(&mut command, &dir.join(format!("{name}.txt")))?;
     // What happens before it has read the state at start is no story any more.
@@ -101,7 +101,7 @@ pub(crate) fn state(cluster: &Cluster) -> Result<Value> {
     read_state(&cluster.place.path(STATE))
 }
 
-fn read_state(file: &Path) -> Result<Value> {
+pub(crate) fn read_state(file: &Path) -> Result<Value> {
     let text = fs::read(file).context("read the agent's state file")?;
     serde_json::from_slice(&text).context("read the agent's state")
 }
@@ -112,17 +112,6 @@ fn row<'a>(conditions: &'a Value, name: &str) -> Option<&'a Value> {
         row["type"].as_str().is_some_and(|kind| kind == name || kind.ends_with(&format!("/{name}")))
     };
     conditions.as_array()?.iter().find(ours)
-}
-
-/// Waits until the agent itself says so.
-pub(crate) fn says(cluster: &Cluster, condition: &str, reason: &str, patience: Duration) -> Result<()> {
-    let mut last = String::new();
-    let result = until(&format!("the agent says {condition} {reason}"), patience, || {
-        let Ok(state) = state(cluster) else { return Ok(None) };
-        last = row(&state["conditions"], condition).map(Value::to_string).unwrap_or_default();
-        Ok((row(&state["conditions"], condition).is_some_and(|row| row["reason"] == reason)).then_some(()))
-    });
-    result.with_context(|| format!("it says {last}"))
 }
 
 /// What the Node object is to say.

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kernel_tests::{API, Namespace, install_plugins, run};
+use kernel_tests::{API, Namespace, install_plugins, run, spawn};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::dialect::{self, Dialect};
 use crate::image;
 use crate::pki::{self, Authority, Identity};
-use crate::place::{Place, with_us};
+use crate::place::{LAYERS, Place, with_us};
 
 /// Name of the node.
 pub(crate) const NODE: &str = "node-1";
@@ -41,7 +42,7 @@ impl Running {
     pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let output = File::options().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
+        let child = spawn(command)?;
         Ok(Self { child })
     }
 
@@ -67,10 +68,10 @@ impl Running {
         Some([mib("VmRSS:")?, mib("RssAnon:")?])
     }
 
-    /// Ends it as an init system would, and waits.
+    /// Ends it as an init system would, and waits. kube-apiserver lets the watches of its clients end first: a minute.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.signal(libc::SIGTERM);
-        until("the program ends", Duration::from_secs(30), || Ok(self.child.try_wait()?.map(|_| ())))
+        until("the program ends", Duration::from_secs(90), || Ok(self.child.try_wait()?.map(|_| ())))
     }
 }
 
@@ -103,6 +104,7 @@ pub(crate) fn until<T>(
 /// Everything.
 pub(crate) struct Cluster {
     assets: PathBuf,
+    dialect: Dialect,
     /// etcd.
     pub(crate) etcd: Option<Running>,
     /// kube-apiserver.
@@ -111,6 +113,8 @@ pub(crate) struct Cluster {
     pub(crate) runtime: Option<Running>,
     /// kubelet.
     pub(crate) kubelet: Option<Running>,
+    /// What runs on the node under another's name.
+    pub(crate) lasting: Vec<Running>,
     /// ovsdb-server.
     database: Option<Running>,
     /// ovs-vswitchd.
@@ -132,10 +136,12 @@ impl Cluster {
         let place = Place::new(netns, dir.path())?;
         let cluster = Self {
             assets: assets.to_owned(),
+            dialect: Dialect::ask(&assets.join("kubelet"))?,
             etcd: None,
             api: None,
             runtime: None,
             kubelet: None,
+            lasting: Vec::new(),
             database: None,
             switch: None,
             place,
@@ -168,16 +174,15 @@ impl Cluster {
             &self.file("admin.conf"),
             &pki::kubeconfig(&server, &self.authority, &pki::inline(&admin)),
         )?;
-        for dir in ["/etc/cni/net.d", "/opt/cni/bin", "/run/netns", "/var/lib/kubelet/pki", "/etc/kubernetes"]
-        {
+        for dir in [CONF_DIR, "/opt/cni/bin", "/run/netns", "/var/lib/kubelet/pki", "/etc/kubernetes"] {
             fs::create_dir_all(self.place.path(dir))?;
         }
-        install_plugins(&self.place.path("/opt/cni/bin"))?;
+        install_plugins(&dialect::plugins(), &self.place.path("/opt/cni/bin"))?;
         self.kubelet_identity(VALID)?;
         let user = json!({"client-certificate": CERTIFICATE, "client-key": CERTIFICATE});
         let config = pki::kubeconfig(&server, &self.authority, &user);
         pki::write(&self.place.path("/etc/kubernetes/kubelet.conf"), &config)?;
-        let config = json!({
+        let mut config = json!({
             "kind": "KubeletConfiguration",
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
@@ -194,21 +199,15 @@ impl Cluster {
             "imageGCHighThresholdPercent": 100,
             "evictionHard": {"imagefs.available": "0%", "nodefs.available": "0%", "memory.available": "0%"},
         });
+        self.dialect.kubelet_config(&mut config);
         pki::write(&self.place.path("/var/lib/kubelet/config.yaml"), &config.to_string())?;
-        pki::write(&self.file("containerd.toml"), &self.containerd_config())?;
-        Ok(())
+        self.read_networks_from(CONF_DIR)
     }
 
-    fn containerd_config(&self) -> String {
-        // Its own directory is no overlay: the layers of images are.
-        format!(
-            "version = 2\nroot = \"{root}\"\nstate = \"/run/containerd\"\noom_score = 0\n\
-             [grpc]\naddress = \"/run/containerd/containerd.sock\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {image:?}\nrestrict_oom_score_adj = true\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/opt/cni/bin\"\nconf_dir = \"/etc/cni/net.d\"\n",
-            root = self.file("containerd").display(),
-            image = image::NAME,
-        )
+    /// From where the next containerd reads its networks.
+    pub(crate) fn read_networks_from(&self, conf_dir: &str) -> Result<()> {
+        let config = self.dialect.containerd_config(Path::new(LAYERS), conf_dir);
+        pki::write(&self.file("containerd.toml"), &config).map(|_| ())
     }
 
     /// The kubelet's certificate and key, replaced as the kubelet replaces them.
@@ -231,27 +230,28 @@ impl Cluster {
 
     /// Puts a file into the configuration directory, as an installer does.
     pub(crate) fn write_network(&self, name: &str, content: &str) -> Result<()> {
-        let dir = self.place.path("/etc/cni/net.d");
+        let dir = self.place.path(CONF_DIR);
         let new = pki::write(&dir.join(".new"), content)?;
         fs::rename(new, dir.join(name)).with_context(|| format!("put {name} into place"))
     }
 
     /// Takes it away.
     pub(crate) fn remove_network(&self, name: &str) -> Result<()> {
-        fs::remove_file(self.place.path("/etc/cni/net.d").join(name)).context("remove the configuration")
+        fs::remove_file(self.place.path(CONF_DIR).join(name)).context("remove the configuration")
     }
 
     /// The same by a process of this name: its owner may take a file away. It lives on for a moment, for who has ended
     /// cannot be looked up.
     pub(crate) fn remove_network_as(&self, program: &str, name: &str) -> Result<()> {
         let mut perl = self.renamed("/usr/bin/perl", program)?;
-        run(perl.args(["-e", "unlink shift or die; sleep 1"]).arg(format!("/etc/cni/net.d/{name}")))
-            .map(|_| ())
+        run(perl.args(["-e", "unlink shift or die; sleep 1"]).arg(format!("{CONF_DIR}/{name}"))).map(|_| ())
     }
 
     /// A program of this machine that will run on the node under another name: processes are told by theirs.
     pub(crate) fn renamed(&self, program: &str, name: &str) -> Result<Command> {
-        let path = format!("/opt/cni/{name}");
+        let original = Path::new(program).file_name().context("a program has a name")?.display();
+        let path = format!("/opt/cni/{original}/{name}");
+        fs::create_dir_all(self.place.path(&format!("/opt/cni/{original}")))?;
         fs::copy(program, self.place.path(&path)).with_context(|| format!("copy {program}"))?;
         self.place.command(path)
     }
@@ -310,6 +310,13 @@ impl Cluster {
         })
     }
 
+    /// A containerd that reads its networks from `conf_dir` takes over.
+    pub(crate) fn restart_runtime(&mut self, conf_dir: &str) -> Result<()> {
+        self.read_networks_from(conf_dir)?;
+        self.runtime.take().context("it runs")?.stop()?;
+        self.start_runtime()
+    }
+
     /// Takes the namespaces of pods away, and leaves the files to which they were bound: as after a reboot.
     pub(crate) fn forget_namespaces(&self) -> Result<()> {
         let mut command = self.place.command("sh")?;
@@ -317,9 +324,12 @@ impl Cluster {
     }
 
     /// A plugin of our own.
-    pub(crate) fn install_plugin(&self, name: &str, script: &str) -> Result<()> {
-        let path = pki::write(&self.place.path("/opt/cni/bin").join(name), script)?;
-        fs::set_permissions(path, Permissions::from_mode(0o755)).context("make the plugin executable")
+    pub(crate) fn install_plugin(&self, name: &str, content: &[u8]) -> Result<()> {
+        // Put into place whole: one that runs cannot be written to, and half of one must not run.
+        let (path, new) = (self.place.path("/opt/cni/bin").join(name), self.place.path("/opt/cni/new"));
+        fs::write(&new, content).context("write the plugin")?;
+        fs::set_permissions(&new, Permissions::from_mode(0o755)).context("make the plugin executable")?;
+        fs::rename(new, path).context("put the plugin into place")
     }
 
     /// ovsdb-server with an empty database, ovs-vswitchd, and a bridge whose datapath is in userspace.
@@ -362,12 +372,25 @@ impl Cluster {
         Ok(output.status)
     }
 
+    /// A program on the node of which nothing counts but its name and that it lasts.
+    pub(crate) fn start_lasting(&mut self, name: &str) -> Result<()> {
+        let mut command = self.renamed("/bin/sleep", name)?;
+        let log = self.file(&format!("{name}-on-the-node.log"));
+        self.lasting.push(Running::start(command.arg("infinity"), &log)?);
+        Ok(())
+    }
+
     /// Gives the runtime its one image.
     pub(crate) fn import_image(&self) -> Result<()> {
         let archive = image::archive(self.dir.path())?;
+        self.images(&["import", &archive.display().to_string()])
+    }
+
+    /// `ctr images ARGS`
+    pub(crate) fn images(&self, args: &[&str]) -> Result<()> {
         let mut command = self.place.command("ctr")?;
-        command.args(["--address", "/run/containerd/containerd.sock", "-n", "k8s.io", "images", "import"]);
-        run(command.arg(archive)).map(|_| ())
+        command.args(["--address", "/run/containerd/containerd.sock", "-n", "k8s.io", "images"]);
+        run(command.args(args)).map(|_| ())
     }
 
     /// The kubelet.
@@ -376,11 +399,10 @@ impl Cluster {
         command.args([
             "--config=/var/lib/kubelet/config.yaml",
             "--kubeconfig=/etc/kubernetes/kubelet.conf",
-            "--container-runtime=remote",
-            "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
             "--node-ip=10.99.0.2",
             &format!("--hostname-override={NODE}"),
         ]);
+        command.args(self.dialect.kubelet_flags());
         self.kubelet = Some(Running::start(&mut command, &self.file("kubelet.log"))?);
         Ok(())
     }
@@ -456,6 +478,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // The kubelet before what it talks to; containers end with the place.
         drop(self.kubelet.take());
+        self.lasting.clear();
         drop(self.runtime.take());
         drop(self.switch.take());
         drop(self.database.take());
@@ -463,6 +486,9 @@ impl Drop for Cluster {
         drop(self.etcd.take());
     }
 }
+
+/// Where containerd reads its networks unless told otherwise.
+pub(crate) const CONF_DIR: &str = "/etc/cni/net.d";
 
 /// The kubelet's, as it keeps it.
 pub(crate) const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";

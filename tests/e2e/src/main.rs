@@ -3,12 +3,15 @@
 
 mod agent;
 mod cluster;
+mod dialect;
 mod host;
 mod image;
 mod pki;
 mod place;
 mod scale;
 mod scenes;
+mod stage;
+mod watch;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;

@@ -23,9 +23,15 @@ for dir in etc opt var; do
   mount -t overlay overlay -o \"lowerdir=/$dir,upperdir=$1/$dir,workdir=$1/work-$dir\" \"/$dir\"
 done
 mount -t tmpfs tmpfs /run
+mkdir /run/layers
+mount -t tmpfs -o size=256m tmpfs /run/layers
 echo ready
 sleep infinity
 exit";
+
+/// Where the runtime keeps images and containers: a disk of its own, which can be filled, and no overlay, for the
+/// layers of images are.
+pub(crate) const LAYERS: &str = "/run/layers";
 
 /// See the module.
 pub(crate) struct Place {

@@ -14,7 +14,7 @@ use crate::netns::{Namespace, spawn};
 pub const API: &str = "10.99.0.1:6443";
 
 /// Where Debian puts the reference plugins.
-const PLUGINS: &str = "/usr/lib/cni";
+pub const PLUGINS: &str = "/usr/lib/cni";
 
 /// A namespace that plays the node (10.99.0.2), and one that plays the host of the API (10.99.0.1).
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Node {
         for part in ["net.d", "bin", "leases"] {
             std::fs::create_dir(node.path(part))?;
         }
-        install_plugins(&node.bin_dir())?;
+        install_plugins(Path::new(PLUGINS), &node.bin_dir())?;
         Ok(node)
     }
 
@@ -122,11 +122,12 @@ impl Node {
     }
 }
 
-/// Puts the reference plugins that the tests use into `bin`.
-pub fn install_plugins(bin: &Path) -> Result<()> {
+/// Copies the reference plugins that the tests use from the directory `from` into `bin`.
+pub fn install_plugins(from: &Path, bin: &Path) -> Result<()> {
     for plugin in ["bridge", "host-local", "loopback", "portmap"] {
-        std::fs::copy(Path::new(PLUGINS).join(plugin), bin.join(plugin))
-            .with_context(|| format!("copy {PLUGINS}/{plugin}; if it is missing: `cargo xtask setup`"))?;
+        std::fs::copy(from.join(plugin), bin.join(plugin)).with_context(|| {
+            format!("copy {}; if it is missing: `cargo xtask setup`", from.join(plugin).display())
+        })?;
     }
     Ok(())
 }

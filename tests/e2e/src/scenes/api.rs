@@ -1,0 +1,293 @@
+//! Faults of the API server and of the way to it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use kernel_tests::{API, Namespace};
+use serde_json::{Value, json};
+
+use crate::agent::{self, Wanted};
+use crate::cluster::{CERTIFICATE, Cluster, Running, SERVICE, VALID, until};
+use crate::image;
+use crate::stage::{NETWORK, PROOF, REACHABLE, RETURN, Stage, good};
+use crate::watch::Expected;
+
+const API_SIDE: &[&str] = &[REACHABLE];
+
+fn signal(
+    program: fn(&Cluster) -> Option<&Running>,
+    signal: i32,
+) -> impl FnOnce(&mut Stage<'_>) -> Result<()> {
+    move |stage| {
+        program(stage.cluster).context("it runs")?.signal(signal);
+        Ok(())
+    }
+}
+
+fn stop(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.api.take().context("it runs")?.stop()
+}
+
+fn start(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.start_api()
+}
+
+pub(super) fn stopped(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("API server stopped", API_SIDE, &["APIServerRefused"]).unwritten();
+    stage.hold(expected, stop, start)
+}
+
+pub(super) fn frozen(stage: &mut Stage<'_>) -> Result<()> {
+    const fn api(cluster: &Cluster) -> Option<&Running> {
+        cluster.api.as_ref()
+    }
+    // First, requests on established connections get no response; then new connections stall after the handshake of TCP.
+    let roots = &["APIServerUnhealthy", "APITLSStalled"];
+    let expected = Expected::new("API server frozen", API_SIDE, roots).unwritten();
+    stage.hold(expected, signal(api, libc::SIGSTOP), signal(api, libc::SIGCONT))
+}
+
+/// As by the OOM killer, with a supervisor that restarts it.
+pub(super) fn killed_whenever_it_serves(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("API server killed whenever it serves", API_SIDE, &["APIServerRefused"])
+        .beside(&["APIServerReset", "APIServerUnhealthy"])
+        .says("unstable")
+        .steady_after(45)
+        .unwritten();
+    let mut serves_since = Instant::now();
+    stage.hold_and(
+        expected,
+        |stage| {
+            drop(stage.cluster.api.take());
+            Ok(())
+        },
+        |stage| {
+            if stage.cluster.api.is_none() {
+                stage.cluster.start_api()?;
+                serves_since = Instant::now();
+            } else if serves_since.elapsed() > Duration::from_secs(4) {
+                drop(stage.cluster.api.take());
+            }
+            Ok(())
+        },
+        |stage| if stage.cluster.api.is_none() { start(stage) } else { Ok(()) },
+    )
+}
+
+/// Makes a rule of the packet filter on a host.
+fn filter(
+    stage: &mut Stage<'_>,
+    expected: Expected,
+    on: fn(&Cluster) -> &Namespace,
+    hook: &str,
+    rule: &str,
+) -> Result<()> {
+    let rules = format!(
+        "add table ip e2e; add chain ip e2e c {{ type filter hook {hook} priority 0; }}; add rule ip e2e c {rule}"
+    );
+    stage.hold(
+        expected.unwritten(),
+        |stage| on(stage.cluster).nft(&rules),
+        |stage| on(stage.cluster).nft("delete table ip e2e"),
+    )
+}
+
+const fn control(cluster: &Cluster) -> &Namespace {
+    &cluster.control
+}
+
+const fn node(cluster: &Cluster) -> &Namespace {
+    &cluster.place.netns
+}
+
+pub(super) fn dropped(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("packets to it dropped", API_SIDE, &["APITimeout"]);
+    filter(stage, expected, control, "input", "ip saddr 10.99.0.2 tcp dport 6443 drop")
+}
+
+pub(super) fn rejected(stage: &mut Stage<'_>) -> Result<()> {
+    let rule = "ip saddr 10.99.0.2 tcp dport 6443 reject with icmp type admin-prohibited";
+    // Established connections get no response either.
+    let expected = Expected::new("packets to it rejected", API_SIDE, &["APITimeout", "APIFirewalled"]);
+    filter(stage, expected, control, "input", rule)
+}
+
+/// Dropped before it leaves the node.
+pub(super) fn firewalled(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("packets to it dropped by the node itself", API_SIDE, &["APIPolicyDenied"]);
+    filter(stage, expected, node, "output", "ip daddr 10.99.0.1 tcp dport 6443 drop")
+}
+
+pub(super) fn etcd_killed(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("etcd killed", API_SIDE, &["APIServerUnhealthy"]).unwritten();
+    stage.hold(
+        expected,
+        |stage| {
+            drop(stage.cluster.etcd.take());
+            Ok(())
+        },
+        |stage| {
+            stage.cluster.start_etcd()?;
+            // The API server's client backs off: it connects again up to half a minute later.
+            until("the API server reaches etcd", PROOF, || Ok(stage.cluster.node().ok().map(|_| ())))
+        },
+    )
+}
+
+pub(super) fn etcd_frozen(stage: &mut Stage<'_>) -> Result<()> {
+    const fn etcd(cluster: &Cluster) -> Option<&Running> {
+        cluster.etcd.as_ref()
+    }
+    let expected = Expected::new("etcd frozen", API_SIDE, &["APIServerUnhealthy"]).unwritten();
+    stage.hold(expected, signal(etcd, libc::SIGSTOP), signal(etcd, libc::SIGCONT))
+}
+
+/// The node's own API server, as on a control plane of several hosts: another one answers.
+pub(super) fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
+    let mut last = None;
+    stage.hold_and(
+        Expected::new("kube-apiserver on the node crash-loops", API_SIDE, &["ControlPlaneCrashLoop"]),
+        |_| Ok(()),
+        |stage| {
+            // The kubelet restarts static pods less often; three exits are enough.
+            if last.is_none_or(|last: Instant| last.elapsed() > Duration::from_secs(5)) {
+                let status = stage.cluster.broken_api_server()?;
+                ensure!(!status.success(), "it should not start");
+                last = Some(Instant::now());
+            }
+            Ok(())
+        },
+        |stage| stage.cluster.start_lasting("kube-apiserver"),
+    )?;
+    stage.cluster.lasting.clear();
+    Ok(())
+}
+
+pub(super) fn credentials(stage: &mut Stage<'_>) -> Result<()> {
+    stage.hold(
+        Expected::new("certificate expired", API_SIDE, &["CredentialExpired"]).unwritten(),
+        |stage| stage.cluster.kubelet_identity(-time::Duration::hours(1)),
+        |stage| stage.cluster.kubelet_identity(VALID),
+    )?;
+    ensure!(stage.cluster.place.path(CERTIFICATE).exists(), "the certificate is there");
+    Ok(())
+}
+
+/// A stranger removes the configuration: that is not a consequence of the API server's absence.
+pub(super) fn both_at_once(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new(
+        "API server stopped, and configuration removed",
+        &[REACHABLE, NETWORK],
+        &["CNIConfigMissing", "APIServerRefused"],
+    )
+    .beside(&["CNIConfigMissing", "CNIConfigDisplaced"])
+    .unwritten();
+    stage.hold(
+        expected,
+        |stage| {
+            stop(stage)?;
+            stage.cluster.remove_network("10-pods.conflist")
+        },
+        |stage| {
+            stage.cluster.install_network("10.244.0.0/24")?;
+            start(stage)
+        },
+    )
+}
+
+/// The agent as a DaemonSet runs it, without kube-proxy: it writes by the address that the kubelet uses.
+pub(super) fn in_cluster(stage: &mut Stage<'_>) -> Result<()> {
+    stage.cluster.install_account()?;
+    let rules = format!(
+        "add table ip e2e; add chain ip e2e out {{ type nat hook output priority -100; }}; \
+         add rule ip e2e out ip daddr {SERVICE} tcp dport 443 dnat to {API}"
+    );
+    stage.hold(
+        Expected::new(
+            "Service address without a way",
+            API_SIDE,
+            &["AgentStopping", "Learning", "APIServiceNotProgrammed"],
+        ),
+        |stage| stage.another_agent(agent::start_in_cluster),
+        |stage| {
+            let by = agent::state(stage.cluster)?["conditionWrites"]["by"].clone();
+            ensure!(by == format!("in-cluster account at {API}"), "it writes by {by}");
+            stage.cluster.place.netns.nft(&rules)
+        },
+    )
+}
+
+/// As kops' rolling update had it: the webhook's backend waits for the network, whose pods wait for the webhook.
+pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
+    if !stage.cluster.has_account() {
+        in_cluster(stage)?;
+    }
+    stage.another_agent(agent::start_in_cluster)?;
+    let controllers = stage.cluster.start_controllers()?;
+    let on_control = agent::start_on_control(stage.cluster)?;
+    stage.on_the_node_all_is_well()?;
+    let roots = &["CNIConfigMissing", "AdmissionBlocked"];
+    let expected = Expected::new("a webhook without a backend", &[REACHABLE, NETWORK], roots)
+        .beside(&["CNIConfigMissing", "CNIConfigDisplaced"]);
+    stage.hold(
+        expected,
+        |stage| {
+            stage.cluster.apply(&closed_webhook())?;
+            stage.cluster.remove_network_as("calico-node", "10-pods.conflist")?;
+            stage.cluster.apply(&network_daemonset())
+        },
+        |stage| {
+            let state = agent::state(stage.cluster)?;
+            ensure!(state["verdict"]["subject"] == "closed.example.com", "{}", state["verdict"]);
+            ensure!(state["consequences"][0]["reason"] == "CNIConfigMissing", "{}", state["consequences"]);
+            // Its own host has seen how the connects to the webhook ended.
+            let mut last = Value::Null;
+            let seen = until("the control plane's host has seen it", PROOF, || {
+                last = agent::control_state(stage.cluster)?["verdict"].clone();
+                let words = last["message"].as_str().unwrap_or_default();
+                let joined = words.ends_with("seen on this host: refused: nothing listens here");
+                Ok((last["reason"] == "AdmissionBlocked" && joined).then_some(()))
+            });
+            seen.with_context(|| format!("it says {last}"))?;
+            on_control.stop()?;
+            stage.cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "closed"])?;
+            stage.cluster.kubectl(&["delete", "daemonset", "calico-node", "-n", "kube-system"])?;
+            stage.cluster.install_network("10.244.0.0/24")
+        },
+    )?;
+    controllers.stop()?;
+    stage.cluster.remove_account()?;
+    stage.cluster.place.netns.nft("delete table ip e2e")?;
+    stage.another_agent(agent::start)?;
+    agent::wait(stage.cluster, Wanted { ..good(REACHABLE) }, RETURN).map(|_| ())
+}
+
+fn closed_webhook() -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "closed"},
+        "webhooks": [{
+            "name": "closed.example.com", "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 5,
+            "admissionReviewVersions": ["v1"], "clientConfig": {"url": "https://127.0.0.1:9999/mutate"},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+        }],
+    })
+}
+
+fn network_daemonset() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": {"name": "calico-node", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "cni"}},
+            "template": {
+                "metadata": {"labels": {"app": "cni"}},
+                "spec": {
+                    "hostNetwork": true, "automountServiceAccountToken": false,
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [{"name": "c", "image": image::NAME, "imagePullPolicy": "Never"}],
+                },
+            },
+        },
+    })
+}
