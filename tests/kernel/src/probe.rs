@@ -135,10 +135,16 @@ impl Trace {
     /// Starts it on `node` and waits until it has read the state at start.
     pub fn start(node: &Node, args: &[&str]) -> Result<Self> {
         let mut command = probe_command(node, "trace", &["-o", "json"])?;
+        command.args(args);
+        Self::start_command(command)
+    }
+
+    /// The same of a `probe trace -o json` that was prepared by [`probe_command`].
+    pub fn start_command(mut command: Command) -> Result<Self> {
         if let Some(recording) = recording() {
             command.arg("--record").arg(recording);
         }
-        let mut child = command.args(args).stdout(Stdio::piped()).spawn().context("start probe trace")?;
+        let mut child = command.stdout(Stdio::piped()).spawn().context("start probe trace")?;
         let output = child.stdout.take().context("the trace has an output")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {

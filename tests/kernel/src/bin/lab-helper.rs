@@ -1,12 +1,13 @@
 //! Clients, servers and plugins of the laboratory; copied under the names of the programs they play.
 //!
-//! - `lab-helper serve ADDR [--mptcp] [--status N] [--expired | --silent | --answer | --close | --reset]` prints
-//!   `listening`, then plays an API server; or reads and never answers; or answers what it reads; or closes, or
-//!   resets, without a word.
+//! - `lab-helper serve ADDR [--mptcp] [--status N] [--expired | --silent | --answer | --answer-once | --close | --reset
+//!   [--byte]]` prints `listening`, then plays an API server; or reads and never answers; or answers what it reads; or
+//!   answers only the first message of clients that do not speak TLS, and is an API server for the others; or closes, or
+//!   resets, without a word or after one byte.
 //! - `lab-helper dial ADDR [--go] [--give-up MS] [--count N] [--every MS] [--cgroup DIR] [--talk MS]` prints an
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
-//!   stays on one connection and does so again and again. `--at-once N` has so many under way at once. With
+//!   stays on one connection and does so repeatedly, with `--bytes N` at once. `--at-once N` has so many under way at once. With
 //!   `--first-cpu` it runs there, and with `--real-time` before everything else there.
 //! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
 //!   the next port.
@@ -65,7 +66,8 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
     // A key is dear where the processor is emulated, and most clients do not speak.
     let config =
         Arc::new(LazyLock::new(move || tls::config(addr.ip(), health).map_err(|error| error.to_string())));
-    let (silent, echo, close, reset) = (has("--silent"), has("--answer"), has("--close"), has("--reset"));
+    let (silent, echo, once) = (has("--silent"), has("--answer"), has("--answer-once"));
+    let (close, reset, byte) = (has("--close"), has("--reset"), has("--byte"));
     writeln!(io::stdout(), "listening")?;
     loop {
         let (mut connection, _) = listener.accept()?;
@@ -73,6 +75,9 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
             // What it does not read makes the end a reset.
             let mut first = [0; 1];
             let _ = connection.read(&mut first);
+            if byte {
+                let _ = connection.write_all(&first);
+            }
         }
         if close || reset {
             continue;
@@ -81,10 +86,13 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
         std::thread::spawn(move || -> anyhow::Result<()> {
             if silent {
                 io::copy(&mut connection, &mut io::sink())?;
-            } else if echo {
-                let mut heard = [0; 64];
+            } else if echo || once && !speaks_tls(&connection)? {
+                let mut heard = [0; 4096];
                 while let size @ 1.. = connection.read(&mut heard)? {
                     connection.write_all(&heard[..size])?;
+                    if once {
+                        io::copy(&mut connection, &mut io::sink())?;
+                    }
                 }
             } else {
                 let config = LazyLock::force(&config).clone().map_err(anyhow::Error::msg)?;
@@ -93,6 +101,12 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
             Ok(())
         });
     }
+}
+
+/// Whether a client begins with a TLS record of the handshake, RFC 8446 section 5.1.
+fn speaks_tls(connection: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; 1];
+    Ok(connection.peek(&mut first)? == 1 && first[0] == 22)
 }
 
 /// A plugin that asks an agent.
@@ -215,7 +229,7 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
     let every = Duration::from_millis(number(flags, "--every").unwrap_or(100));
     for _ in 0..number(flags, "--count").unwrap_or(u64::MAX) {
         let errno = match number(flags, "--give-up") {
-            _ if flags.contains(&"--pause") => return chat(addr, number(flags, "--pause").unwrap_or(1000)),
+            _ if flags.contains(&"--pause") => return chat(addr, flags),
             _ if flags.contains(&"--talk") => talk(addr, number(flags, "--talk").unwrap_or(1000)),
             Some(ms) => give_up(addr, ms)?,
             None if flags.contains(&"--go") => non_blocking(addr, 30_000)?,
@@ -264,15 +278,17 @@ fn send(from: &str, to: &str, flags: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Says something again and again on one connection; one answer a line.
-fn chat(addr: SocketAddr, pause_ms: u64) -> io::Result<()> {
+/// Sends the same message on one connection repeatedly; one answer a line.
+fn chat(addr: SocketAddr, flags: &[&str]) -> io::Result<()> {
+    let pause = Duration::from_millis(number(flags, "--pause").unwrap_or(1000));
+    let bytes = number(flags, "--bytes").and_then(|bytes| bytes.try_into().ok()).unwrap_or(5);
     let mut connection = TcpStream::connect(addr)?;
+    let mut message = vec![b'h'; bytes];
     loop {
-        connection.write_all(b"hello")?;
-        let mut answer = [0; 5];
-        connection.read_exact(&mut answer)?;
+        connection.write_all(&message)?;
+        connection.read_exact(&mut message)?;
         writeln!(io::stdout(), "0")?;
-        std::thread::sleep(Duration::from_millis(pause_ms));
+        std::thread::sleep(pause);
     }
 }
 

@@ -1,10 +1,13 @@
 //! What follows the handshake, and what no packet shows. Needs root.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kernel_tests::{API, Cgroup, Dial, Node, Sandbox, Server, Trace, patience};
+use kernel_tests::{API, Cgroup, Dial, Node, Sandbox, Server, Trace, patience, probe_command};
 use serde_json::{Value, json};
 
 fn node_with(server: &[&str]) -> Result<(Node, Server)> {
@@ -186,5 +189,73 @@ fn asking_tells_a_server_that_is_unwell_from_one_that_is_away() -> Result<()> {
         let message = verdict["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains(words), "{server:?}: {message}");
     }
+    Ok(())
+}
+
+/// A server in trouble behind a live listener: its own answers are fine, and requests of the node's clients are not
+/// answered.
+#[test]
+fn requests_without_a_response_make_the_server_unhealthy() -> Result<()> {
+    let (node, _server) = node_with(&["--answer-once"])?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    let client = node.client("kubelet", &Dial { to: API, flags: &["--pause", "5000", "--bytes", "600"] })?;
+    let verdict = trace.wait_for_verdict("APIServerUnhealthy")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("answers kubelet late or not at all"), "{message}");
+    let asked = |line: &&Value| line["kind"] == "answer" && line["status"] == 200;
+    ensure!(trace.seen.iter().any(|line| asked(&line)), "it was not asked, or answered badly");
+    drop(client);
+    let _next = node.client("kubelet", &Dial { to: API, flags: &["--every", "1000"] })?;
+    trace.wait_for_verdict("NetworkReady").map(|_| ())
+}
+
+/// Half an answer is none.
+#[test]
+fn a_reset_after_one_byte_is_a_reset() -> Result<()> {
+    let (node, _server) = node_with(&["--reset", "--byte"])?;
+    let _client = node.client("kubelet", &Dial { to: API, flags: &["--talk", "1000", "--every", "500"] })?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
+    trace.wait_for_verdict("APIServerReset").map(|_| ())
+}
+
+/// A name with two addresses, of which the packets to one are dropped: clients get through by the other.
+#[test]
+fn one_address_of_two_that_is_dropped_is_degraded() -> Result<()> {
+    const OTHER: &str = "[fd99::1]:6443";
+    let (node, _server) = Node::healthy()?;
+    let _other = Server::start(&node.peer, OTHER, &[])?;
+    let hosts = node.dir().join("hosts");
+    std::fs::write(&hosts, "10.99.0.1 api.nrlab.test\nfd99::1 api.nrlab.test\n")?;
+    let hosts = CString::new(hosts.as_os_str().as_bytes())?;
+    let mut command = probe_command(&node, "trace", &["-o", "json", "--apiserver", "api.nrlab.test:6443"])?;
+    let in_place = move || {
+        let (root, none) = (c"/", std::ptr::null());
+        // SAFETY: async-signal-safe calls; every text is live and ends with a NUL.
+        let done = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(none, root.as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) == 0
+                && libc::mount(hosts.as_ptr(), c"/etc/hosts".as_ptr(), none, libc::MS_BIND, none.cast()) == 0
+        };
+        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: as above.
+    unsafe { command.pre_exec(in_place) };
+    let mut trace = Trace::start_command(command)?;
+    let _clients = [API, OTHER].map(|to| node.client("kubelet", &Dial { to, flags: &["--give-up", "2000"] }));
+    trace.wait_for_verdict("NetworkReady")?;
+    node.peer.nft(
+        "add table ip6 lab; add chain ip6 lab input { type filter hook input priority 0; }; \
+         add rule ip6 lab input tcp dport 6443 drop",
+    )?;
+    let (_, line) = trace.wait_for("the degraded address", |line| {
+        line["kind"] == "verdict" && line["also"][0]["reason"] == "APITimeout"
+    })?;
+    ensure!(line["also"][0]["subject"] == OTHER, "{line}");
+    ensure!(line["verdict"]["reason"] == "NetworkReady", "{line}");
+    let is_false = |line: &&Value| line["kind"] == "condition" && line["status"] == "False";
+    let wrong = trace.seen.iter().find(is_false);
+    ensure!(wrong.is_none(), "{wrong:?}");
+    node.peer.nft("delete table ip6 lab")?;
+    trace.wait_for("that it works again", |line| line["kind"] == "verdict" && line["also"][0].is_null())?;
     Ok(())
 }

@@ -36,6 +36,76 @@ fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
     Ok(())
 }
 
+/// What execve(2) will answer is known before a pod has to wait for it.
+#[test]
+fn a_configured_plugin_that_cannot_run_is_reported_with_the_reason() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let plugin = node.bin_dir().join("portmap");
+    let original = std::fs::read(&plugin)?;
+    let foreign = |bytes: &mut Vec<u8>| bytes[18..20].copy_from_slice(&22_u16.to_le_bytes());
+    let put = |bytes: &[u8], mode| -> Result<()> {
+        let beside = node.dir().join("new-plugin");
+        std::fs::write(&beside, bytes)?;
+        std::fs::set_permissions(&beside, Permissions::from_mode(mode))?;
+        Ok(std::fs::rename(beside, &plugin)?)
+    };
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    let mut other = original.clone();
+    foreign(&mut other);
+    for (bytes, mode, words) in [
+        (&original[..], 0o644, "portmap is not executable (mode 0644)"),
+        (&original[..original.len() / 2], 0o755, "portmap is truncated"),
+        (&other[..], 0o755, "portmap is built for s390x"),
+        (b"#!/no/such/interpreter\n", 0o755, "portmap needs /no/such/interpreter, which does not exist"),
+        (b"", 0o755, "portmap is empty"),
+    ] {
+        put(bytes, mode)?;
+        let verdict = trace.wait_for_verdict("CNIBinaryMissing")?;
+        ensure!(message(&verdict.line).contains(words), "{}", verdict.line);
+        put(&original, 0o755)?;
+        trace.wait_for_verdict("NetworkReady")?;
+    }
+    Ok(())
+}
+
+/// Nobody may look at the file where the runtime finds it (another mount namespace, say): then the runtime's own attempt
+/// shows it.
+#[test]
+fn a_plugin_without_its_interpreter_is_reported_when_it_is_executed() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let plugin = node.bin_dir().join("lost");
+    std::fs::write(&plugin, "#!/no/such/interpreter\n")?;
+    std::fs::set_permissions(&plugin, Permissions::from_mode(0o755))?;
+    let runtime = node.dir().join("containerd");
+    std::fs::copy("/bin/sh", &runtime)?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let mut run = node.netns.command(&runtime)?;
+    // Not its last command: the shell is the runtime, and the plugin is its child.
+    run.args(["-c", &format!("{}; exit $?", plugin.display())]).stderr(Stdio::null());
+    ensure!(!spawn(&mut run)?.wait()?.success());
+    if trace.gap("cni.exec.refused").is_some() {
+        return Ok(());
+    }
+    let verdict = trace.wait_for_verdict("CNIBinaryMissing")?;
+    let words =
+        "containerd cannot execute the plugin lost (ENOENT): its interpreter or loader does not exist";
+    ensure!(message(&verdict.line).contains(words), "{}", verdict.line);
+    Ok(())
+}
+
+/// A glibc-linked plugin looks up a user, and the daemon that might know it is not installed.
+#[test]
+fn a_socket_that_is_not_the_agent_s_is_not_blamed() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    node.helper_as("looks-up")?;
+    let mut trace = Trace::start(&node, QUIET)?;
+    let config = json!({"type": "looks-up", "socket": "/var/run/nscd/socket"});
+    ensure!(!Sandbox::new("web-1")?.run(&node, "ADD", &config)?.status.success());
+    let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
+    ensure!(!message(&verdict.line).contains("nscd"), "{}", verdict.line);
+    Ok(())
+}
+
 /// A file on itself, where nothing may be executed; unmounted when dropped.
 struct NoExec(CString);
 

@@ -278,6 +278,47 @@ fn without_root_it_says_what_is_missing() -> Result<()> {
     Ok(())
 }
 
+/// It keeps its sockets, and nothing else shows that it does nothing.
+#[test]
+fn a_stopped_kubelet_is_down_until_it_continues() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    // SAFETY: the process that this test started.
+    let send = |signal| unsafe { libc::kill(kubelet.pid().cast_signed(), signal) };
+    send(libc::SIGSTOP);
+    let verdict = trace.wait_for_verdict("KubeletDown")?;
+    let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("does not respond") && message.contains("SIGSTOP"), "{message}");
+    send(libc::SIGCONT);
+    trace.wait_for_verdict("NetworkReady").map(|_| ())
+}
+
+/// As `systemctl restart kubelet` does it.
+#[test]
+fn a_kubelet_that_is_stopped_three_times_does_not_crash() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let mut trace = Trace::start(&node, &["--apiserver", API])?;
+    for _ in 0..3 {
+        let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
+        kubelet.errno()?;
+        // SAFETY: the process that this test started.
+        unsafe { libc::kill(kubelet.pid().cast_signed(), libc::SIGTERM) };
+        trace.wait_for("its exit", |line| {
+            line["kind"] == "process" && line["event"] == "exited" && line["process"]["pid"] == kubelet.pid()
+        })?;
+    }
+    let kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
+    let works = |line: &Value| line["kind"] == "connect" && line["client"]["pid"] == kubelet.pid();
+    trace.wait_for("a connect of the last one", works)?;
+    let crashes = |line: &&Value| {
+        line["verdict"]["message"].as_str().is_some_and(|message| message.contains("crashes repeatedly"))
+    };
+    let wrong = trace.seen.iter().find(crashes);
+    ensure!(wrong.is_none(), "{wrong:?}");
+    Ok(())
+}
+
 /// `probe VERB` with text output; the caller ends it.
 fn probe(node: &Node, verb: &str, args: &[&str]) -> Result<Child> {
     let mut command = probe_command(node, verb, args)?;
