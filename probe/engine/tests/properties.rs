@@ -3,10 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use probe_engine::{
-    Actor, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, ConditionType, ConfContent,
-    ConfFile, Config, Connect, ConnectEnd, Effect, Engine, ExitStatus, Gap, Host, Icmp, Link, Listener, Lost,
-    Mono, Observation, Pod, Process, ProcessClass, ProcessEvent, Report, Role, Route, RouteGone, Sandbox,
-    Scope, Status, Step, StepKind, TargetKind, limits,
+    Actor, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, ConditionType, ConfContent,
+    ConfFile, Config, Connect, ConnectEnd, Connection, Effect, Engine, ExitStatus, Gap, Host, Icmp, Limit,
+    Link, Listener, Lost, Mono, Observation, PluginFile, Pod, Process, ProcessClass, ProcessEvent, Reason,
+    Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind, Stuck, StuckHow,
+    TargetKind, UnusablePlugin, limits,
 };
 use proptest::prelude::*;
 
@@ -30,7 +31,45 @@ fn config(kind: usize) -> CniConfig {
         _ => vec![file("00-bad.conf", ConfContent::Invalid { why: "it is empty".into() })],
     };
     let missing_plugins = if kind >= 3 { vec!["bridge".into()] } else { vec![] };
-    CniConfig { dir: "/etc/cni/net.d".into(), files, missing_plugins, ..CniConfig::default() }
+    let (plugin, path, why) = ("host-local".into(), "/opt/cni/bin/host-local".into(), "is empty".into());
+    let unusable_plugins = if kind >= 6 { vec![UnusablePlugin { plugin, path, why }] } else { vec![] };
+    let dir = "/etc/cni/net.d".into();
+    CniConfig { dir, files, missing_plugins, unusable_plugins, ..CniConfig::default() }
+}
+
+/// An attempt to start a pod: which plugins were run for it, and whether each succeeded. It is removed at once.
+fn attempt(container: u32, uid: u32, adds: &[(&str, bool)]) -> Observation {
+    let step = |step, what: &str, ok| Step { after_ns: 1, step, what: what.into(), ok, took_ns: 1 };
+    let adds = adds.iter().map(|(plugin, ok)| step(StepKind::Add, plugin, *ok));
+    Observation::Sandbox(Sandbox {
+        container_id: format!("c{container}"),
+        pod: Some(Pod { namespace: "shop".into(), name: "web-1".into(), uid: format!("u{uid}") }),
+        added: true,
+        ok: true,
+        took_ns: SECOND,
+        steps: adds.chain([step(StepKind::Del, "bridge", true)]).collect(),
+        netns: 1,
+    })
+}
+
+/// A request of the kubelet that is not answered, or an answer in time.
+fn request(to: usize, unanswered_ns: u64) -> Observation {
+    Observation::Connection(Connection {
+        role: ClientRole::Kubelet,
+        host_netns: true,
+        to: addr(to),
+        received: 9000,
+        acked: 3000,
+        unanswered_ns,
+        unanswered_bytes: if unanswered_ns > 0 { 600 } else { 0 },
+        client: Actor::default(),
+        age_ns: 1,
+        ended: false,
+        by_peer: false,
+        rst: false,
+        sk_err: 0,
+        unacked_ns: 0,
+    })
 }
 
 fn add(plugin: &str, fails: bool, msg: &str) -> Observation {
@@ -150,6 +189,25 @@ fn anything() -> impl Strategy<Value = Observation> {
             let container_id = format!("c{id}");
             Observation::Sandbox(Sandbox { container_id, pod: pods(), added: true, ok: true, took_ns, steps, netns: 1 })
         }),
+        1 => (6..9_usize).prop_map(|kind| Observation::CniConfig(config(kind))),
+        1 => (0..9_u32, 0..2_u32, prop::collection::vec((prop::sample::select(vec!["loopback", "bridge", "portmap"]), any::<bool>()), 0..4))
+            .prop_map(|(container, uid, adds)| attempt(container, uid, &adds)),
+        1 => (0..4_usize, prop::sample::select(vec![0, 3, 7, 20])).prop_map(|(to, seconds)| request(to, seconds * SECOND)),
+        1 => (0..4_usize, prop::sample::select(vec![200, 401, 429, 500]), prop::option::of(prop::sample::select(vec![200, 500])))
+            .prop_map(|(to, status, etcd)| Observation::Answer(Answer {
+                to: addr(to), certificate: None, tls: None, status: Some(status), failing: vec![], etcd,
+            })),
+        1 => (1..4_u32, 0..2_usize, prop::option::of(prop::sample::select(vec![StuckHow::Stopped, StuckHow::Asleep])))
+            .prop_map(move |(pid, class, how)| Observation::Stuck(Stuck {
+                process: Actor { pid, name: names[class * 3].into() }, class: classes[class * 3], how, for_ns: SECOND,
+            })),
+        1 => (prop::sample::select(vec![2, 8, 13, 26]), any::<bool>()).prop_map(|(errno, write)| Observation::PluginFile(PluginFile {
+            process: Actor { pid: 9, name: "containerd".into() }, plugin: "portmap".into(), write: write && errno == 26, errno, denied_by: None,
+        })),
+        1 => (0..3_u64, prop::sample::select(vec!["conntrack", "inotify", "disk"])).prop_map(|(used, what)| Observation::Limit(Limit {
+            what: what.into(), class: (what == "disk").then_some(ProcessClass::Runtime), used: used * 500_000, max: 1_000_000,
+            ..Limit::default()
+        })),
         1 => any::<bool>().prop_map(|present| Observation::Link(Link {
             index: 7, name: "cali0".into(), link_kind: "veth".into(), present, up: true, netns: None,
             peer_netns: None, moved_to: None,
@@ -272,6 +330,73 @@ proptest! {
             prop_assert_eq!(key(&said), key(&judged), "after {:?}", observation);
             prop_assert_eq!(said.verdict.reason, judged.verdict.reason);
             prop_assert_eq!(said.verdict.message, judged.verdict.message);
+        }
+    }
+
+    /// What is known from events expires when they are not repeated. The kubelet's longest restart back-off is the longest
+    /// that anything may take to be repeated.
+    #[test]
+    fn a_verdict_does_not_outlive_its_evidence(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
+        for (after, expired) in [
+            (limits::SANDBOX_RETRY + SECOND, &[Reason::CNIPluginFailed, Reason::IPAMExhausted, Reason::SandboxImageUnavailable][..]),
+            (limits::CONNECT_FAILURE + SECOND, &[
+                Reason::APITimeout, Reason::APIServerReset, Reason::APIPolicyDenied, Reason::APIServiceNotProgrammed,
+                Reason::APIConnectionStalled,
+            ]),
+            (limits::AGENT_FAILURE + SECOND, &[Reason::RoutesRemoved, Reason::CNIBinaryBusy, Reason::ControlPlaneCrashLoop]),
+        ] {
+            pass(&mut engine, end.plus(after), |_, _| {});
+            let report = engine.report();
+            let also = report.also.iter().chain(&report.consequences);
+            let mut said = also.map(|finding| finding.reason).chain([report.verdict.reason]);
+            prop_assert!(!said.any(|reason| expired.contains(&reason)), "after {} s: {:#?}", after / SECOND, report);
+        }
+    }
+
+    /// Whatever was said of an attempt, a plugin that succeeds is not at fault, and neither is an address that answers.
+    #[test]
+    fn a_success_of_the_same_kind_clears_a_failure(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
+        let established = || ConnectEnd { established: true, ..ConnectEnd::default() };
+        let cures = (0..4).map(|to| connect(to, ClientRole::Kubelet, true, 1, established()));
+        let cures: Vec<_> = cures.chain([add("bridge", false, "")]).map(|cure| (1, cure)).collect();
+        let end = feed(&mut engine, end.0, &cures, |_, _| {});
+        // Connects that alternate with failures are the evidence of an unstable address, for as long as that is its rule.
+        pass(&mut engine, end.plus(limits::UNSTABLE_WINDOW + SECOND), |_, _| {});
+        let mut engine_now = engine.clone();
+        feed(&mut engine_now, end.plus(limits::UNSTABLE_WINDOW + SECOND).0, &cures, |_, _| {});
+        let report = engine_now.report();
+        let findings: Vec<_> = report.also.iter().chain(&report.consequences).chain([&report.verdict]).collect();
+        let of_plugin = findings.iter().any(|finding| finding.reason == Reason::CNIPluginFailed && finding.subject == "bridge");
+        prop_assert!(!of_plugin, "{:#?}", report);
+        let of_address = |reason| matches!(reason, Reason::APIServerRefused | Reason::APITimeout | Reason::APIRouteMissing);
+        let unreachable = findings.iter().any(|finding| of_address(finding.reason) && !finding.message.contains("no route"));
+        prop_assert!(!unreachable, "{:#?}", report);
+    }
+
+    /// An attempt in which a plugin of the network failed says nothing of the runtime, whatever else succeeded in it.
+    #[test]
+    fn a_failed_plugin_is_never_the_runtime_s_fault(
+        attempts in prop::collection::vec((SECOND..20 * SECOND, 0..3_u32, any::<bool>(), any::<bool>()), 1..30),
+    ) {
+        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let start = [(1, Observation::SnapshotDone), (1, Observation::CniConfig(config(0)))];
+        let mut at = feed(&mut engine, SECOND, &start, |_, _| {});
+        for (number, (delta, uid, chained, loopback)) in (0..).zip(&attempts) {
+            let failed = if *chained { vec![("bridge", true), ("portmap", false)] } else { vec![("bridge", false)] };
+            let adds: Vec<_> = loopback.then_some(("loopback", true)).into_iter().chain(failed).collect();
+            let ends = adds.iter().map(|(plugin, ok)| (1, add(plugin, !ok, "it is broken")));
+            let observations: Vec<_> = [(*delta, Observation::SnapshotDone)].into_iter().chain(ends)
+                .chain([(1, attempt(number, *uid, &adds))]).collect();
+            at = feed(&mut engine, at.0, &observations, |_, effect| if let Effect::Verdict(report) = effect {
+                let findings = report.consequences.iter().chain(&report.also).chain([&report.verdict]);
+                for finding in findings {
+                    assert_ne!(finding.reason.side(), Side::Runtime, "{report:#?}");
+                }
+            });
         }
     }
 
