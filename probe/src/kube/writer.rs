@@ -105,10 +105,13 @@ pub(crate) async fn run(
 }
 
 impl Writer {
-    /// What stands on the object is looked after by nobody from here on.
+    /// From here on nobody updates the object, and events that are not sent yet would be lost.
     async fn say_goodbye(&mut self) {
         if self.schedule.says_goodbye() {
             self.write().await;
+        }
+        if !self.schedule.is_away() {
+            self.send_events().await;
         }
     }
 
