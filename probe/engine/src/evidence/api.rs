@@ -6,7 +6,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
-use super::phases::Phases;
+use super::phases::{Cure, Phases};
 use super::responses::{Unanswered, keeps_connections};
 use super::{Facts, LOCAL_PORTS};
 use crate::errno::{EADDRNOTAVAIL, EPERM};
@@ -35,18 +35,13 @@ pub(crate) struct Failure {
 impl Ledger {
     /// Clients get through, and nothing that they or the agent found out later says otherwise.
     pub(super) fn works(&self) -> bool {
-        let unwell = self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well());
         let failed = self.failure.is_some() || self.broken.is_some() || self.stalled.is_some();
-        self.last_ok.is_some() && !failed && !unwell && self.denied.is_empty()
+        self.last_ok.is_some() && !failed && !self.is_unwell() && self.denied.is_empty()
     }
 
-    /// How connects failed until a moment ago, where they are accepted again and the server does not serve yet: one that
-    /// starts listens before it answers.
-    pub(crate) fn starting(&self, now: Mono) -> Option<&Failure> {
-        let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.until())?;
-        let unwell = self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well());
-        let serves = self.broken.is_none() && self.unanswered.is_none() && !unwell;
-        (self.failure.is_none() && !serves).then_some(&cure.failure)
+    /// The server said itself that it cannot serve.
+    pub(super) fn is_unwell(&self) -> bool {
+        self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well())
     }
 
     /// Will [`Facts::note`] learn nothing but the time of this?
@@ -108,23 +103,6 @@ pub(crate) struct Ledger {
     told: Option<(u32, Mono)>,
     /// Before the network: disproved only by a success of the same kind of client.
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
-}
-
-/// A connect that succeeded after others had failed.
-#[derive(Clone, Debug)]
-pub(crate) struct Cure {
-    pub(super) at: Mono,
-    /// How they had failed.
-    failure: Failure,
-    /// Whether the agent was served since.
-    pub(super) served: bool,
-}
-
-impl Cure {
-    /// Until when a server that starts may take connections that it does not answer.
-    pub(super) fn until(&self) -> Mono {
-        self.at.plus(limits::RESTART)
-    }
 }
 
 /// How the newest connect of a process of the control plane to an address ended.
@@ -339,7 +317,7 @@ impl Facts {
                 if let Some(failure) = failure {
                     // Established connections learn of it only with their next retransmission.
                     ledger.stalled = None;
-                    ledger.cure = Some(Cure { at, failure, served: false });
+                    ledger.cure = Some(Cure::new(at, failure));
                 }
                 ledger.denied.remove(&connect.role).is_some() || cured || first
             }

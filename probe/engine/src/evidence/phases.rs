@@ -8,6 +8,27 @@ use crate::limits;
 use crate::observation::Mono;
 use crate::outcome::Outcome;
 
+/// A connect that succeeded after others had failed.
+#[derive(Clone, Debug)]
+pub(super) struct Cure {
+    pub(super) at: Mono,
+    /// How they had failed.
+    failure: Failure,
+    /// Whether the agent was served since.
+    pub(super) served: bool,
+}
+
+impl Cure {
+    pub(super) const fn new(at: Mono, failure: Failure) -> Self {
+        Self { at, failure, served: false }
+    }
+
+    /// Until when a server that starts may take connections that it does not answer.
+    pub(super) fn until(&self) -> Mono {
+        self.at.plus(limits::RESTART)
+    }
+}
+
 /// What an address looks like to the node's clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
@@ -171,6 +192,14 @@ impl Phases {
 }
 
 impl Ledger {
+    /// How connects failed until a moment ago, where they are accepted again and the server does not serve yet: one that
+    /// starts listens before it answers.
+    pub(crate) fn starting(&self, now: Mono) -> Option<&Failure> {
+        let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.until())?;
+        let serves = self.broken.is_none() && self.unanswered.is_none() && !self.is_unwell();
+        (self.failure.is_none() && !serves).then_some(&cure.failure)
+    }
+
     /// Enters what the address looks like now.
     pub(super) fn enter_phase(&mut self, at: Mono) {
         if self.starting(at).is_some() {

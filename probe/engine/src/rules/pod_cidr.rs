@@ -35,7 +35,7 @@ fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
     Some((cnis::of_config(&file.name, plugins)?, since))
 }
 
-/// Its agent runs, or ended by itself: without a range some of them exit. One that was stopped waits for nothing.
+/// Its agent runs, or crashed: without a range some agents exit. One that was stopped waits for nothing.
 fn is_wanted(facts: &Facts, cni: &Cni) -> bool {
     let mut lives = facts.lives_of(|name, _| cni.executables.contains(&name));
     lives.any(|(_, life)| !life.pids.is_empty() || !life.was_stopped())
