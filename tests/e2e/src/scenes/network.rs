@@ -54,7 +54,8 @@ pub(super) fn elsewhere(stage: &mut Stage<'_>) -> Result<()> {
     const ELSEWHERE: &str = "/etc/cni/elsewhere.d";
     fs::create_dir_all(stage.cluster.place.path(ELSEWHERE))?;
     stage.hold(
-        fault("the runtime reads another directory", &["CNIConfigMissing"]).says(ELSEWHERE),
+        // The runtime is restarted for it, and may be seen while it is away.
+        fault("the runtime reads another directory", &["RuntimeDown", "CNIConfigMissing"]).says(ELSEWHERE),
         |stage| stage.cluster.restart_runtime(ELSEWHERE),
         |stage| stage.cluster.restart_runtime(CONF_DIR),
     )
