@@ -19,8 +19,8 @@ pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
 pub(crate) use datapath::{ERRNOS, is_taken_vni};
 pub(crate) use lives::Life;
+pub(crate) use node::SocketFailure;
 pub use node::socket_errno;
-pub(crate) use node::{CONNTRACK, SocketFailure};
 pub(crate) use responses::Unanswered;
 
 use crate::cnis::Cni;

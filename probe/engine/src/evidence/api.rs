@@ -12,8 +12,8 @@ use super::{Facts, LOCAL_PORTS};
 use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
 use crate::observation::{
-    Actor, Admission, Answer, ApiTarget, ClientRole, Connect, LimitHit, Listener, Mono, ProcessClass, Route,
-    Scope, TargetKind,
+    Actor, Admission, Answer, ApiTarget, CONNTRACK, ClientRole, Connect, LimitHit, Listener, Mono,
+    ProcessClass, Route, Scope, TargetKind,
 };
 use crate::outcome::{Outcome, is_own};
 
@@ -286,7 +286,7 @@ impl Facts {
     /// policy.
     pub(super) fn dropped<'a>(&self, at: Mono, connect: &'a Connect) -> Option<&'a str> {
         let was_full = self.conntrack_full.is_some_and(|full| at.since(full) < limits::CONNTRACK_SEEN_LATE);
-        let is_full = self.full.keys().any(|(what, _)| what == super::CONNTRACK);
+        let is_full = self.full.keys().any(|(what, _)| what == CONNTRACK);
         connect.end.dropped.as_deref().filter(|reason| !(is_policy(reason) && (was_full || is_full)))
     }
 

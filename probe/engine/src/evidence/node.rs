@@ -6,8 +6,8 @@ use alloc::string::{String, ToString as _};
 use super::Facts;
 use crate::limits;
 use crate::observation::{
-    Actor, Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent, Role,
-    Runtime, SocketConnect,
+    Actor, CONNTRACK, Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent,
+    Role, Runtime, SocketConnect,
 };
 
 /// A Unix socket that does not answer.
@@ -20,9 +20,6 @@ pub(crate) struct SocketFailure {
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
-
-/// The connection tracking table among [`Limit::what`].
-pub(crate) const CONNTRACK: &str = "conntrack";
 
 /// Sockets of container runtimes, wherever an installer puts them.
 fn is_cri_socket(path: &str) -> bool {

@@ -117,12 +117,15 @@ pub struct Limit {
     pub max: u64,
 }
 
+/// The connection tracking table among [`Limit::what`].
+pub(crate) const CONNTRACK: &str = "conntrack";
+
 impl Limit {
     /// Returns whether nothing more of it is to be had.
     pub fn is_full(&self) -> bool {
         let unusable = match self.what.as_str() {
             // Some of its entries are being freed at any time.
-            "conntrack" => self.max / 100,
+            CONNTRACK => self.max / 100,
             // Less than the smallest files take.
             "disk" => (self.max / 1000).min(64 << 10),
             _ => 0,

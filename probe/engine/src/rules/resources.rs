@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 
 use super::{Fault, depth};
 use crate::errno::errno_words;
-use crate::evidence::{CONNTRACK, Facts};
+use crate::evidence::Facts;
 use crate::limits::SECOND;
-use crate::observation::{Limit, Mono, ProcessClass};
+use crate::observation::{CONNTRACK, Limit, Mono, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
