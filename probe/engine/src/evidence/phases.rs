@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::mem;
 
 use super::api::{Failure, Ledger, same};
 use crate::limits;
@@ -30,10 +31,11 @@ impl Cure {
 }
 
 /// What an address looks like to the node's clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Phase {
-    /// Connections are accepted, and nothing says that the server cannot serve.
-    Works,
+    /// Connections are accepted, and nothing says that the server cannot serve. `serves`: since when the agent knows that it
+    /// does.
+    Works { serves: Option<Mono> },
     /// Connections are accepted, and the server says that it cannot serve.
     Unwell,
     /// Connections fail, or end before an answer.
@@ -44,9 +46,19 @@ impl Phase {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fails(one), Self::Fails(other)) => same(one.outcome, other.outcome),
-            (one, other) => one == other,
+            (one, other) => mem::discriminant(one) == mem::discriminant(other),
         }
     }
+
+    const fn works(&self) -> bool {
+        matches!(self, Self::Works { .. })
+    }
+}
+
+/// When an address that accepts connections `since` then began to serve. Where the agent was not served it may still be
+/// starting, and end before it serves.
+fn began(since: Mono, serves: Option<Mono>) -> Mono {
+    serves.unwrap_or(since.plus(limits::RESTART))
 }
 
 /// The newest phases of one address with their begins, from its first failure on.
@@ -92,9 +104,13 @@ const fn rank(outcome: Outcome) -> u8 {
 
 impl Phases {
     fn enter(&mut self, at: Mono, phase: Phase) {
-        let is_news = match self.0.back() {
-            Some((_, newest)) => !newest.is_same(&phase),
-            None => phase != Phase::Works,
+        let is_news = match (self.0.back_mut(), &phase) {
+            (Some((_, Phase::Works { serves })), Phase::Works { serves: now }) => {
+                *serves = serves.or(*now);
+                false
+            }
+            (Some((_, newest)), _) => !newest.is_same(&phase),
+            (None, _) => !phase.works(),
         };
         if is_news {
             if self.0.len() >= limits::PHASES {
@@ -106,10 +122,10 @@ impl Phases {
 
     /// Takes back that it works: what looked so was a server that takes connections before it answers.
     fn retract(&mut self) {
-        self.0.pop_back_if(|(_, newest)| *newest == Phase::Works);
+        self.0.pop_back_if(|(_, newest)| newest.works());
     }
 
-    /// The times within the window in which the address did not work, and the longest steady time in between,
+    /// The times within the window in which the address did not work, and the longest that it served in between,
     /// nanoseconds.
     fn episodes(&self, now: Mono) -> (Vec<Episode<'_>>, u64) {
         let mut episodes: Vec<Episode<'_>> = Vec::new();
@@ -123,12 +139,12 @@ impl Phases {
                 episode.until = *since;
             }
             let failure = match phase {
-                Phase::Works => {
+                Phase::Works { serves } => {
                     let lasted = end.map(|end| end.since(*since));
                     // A connect that is accepted and reset at once looks like one that works, for a moment.
                     is_open &= lasted.is_some_and(|lasted| lasted < limits::UNSTABLE_BLINK);
                     if !is_open && !episodes.is_empty() {
-                        worked_ns = worked_ns.max(lasted.unwrap_or_default());
+                        worked_ns = worked_ns.max(end.map_or(0, |end| end.since(began(*since, *serves))));
                     }
                     continue;
                 }
@@ -146,7 +162,7 @@ impl Phases {
 
     /// The longest that it failed in one way before the newest phase, nanoseconds.
     fn longest_failure(&self) -> u64 {
-        let fails = self.0.iter().zip(self.0.iter().skip(1)).filter(|((_, phase), _)| *phase != Phase::Works);
+        let fails = self.0.iter().zip(self.0.iter().skip(1)).filter(|((_, phase), _)| !phase.works());
         fails.map(|((since, _), (end, _))| end.since(*since)).max().unwrap_or_default()
     }
 
@@ -171,9 +187,12 @@ impl Phases {
             return None;
         }
         let (since, phase) = self.0.back()?;
-        let longest_ns = if *phase == Phase::Works { worked_ns } else { self.longest_failure() };
-        let hold = (longest_ns.saturating_mul(3) / 2).clamp(limits::UNSTABLE_REST, limits::UNSTABLE_WINDOW);
-        let until = since.plus(hold);
+        let (from, longest_ns) = match phase {
+            Phase::Works { serves } => (began(*since, *serves), worked_ns),
+            _ => (*since, self.longest_failure()),
+        };
+        let hold = (longest_ns.saturating_mul(3) / 2).min(limits::UNSTABLE_WINDOW);
+        let until = from.plus(hold).max(since.plus(limits::UNSTABLE_REST));
         if until <= now {
             return None;
         }
@@ -207,7 +226,10 @@ impl Ledger {
         }
         let phase = match self.failure.as_ref().or(self.starting(at)).or(self.broken.as_ref()) {
             Some(failure) => Phase::Fails(failure.clone()),
-            None if self.works() => Phase::Works,
+            None if self.works() => {
+                let serves = self.cure.as_ref().is_none_or(|cure| cure.served);
+                Phase::Works { serves: serves.then_some(at) }
+            }
             None if self.last_ok.is_some() => Phase::Unwell,
             None => return,
         };
