@@ -104,7 +104,7 @@ pub(crate) fn until<T>(
 /// Everything.
 pub(crate) struct Cluster {
     assets: PathBuf,
-    dialect: Dialect,
+    pub(crate) dialect: Dialect,
     /// etcd.
     pub(crate) etcd: Option<Running>,
     /// kube-apiserver.

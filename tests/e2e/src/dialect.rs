@@ -37,6 +37,11 @@ impl Dialect {
         })
     }
 
+    /// Returns whether the runtime makes the network of a sandbox before it looks for the image.
+    pub(crate) const fn makes_networks_first(&self) -> bool {
+        self.containerd_v3
+    }
+
     /// Returns the kubelet's flags for the runtime.
     pub(crate) fn kubelet_flags(&self) -> Vec<String> {
         if self.runtime_flags {
