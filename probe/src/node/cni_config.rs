@@ -1,6 +1,7 @@
 //! The CNI configuration as a runtime would find it now, and when it changes.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -45,12 +46,17 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
     };
     match names(&dir) {
         Ok(names) => {
-            let daemon = dir.join("multus.d/daemon-config.json");
-            let files = names.iter().map(|name| dir.join(name)).chain([daemon]);
-            config.waits_for = files.filter_map(|path| waits_for(settings, &path)).collect();
-            config.files = names.iter().map(|name| conf_file(&dir, name)).collect();
-            let contents = names.iter().filter_map(|name| file::read(&dir.join(name)).ok());
-            config.links = contents.flat_map(|bytes| cni_parse::links(&bytes)).collect();
+            for name in &names {
+                // Once: a file that is replaced meanwhile must not be two.
+                let content = file::read(&dir.join(name));
+                if let Ok(bytes) = &content {
+                    config.waits_for.extend(waits_for(settings, bytes));
+                    config.links.extend(cni_parse::links(bytes));
+                }
+                config.files.push(conf_file(name, content));
+            }
+            let daemon = file::read(&dir.join("multus.d/daemon-config.json")).ok();
+            config.waits_for.extend(daemon.and_then(|bytes| waits_for(settings, &bytes)));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
         Err(error) => config.dir_error = Some(error.to_string()),
@@ -93,7 +99,7 @@ pub(crate) fn plugin_names(settings: &Settings) -> Vec<[u8; COMM_LEN]> {
 }
 
 /// File names in the order in which runtimes read them.
-fn names(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+fn names(dir: &Path) -> io::Result<Vec<OsString>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -107,9 +113,9 @@ fn names(dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     Ok(names.into_iter().collect())
 }
 
-fn conf_file(dir: &Path, name: &std::ffi::OsStr) -> ConfFile {
+fn conf_file(name: &OsStr, content: io::Result<Vec<u8>>) -> ConfFile {
     let shown = clean(name.as_bytes(), NAME);
-    match file::read(&dir.join(name)) {
+    match content {
         Ok(bytes) => ConfFile {
             size: bytes.len() as u64,
             content: cni_parse::parse(&name.to_string_lossy(), &bytes),
@@ -126,8 +132,8 @@ fn conf_file(dir: &Path, name: &std::ffi::OsStr) -> ConfFile {
     }
 }
 
-fn waits_for(settings: &Settings, path: &Path) -> Option<WaitsFor> {
-    let (plugin, file) = cni_parse::readiness(&file::read(path).ok()?)?;
+fn waits_for(settings: &Settings, bytes: &[u8]) -> Option<WaitsFor> {
+    let (plugin, file) = cni_parse::readiness(bytes)?;
     let present = settings.on_host(Path::new(&file)).exists();
     Some(WaitsFor { plugin, file, present })
 }
