@@ -6,18 +6,19 @@ pub(super) mod fuzz;
 mod kernel;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_GENERIC;
-use probe_engine::{Gap, Observation, Ovs, OvsPort, OvsUpcalls};
+use probe_engine::{Gap, OVS_DATABASE, Observation, Ovs, OvsPort, OvsUpcalls};
 use tokio::time::Instant;
 
 use super::netlink::{self, Came, Listener};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
+use crate::text::clean;
 use kernel::{Change, Families, Stats};
 
 /// Between two looks at the whole state; on a host without any of it that is one `stat` and one question.
@@ -28,6 +29,8 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Runs for ever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     let mut told = None;
+    // Why the agent may not read the database.
+    let mut unread = None;
     // By datapath: its counters at the last look, and whether it lost packets then.
     let mut counts: BTreeMap<String, (Stats, bool)> = BTreeMap::new();
     loop {
@@ -46,8 +49,11 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
         };
         // Until the families change: their numbers are the module's own.
         loop {
-            let (state, stats) = look(&settings, &families).await;
+            let (state, stats, denied) = look(&settings, &families).await;
             let mut seen = Vec::new();
+            if let Some(why) = denied.clone().filter(|_| denied != unread) {
+                seen.push(Observation::Gap(Gap { signal: OVS_DATABASE.to_owned(), why, blind: false }));
+            }
             counts.retain(|datapath, _| stats.iter().any(|(name, _)| name == datapath));
             for (datapath, now) in stats {
                 let (before, losing) = counts.get(&datapath).copied().unwrap_or((now, false));
@@ -63,6 +69,11 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
                 told = Some(state.clone());
                 seen.push(Observation::Ovs(state));
             }
+            // After the state: without the gap, a database that is not there is a fault.
+            if denied.is_none() && unread.is_some() {
+                seen.push(Observation::GapClosed { signal: OVS_DATABASE.to_owned() });
+            }
+            unread = denied;
             for observation in seen {
                 if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                     return;
@@ -108,16 +119,16 @@ async fn follow(
     }
 }
 
-async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, Stats)>) {
+/// The state, the counters of each datapath, and why the agent may not read the database, if so.
+async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, Stats)>, Option<String>) {
     let datapaths = families.datapaths().unwrap_or_default();
     let stats = datapaths.iter().map(|datapath| (datapath.name.clone(), datapath.stats)).collect();
     let socket = settings.on_host(&settings.ovs_run_dir).join("db.sock");
-    let database = if is_there(&socket) { Some(database::read(&socket).await) } else { None };
+    let (database, denied) = match database::read(&socket).await {
+        Ok(database) => (database, None),
+        Err(error) => (None, Some(format!("read {}: {error}", clean(socket.as_os_str().as_bytes(), 256)))),
+    };
     let module = families.datapath.is_some();
     let datapaths = datapaths.into_iter().map(|datapath| datapath.name).collect();
-    (Ovs { module, datapaths, database }, stats)
-}
-
-fn is_there(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok()
+    (Ovs { module, datapaths, database }, stats, denied)
 }

@@ -18,10 +18,14 @@ pub struct Ovs {
     /// Datapaths in the kernel; there is none where OVS runs in user space.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub datapaths: Vec<String>,
-    /// What its database says; `None` where there is no socket.
+    /// What its database says; `None` where there is no socket, or where the agent may not read it
+    /// (the gap [`OVS_DATABASE`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<OvsDatabase>,
 }
+
+/// The signal that is missing while the agent may not read the database.
+pub const OVS_DATABASE: &str = "ovs.database";
 
 /// The `Open_vSwitch` database of ovsdb-server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

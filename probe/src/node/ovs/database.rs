@@ -22,13 +22,22 @@ const FAILED: usize = 32;
 const NAME: usize = 64;
 const ERROR: usize = 200;
 
-/// What it says; what is wrong with it is part of the answer.
-pub(super) async fn read(socket: &Path) -> OvsDatabase {
-    match tokio::time::timeout(PATIENCE, ask(socket)).await {
+/// What it says, if there is a socket; what is wrong with it is part of the answer.
+///
+/// # Errors
+/// The agent may not read it, which says nothing of the database.
+pub(super) async fn read(socket: &Path) -> io::Result<Option<OvsDatabase>> {
+    let asked = match std::fs::symlink_metadata(socket) {
+        Ok(_) => tokio::time::timeout(PATIENCE, ask(socket)).await,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    Ok(Some(match asked {
         Ok(Ok(answer)) => tables(&answer),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
         Ok(Err(error)) => failed(&error.to_string()),
         Err(_) => failed("it does not answer within 2 s"),
-    }
+    }))
 }
 
 fn failed(why: &str) -> OvsDatabase {
@@ -102,6 +111,8 @@ pub(in crate::node) fn tables(answer: &Value) -> OvsDatabase {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -124,6 +135,42 @@ mod tests {
             assert!(answer(&both[..cut]).expect("no error").is_none());
         }
         assert!(answer(b"{]").is_err());
+    }
+
+    /// As an unprivileged user: a thread has the rights of its file system user, and no capability over files with it.
+    fn read_as_nobody(socket: &Path) -> io::Result<Option<OvsDatabase>> {
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                // SAFETY: takes a number, and changes this thread alone.
+                unsafe { libc::setfsuid(65534) };
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(read(socket))
+            });
+            reader.join().expect("it ends")
+        })
+    }
+
+    #[test]
+    fn a_database_that_may_not_be_read_is_told_from_one_that_does_not_run() {
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("db.sock");
+        mode(dir.path(), 0o755);
+        assert_eq!(read_as_nobody(&socket).expect("it may look"), None);
+        let server = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        mode(&socket, 0o600);
+        let denied = read_as_nobody(&socket).expect_err("the socket is another's");
+        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+        mode(&socket, 0o666);
+        mode(dir.path(), 0o700);
+        let denied = read_as_nobody(&socket).expect_err("the directory is another's");
+        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+        mode(dir.path(), 0o755);
+        drop(server);
+        let ended = read_as_nobody(&socket).expect("it may connect").expect("there is a socket");
+        assert!(ended.error.is_some_and(|error| error.contains("refused")));
     }
 
     #[test]
