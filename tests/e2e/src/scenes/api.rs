@@ -158,9 +158,7 @@ pub(super) fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
             Ok(())
         },
         |stage| stage.cluster.start_lasting("kube-apiserver"),
-    )?;
-    stage.cluster.lasting.clear();
-    Ok(())
+    )
 }
 
 pub(super) fn credentials(stage: &mut Stage<'_>) -> Result<()> {
