@@ -46,6 +46,8 @@ pub(crate) struct PluginFailure {
     pub(crate) refusal: Option<NetlinkError>,
     /// The path of the sandbox' namespace, and what it was.
     pub(crate) netns: (String, NetnsSeen),
+    /// The pod that it failed for.
+    pod: Option<Pod>,
     pub(crate) since: Mono,
     /// When it counts no longer, if it does not fail again.
     pub(crate) until: Mono,
@@ -161,8 +163,15 @@ impl Facts {
 
     pub(super) fn plugin(&mut self, at: Mono, end: &CniEnd) {
         self.running.remove(&end.start.pid);
-        // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up.
+        // The next try takes as long.
+        let until = at.plus(limits::SANDBOX_RETRY).plus(end.took_ns);
+        // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up. But while the DEL after a failed ADD
+        // fails too, the kubelet may make no new sandbox for the pod: it is still tried, and no ADD shows it.
         if end.start.command != "ADD" {
+            let tried = end.start.pod.as_ref().filter(|_| !end.exit.success());
+            let of_pod =
+                self.plugins.values_mut().filter(|known| tried.is_some() && known.pod.as_ref() == tried);
+            of_pod.for_each(|known| known.until = known.until.max(until));
             return;
         }
         let name = &end.start.plugin;
@@ -188,8 +197,8 @@ impl Facts {
             netns: (end.start.netns.clone(), end.start.netns_seen),
             socket: end.sockets.iter().find(|socket| socket.errno != 0 && is_agents(&socket.path)).cloned(),
             since: self.plugins.get(name).map_or(at, |known| known.since),
-            // The next try takes as long.
-            until: at.plus(limits::SANDBOX_RETRY).plus(end.took_ns),
+            pod: end.start.pod.clone(),
+            until,
         };
         let pod = end.start.pod.as_ref().map(|pod| format!(" for {pod}")).unwrap_or_default();
         let words =
