@@ -3,42 +3,58 @@
 
 use std::path::Path;
 
-use probe_engine::CgroupDrivers;
+use probe_engine::{CgroupDrivers, ProcessClass};
+use toml::{Table, Value};
 
 use super::file;
+use super::kubelet::{self, command_line, flag};
+use super::processes::Found;
 use crate::settings::Settings;
 
-const CONTAINERD: &[&str] = &[
-    "/etc/containerd/config.toml",
-    "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
-    "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
-];
-const KUBELET: &str = "/var/lib/kubelet/config.yaml";
+/// What containerd reads when it is told nothing else.
+const CONTAINERD: &str = "/etc/containerd/config.toml";
 
-/// What both are told to do; `None` when one of them does not say.
-pub(super) fn find(settings: &Settings) -> Option<CgroupDrivers> {
-    let read = |path: &str| {
-        let bytes = file::read(&settings.on_host(Path::new(path))).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+/// What the running kubelet and the running containerd are told to do; `None` when one of them cannot be read, or when
+/// the kubelet asks the runtime.
+pub(super) fn find(settings: &Settings, processes: &[Found]) -> Option<CgroupDrivers> {
+    let mut containerds = processes
+        .iter()
+        .filter(|found| found.class == ProcessClass::Runtime && found.actor.name == "containerd");
+    // With two of them, which one makes the containers is not known here.
+    let (containerd, None) = (containerds.next()?, containerds.next()) else { return None };
+    let words = command_line(containerd.actor.pid)?;
+    let path = flag(&words, "config").or_else(|| flag(&words, "c")).unwrap_or(CONTAINERD);
+    let runtime = of_containerd(&file::read_text(&settings.on_host(Path::new(path)))?)?;
+    Some(CgroupDrivers { runtime: runtime.to_owned(), kubelet: kubelet::cgroup_driver(settings, processes)? })
+}
+
+/// What containerd makes of its file.
+///
+/// `None` for version 3: containerd 2 reads it, and tells the driver to the kubelet (`RuntimeConfig` of CRI), which since
+/// Kubernetes 1.31 follows it whatever its own configuration says. `None` also where another file may say it.
+fn of_containerd(config: &str) -> Option<&'static str> {
+    let config: Table = config.parse().ok()?;
+    let plugin = match config.get("version").map_or(Some(1), Value::as_integer)? {
+        1 => "cri",
+        2 => "io.containerd.grpc.v1.cri",
+        _ => return None,
     };
-    let runtime = CONTAINERD.iter().find_map(|path| containerd(&read(path)?))?;
-    Some(CgroupDrivers { runtime: runtime.to_owned(), kubelet: kubelet(&read(KUBELET)?)?.to_owned() })
-}
-
-/// `SystemdCgroup = true` among the options of runc, in any version of the file.
-fn containerd(config: &str) -> Option<&'static str> {
-    let values = config.lines().filter_map(|line| line.trim().strip_prefix("SystemdCgroup"));
-    let mut values = values.filter_map(|rest| rest.trim_start().strip_prefix('='));
-    let value = values.next_back()?;
-    Some(if value.trim().starts_with("true") { "systemd" } else { "cgroupfs" })
-}
-
-fn kubelet(config: &str) -> Option<&'static str> {
-    let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(config).ok()?;
-    match value.get("cgroupDriver")?.as_str()? {
-        "systemd" => Some("systemd"),
-        "cgroupfs" => Some("cgroupfs"),
-        _ => None,
+    let cri = config.get("plugins").and_then(|plugins| plugins.get(plugin));
+    let containerd = cri.and_then(|cri| cri.get("containerd"));
+    let name = containerd.and_then(|containerd| containerd.get("default_runtime_name")?.as_str());
+    let options = containerd.and_then(|containerd| {
+        containerd
+            .get("runtimes")?
+            .get(name.unwrap_or("runc"))?
+            .get("options")?
+            .get("SystemdCgroup")?
+            .as_bool()
+    });
+    match options {
+        Some(true) => Some("systemd"),
+        Some(false) => Some("cgroupfs"),
+        // Its default.
+        None => config.get("imports").is_none().then_some("cgroupfs"),
     }
 }
 
@@ -47,13 +63,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_files_are_read_as_their_owners_do() {
-        let toml = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\n  SystemdCgroup = false\n";
-        assert_eq!(containerd(toml), Some("cgroupfs"));
-        assert_eq!(containerd(&toml.replace("false", "true # as the kubelet")), Some("systemd"));
-        assert_eq!(containerd("# SystemdCgroup = true\n"), None);
-        assert_eq!(kubelet("kind: KubeletConfiguration\ncgroupDriver: systemd\n"), Some("systemd"));
-        assert_eq!(kubelet("cgroupDriver: [1]\n"), None);
-        assert_eq!(kubelet(": : :\n\t"), None);
+    fn the_table_and_the_version_of_the_file_decide() {
+        let runc = |version: &str, plugin: &str, value: &str| {
+            let table = format!("[plugins.{plugin}.containerd.runtimes.runc.options]");
+            of_containerd(&format!("{version}\n{table}\n  SystemdCgroup = {value}\n"))
+        };
+        let second = "'io.containerd.grpc.v1.cri'";
+        assert_eq!(runc("version = 2", second, "true # as the kubelet"), Some("systemd"));
+        assert_eq!(runc("version = 2", second, "false"), Some("cgroupfs"));
+        assert_eq!(runc("", "cri", "true"), Some("systemd"));
+        assert_eq!(runc("version = 1", "cri", "false"), Some("cgroupfs"));
+        // A name of another version says nothing.
+        assert_eq!(runc("version = 2", "cri", "true"), Some("cgroupfs"));
+        assert_eq!(runc("version = 3", second, "true"), None);
+        assert_eq!(runc("version = 3", "'io.containerd.cri.v1.runtime'", "true"), None);
+        assert_eq!(runc("imports = ['/etc/containerd/conf.d/*.toml']", "other", "true"), None);
+    }
+
+    #[test]
+    fn only_the_options_of_the_runtime_in_use_count() {
+        let config = r#"
+            version = 2
+            [plugins."io.containerd.grpc.v1.cri".containerd]
+              default_runtime_name = "crun"
+              [plugins."io.containerd.grpc.v1.cri".containerd.runtimes]
+                runc.options.SystemdCgroup = true
+                crun.options = { SystemdCgroup = false }
+        "#;
+        assert_eq!(of_containerd(config), Some("cgroupfs"));
+        assert_eq!(of_containerd(&config.replace("\"crun\"", "\"runc\"")), Some("systemd"));
+        assert_eq!(of_containerd("version = 2\n"), Some("cgroupfs"));
+        assert_eq!(of_containerd("[plugins\n"), None);
+        assert_eq!(of_containerd("version = 'two'\n"), None);
     }
 }

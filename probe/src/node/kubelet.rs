@@ -16,6 +16,8 @@ use crate::text::clean;
 const PATH: usize = 256;
 /// Longest command line that is read: a kubelet's has a few kilobytes.
 const COMMAND_LINE: usize = 128 * 1024;
+/// The default of the kubelet's `cgroupDriver`.
+const DRIVER: &str = "cgroupfs";
 
 /// Returns the CRI socket that the kubelet among `processes` is configured for, as a path with control characters
 /// escaped: by `--container-runtime-endpoint`, then by `containerRuntimeEndpoint` in the file of `--config`.
@@ -31,6 +33,12 @@ pub(super) fn root_dir(processes: &[Found]) -> Option<PathBuf> {
         .find_map(|words| flag(&words, "root-dir").map(PathBuf::from).filter(|dir| dir.is_absolute()))
 }
 
+/// Returns who makes the cgroups of pods for the kubelet among `processes`, by its own configuration: `--cgroup-driver`, then
+/// `cgroupDriver` in the file of `--config`, then its default. `None` without one, and where that file cannot be read.
+pub(super) fn cgroup_driver(settings: &Settings, processes: &[Found]) -> Option<String> {
+    kubelets(processes).find_map(|words| driver(settings, &words))
+}
+
 /// The command lines of the kubelets among `processes`.
 fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
     let kubelets = processes.iter().filter(|found| found.class == ProcessClass::Kubelet);
@@ -38,24 +46,39 @@ fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
 }
 
 /// The words of a process; `None` when it is gone.
-fn command_line(pid: u32) -> Option<Vec<String>> {
+pub(super) fn command_line(pid: u32) -> Option<Vec<String>> {
     let mut bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     bytes.truncate(COMMAND_LINE);
     Some(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
 }
 
-fn endpoint(settings: &Settings, words: &[String]) -> Option<String> {
-    let configured = || {
-        let text = file::read_text(&settings.on_host(Path::new(flag(words, "config")?)))?;
-        let config: Value = serde_yaml_ng::from_str(&text).ok()?;
-        Some(config.get("containerRuntimeEndpoint")?.as_str()?.to_owned())
+/// The file of `--config`.
+fn configuration(settings: &Settings, words: &[String]) -> Option<Value> {
+    let text = file::read_text(&settings.on_host(Path::new(flag(words, "config")?)))?;
+    serde_yaml_ng::from_str(&text).ok()
+}
+
+fn driver(settings: &Settings, words: &[String]) -> Option<String> {
+    let configured = |_| match configuration(settings, words)?.get("cgroupDriver") {
+        Some(driver) => driver.as_str().map(str::to_owned),
+        None => Some(DRIVER.to_owned()),
     };
+    let driver = match flag(words, "cgroup-driver") {
+        Some(driver) => driver.to_owned(),
+        None => flag(words, "config").map_or_else(|| Some(DRIVER.to_owned()), configured)?,
+    };
+    matches!(driver.as_str(), "systemd" | "cgroupfs").then_some(driver)
+}
+
+fn endpoint(settings: &Settings, words: &[String]) -> Option<String> {
+    let configured =
+        || Some(configuration(settings, words)?.get("containerRuntimeEndpoint")?.as_str()?.to_owned());
     let endpoint = flag(words, "container-runtime-endpoint").map(str::to_owned).or_else(configured)?;
     socket(&endpoint)
 }
 
 /// The value of a flag in both of its forms, with one dash or two; the last one counts.
-fn flag<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
+pub(super) fn flag<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
     let bare = |word: &'a String| word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
     words.iter().enumerate().rev().find_map(|(at, word)| match bare(word)?.split_once('=') {
         Some((known, value)) => (known == name).then_some(value),
@@ -106,6 +129,33 @@ mod tests {
             ("kubelet", None),
         ] {
             assert_eq!(endpoint(&settings, &words(line)).as_deref(), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_driver_is_the_flag_s_then_the_configuration_s_then_the_default() {
+        let root = tempfile::tempdir().expect("a directory");
+        for (name, text) in [
+            ("systemd", "kind: KubeletConfiguration\ncgroupDriver: systemd\n"),
+            ("silent", "kind: KubeletConfiguration\n"),
+            ("list", "cgroupDriver: [systemd]\n"),
+            ("broken", ": : :\n\t"),
+        ] {
+            fs::write(root.path().join(name), text).expect("written");
+        }
+        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        for (line, wanted) in [
+            ("kubelet --config=/systemd", Some("systemd")),
+            ("kubelet --config=/systemd --cgroup-driver=cgroupfs", Some("cgroupfs")),
+            ("kubelet --config=/silent", Some("cgroupfs")),
+            ("kubelet", Some("cgroupfs")),
+            ("kubelet --cgroup-driver=systemd", Some("systemd")),
+            ("kubelet --cgroup-driver=other", None),
+            ("kubelet --config=/list", None),
+            ("kubelet --config=/broken", None),
+            ("kubelet --config=/nothing", None),
+        ] {
+            assert_eq!(driver(&settings, &words(line)).as_deref(), wanted, "{line}");
         }
     }
 }

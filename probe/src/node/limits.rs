@@ -120,7 +120,7 @@ impl Look {
                 self.told.limit(limit, &mut seen);
             }
             self.told.sysctls(&mut seen);
-            let drivers = cgroup_drivers::find(settings);
+            let drivers = cgroup_drivers::find(settings, processes);
             if self.told.drivers != drivers {
                 self.told.drivers.clone_from(&drivers);
                 seen.extend(drivers.map(Observation::CgroupDrivers));
