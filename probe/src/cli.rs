@@ -176,7 +176,8 @@ pub(crate) struct NodeArgs {
     /// cluster's Service address. May be repeated.
     #[arg(long, value_delimiter = ',', value_name = "ADDRESS", env = "NETREADY_APISERVER")]
     apiserver: Vec<String>,
-    /// Kubeconfig whose server is the API server; the agent writes the conditions with its account.
+    /// Kubeconfig whose server is the API server; the agent writes the conditions with its account. Auto-detected from the
+    /// running kubelet, else at the usual paths.
     #[arg(long, value_name = "FILE", env = "NETREADY_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
     /// Where the runtime reads network configurations; auto-detected from the running runtime, else /etc/cni/net.d.

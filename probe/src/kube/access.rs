@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::schedule::Failure;
 use crate::node::file;
-use crate::node::targets::{self, KUBECONFIGS};
+use crate::node::targets;
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -202,8 +202,8 @@ impl Found<'_> {
         if self.account() {
             return;
         }
-        for path in KUBECONFIGS {
-            self.kubeconfig(Path::new(path)).await;
+        for path in targets::kubeconfigs(self.settings) {
+            self.kubeconfig(&path).await;
         }
     }
 

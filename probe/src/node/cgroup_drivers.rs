@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use probe_engine::{CgroupDrivers, ProcessClass};
+use probe_engine::CgroupDrivers;
 use toml::{Table, Value};
 
 use super::file;
 use super::kubelet::{self, command_line, flag};
-use super::processes::Found;
+use super::processes::{Found, is_of_the_host};
 use crate::settings::Settings;
 
 /// What containerd reads when it is told nothing else.
@@ -17,9 +17,8 @@ const CONTAINERD: &str = "/etc/containerd/config.toml";
 /// What the running kubelet and the running containerd are told to do; `None` when one of them cannot be read, or when
 /// the kubelet asks the runtime.
 pub(super) fn find(settings: &Settings, processes: &[Found]) -> Option<CgroupDrivers> {
-    let mut containerds = processes
-        .iter()
-        .filter(|found| found.class == ProcessClass::Runtime && found.actor.name == "containerd");
+    let is_node_s = |found: &&Found| found.actor.name == "containerd" && is_of_the_host(found.actor.pid);
+    let mut containerds = processes.iter().filter(is_node_s);
     // With two of them, which one makes the containers is not known here.
     let (containerd, None) = (containerds.next()?, containerds.next()) else { return None };
     let words = command_line(containerd.actor.pid)?;

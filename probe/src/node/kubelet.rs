@@ -8,7 +8,7 @@ use probe_engine::ProcessClass;
 use serde_json::Value;
 
 use super::file;
-use super::processes::Found;
+use super::processes::{Found, is_of_the_host};
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -33,15 +33,28 @@ pub(super) fn root_dir(processes: &[Found]) -> Option<PathBuf> {
         .find_map(|words| flag(&words, "root-dir").map(PathBuf::from).filter(|dir| dir.is_absolute()))
 }
 
+/// Returns the kubeconfigs that the kubelets among `processes` are started with, in the order in which they use them: by
+/// `--kubeconfig` and `--bootstrap-kubeconfig`. Empty without one, and where they name none.
+pub(super) fn kubeconfigs(processes: &[Found]) -> Vec<PathBuf> {
+    kubelets(processes).flat_map(|words| named_kubeconfigs(&words)).collect()
+}
+
+fn named_kubeconfigs(words: &[String]) -> Vec<PathBuf> {
+    let named = ["kubeconfig", "bootstrap-kubeconfig"].into_iter().filter_map(|name| flag(words, name));
+    named.map(PathBuf::from).filter(|path| path.is_absolute()).collect()
+}
+
 /// Returns who makes the cgroups of pods for the kubelet among `processes`, by its own configuration: `--cgroup-driver`, then
 /// `cgroupDriver` in the file of `--config`, then its default. `None` without one, and where that file cannot be read.
 pub(super) fn cgroup_driver(settings: &Settings, processes: &[Found]) -> Option<String> {
     kubelets(processes).find_map(|words| driver(settings, &words))
 }
 
-/// The command lines of the kubelets among `processes`.
+/// The command lines of the kubelets among `processes`, of those only that nobody but root can have started: a pod on the
+/// host's network may have a program of that name.
 fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
-    let kubelets = processes.iter().filter(|found| found.class == ProcessClass::Kubelet);
+    let is_node_s = |found: &&Found| found.class == ProcessClass::Kubelet && is_of_the_host(found.actor.pid);
+    let kubelets = processes.iter().filter(is_node_s);
     kubelets.filter_map(|found| command_line(found.actor.pid))
 }
 
@@ -129,6 +142,19 @@ mod tests {
             ("kubelet", None),
         ] {
             assert_eq!(endpoint(&settings, &words(line)).as_deref(), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn kubeconfigs_are_named_by_flags() {
+        for (line, wanted) in [
+            ("kubelet --bootstrap-kubeconfig=/b --kubeconfig=/k --config=/c", &["/k", "/b"][..]),
+            ("kubelet --kubeconfig /k", &["/k"]),
+            ("kubelet --kubeconfig=k --bootstrap-kubeconfig=", &[]),
+            ("kubelet --kubeconfig", &[]),
+        ] {
+            let wanted: Vec<_> = wanted.iter().map(PathBuf::from).collect();
+            assert_eq!(named_kubeconfigs(&words(line)), wanted, "{line}");
         }
     }
 

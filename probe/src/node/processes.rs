@@ -156,6 +156,34 @@ pub(crate) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
     u32::try_from(inode).ok()
 }
 
+/// Whose a process is (proc_pid_status(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    /// Real and effective user, as this process' user namespace counts them. The owner of the process' directory in `/proc`
+    /// says less: that is root, too, of one that cannot be dumped, and every user can have such a process.
+    users: (u32, u32),
+    /// It is in a process-id namespace of its own or of a container's, below that of `/proc`.
+    contained: bool,
+}
+
+/// `None` when it is gone.
+fn owner(pid: u32) -> Option<Owner> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.into_iter().flat_map(|numbers| numbers.split_whitespace().map(str::parse::<u32>))
+    };
+    let mut users = numbers("Uid:");
+    let users = (users.next()?.ok()?, users.next()?.ok()?);
+    Some(Owner { users, contained: numbers("NSpid:").count() != 1 })
+}
+
+/// Returns whether only root can have started a process, and not in a container: what such a process says on its command
+/// line is the node's own configuration.
+pub(super) fn is_of_the_host(pid: u32) -> bool {
+    owner(pid) == Some(Owner { users: (0, 0), contained: false })
+}
+
 /// Which process holds each of these sockets.
 pub(super) fn socket_owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, Actor> {
     let mut owners = BTreeMap::new();
@@ -189,7 +217,7 @@ fn pids() -> impl Iterator<Item = u32> {
 
 /// Process ids of root's processes.
 pub(crate) fn pids_of_root() -> impl Iterator<Item = u32> {
-    pids().filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0))
+    pids().filter(|pid| owner(*pid).is_some_and(|owner| owner.users.1 == 0))
 }
 
 /// Name of the file that a process executes; `None` when it is gone.

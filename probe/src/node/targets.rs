@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use probe_engine::{ApiTarget, Gap, Range, TargetKind};
 use serde_json::Value;
 
-use super::file;
+use super::{file, kubelet, processes};
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -20,8 +20,8 @@ pub(crate) struct Targets {
     pub(crate) gaps: Vec<Gap>,
 }
 
-/// Kubelets' kubeconfigs: kubeadm, kops, Kubespray, k3s, RKE2.
-pub(crate) const KUBECONFIGS: &[&str] = &[
+/// Where kubelets have their kubeconfigs: kubeadm, kops, Kubespray, k3s, RKE2.
+const KUBECONFIGS: &[&str] = &[
     "/etc/kubernetes/kubelet.conf",
     "/var/lib/kubelet/kubeconfig",
     "/etc/kubernetes/bootstrap-kubelet.conf",
@@ -35,6 +35,16 @@ const CNI_KUBECONFIGS: &[&str] = &["calico-kubeconfig", "multus.d/multus.kubecon
 /// Default port of an `https` URL and of kube-apiserver.
 const HTTPS_PORT: u16 = 443;
 
+/// The kubelet's kubeconfigs: the one named by hand; else those that the running kubelet names, for what lies at a usual path
+/// beside them is somebody else's or left over; else those at the usual paths.
+pub(crate) fn kubeconfigs(settings: &Settings) -> Vec<PathBuf> {
+    if let Some(path) = &settings.kubeconfig {
+        return vec![path.clone()];
+    }
+    let named = kubelet::kubeconfigs(&processes::scan());
+    if named.is_empty() { KUBECONFIGS.iter().map(PathBuf::from).collect() } else { named }
+}
+
 /// Every address, named ones first.
 pub(crate) fn find(settings: &Settings) -> Targets {
     let mut found = Targets::default();
@@ -43,11 +53,7 @@ pub(crate) fn find(settings: &Settings) -> Targets {
         found.add(named.addr, kind, "--apiserver", named.name.clone());
     }
     if !settings.only_named {
-        let paths = match &settings.kubeconfig {
-            Some(path) => vec![path.clone()],
-            None => KUBECONFIGS.iter().map(PathBuf::from).collect(),
-        };
-        for path in paths {
+        for path in kubeconfigs(settings) {
             found.kubeconfig(settings, &path, false);
         }
         if let Some(addr) = service_in_environment() {

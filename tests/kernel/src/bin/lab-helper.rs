@@ -8,7 +8,8 @@
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
 //!   stays on one connection and does so repeatedly, with `--bytes N` at once. `--at-once N` has so many under way at once. With
-//!   `--first-cpu` it runs there, and with `--real-time` before everything else there.
+//!   `--first-cpu` it runs there, and with `--real-time` before everything else there. `--nobody` makes it a program of the
+//!   user nobody.
 //! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
 //!   the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
@@ -217,6 +218,10 @@ fn listen_mptcp(addr: SocketAddr) -> io::Result<TcpListener> {
 
 fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
     let addr: SocketAddr = to.parse().map_err(io::Error::other)?;
+    if flags.contains(&"--nobody") {
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::setuid(65534) })?;
+    }
     if let Some(dir) = value(flags, "--cgroup") {
         std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string())?;
     }

@@ -1,6 +1,6 @@
 //! Who reads and writes the runtime's configuration. Needs root.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Client, Dial, Node, Trace};
 use serde_json::Value;
 
@@ -19,6 +19,41 @@ fn sees_names(trace: &mut Trace) -> Result<bool> {
         trace.wait_for("news of the directory", |line| news(line) || gap(line))?;
     }
     Ok(!trace.seen.iter().any(gap))
+}
+
+/// What lies at a usual path is somebody else's, and a program that is called kubelet and is not root's names nothing.
+#[test]
+fn the_api_server_is_that_of_the_kubelet_that_runs() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let write = |name: &str, server: &str| {
+        let path = node.dir().join(name);
+        let dir = path.parent().context("it is in a directory")?;
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(&path, format!("clusters:\n- name: a\n  cluster: {{server: 'https://{server}'}}\n"))?;
+        anyhow::Ok(path)
+    };
+    write("host/etc/kubernetes/kubelet.conf", "10.99.9.1:6443")?;
+    write("host/opt/strange/kubelet.conf", "10.99.9.2:6443")?;
+    let targets = |trace: &Trace| -> Vec<String> {
+        let targets = trace.seen.iter().filter(|line| line["kind"] == "api_target");
+        targets.filter_map(|line| Some(line["addr"].as_str()?.to_owned())).collect()
+    };
+    let root = node.dir().join("host");
+    let start = || Trace::start(&node, &["--no-ask", "--host-root", &root.to_string_lossy()]);
+
+    let flags = ["--nobody", "--every", "300", "--kubeconfig=/opt/strange/kubelet.conf"];
+    let mut stranger = node.client("kubelet", &Dial { to: API, flags: &flags })?;
+    // Its first answer: it is nobody's by now.
+    stranger.errno()?;
+    let found = targets(&start()?);
+    ensure!(found == ["10.99.9.1:6443"], "with a stranger's program: {found:?}");
+
+    write("host/opt/ours/kubelet.conf", API)?;
+    let flags = ["--every", "300", "--kubeconfig=/opt/ours/kubelet.conf"];
+    let _kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
+    let found = targets(&start()?);
+    ensure!(found == [API], "with a kubelet: {found:?}");
+    Ok(())
 }
 
 #[test]
