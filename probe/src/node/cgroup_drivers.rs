@@ -17,8 +17,8 @@ const CONTAINERD: &str = "/etc/containerd/config.toml";
 /// What the running kubelet and the running containerd are told to do; `None` when one of them cannot be read, or when
 /// the kubelet asks the runtime.
 pub(super) fn find(settings: &Settings, processes: &[Found]) -> Option<CgroupDrivers> {
-    let is_node_s = |found: &&Found| found.actor.name == "containerd" && is_of_the_host(found.actor.pid);
-    let mut containerds = processes.iter().filter(is_node_s);
+    let is_ours = |found: &&Found| found.actor.name == "containerd" && is_of_the_host(found.actor.pid);
+    let mut containerds = processes.iter().filter(is_ours);
     // With two of them, which one makes the containers is not known here.
     let (containerd, None) = (containerds.next()?, containerds.next()) else { return None };
     let words = command_line(containerd.actor.pid)?;

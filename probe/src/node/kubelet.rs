@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use probe_engine::ProcessClass;
 use serde_json::Value;
 
 use super::file;
@@ -45,16 +44,17 @@ fn named_kubeconfigs(words: &[String]) -> Vec<PathBuf> {
 }
 
 /// Returns who makes the cgroups of pods for the kubelet among `processes`, by its own configuration: `--cgroup-driver`, then
-/// `cgroupDriver` in the file of `--config`, then its default. `None` without one, and where that file cannot be read.
+/// `cgroupDriver` in the file of `--config`, then its default. `None` without one, where that file cannot be read, and where
+/// files of `--config-dir` may say something else.
 pub(super) fn cgroup_driver(settings: &Settings, processes: &[Found]) -> Option<String> {
     kubelets(processes).find_map(|words| driver(settings, &words))
 }
 
 /// The command lines of the kubelets among `processes`, of those only that nobody but root can have started: a pod on the
-/// host's network may have a program of that name.
+/// host's network may have a program of that name. What has a kubelet inside has flags of its own.
 fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
-    let is_node_s = |found: &&Found| found.class == ProcessClass::Kubelet && is_of_the_host(found.actor.pid);
-    let kubelets = processes.iter().filter(is_node_s);
+    let is_ours = |found: &&Found| found.actor.name == "kubelet" && is_of_the_host(found.actor.pid);
+    let kubelets = processes.iter().filter(is_ours);
     kubelets.filter_map(|found| command_line(found.actor.pid))
 }
 
@@ -78,6 +78,7 @@ fn driver(settings: &Settings, words: &[String]) -> Option<String> {
     };
     let driver = match flag(words, "cgroup-driver") {
         Some(driver) => driver.to_owned(),
+        None if flag(words, "config-dir").is_some() => return None,
         None => flag(words, "config").map_or_else(|| Some(DRIVER.to_owned()), configured)?,
     };
     matches!(driver.as_str(), "systemd" | "cgroupfs").then_some(driver)
@@ -177,6 +178,8 @@ mod tests {
             ("kubelet", Some("cgroupfs")),
             ("kubelet --cgroup-driver=systemd", Some("systemd")),
             ("kubelet --cgroup-driver=other", None),
+            ("kubelet --config=/systemd --config-dir=/drop-in", None),
+            ("kubelet --config-dir=/drop-in --cgroup-driver=systemd", Some("systemd")),
             ("kubelet --config=/list", None),
             ("kubelet --config=/broken", None),
             ("kubelet --config=/nothing", None),
