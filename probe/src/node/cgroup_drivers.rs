@@ -11,11 +11,11 @@ use super::kubelet::{self, command_line, flag};
 use super::processes::{Found, is_of_the_host};
 use crate::settings::Settings;
 
-/// What containerd reads when it is told nothing else.
+/// The default path of containerd's configuration file.
 const CONTAINERD: &str = "/etc/containerd/config.toml";
 
-/// What the running kubelet and the running containerd are told to do; `None` when one of them cannot be read, or when
-/// the kubelet asks the runtime.
+/// The cgroup drivers that the running kubelet and the running containerd are configured for. `None` when either
+/// configuration cannot be read, and when the kubelet asks the runtime.
 pub(super) fn find(settings: &Settings, processes: &[Found]) -> Option<CgroupDrivers> {
     let is_ours = |found: &&Found| found.actor.name == "containerd" && is_of_the_host(found.actor.pid);
     let mut containerds = processes.iter().filter(is_ours);
@@ -27,10 +27,11 @@ pub(super) fn find(settings: &Settings, processes: &[Found]) -> Option<CgroupDri
     Some(CgroupDrivers { runtime: runtime.to_owned(), kubelet: kubelet::cgroup_driver(settings, processes)? })
 }
 
-/// What containerd makes of its file.
+/// The cgroup driver in containerd's configuration file, or its default.
 ///
-/// `None` for version 3: containerd 2 reads it, and tells the driver to the kubelet (`RuntimeConfig` of CRI), which since
-/// Kubernetes 1.31 follows it whatever its own configuration says. `None` also where another file may say it.
+/// `None` for version 3, which only containerd 2 reads: it reports its driver to the kubelet (`RuntimeConfig` in CRI), and
+/// since Kubernetes 1.31 the kubelet uses that, whatever its own configuration says. Also `None` when an imported file may
+/// set it.
 fn of_containerd(config: &str) -> Option<&'static str> {
     let config: Table = config.parse().ok()?;
     let plugin = match config.get("version").map_or(Some(1), Value::as_integer)? {

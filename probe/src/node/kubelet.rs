@@ -50,8 +50,8 @@ pub(super) fn cgroup_driver(settings: &Settings, processes: &[Found]) -> Option<
     kubelets(processes).find_map(|words| driver(settings, &words))
 }
 
-/// The command lines of the kubelets among `processes`, of those only that nobody but root can have started: a pod on the
-/// host's network may have a program of that name. What has a kubelet inside has flags of its own.
+/// The command lines of the kubelets among `processes`. Only a process that no unprivileged user can have started counts: a
+/// pod on the host network may run a program of that name. Programs that embed a kubelet have flags of their own.
 fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
     let is_ours = |found: &&Found| found.actor.name == "kubelet" && is_of_the_host(found.actor.pid);
     let kubelets = processes.iter().filter(is_ours);

@@ -100,7 +100,7 @@ const fn node(cluster: &Cluster) -> &Namespace {
     &cluster.place.netns
 }
 
-/// What connections that stand say as long as nobody opens a new one.
+/// Reported for established connections until a client opens a new one.
 const STALLED: &[&str] = &["APIConnectionStalled"];
 
 pub(super) fn dropped(stage: &mut Stage<'_>) -> Result<()> {

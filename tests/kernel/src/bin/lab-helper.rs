@@ -8,8 +8,8 @@
 //!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
 //!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
 //!   stays on one connection and does so repeatedly, with `--bytes N` at once. `--at-once N` has so many under way at once. With
-//!   `--first-cpu` it runs there, and with `--real-time` before everything else there. `--nobody` makes it a program of the
-//!   user nobody.
+//!   `--first-cpu` it runs there, and with `--real-time` before everything else there. With `--nobody` it runs as
+//!   that user.
 //! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
 //!   the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the

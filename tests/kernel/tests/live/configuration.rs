@@ -21,7 +21,7 @@ fn sees_names(trace: &mut Trace) -> Result<bool> {
     Ok(!trace.seen.iter().any(gap))
 }
 
-/// What lies at a usual path is somebody else's, and a program that is called kubelet and is not root's names nothing.
+/// A kubeconfig at a usual path may be stale, and an unprivileged program named kubelet is not the node's kubelet.
 #[test]
 fn the_api_server_is_that_of_the_kubelet_that_runs() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -43,7 +43,7 @@ fn the_api_server_is_that_of_the_kubelet_that_runs() -> Result<()> {
 
     let flags = ["--nobody", "--every", "300", "--kubeconfig=/opt/strange/kubelet.conf"];
     let mut stranger = node.client("kubelet", &Dial { to: API, flags: &flags })?;
-    // Its first answer: it is nobody's by now.
+    // It drops its privileges before its first connect.
     stranger.errno()?;
     let found = targets(&start()?);
     ensure!(found == ["10.99.9.1:6443"], "with a stranger's program: {found:?}");
