@@ -191,7 +191,8 @@ impl Phases {
             Phase::Works { serves } => (began(*since, *serves), worked_ns),
             _ => (*since, self.longest_failure()),
         };
-        let hold = (longest_ns.saturating_mul(3) / 2).min(limits::UNSTABLE_WINDOW);
+        // A condition needs its clean time on top.
+        let hold = (longest_ns.saturating_mul(5) / 4).min(limits::UNSTABLE_WINDOW);
         let until = from.plus(hold).max(since.plus(limits::UNSTABLE_REST));
         if until <= now {
             return None;
