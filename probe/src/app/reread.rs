@@ -30,7 +30,7 @@ impl App {
                 found.push(process);
             }
         }
-        let targets = targets::find(&self.settings);
+        let targets = targets::find(&self.settings, &found);
         let mut host = role::find(&self.settings, &found, !targets.targets.is_empty());
         match links::addresses().await {
             Ok(addresses) => host.addresses = addresses,

@@ -104,10 +104,12 @@ async fn watch(
     time: std::time::Duration,
 ) -> Result<BTreeMap<Hook, u64>> {
     kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(settings))?;
-    for process in processes::scan() {
+    let processes = processes::scan();
+    for process in &processes {
         kernel.watch.add_process(process.actor.pid, || true)?;
     }
-    let addresses: Vec<_> = targets::find(settings).targets.iter().map(|target| target.addr).collect();
+    let addresses: Vec<_> =
+        targets::find(settings, &processes).targets.iter().map(|target| target.addr).collect();
     kernel.watch.set_targets(&addresses, &[])?;
     let mut events = BTreeMap::new();
     let end = tokio::time::sleep(time);

@@ -17,8 +17,7 @@ use probe_engine::TargetKind;
 use serde_json::Value;
 
 use super::schedule::Failure;
-use crate::node::file;
-use crate::node::targets;
+use crate::node::{file, processes, targets};
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -195,14 +194,11 @@ struct Found<'a> {
 impl Found<'_> {
     /// In the order in which they are tried.
     async fn all(&mut self) {
-        if let Some(path) = &self.settings.kubeconfig {
-            return self.kubeconfig(path).await;
-        }
         // An account of our own that is refused is not replaced by somebody else's.
-        if self.account() {
+        if self.settings.kubeconfig.is_none() && self.account() {
             return;
         }
-        for path in targets::kubeconfigs(self.settings) {
+        for path in targets::kubeconfigs(self.settings, &processes::scan()) {
             self.kubeconfig(&path).await;
         }
     }
@@ -215,7 +211,7 @@ impl Found<'_> {
         if !token.is_file() {
             return false;
         }
-        let found = targets::find(self.settings).targets;
+        let found = targets::find(self.settings, &processes::scan()).targets;
         let service = found.iter().filter(|target| target.kind == TargetKind::Service);
         let direct = found.iter().filter(|target| target.kind != TargetKind::Service);
         for target in service.chain(direct) {

@@ -7,8 +7,8 @@ use probe_engine::CgroupDrivers;
 use toml::{Table, Value};
 
 use super::file;
-use super::kubelet::{self, command_line, flag};
-use super::processes::{Found, is_of_the_host};
+use super::kubelet::{self, command_lines, flag};
+use super::processes::Found;
 use crate::settings::Settings;
 
 /// The default path of containerd's configuration file.
@@ -17,11 +17,9 @@ const CONTAINERD: &str = "/etc/containerd/config.toml";
 /// The cgroup drivers that the running kubelet and the running containerd are configured for. `None` when either
 /// configuration cannot be read, and when the kubelet asks the runtime.
 pub(super) fn find(settings: &Settings, processes: &[Found]) -> Option<CgroupDrivers> {
-    let is_ours = |found: &&Found| found.actor.name == "containerd" && is_of_the_host(found.actor.pid);
-    let mut containerds = processes.iter().filter(is_ours);
+    let mut containerds = command_lines(processes, "containerd");
     // With two of them, which one makes the containers is not known here.
-    let (containerd, None) = (containerds.next()?, containerds.next()) else { return None };
-    let words = command_line(containerd.actor.pid)?;
+    let (words, None) = (containerds.next()?, containerds.next()) else { return None };
     let path = flag(&words, "config").or_else(|| flag(&words, "c")).unwrap_or(CONTAINERD);
     let runtime = of_containerd(&file::read_text(&settings.on_host(Path::new(path)))?)?;
     Some(CgroupDrivers { runtime: runtime.to_owned(), kubelet: kubelet::cgroup_driver(settings, processes)? })

@@ -50,16 +50,20 @@ pub(super) fn cgroup_driver(settings: &Settings, processes: &[Found]) -> Option<
     kubelets(processes).find_map(|words| driver(settings, &words))
 }
 
-/// The command lines of the kubelets among `processes`. Only a process that no unprivileged user can have started counts: a
-/// pod on the host network may run a program of that name. Programs that embed a kubelet have flags of their own.
+/// Programs that embed a kubelet have flags of their own: they are none.
 fn kubelets(processes: &[Found]) -> impl Iterator<Item = Vec<String>> {
-    let is_ours = |found: &&Found| found.actor.name == "kubelet" && is_of_the_host(found.actor.pid);
-    let kubelets = processes.iter().filter(is_ours);
-    kubelets.filter_map(|found| command_line(found.actor.pid))
+    command_lines(processes, "kubelet")
+}
+
+/// The command lines of the processes of this name. Only a process that no unprivileged user can have started counts: a pod
+/// on the host network may run a program of any name.
+pub(super) fn command_lines(processes: &[Found], name: &'static str) -> impl Iterator<Item = Vec<String>> {
+    let is_ours = move |found: &&Found| found.actor.name == name && is_of_the_host(found.actor.pid);
+    processes.iter().filter(is_ours).filter_map(|found| command_line(found.actor.pid))
 }
 
 /// The words of a process; `None` when it is gone.
-pub(super) fn command_line(pid: u32) -> Option<Vec<String>> {
+fn command_line(pid: u32) -> Option<Vec<String>> {
     let mut bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     bytes.truncate(COMMAND_LINE);
     Some(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
@@ -72,14 +76,15 @@ fn configuration(settings: &Settings, words: &[String]) -> Option<Value> {
 }
 
 fn driver(settings: &Settings, words: &[String]) -> Option<String> {
-    let configured = |_| match configuration(settings, words)?.get("cgroupDriver") {
-        Some(driver) => driver.as_str().map(str::to_owned),
-        None => Some(DRIVER.to_owned()),
+    let configured = || {
+        let config = configuration(settings, words)?;
+        config.get("cgroupDriver").map_or(Some(DRIVER), Value::as_str).map(str::to_owned)
     };
     let driver = match flag(words, "cgroup-driver") {
         Some(driver) => driver.to_owned(),
         None if flag(words, "config-dir").is_some() => return None,
-        None => flag(words, "config").map_or_else(|| Some(DRIVER.to_owned()), configured)?,
+        None if flag(words, "config").is_some() => configured()?,
+        None => DRIVER.to_owned(),
     };
     matches!(driver.as_str(), "systemd" | "cgroupfs").then_some(driver)
 }

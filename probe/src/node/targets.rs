@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use probe_engine::{ApiTarget, Gap, Range, TargetKind};
 use serde_json::Value;
 
-use super::{file, kubelet, processes};
+use super::processes::Found;
+use super::{file, kubelet};
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -35,25 +36,25 @@ const CNI_KUBECONFIGS: &[&str] = &["calico-kubeconfig", "multus.d/multus.kubecon
 /// Default port of an `https` URL and of kube-apiserver.
 const HTTPS_PORT: u16 = 443;
 
-/// The kubelet's kubeconfigs: the one named by hand; else those that the running kubelet names, for what lies at a usual path
-/// beside them is somebody else's or left over; else those at the usual paths.
-pub(crate) fn kubeconfigs(settings: &Settings) -> Vec<PathBuf> {
+/// The kubelet's kubeconfigs: the one named by hand; else those that the kubelet among `processes` names, for what lies at a
+/// usual path beside them is somebody else's or left over; else those at the usual paths.
+pub(crate) fn kubeconfigs(settings: &Settings, processes: &[Found]) -> Vec<PathBuf> {
     if let Some(path) = &settings.kubeconfig {
         return vec![path.clone()];
     }
-    let named = kubelet::kubeconfigs(&processes::scan());
+    let named = kubelet::kubeconfigs(processes);
     if named.is_empty() { KUBECONFIGS.iter().map(PathBuf::from).collect() } else { named }
 }
 
 /// Every address, named ones first.
-pub(crate) fn find(settings: &Settings) -> Targets {
+pub(crate) fn find(settings: &Settings, processes: &[Found]) -> Targets {
     let mut found = Targets::default();
     for named in &settings.apiservers {
         let kind = named.kind.unwrap_or_else(|| guess(settings, named.addr));
         found.add(named.addr, kind, "--apiserver", named.name.clone());
     }
     if !settings.only_named {
-        for path in kubeconfigs(settings) {
+        for path in kubeconfigs(settings, processes) {
             found.kubeconfig(settings, &path, false);
         }
         if let Some(addr) = service_in_environment() {

@@ -168,10 +168,10 @@ impl Facts {
         // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up. But while the DEL after a failed ADD
         // fails too, the kubelet may make no new sandbox for the pod: it is still tried, and no ADD shows it.
         if end.start.command != "ADD" {
-            let tried = end.start.pod.as_ref().filter(|_| !end.exit.success());
-            let of_pod =
-                self.plugins.values_mut().filter(|known| tried.is_some() && known.pod.as_ref() == tried);
-            of_pod.for_each(|known| known.until = known.until.max(until));
+            if end.start.pod.is_some() && !end.exit.success() {
+                let of_pod = self.plugins.values_mut().filter(|known| known.pod == end.start.pod);
+                of_pod.for_each(|known| known.until = known.until.max(until));
+            }
             return;
         }
         let name = &end.start.plugin;

@@ -111,8 +111,8 @@ pub(super) fn dropped(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn rejected(stage: &mut Stage<'_>) -> Result<()> {
     let rule = "ip saddr 10.99.0.2 tcp dport 6443 reject with icmp type admin-prohibited";
     // Established connections get no response either.
-    let expected = Expected::new("packets to it rejected", API_SIDE, &["APITimeout", "APIFirewalled"]);
-    let expected = expected.beside(STALLED);
+    let expected =
+        Expected::new("packets to it rejected", API_SIDE, &["APITimeout", "APIFirewalled"]).beside(STALLED);
     filter(stage, expected, control, "input", rule)
 }
 

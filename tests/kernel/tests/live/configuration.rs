@@ -29,8 +29,8 @@ fn the_api_server_is_that_of_the_kubelet_that_runs() -> Result<()> {
         let path = node.dir().join(name);
         let dir = path.parent().context("it is in a directory")?;
         std::fs::create_dir_all(dir)?;
-        std::fs::write(&path, format!("clusters:\n- name: a\n  cluster: {{server: 'https://{server}'}}\n"))?;
-        anyhow::Ok(path)
+        let text = format!("clusters:\n- name: a\n  cluster: {{server: 'https://{server}'}}\n");
+        std::fs::write(&path, text).context("write a kubeconfig")
     };
     write("host/etc/kubernetes/kubelet.conf", "10.99.9.1:6443")?;
     write("host/opt/strange/kubelet.conf", "10.99.9.2:6443")?;
