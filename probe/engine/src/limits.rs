@@ -98,6 +98,8 @@ pub const UNSTABLE_OFTEN: usize = 4;
 pub const UNSTABLE_AWAY: u64 = 3 * SECOND;
 /// How long an API address must work at least for that to count as an end of a time in which it failed.
 pub const UNSTABLE_BLINK: u64 = 2 * SECOND;
+/// How close together connections end that one end of their server's process closed: the kernel closes them in one go.
+pub const TOGETHER: u64 = SECOND / 10;
 /// How long an address that alternated must work at least to count as stable.
 pub const UNSTABLE_REST: u64 = 15 * SECOND;
 /// How long before it is seen the connection tracking table may have been full, and how long after that its drops show: it

@@ -99,6 +99,8 @@ pub(crate) struct Ledger {
     pub(super) cure: Option<Cure>,
     /// What it looked like before.
     pub(super) phases: Phases,
+    /// When the server last ended a connection on which it had answered.
+    pub(super) last_end: Option<Mono>,
     /// Whose connect was the newest line of evidence, and when.
     told: Option<(u32, Mono)>,
     /// Before the network: disproved only by a success of the same kind of client.
@@ -158,6 +160,7 @@ impl Facts {
                 answer: None,
                 unanswered: None,
                 phases: Phases::default(),
+                last_end: None,
                 told: None,
                 denied: BTreeMap::new(),
             };

@@ -103,6 +103,21 @@ const fn rank(outcome: Outcome) -> u8 {
 }
 
 impl Phases {
+    /// Begins the newest phase anew, if it works: it ended, and nobody saw how.
+    fn work_anew(&mut self, at: Mono) {
+        if matches!(self.0.back(), Some((since, Phase::Works { .. })) if at.since(*since) >= limits::TOGETHER)
+        {
+            self.push(at, Phase::Works { serves: None });
+        }
+    }
+
+    fn push(&mut self, at: Mono, phase: Phase) {
+        if self.0.len() >= limits::PHASES {
+            self.0.pop_front();
+        }
+        self.0.push_back((at, phase));
+    }
+
     fn enter(&mut self, at: Mono, phase: Phase) {
         let is_news = match (self.0.back_mut(), &phase) {
             (Some((_, Phase::Works { serves })), Phase::Works { serves: now }) => {
@@ -113,10 +128,7 @@ impl Phases {
             (None, _) => !phase.works(),
         };
         if is_news {
-            if self.0.len() >= limits::PHASES {
-                self.0.pop_front();
-            }
-            self.0.push_back((at, phase));
+            self.push(at, phase);
         }
     }
 
@@ -218,6 +230,16 @@ impl Ledger {
         let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.until())?;
         let serves = self.broken.is_none() && self.unanswered.is_none() && !self.is_unwell();
         (self.failure.is_none() && !serves).then_some(&cure.failure)
+    }
+
+    /// The server ended a connection on which it had answered. Several at once are the end of its process: of one that
+    /// ends again and again this may be all that shows it, where nobody connects before the next one listens.
+    pub(super) fn connection_ended(&mut self, at: Mono) {
+        let last = self.last_end.replace(at);
+        if last.is_some_and(|last| at.since(last) < limits::TOGETHER) && self.instability(at).is_some() {
+            self.phases.work_anew(at);
+            self.cure.iter_mut().for_each(|cure| *cure = Cure::new(at, cure.failure.clone()));
+        }
     }
 
     /// Enters what the address looks like now.

@@ -99,6 +99,9 @@ impl Facts {
         // Ended by the server, given up by its client, not acknowledged, or answered by one that was unwell.
         let recovers = !connection.ended && connection.received > 0 && !ledger.works();
         let lost = connection.ended && connection.by_peer && keeps_connections(connection.role);
+        if lost && connection.received > 0 {
+            ledger.connection_ended(at);
+        }
         let news = Outcome::was_given_up(connection) || lost || recovers || connection.unacked_ns > 0;
         let ask = news.then_some(connection.to);
         let Some(outcome) = Outcome::of_connection(connection) else { return ask };
