@@ -84,6 +84,8 @@ struct Episode<'a> {
     until: Mono,
     /// One for each way and time in which connections failed.
     failures: Vec<&'a Failure>,
+    /// The longest that the address served before the next one began, nanoseconds.
+    served_ns: u64,
 }
 
 impl Episode<'_> {
@@ -137,11 +139,10 @@ impl Phases {
         self.0.pop_back_if(|(_, newest)| newest.works());
     }
 
-    /// The times within the window in which the address did not work, and the longest that it served in between,
-    /// nanoseconds.
-    fn episodes(&self, now: Mono) -> (Vec<Episode<'_>>, u64) {
+    /// The times within the window in which the address did not work.
+    fn episodes(&self, now: Mono) -> Vec<Episode<'_>> {
         let mut episodes: Vec<Episode<'_>> = Vec::new();
-        let (mut is_open, mut worked_ns) = (false, 0);
+        let mut is_open = false;
         let ends = self.0.iter().skip(1).map(|(end, _)| Some(*end)).chain([None]);
         for ((since, phase), end) in self.0.iter().zip(ends) {
             if end.is_some_and(|end| now.since(end) >= limits::UNSTABLE_WINDOW) {
@@ -155,8 +156,8 @@ impl Phases {
                     let lasted = end.map(|end| end.since(*since));
                     // A connect that is accepted and reset at once looks like one that works, for a moment.
                     is_open &= lasted.is_some_and(|lasted| lasted < limits::UNSTABLE_BLINK);
-                    if !is_open && !episodes.is_empty() {
-                        worked_ns = worked_ns.max(end.map_or(0, |end| end.since(began(*since, *serves))));
+                    if let (false, Some(before), Some(end)) = (is_open, episodes.last_mut(), end) {
+                        before.served_ns = before.served_ns.max(end.since(began(*since, *serves)));
                     }
                     continue;
                 }
@@ -164,12 +165,12 @@ impl Phases {
                 Phase::Fails(failure) => Some(failure),
             };
             if !is_open {
-                episodes.push(Episode { since: *since, until: *since, failures: Vec::new() });
+                episodes.push(Episode { since: *since, until: *since, failures: Vec::new(), served_ns: 0 });
                 is_open = true;
             }
             episodes.last_mut().into_iter().for_each(|episode| episode.failures.extend(failure));
         }
-        (episodes, worked_ns)
+        episodes
     }
 
     /// The longest that it failed in one way before the newest phase, nanoseconds.
@@ -180,7 +181,7 @@ impl Phases {
 
     /// See [`Ledger::instability`].
     fn instability(&self, now: Mono) -> Option<Instability> {
-        let (episodes, worked_ns) = self.episodes(now);
+        let episodes = self.episodes(now);
         let long =
             || episodes.iter().filter(|episode| episode.until.since(episode.since) >= limits::UNSTABLE_AWAY);
         let newest = episodes.last()?;
@@ -200,7 +201,12 @@ impl Phases {
         }
         let (since, phase) = self.0.back()?;
         let (from, longest_ns) = match phase {
-            Phase::Works { serves } => (began(*since, *serves), worked_ns),
+            // How long it served between other faults is not how long this one lets it serve.
+            Phase::Works { serves } => {
+                let of_this = episodes.iter().filter(|episode| episode.worst().is_none() || alike(episode));
+                let served_ns = of_this.map(|episode| episode.served_ns).max().unwrap_or_default();
+                (began(*since, *serves), served_ns)
+            }
             _ => (*since, self.longest_failure()),
         };
         // A condition needs its clean time on top.
