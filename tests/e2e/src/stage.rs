@@ -138,16 +138,17 @@ impl<'a> Stage<'a> {
         expected.check(&samples)?;
         let watch = self.watch();
         repair(self)?;
-        let back = now_s();
         let repaired = watch.lasts();
         let took = recovers(&watch, expected, RECOVERY)?.saturating_sub(repaired);
         self.rows.push(Row::new(expected, &samples, took));
         if expected.written {
             return self.on_the_node_all_is_well();
         }
-        // The fault could not be written, so the object said True throughout.
-        self.expect(expected.what, Wanted { after_s: back, ..good(REACHABLE) }, RETURN)?;
-        self.outages.push(Outage { what: expected.what, from, proven: proven.unwrap_or(back) });
+        // The fault could not be written, so the object said True throughout. What is written now became true after the
+        // fault was seen, and maybe before the repair was: the API server reaches etcd by many clients, one after the other.
+        let proven = proven.context("the fault was seen")?;
+        self.expect(expected.what, Wanted { after_s: proven, ..good(REACHABLE) }, RETURN)?;
+        self.outages.push(Outage { what: expected.what, from, proven });
         Ok(())
     }
 
