@@ -10,6 +10,8 @@ pub struct Cni {
     pub name: &'static str,
     /// The `type` of its own plugins in a configuration; of reference plugins that it uses, none.
     pub plugins: &'static [&'static str],
+    /// Types of `ipam` in its configurations that its plugin does by itself: there is no program of that name.
+    pub built_in: &'static [&'static str],
     /// Names of its configuration files, where the plugins do not tell whose they are.
     pub files: &'static [&'static str],
     /// Its agent, as its project calls it; empty for a CNI that has none.
@@ -40,6 +42,7 @@ pub struct Cni {
 const UNKNOWN: Cni = Cni {
     name: "",
     plugins: &[],
+    built_in: &[],
     files: &[],
     agent: "",
     executables: &[],
@@ -76,6 +79,16 @@ pub const CNIS: &[Cni] = &[
         daemonsets: &["aws-node"],
         socket: "/ipamd.sock",
         links: &["eni"],
+        ..UNKNOWN
+    },
+    Cni {
+        name: "Azure CNI",
+        plugins: &["azure-vnet", "azure-vnet-ipam"],
+        built_in: &["azure-cns"],
+        agent: "azure-cns",
+        executables: &["azure-cns"],
+        daemonsets: &["azure-cns"],
+        links: &["azv"],
         ..UNKNOWN
     },
     // calico-ipam waits 90 s for its lock, /var/run/calico/ipam.lock.
@@ -198,6 +211,11 @@ pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'sta
         .or(by_plugin)
 }
 
+/// Returns whether a plugin of this name is a part of another one, and no program.
+pub fn is_built_in(plugin: &str) -> bool {
+    CNIS.iter().any(|cni| cni.built_in.contains(&plugin))
+}
+
 /// Whose plugin this is.
 pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
@@ -255,6 +273,7 @@ mod tests {
             assert_eq!(cni.agent.is_empty(), cni.executables.is_empty(), "{}", cni.name);
         }
         assert!(CNIS.is_sorted_by_key(|cni| cni.name.to_lowercase()));
+        assert!(CNIS.iter().flat_map(|cni| cni.built_in).all(|name| !plugins.contains(name)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use inotify::{Inotify, WatchMask};
 use probe_common::COMM_LEN;
-use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, UnusablePlugin, WaitsFor};
+use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, UnusablePlugin, WaitsFor, cnis};
 
 use super::{cni_parse, file, plugin_file, processes};
 use crate::clock;
@@ -48,14 +48,14 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
         Ok(names) => {
             for name in &names {
                 // Once: a file that is replaced meanwhile must not be two.
-                let content = file::read(&dir.join(name));
+                let content = file::read(&settings.on_host(&conf.join(name)));
                 if let Ok(bytes) = &content {
                     config.waits_for.extend(waits_for(settings, bytes));
                     config.links.extend(cni_parse::links(bytes));
                 }
                 config.files.push(conf_file(name, content));
             }
-            let daemon = file::read(&dir.join("multus.d/daemon-config.json")).ok();
+            let daemon = file::read(&settings.on_host(&conf.join("multus.d/daemon-config.json"))).ok();
             config.waits_for.extend(daemon.and_then(|bytes| waits_for(settings, &bytes)));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
@@ -64,7 +64,7 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
     let mut wanted: BTreeSet<&str> = BTreeSet::from(["loopback"]);
     for conf in &config.files {
         if let ConfContent::Network { plugins, .. } = &conf.content {
-            wanted.extend(plugins.iter().map(String::as_str));
+            wanted.extend(plugins.iter().map(String::as_str).filter(|plugin| !cnis::is_built_in(plugin)));
         }
     }
     let (mut missing, mut unusable) = (Vec::new(), Vec::new());

@@ -1,0 +1,246 @@
+//! What this node really uses. A path is a guess; what the running kubelet and the running container runtime are
+//! configured for is a fact. Only where no kubelet runs, a table of distributions says where to look.
+
+mod containerd;
+mod crio;
+mod distributions;
+mod kubelet;
+#[cfg(test)]
+mod nodes;
+mod program;
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use probe_engine::{CgroupDrivers, ProcessClass};
+
+use self::distributions::{DISTRIBUTIONS, Started};
+use self::kubelet::Flags;
+use super::processes::Found;
+use crate::settings::{Known, Settings};
+use crate::text::clean;
+
+pub(crate) use kubelet::{Kubelet, socket};
+pub(crate) use program::Program;
+
+/// Longest path and name that is kept.
+const PATH: usize = 256;
+
+fn shown(path: &Path) -> String {
+    clean(path.as_os_str().as_bytes(), PATH)
+}
+
+fn absolute(path: &str) -> Option<PathBuf> {
+    // Without the slash at its end that some write.
+    Some(Path::new(path)).filter(|path| path.is_absolute()).map(|path| path.components().collect())
+}
+
+/// Every file below `dir`, in the order of their paths; `None` where there are more than `most`.
+fn files_below(settings: &Settings, dir: &Path, most: usize) -> Option<Vec<PathBuf>> {
+    let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(settings.on_host(&dir)).into_iter().flatten().flatten() {
+            let path = dir.join(entry.file_name());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => todo.push(path),
+                _ => found.push(path),
+            }
+            if found.len() + todo.len() > most {
+                return None;
+            }
+        }
+    }
+    found.sort();
+    Some(found)
+}
+
+/// What a container runtime is configured for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RuntimeConfig {
+    /// The socket that it listens on.
+    pub(crate) endpoint: Option<Known<String>>,
+    /// Where it reads network configurations.
+    pub(crate) conf_dir: Option<Known<PathBuf>>,
+    /// Where it looks for plugins, in order.
+    pub(crate) bin_dirs: Option<Known<Vec<PathBuf>>>,
+    pub(crate) sandbox_image: Option<Known<String>>,
+    /// Where that counts for the kubelet.
+    pub(crate) cgroup_driver: Option<Known<String>>,
+    /// It is told not to serve CRI.
+    pub(crate) without_cri: Option<Known<()>>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Discovery {
+    pub(crate) kubelet: Kubelet,
+    /// It runs.
+    pub(crate) kubelet_runs: bool,
+    /// It runs, or its distribution's files are on the host.
+    pub(crate) is_installed: bool,
+    /// The program that it runs inside runs an API server, too.
+    pub(crate) with_api_server: bool,
+    /// The runtime behind the kubelet's endpoint, by name: `containerd`, `crio`, `cri-dockerd`; empty where it is not known.
+    pub(crate) runtime: String,
+    pub(crate) runtime_config: RuntimeConfig,
+    /// What does not fit together, a sentence each.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Discovery {
+    /// From the processes that run.
+    pub(crate) fn of(settings: &Settings, processes: &[Found]) -> Self {
+        Self::find(settings, &Program::all(processes))
+    }
+
+    /// From the programs that matter among them.
+    pub(crate) fn find(settings: &Settings, programs: &[Program]) -> Self {
+        let started = started(settings, programs);
+        let kubelet = Kubelet::find(settings, &started);
+        let kubelet_runs = programs.iter().any(|program| program.class == ProcessClass::Kubelet);
+        // k3s shows it by its files.
+        let with_api_server =
+            programs.iter().any(|program| program.flag("start-control-plane") == Some("true"));
+        let is_installed = kubelet_runs || !started.flags.is_empty();
+        let mut found = Self { kubelet, kubelet_runs, is_installed, with_api_server, ..Self::default() };
+        let named = settings.runtime_endpoint.as_ref().and_then(|path| socket(&path.to_string_lossy()));
+        let endpoint = named.or_else(|| Some(found.kubelet.runtime_endpoint.as_ref()?.value.clone()));
+        let mut runtimes: Vec<_> = programs
+            .iter()
+            .filter_map(|program| Some((&program.name, of_runtime(settings, program)?)))
+            .collect();
+        let behind = |config: &RuntimeConfig| match (&config.endpoint, &endpoint) {
+            (Some(served), Some(wanted)) => same_socket(&served.value, wanted),
+            _ => false,
+        };
+        let at = match &endpoint {
+            Some(_) => runtimes.iter().position(|(_, config)| behind(config)),
+            None => (runtimes.len() == 1).then_some(0),
+        };
+        if let Some((name, config)) = at.map(|at| runtimes.swap_remove(at)) {
+            found.runtime.clone_from(name);
+            found.runtime_config = config;
+            return found;
+        }
+        if let (Some(endpoint), Some((name, RuntimeConfig { endpoint: Some(served), .. }))) =
+            (&endpoint, runtimes.first())
+        {
+            found.notes.push(format!(
+                "the kubelet is configured for {endpoint}, which no runtime serves; {name} runs and serves {}",
+                served.value
+            ));
+        }
+        let is_crio = endpoint.as_deref().is_some_and(|endpoint| endpoint.ends_with("/crio.sock"));
+        found.runtime_config = if is_crio {
+            crio::find(settings, None)
+        } else {
+            containerd::of_file(settings, &started.containerd)
+        };
+        found
+    }
+
+    /// The cgroup drivers of kubelet and runtime; `None` where one of them is not known, and where the kubelet asks the
+    /// runtime.
+    pub(crate) fn cgroup_drivers(&self) -> Option<CgroupDrivers> {
+        // One that does not run is configured for nothing yet.
+        let runs = !self.runtime.is_empty() && self.kubelet_runs;
+        let (kubelet, runtime) = (&self.kubelet.cgroup_driver, &self.runtime_config.cgroup_driver);
+        let (kubelet, runtime) = kubelet.as_ref().zip(runtime.as_ref()).filter(|_| runs)?;
+        Some(CgroupDrivers { runtime: runtime.value.clone(), kubelet: kubelet.value.clone() })
+    }
+
+    /// Every setting that is known, with its source, as the node is looked at with these `settings`.
+    pub(crate) fn rows(&self, settings: &Settings) -> Vec<(&'static str, Known<String>)> {
+        fn path(known: Option<&Known<PathBuf>>) -> Option<Known<String>> {
+            known.cloned().map(|known| known.map(|path| shown(&path)))
+        }
+        fn list<T>(values: Vec<T>, show: impl Fn(T) -> String) -> String {
+            values.into_iter().map(show).collect::<Vec<_>>().join(", ")
+        }
+        fn by_flag<T>(value: Option<T>, flag: &str) -> Option<Known<T>> {
+            value.map(|value| Known::of(value, &flag))
+        }
+        let (kubelet, runtime) = (&self.kubelet, &self.runtime_config);
+        let endpoint = settings.runtime_endpoint.clone();
+        let endpoint = path(by_flag(endpoint, "--runtime-endpoint").as_ref());
+        let kubeconfig = by_flag(settings.kubeconfig.clone(), "--kubeconfig").or(kubelet.kubeconfig.clone());
+        let dns = kubelet.cluster_dns.clone();
+        let rows = [
+            ("node name", kubelet.node_name.clone()),
+            ("node IP", kubelet.node_ip.clone()),
+            ("kubeconfig", path(kubeconfig.as_ref())),
+            ("bootstrap kubeconfig", path(kubelet.bootstrap_kubeconfig.as_ref())),
+            ("kubelet's files", path(kubelet.root.as_ref())),
+            ("static pods", path(kubelet.static_pods.as_ref())),
+            ("cluster domain", kubelet.cluster_domain.clone()),
+            ("cluster DNS", dns.map(|dns| dns.map(|dns| list(dns, |ip| ip.to_string())))),
+            ("kubelet's cgroup driver", kubelet.cgroup_driver.clone()),
+            ("runtime endpoint", endpoint.or(kubelet.runtime_endpoint.clone())),
+            ("runtime's cgroup driver", runtime.cgroup_driver.clone()),
+            ("sandbox image", runtime.sandbox_image.clone()),
+            ("CRI", runtime.without_cri.clone().map(|known| known.map(|()| "disabled".to_owned()))),
+            ("CNI configurations", path(Some(&settings.cni.known_conf()))),
+            ("CNI plugins", Some(settings.cni.known_bin().map(|dirs| list(dirs, |dir| shown(&dir))))),
+        ];
+        rows.into_iter().filter_map(|(name, known)| Some((name, known?))).collect()
+    }
+
+    /// The client certificate that the kubelet uses, where it rotates it.
+    pub(crate) fn client_certificate(&self) -> Option<PathBuf> {
+        Some(self.kubelet.certificates.as_ref()?.value.join("kubelet-client-current.pem"))
+    }
+}
+
+/// Its configuration; `None` for one that makes no pods' networks.
+fn of_runtime(settings: &Settings, program: &Program) -> Option<RuntimeConfig> {
+    match program.name.as_str() {
+        "containerd" => Some(containerd::of_program(settings, program)),
+        "crio" => Some(crio::find(settings, Some(program))),
+        "cri-dockerd" => Some(cri_dockerd(program)),
+        _ => None,
+    }
+}
+
+/// It has no file of its own (config/options.go in its source).
+fn cri_dockerd(program: &Program) -> RuntimeConfig {
+    let get = |name: &str, default: &str| match program.flag(name) {
+        Some(value) => Known::of(value.to_owned(), &format_args!("cri-dockerd --{name}")),
+        None => Known::of(default.to_owned(), &"default of cri-dockerd"),
+    };
+    let endpoint = get("container-runtime-endpoint", "unix:///run/cri-dockerd.sock");
+    RuntimeConfig {
+        endpoint: endpoint.filter_map(|endpoint| socket(&endpoint)),
+        conf_dir: get("cni-conf-dir", "/etc/cni/net.d").filter_map(|dir| absolute(&dir)),
+        bin_dirs: Some(
+            get("cni-bin-dir", "/opt/cni/bin").map(|dirs| dirs.split(',').filter_map(absolute).collect()),
+        ),
+        ..RuntimeConfig::default()
+    }
+}
+
+/// `/var/run` is `/run`.
+fn same_socket(one: &str, other: &str) -> bool {
+    fn bare(socket: &str) -> &str {
+        let path = socket.strip_prefix("unix://").unwrap_or(socket);
+        path.strip_prefix("/var").filter(|rest| rest.starts_with("/run/")).unwrap_or(path)
+    }
+    bare(one) == bare(other)
+}
+
+/// What the kubelet that runs was started with; where none runs, what the distribution whose files are here starts it with.
+fn started(settings: &Settings, programs: &[Program]) -> Started {
+    let here =
+        || DISTRIBUTIONS.iter().find(|row| row.is_here(settings)).map(|row| row.started(settings, None));
+    let nowhere = || Started { containerd: PathBuf::from(containerd::FILE), ..Started::default() };
+    let kubelets = || programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
+    if let Some(kubelet) = kubelets().find(|program| program.name == "kubelet") {
+        let flags = vec![Flags { source: kubelet.name.clone(), words: kubelet.words.clone() }];
+        return Started { flags, defaults: None, ..here().unwrap_or_else(nowhere) };
+    }
+    let embedding = |program: &Program| {
+        let row = DISTRIBUTIONS.iter().find(|row| row.programs.contains(&program.name.as_str()))?;
+        Some(row.started(settings, Some(program)))
+    };
+    kubelets().find_map(embedding).or_else(here).unwrap_or_else(nowhere)
+}

@@ -1,0 +1,67 @@
+//! What CRI-O is configured for: its file and its drop-ins, the later ones winning.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::program::Program;
+use super::{RuntimeConfig, absolute, files_below};
+use crate::node::file;
+use crate::settings::{Known, Settings};
+
+/// Its default files and its defaults (pkg/config/config_unix.go, config.go); the one of plugin directories is another in each
+/// distribution's package.
+const FILE: &str = "/etc/crio/crio.conf";
+const DROP_INS: &str = "/etc/crio/crio.conf.d";
+const SOCKET: &str = "/var/run/crio/crio.sock";
+const CONF_DIR: &str = "/etc/cni/net.d";
+const DEFAULT: &str = "default of CRI-O";
+/// Most drop-ins that are read.
+const FILES: usize = 64;
+
+/// From its files; the flags of a running one win.
+pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeConfig {
+    let flag = |name: &str| program.and_then(|program| program.flag(name)).map(str::to_owned);
+    let drop_ins = files_below(settings, Path::new(flag("config-dir").as_deref().unwrap_or(DROP_INS)), FILES);
+    let mut is_whole = drop_ins.is_some();
+    let paths = [PathBuf::from(flag("config").as_deref().unwrap_or(FILE))]
+        .into_iter()
+        .chain(drop_ins.into_iter().flatten());
+    let mut configs = Vec::new();
+    for path in paths {
+        let on_host = settings.on_host(&path);
+        match file::read_text(&on_host).map(|text| text.parse::<Table>()) {
+            Some(Ok(config)) => configs.push((path, config)),
+            None if !on_host.exists() => {}
+            _ => is_whole = false,
+        }
+    }
+    let config = |table: &str, key: &str| {
+        let value = |(path, config): &(PathBuf, Table)| {
+            Some(Known::of(config.get("crio")?.get(table)?.get(key)?.clone(), &path.display()))
+        };
+        configs.iter().rev().find_map(value)
+    };
+    let get = |name: &str, table: &str, key: &str, default: Option<&str>| {
+        let set = flag(name).map(|value| Known::of(value, &format_args!("crio --{name}")));
+        let configured = || config(table, key)?.filter_map(|value| Some(value.as_str()?.to_owned()));
+        let default = || default.filter(|_| is_whole).map(|value| Known::of(value.to_owned(), &DEFAULT));
+        set.or_else(configured).filter(|known| !known.value.is_empty()).or_else(default)
+    };
+    let path = |known: Option<Known<String>>| known?.filter_map(|value| absolute(&value));
+    let listed = |value: &Value| {
+        let dirs: Vec<_> = value.as_array()?.iter().filter_map(|dir| absolute(dir.as_str()?)).collect();
+        (!dirs.is_empty()).then_some(dirs)
+    };
+    let bin_dirs = flag("cni-plugin-dir")
+        .map(|dirs| Known::of(dirs.split(',').filter_map(absolute).collect(), &"crio --cni-plugin-dir"))
+        .or_else(|| config("network", "plugin_dirs")?.filter_map(|value| listed(&value)));
+    RuntimeConfig {
+        endpoint: get("listen", "api", "listen", Some(SOCKET)),
+        conf_dir: path(get("cni-config-dir", "network", "network_dir", Some(CONF_DIR))),
+        bin_dirs,
+        sandbox_image: get("pause-image", "image", "pause_image", None),
+        cgroup_driver: get("cgroup-manager", "runtime", "cgroup_manager", Some("systemd")),
+        without_cri: None,
+    }
+}

@@ -1,0 +1,269 @@
+//! What the kubelet is configured for: by its command line, its `--config` file with the drop-ins of `--config-dir`, and its
+//! defaults.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::distributions::Started;
+use super::program::flag;
+use super::{PATH, absolute, files_below};
+use crate::node::file;
+use crate::settings::{Known, Settings};
+use crate::text::clean;
+
+/// Its defaults, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). Before 1.27 the
+/// endpoint had none.
+const ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
+const ROOT: &str = "/var/lib/kubelet";
+const DRIVER: &str = "cgroupfs";
+/// Most drop-ins that are read.
+const DROP_INS: usize = 64;
+/// Most addresses of the cluster's DNS; the kubelet itself takes three.
+const DNS: usize = 8;
+
+/// Flags that a kubelet was started with, and where they stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Flags {
+    /// For people: `kubelet`, `/var/snap/microk8s/current/args/kubelet`, `default of k3s`.
+    pub(super) source: String,
+    /// In a form that [`flag`] reads.
+    pub(super) words: Vec<String>,
+}
+
+impl Flags {
+    fn known(&self, name: &str) -> Option<Known<String>> {
+        let value = flag(&self.words, name).filter(|value| !value.is_empty())?;
+        Some(Known::of(value.to_owned(), &format_args!("{} --{name}", self.source)))
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kubelet {
+    pub(crate) kubeconfig: Option<Known<PathBuf>>,
+    pub(crate) bootstrap_kubeconfig: Option<Known<PathBuf>>,
+    /// The CRI socket, as a path with control characters escaped.
+    pub(crate) runtime_endpoint: Option<Known<String>>,
+    /// Where it keeps its files.
+    pub(crate) root: Option<Known<PathBuf>>,
+    /// Where it keeps its client certificate, with `kubelet-client-current.pem` as the one in use.
+    pub(crate) certificates: Option<Known<PathBuf>>,
+    /// `systemd` or `cgroupfs`, whatever the runtime says.
+    pub(crate) cgroup_driver: Option<Known<String>>,
+    pub(crate) static_pods: Option<Known<PathBuf>>,
+    pub(crate) node_name: Option<Known<String>>,
+    pub(crate) node_ip: Option<Known<String>>,
+    pub(crate) cluster_domain: Option<Known<String>>,
+    pub(crate) cluster_dns: Option<Known<Vec<IpAddr>>>,
+}
+
+impl Kubelet {
+    /// From what it was started with.
+    pub(super) fn find(settings: &Settings, started: &Started) -> Self {
+        let Started { flags, defaults, .. } = started;
+        let sources = Sources { flags, files: files(settings, flags), defaults: defaults.as_ref() };
+        let path = |flag, key, default| sources.get(flag, key, default)?.filter_map(|value| absolute(&value));
+        let text = |flag, key| sources.get(flag, key, None).map(|known| known.map(|value| shown(&value)));
+        let root = path("root-dir", "", Some(ROOT));
+        let certificates =
+            path("cert-dir", "", None).or_else(|| Some(root.clone()?.map(|root| root.join("pki"))));
+        let endpoint = sources.get("container-runtime-endpoint", "containerRuntimeEndpoint", Some(ENDPOINT));
+        let driver = sources.get("cgroup-driver", "cgroupDriver", Some(DRIVER));
+        Self {
+            kubeconfig: path("kubeconfig", "", None),
+            bootstrap_kubeconfig: path("bootstrap-kubeconfig", "", None),
+            runtime_endpoint: endpoint.and_then(|known| known.filter_map(|value| socket(&value))),
+            root,
+            certificates,
+            cgroup_driver: driver.filter(|known| matches!(known.value.as_str(), "systemd" | "cgroupfs")),
+            static_pods: path("pod-manifest-path", "staticPodPath", None),
+            node_name: text("hostname-override", ""),
+            node_ip: text("node-ip", ""),
+            cluster_domain: text("cluster-domain", "clusterDomain"),
+            cluster_dns: sources.cluster_dns(),
+        }
+    }
+
+    /// Those that it is started with, in the order in which it uses them.
+    pub(crate) fn kubeconfigs(&self) -> impl Iterator<Item = &Known<PathBuf>> {
+        self.kubeconfig.iter().chain(&self.bootstrap_kubeconfig)
+    }
+}
+
+/// What settings are read from.
+struct Sources<'a> {
+    flags: &'a [Flags],
+    /// Configuration files, those that win first; `None` where one cannot be read.
+    files: Option<Vec<(PathBuf, Value)>>,
+    /// What holds in place of the kubelet's own defaults.
+    defaults: Option<&'a Flags>,
+}
+
+impl Sources<'_> {
+    /// The value of a flag, else of a key of the configuration files, else the default. `key` is empty where there is none.
+    /// `None` where a file that may name another value cannot be read.
+    fn get(&self, name: &str, key: &str, default: Option<&str>) -> Option<Known<String>> {
+        if let Some(known) = self.flag(name) {
+            return Some(known);
+        }
+        if !key.is_empty() {
+            for (path, config) in self.files.as_ref()? {
+                match config.get(key) {
+                    // An empty text is no value (cmd/kubelet/app, defaults).
+                    Some(Value::String(value)) if value.is_empty() => {}
+                    Some(Value::String(value)) => return Some(Known::of(value.clone(), &path.display())),
+                    Some(Value::Null) | None => {}
+                    Some(_) => return None,
+                }
+            }
+        }
+        if let Some(known) = self.defaults.and_then(|defaults| defaults.known(name)) {
+            return Some(known);
+        }
+        default.map(|value| Known::of(value.to_owned(), &"default of the kubelet"))
+    }
+
+    fn flag(&self, name: &str) -> Option<Known<String>> {
+        self.flags.iter().find_map(|flags| flags.known(name))
+    }
+
+    fn cluster_dns(&self) -> Option<Known<Vec<IpAddr>>> {
+        if let Some(known) = self.flag("cluster-dns") {
+            return Some(
+                known.map(|value| value.split(',').filter_map(|ip| ip.parse().ok()).take(DNS).collect()),
+            );
+        }
+        let named = |(path, config): &(PathBuf, Value)| {
+            let addresses = config.get("clusterDNS")?.as_array()?;
+            let addresses = addresses.iter().filter_map(|ip| ip.as_str()?.parse().ok()).take(DNS);
+            Some(Known::of(addresses.collect(), &path.display()))
+        };
+        self.files.as_ref()?.iter().find_map(named)
+    }
+}
+
+/// The configuration files, those that win first: drop-ins in the reverse order of their names, then the file itself.
+fn files(settings: &Settings, flags: &[Flags]) -> Option<Vec<(PathBuf, Value)>> {
+    let named =
+        |name| flags.iter().find_map(|flags| flag(&flags.words, name)).filter(|path| !path.is_empty());
+    let mut paths = Vec::new();
+    if let Some(dir) = named("config-dir") {
+        // The kubelet takes those that end so, also of directories inside.
+        paths = files_below(settings, Path::new(dir), DROP_INS)?;
+        paths.retain(|path| path.extension().is_some_and(|end| end == "conf"));
+        paths.reverse();
+    }
+    paths.extend(named("config").map(PathBuf::from));
+    let read = |path: PathBuf| {
+        let text = file::read_text(&settings.on_host(&path))?;
+        Some((path, serde_yaml_ng::from_str(&text).ok()?))
+    };
+    paths.into_iter().map(read).collect()
+}
+
+fn shown(value: &str) -> String {
+    clean(value.as_bytes(), PATH)
+}
+
+/// `unix:///run/x.sock`, `unix:/run/x.sock` or `/run/x.sock`; `None` for anything that is no Unix socket.
+pub(crate) fn socket(endpoint: &str) -> Option<String> {
+    let path =
+        endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
+    Path::new(path).is_absolute().then(|| shown(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::settings::tests::settings;
+
+    use super::*;
+
+    /// A host with these files, and what a kubelet with this command line uses there.
+    fn found(files: &[(&str, &str)], line: &str) -> Kubelet {
+        let root = tempfile::tempdir().expect("a directory");
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(path, text).expect("written");
+        }
+        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        let words = line.split(' ').map(str::to_owned).collect();
+        let flags = vec![Flags { source: "kubelet".to_owned(), words }];
+        Kubelet::find(&settings, &Started { flags, ..Started::default() })
+    }
+
+    fn value<T>(known: Option<Known<T>>) -> Option<T> {
+        known.map(|known| known.value)
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_configuration_and_that_over_the_default() {
+        let files = [
+            ("a.yaml", "containerRuntimeEndpoint: unix:///run/a.sock\ncgroupDriver: systemd\n"),
+            ("silent.yaml", "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: ''\n"),
+            ("odd.yaml", "containerRuntimeEndpoint: [x]\ncgroupDriver: other\n"),
+            ("broken.yaml", ": : :\n\t"),
+        ];
+        let default = Some("/run/containerd/containerd.sock");
+        for (line, endpoint, driver) in [
+            ("kubelet --config=/a.yaml", Some("/run/a.sock"), Some("systemd")),
+            ("kubelet --config /a.yaml --cgroup-driver=cgroupfs", Some("/run/a.sock"), Some("cgroupfs")),
+            (
+                "kubelet --config=/a.yaml --container-runtime-endpoint=unix:///run/b.sock",
+                Some("/run/b.sock"),
+                Some("systemd"),
+            ),
+            ("kubelet -container-runtime-endpoint /run/c.sock", Some("/run/c.sock"), Some("cgroupfs")),
+            (
+                "kubelet --container-runtime-endpoint=/run/c.sock --container-runtime-endpoint=unix:/run/d.sock",
+                Some("/run/d.sock"),
+                Some("cgroupfs"),
+            ),
+            ("kubelet --container-runtime-endpoint=tcp://127.0.0.1:1", None, Some("cgroupfs")),
+            ("kubelet --config=/silent.yaml", default, Some("cgroupfs")),
+            ("kubelet", default, Some("cgroupfs")),
+            // What cannot be read may say anything.
+            ("kubelet --config=/odd.yaml", None, None),
+            ("kubelet --config=/broken.yaml", None, None),
+            ("kubelet --config=/nothing.yaml", None, None),
+        ] {
+            let found = found(&files, line);
+            assert_eq!(value(found.runtime_endpoint).as_deref(), endpoint, "{line}");
+            assert_eq!(value(found.cgroup_driver).as_deref(), driver, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_drop_in_wins() {
+        let files = [
+            ("config.yaml", "cgroupDriver: cgroupfs\nstaticPodPath: /pods\nclusterDNS: [10.0.0.10]\n"),
+            ("d/10-a.conf", "cgroupDriver: systemd\nclusterDNS: [10.1.0.10, x]\n"),
+            ("d/20/b.conf", r#"{"clusterDomain": "b"}"#),
+            ("d/30-not.yaml", "cgroupDriver: cgroupfs\n"),
+        ];
+        let found = found(&files, "kubelet --config=/config.yaml --config-dir=/d");
+        let driver = found.cgroup_driver.expect("known");
+        assert_eq!((driver.value.as_str(), driver.source.as_str()), ("systemd", "/d/10-a.conf"));
+        assert_eq!(value(found.static_pods), Some(PathBuf::from("/pods")));
+        assert_eq!(value(found.cluster_domain).as_deref(), Some("b"));
+        assert_eq!(value(found.cluster_dns), Some(vec![[10, 1, 0, 10].into()]));
+    }
+
+    #[test]
+    fn kubeconfigs_are_named_by_flags() {
+        for (line, wanted) in [
+            ("kubelet --bootstrap-kubeconfig=/b --kubeconfig=/k --config=/c", &["/k", "/b"][..]),
+            ("kubelet --kubeconfig /k", &["/k"]),
+            ("kubelet --kubeconfig=k --bootstrap-kubeconfig=", &[]),
+            ("kubelet --kubeconfig", &[]),
+        ] {
+            let found = found(&[], line);
+            let named: Vec<_> = found.kubeconfigs().map(|known| known.value.clone()).collect();
+            assert_eq!(named, wanted.iter().map(PathBuf::from).collect::<Vec<_>>(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The nodes of distributions (`tests/nodes`): what is discovered on each, and that a healthy one is told as such.
+//! `NETREADY_BLESS=1` writes what is expected anew.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use probe_engine::{
+    Actor, Answer, ClientRole, Config, Connect, ConnectEnd, Engine, Listener, Mono, Observation, Process,
+    ProcessClass, ProcessEvent, Reason,
+};
+use serde::Deserialize;
+
+use super::{Discovery, Program};
+use crate::node::processes::{self, Found};
+use crate::node::targets::Servers;
+use crate::node::{cni_config, role, targets};
+use crate::settings::tests::settings;
+use crate::settings::{Known, Settings};
+
+/// `node.json`
+#[derive(Deserialize)]
+struct Node {
+    processes: Vec<Running>,
+    /// Names of the plugins in each directory.
+    plugins: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Running {
+    pid: u32,
+    executable: PathBuf,
+    words: Vec<String>,
+    #[serde(default)]
+    container: bool,
+    #[serde(default)]
+    uid: u32,
+    #[serde(default)]
+    variables: BTreeMap<String, String>,
+}
+
+impl Running {
+    fn name(&self) -> String {
+        let of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = of(&self.executable).unwrap_or_default();
+        let called = || of(Path::new(self.words.first()?));
+        let called = || called().filter(|called| processes::classify(called).is_some());
+        if processes::is_several(&name) { called().unwrap_or(name) } else { name }
+    }
+
+    fn found(&self) -> Option<Found> {
+        let class = processes::classify(&self.name())?;
+        Some(Found { actor: Actor { pid: self.pid, name: self.name() }, class })
+    }
+
+    /// See [`Program::all`].
+    fn program(&self) -> Option<Program> {
+        let Found { actor, class } = self.found()?;
+        let is_of_the_host = !self.container && self.uid == 0;
+        let matters = matches!(class, ProcessClass::Kubelet | ProcessClass::Runtime);
+        let (words, variables) = (self.words.clone(), self.variables.clone());
+        (is_of_the_host && matters).then_some(Program { name: actor.name, class, words, variables })
+    }
+}
+
+/// Copies a tree with its links.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("made");
+    for entry in fs::read_dir(from).expect("a directory").map(|entry| entry.expect("readable")) {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().expect("known");
+        if kind.is_symlink() {
+            symlink(fs::read_link(&from).expect("a link"), &to).expect("linked");
+        } else if kind.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::copy(&from, &to).expect("copied");
+        }
+    }
+}
+
+fn add_plugins(settings: &Settings, node: &Node) {
+    for (dir, names) in &node.plugins {
+        let dir = settings.on_host(Path::new(dir));
+        fs::create_dir_all(&dir).expect("made");
+        for name in names {
+            // Nobody runs it.
+            fs::write(dir.join(name), "#!plugin\n").expect("written");
+            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).expect("set");
+        }
+    }
+}
+
+/// What is discovered, a line each.
+fn table(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str, source: &str| {
+        writeln!(text, "{name:<24}{value}  [{source}]").expect("written");
+    };
+    for (name, known) in discovery.rows(settings) {
+        line(name, &known.value, &known.source);
+    }
+    let host = role::find(settings, found, discovery, !targets.targets.is_empty());
+    line("role", &format!("{:?}", host.role), "");
+    line("runtime", &format!("{:?}", host.runtime), "");
+    for target in &targets.targets {
+        let name = target.name.as_deref().unwrap_or_default();
+        line("API server", &format!("{} {name} {:?}", target.addr, target.kind), &target.source);
+    }
+    for gap in &targets.gaps {
+        line("gap", &gap.why, &gap.signal);
+    }
+    for note in &discovery.notes {
+        line("note", note, "");
+    }
+    text
+}
+
+/// Kubeconfig, directories of CNI and endpoint, wherever links lead.
+fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
+    fn paths<T>(known: Option<&Known<T>>, of: impl Fn(&T) -> Vec<PathBuf>) -> Vec<PathBuf> {
+        known.into_iter().flat_map(|known| of(&known.value)).collect()
+    }
+    let (kubelet, runtime) = (&found.kubelet, &found.runtime_config);
+    let one = |path: &PathBuf| vec![settings.on_host(path)];
+    [
+        paths(kubelet.kubeconfig.as_ref(), one),
+        paths(runtime.conf_dir.as_ref(), one),
+        paths(runtime.bin_dirs.as_ref(), |dirs| dirs.iter().map(|dir| settings.on_host(dir)).collect()),
+        paths(kubelet.runtime_endpoint.as_ref(), |socket| {
+            vec![PathBuf::from(socket.replace("/var/run/", "/run/"))]
+        }),
+    ]
+}
+
+/// The verdict on such a node whose clients get through.
+fn verdict(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> Reason {
+    let second = |seconds: u64| Mono((3600 + seconds) * 1_000_000_000);
+    let mut engine = Engine::new(Config::default(), second(0));
+    let mut host = role::find(settings, found, discovery, !targets.targets.is_empty());
+    host.addresses = vec![[127, 0, 0, 1].into()];
+    let process = |found: &Found| {
+        let (process, class) = (found.actor.clone(), found.class);
+        Observation::Process(Process { process, class, event: ProcessEvent::Found })
+    };
+    let connect = |addr| {
+        Observation::Connect(Connect {
+            client: Actor { pid: 1, name: "kubelet".to_owned() },
+            role: ClientRole::Kubelet,
+            host_netns: true,
+            to: addr,
+            via: None,
+            took_ns: 1_000_000,
+            end: ConnectEnd { established: true, ..ConnectEnd::default() },
+        })
+    };
+    let answer = |to| {
+        Observation::Answer(Answer {
+            to,
+            tls: None,
+            certificate: None,
+            status: Some(200),
+            failing: Vec::new(),
+            etcd: None,
+        })
+    };
+    let listener = |local| {
+        let process = Actor { pid: 2, name: "kube-apiserver".to_owned() };
+        Observation::Listener(Listener { local, up: true, process, host_netns: true })
+    };
+    let addresses: Vec<_> = targets.targets.iter().map(|target| target.addr).collect();
+    let observations = [Observation::Host(host)]
+        .into_iter()
+        .chain(targets.targets.iter().cloned().map(Observation::ApiTarget))
+        .chain(targets.gaps.iter().cloned().map(Observation::Gap))
+        .chain(found.iter().map(process))
+        .chain(addresses.iter().copied().map(listener))
+        .chain([Observation::CniConfig(cni_config::read(settings)), Observation::SnapshotDone])
+        .chain(addresses.iter().copied().flat_map(|addr| [connect(addr), answer(addr)]));
+    for observation in observations {
+        engine.observe(second(1), observation);
+    }
+    while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < second(300)) {
+        engine.tick(deadline);
+    }
+    engine.report().verdict.reason
+}
+
+#[test]
+fn every_distribution_s_node_is_discovered_and_healthy() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/nodes");
+    let entries =
+        fs::read_dir(&dir).expect("tests/nodes is there").map(|entry| entry.expect("readable").path());
+    let mut nodes: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    nodes.sort();
+    assert!(nodes.len() >= 14, "{nodes:?}");
+    let mut wrong = Vec::new();
+    for path in nodes {
+        let text = fs::read_to_string(path.join("node.json")).expect("readable");
+        let node: Node =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let root = tempfile::tempdir().expect("a directory");
+        copy(&path.join("root"), root.path());
+        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        add_plugins(&settings, &node);
+        let found: Vec<_> = node.processes.iter().filter_map(Running::found).collect();
+        let programs: Vec<_> = node.processes.iter().filter_map(Running::program).collect();
+        let discovery = Discovery::find(&settings, &programs);
+        let runtime = &discovery.runtime_config;
+        settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
+        let targets = targets::find(&settings, &discovery);
+        let said = table(&settings, &discovery, &found, &targets);
+        let absent = Discovery::find(&settings, &[]);
+        if places(&settings, &absent) != places(&settings, &discovery) {
+            wrong.push(format!("{}: where nothing runs {:#?}", path.display(), places(&settings, &absent)));
+        }
+        let expected = path.join("expected.txt");
+        if std::env::var_os("NETREADY_BLESS").is_some() {
+            fs::write(&expected, &said).expect("written");
+        }
+        let verdict = verdict(&settings, &discovery, &found, &targets);
+        // A name is looked up in /etc/hosts alone.
+        let wanted = if targets.targets.is_empty() { Reason::ProbeDegraded } else { Reason::NetworkReady };
+        if fs::read_to_string(&expected).unwrap_or_default() != said || verdict != wanted {
+            wrong.push(format!("{}: {verdict:?}\n{said}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

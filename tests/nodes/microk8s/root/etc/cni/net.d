@@ -1,0 +1,1 @@
+/var/snap/microk8s/current/args/cni-network
