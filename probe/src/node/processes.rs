@@ -18,6 +18,7 @@ const CLASSES: &[(&str, ProcessClass)] = &[
     ("k3s", ProcessClass::Kubelet),
     ("k3s-server", ProcessClass::Kubelet),
     ("k3s-agent", ProcessClass::Kubelet),
+    ("kubelite", ProcessClass::Kubelet),
     ("kube-apiserver", ProcessClass::ApiServer),
     ("etcd", ProcessClass::Etcd),
     ("kube-controller-manager", ProcessClass::ControlPlane),
@@ -35,6 +36,9 @@ const CLASSES: &[(&str, ProcessClass)] = &[
     ("kube-vip", ProcessClass::Proxy),
 ];
 
+/// Programs that are several, each by a link of its name: k3s is its containerd, too.
+const SEVERAL: &[&str] = &["k3s"];
+
 /// Most processes that are looked at; `pid_max` is 4 million, a busy node has thousands.
 const PROCESSES: usize = 65_536;
 /// Longest executable name that is kept.
@@ -47,6 +51,11 @@ pub(crate) struct Found {
     pub(crate) actor: Actor,
     /// What it is.
     pub(crate) class: ProcessClass,
+}
+
+/// Returns whether an executable of this name is several programs.
+pub(super) fn is_several(name: &str) -> bool {
+    SEVERAL.contains(&name)
 }
 
 /// What an executable of this name is.
@@ -220,18 +229,24 @@ pub(crate) fn pids_of_root() -> impl Iterator<Item = u32> {
     pids().filter(|pid| owner(*pid).is_some_and(|owner| owner.users.1 == 0))
 }
 
-/// Name of the file that a process executes; `None` when it is gone.
+/// Name of the file that a process executes, or of the link by which a program that is several was called; `None` when the
+/// process is gone.
 pub(crate) fn executable(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = path.file_name()?.as_bytes();
     // A program that was replaced while it runs.
-    Some(clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME))
+    let name = clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME);
+    let called = || kernel_name(pid).filter(|called| classify(called).is_some());
+    Some(if is_several(&name) { called().unwrap_or(name) } else { name })
 }
 
 /// That, or the kernel's name of a process without a file; empty when it is gone.
 pub(crate) fn name(pid: u32) -> String {
-    let comm = || fs::read(format!("/proc/{pid}/comm")).ok().map(|name| clean(name.trim_ascii(), NAME));
-    executable(pid).or_else(comm).unwrap_or_default()
+    executable(pid).or_else(|| kernel_name(pid)).unwrap_or_default()
+}
+
+fn kernel_name(pid: u32) -> Option<String> {
+    fs::read(format!("/proc/{pid}/comm")).ok().map(|name| clean(name.trim_ascii(), NAME))
 }
 
 #[cfg(test)]
