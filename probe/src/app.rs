@@ -230,7 +230,7 @@ impl App {
                     }
                     self.look_for_loss(sinks).await?;
                     if self.state.take_role_due() {
-                        self.look_at_role(sinks);
+                        self.look_at_node(sinks);
                     }
                 }
                 _ = look_for_left_out.tick() => self.tell_left_out(sinks),

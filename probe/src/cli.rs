@@ -177,14 +177,15 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_delimiter = ',', value_name = "ADDRESS", env = "NETREADY_APISERVER")]
     apiserver: Vec<String>,
     /// Kubeconfig whose server is the API server; the agent writes the conditions with its account. Auto-detected from the
-    /// running kubelet, else at the usual paths.
+    /// running kubelet, else from the files of its distribution.
     #[arg(long, value_name = "FILE", env = "NETREADY_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// Where the runtime reads network configurations; auto-detected from the running runtime, else /etc/cni/net.d.
+    /// Where the runtime reads network configurations; auto-detected from what the running runtime watches, else from its
+    /// configuration.
     #[arg(long, value_name = "DIR", env = "NETREADY_CNI_CONF_DIR")]
     cni_conf_dir: Option<PathBuf>,
     /// Where the runtime looks for plugins; may be repeated, or separated by colons. Auto-detected from the plugins that
-    /// the runtime runs, else /opt/cni/bin, /usr/libexec/cni and /usr/lib/cni.
+    /// the runtime runs, else from its configuration.
     #[arg(long, value_name = "DIR", value_delimiter = ':', env = "NETREADY_CNI_BIN_DIR")]
     cni_bin_dir: Vec<PathBuf>,
     /// Where runtimes bind network namespaces.
@@ -193,7 +194,7 @@ pub(crate) struct NodeArgs {
     /// Where Open vSwitch has its sockets.
     #[arg(long, value_name = "DIR", default_value = "/run/openvswitch", env = "NETREADY_OVS_RUN_DIR")]
     ovs_run_dir: PathBuf,
-    /// CRI socket.
+    /// CRI socket; auto-detected from the running kubelet.
     #[arg(long, value_name = "SOCKET", env = "NETREADY_RUNTIME_ENDPOINT")]
     runtime_endpoint: Option<PathBuf>,
     /// What this host is for.

@@ -1,5 +1,8 @@
 //! What is meant: the checked form of what was typed (`cli.rs`), shared by every command.
 
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +11,7 @@ use probe_engine::{Role, TargetKind};
 use tokio::sync::watch;
 
 use crate::bpf::HookSet;
+use crate::text::clean;
 
 /// How the node is looked at. Everything has a default that fits a usual node.
 #[derive(Clone, Debug)]
@@ -63,15 +67,51 @@ pub(crate) struct ApiServer {
     pub(crate) name: Option<String>,
 }
 
-/// The directories of CNI, inside the host's root: as named by hand, else as found in what the runtime does, else the usual
-/// ones. Shared by everything that reads them.
+/// The value of a setting, and where it is from, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known<T> {
+    pub(crate) value: T,
+    pub(crate) source: String,
+}
+
+/// Longest source that is kept, bytes.
+const SOURCE: usize = 256;
+
+impl<T> Known<T> {
+    pub(crate) fn of(value: T, source: &dyn Display) -> Self {
+        Self { value, source: clean(source.to_string().as_bytes(), SOURCE) }
+    }
+
+    pub(crate) fn map<U>(self, with: impl FnOnce(T) -> U) -> Known<U> {
+        Known { value: with(self.value), source: self.source }
+    }
+
+    pub(crate) fn filter_map<U>(self, with: impl FnOnce(T) -> Option<U>) -> Option<Known<U>> {
+        Some(Known { value: with(self.value)?, source: self.source })
+    }
+}
+
+/// The directories of CNI, inside the host's root. Shared by everything that reads them.
 #[derive(Clone, Debug)]
 pub(crate) struct CniDirs {
-    conf: watch::Sender<PathBuf>,
-    bin: watch::Sender<Vec<PathBuf>>,
-    /// Named by hand: what the runtime does changes nothing.
-    is_conf_set: bool,
-    is_bin_set: bool,
+    conf: watch::Sender<Candidates<PathBuf>>,
+    bin: watch::Sender<Candidates<Vec<PathBuf>>>,
+}
+
+/// What a directory may be. What was named by hand wins over what the runtime is seen to use, that over what the runtime is
+/// configured for, and that over the default.
+#[derive(Clone, Debug)]
+struct Candidates<T> {
+    named: Option<Known<T>>,
+    seen: Option<Known<T>>,
+    configured: Option<Known<T>>,
+    default: Known<T>,
+}
+
+impl<T> Candidates<T> {
+    fn best(&self) -> &Known<T> {
+        self.named.as_ref().or(self.seen.as_ref()).or(self.configured.as_ref()).unwrap_or(&self.default)
+    }
 }
 
 /// The default of containerd and CRI-O.
@@ -82,34 +122,54 @@ const BIN_DIRS: [&str; 3] = ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"]
 impl CniDirs {
     /// From what was named by hand; `bin` is empty when nothing was.
     pub(crate) fn new(conf: Option<PathBuf>, bin: Vec<PathBuf>) -> Self {
-        let (is_conf_set, is_bin_set) = (conf.is_some(), !bin.is_empty());
-        let bin = if is_bin_set { bin } else { BIN_DIRS.map(PathBuf::from).to_vec() };
+        fn candidates<T>(named: Option<T>, flag: &str, default: T) -> watch::Sender<Candidates<T>> {
+            let named = named.map(|value| Known::of(value, &flag));
+            let default = Known::of(default, &"default");
+            watch::Sender::new(Candidates { named, seen: None, configured: None, default })
+        }
+        let bin = Some(bin).filter(|bin| !bin.is_empty());
         Self {
-            conf: watch::Sender::new(conf.unwrap_or_else(|| PathBuf::from(CONF_DIR))),
-            bin: watch::Sender::new(bin),
-            is_conf_set,
-            is_bin_set,
+            conf: candidates(conf, "--cni-conf-dir", PathBuf::from(CONF_DIR)),
+            bin: candidates(bin, "--cni-bin-dir", BIN_DIRS.map(PathBuf::from).to_vec()),
         }
     }
 
     /// Where the runtime reads network configurations.
     pub(crate) fn conf(&self) -> PathBuf {
-        self.conf.borrow().clone()
+        self.known_conf().value
     }
 
     /// Where the runtime looks for plugins, in order.
     pub(crate) fn bin(&self) -> Vec<PathBuf> {
-        self.bin.borrow().clone()
+        self.known_bin().value
     }
 
-    /// The runtime was seen to read another directory.
+    /// As [`Self::conf`], with its source.
+    pub(crate) fn known_conf(&self) -> Known<PathBuf> {
+        self.conf.borrow().best().clone()
+    }
+
+    /// As [`Self::bin`], with its source.
+    pub(crate) fn known_bin(&self) -> Known<Vec<PathBuf>> {
+        self.bin.borrow().best().clone()
+    }
+
+    /// The runtime was seen to read this directory.
     pub(crate) fn learn_conf(&self, dir: PathBuf) {
-        learn(&self.conf, self.is_conf_set, dir);
+        let seen = Some(Known::of(dir, &"watched by the container runtime"));
+        change(&self.conf, |known| known.seen = seen);
     }
 
-    /// The runtime was seen to look for plugins elsewhere.
+    /// The runtime was seen to look for plugins there.
     pub(crate) fn learn_bin(&self, dirs: Vec<PathBuf>) {
-        learn(&self.bin, self.is_bin_set, dirs);
+        let seen = Some(Known::of(dirs, &"CNI_PATH of the plugins that run"));
+        change(&self.bin, |known| known.seen = seen);
+    }
+
+    /// What the runtime is configured for; `None` where that is not known.
+    pub(crate) fn configure(&self, conf: Option<Known<PathBuf>>, bin: Option<Known<Vec<PathBuf>>>) {
+        change(&self.conf, |known| known.configured = conf);
+        change(&self.bin, |known| known.configured = bin);
     }
 
     /// Resolves when one of them changes after this call.
@@ -125,28 +185,65 @@ impl CniDirs {
     }
 }
 
-fn learn<T: PartialEq>(known: &watch::Sender<T>, is_set: bool, new: T) {
+/// Changes the candidates; told to who waits only where the best of them is another one then.
+fn change<T: Clone + PartialEq>(known: &watch::Sender<Candidates<T>>, how: impl FnOnce(&mut Candidates<T>)) {
     known.send_if_modified(|known| {
-        let is_news = !is_set && *known != new;
-        if is_news {
-            *known = new;
-        }
-        is_news
+        let before = known.best().value.clone();
+        how(known);
+        known.best().value != before
     });
 }
 
 impl Settings {
-    /// `path` of the host as this process sees it.
+    /// `path` of the host as this process sees it. Links in it are followed as the host does: to this process an absolute
+    /// one would lead back into its own container.
     pub(crate) fn on_host(&self, path: &Path) -> PathBuf {
-        match path.strip_prefix("/") {
-            Ok(relative) => self.host_root.join(relative),
-            Err(_) => self.host_root.join(path),
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        // What links in /proc lead to are no paths.
+        if self.host_root == Path::new("/") || relative.starts_with("proc") {
+            return self.host_root.join(relative);
+        }
+        self.host_root.join(followed(&self.host_root, relative))
+    }
+}
+
+/// Most links in one path; the kernel's own limit (path_resolution(7)).
+const LINKS: usize = 40;
+
+/// `path` below `root`, without links and without a way out.
+fn followed(root: &Path, path: &Path) -> PathBuf {
+    let parts =
+        |path: &Path| path.components().map(|part| part.as_os_str().to_owned()).collect::<VecDeque<_>>();
+    let (mut done, mut todo, mut links) = (PathBuf::new(), parts(path), 0);
+    while let Some(part) = todo.pop_front() {
+        match part.to_str() {
+            Some("/" | ".") => continue,
+            Some("..") => {
+                done.pop();
+                continue;
+            }
+            _ => {}
+        }
+        match fs::read_link(root.join(&done).join(&part)) {
+            Ok(target) if links < LINKS => {
+                links += 1;
+                if target.is_absolute() {
+                    done.clear();
+                }
+                parts(&target).into_iter().rev().for_each(|part| todo.push_front(part));
+            }
+            _ => done.push(part),
         }
     }
+    done
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
     use clap::Parser;
 
     use super::Settings;
@@ -161,5 +258,32 @@ pub(crate) mod tests {
     /// Returns the settings of a command line with these flags.
     pub(crate) fn settings(flags: &[&str]) -> Settings {
         Line::parse_from([&["probe"], flags].concat()).node.settings().expect("settings")
+    }
+
+    #[test]
+    fn links_are_followed_as_the_host_does() {
+        let root = tempfile::tempdir().expect("a directory");
+        let at = |path: &str| root.path().join(path);
+        for (link, target) in [
+            ("etc/cni/net.d", "/var/snap/current/net.d"),
+            ("var/snap/current", "8612"),
+            ("etc/up", "../../../../etc/hosts"),
+            ("etc/loop", "loop"),
+            ("proc/1/ns", "net:[1]"),
+        ] {
+            fs::create_dir_all(at(link).parent().expect("a directory")).expect("made");
+            symlink(target, at(link)).expect("linked");
+        }
+        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        for (path, wanted) in [
+            ("/etc/cni/net.d/10.conf", "var/snap/8612/net.d/10.conf"),
+            ("/etc/hosts", "etc/hosts"),
+            ("/etc/up", "etc/hosts"),
+            ("/no/such/../file", "no/file"),
+            ("/etc/loop", "etc/loop"),
+            ("/proc/1/ns", "proc/1/ns"),
+        ] {
+            assert_eq!(settings.on_host(Path::new(path)), at(wanted), "{path}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Reading the present state: at start, so that faults older than the agent are seen, and after a loss.
 
+use std::net::SocketAddr;
+
 use anyhow::Result;
 use probe_engine::{
     Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Host, Lost, Mono, Netns, Observation, Process,
@@ -12,6 +14,7 @@ use crate::clock;
 use crate::enrich::plugin_of;
 use crate::feed::Seen;
 use crate::node::ask::Asked;
+use crate::node::discovery::Discovery;
 use crate::node::{cni_config, cni_dirs, links, namespaces, processes, role, sockets, targets};
 use crate::sinks::Sink;
 
@@ -30,8 +33,9 @@ impl App {
                 found.push(process);
             }
         }
-        let targets = targets::find(&self.settings, &found);
-        let mut host = role::find(&self.settings, &found, !targets.targets.is_empty());
+        let discovery = self.discover(&found);
+        let targets = targets::find(&self.settings, &discovery);
+        let mut host = role::find(&self.settings, &found, &discovery, !targets.targets.is_empty());
         match links::addresses().await {
             Ok(addresses) => host.addresses = addresses,
             Err(error) => self.early_gap("link.address", &format!("{error:#}")),
@@ -72,8 +76,6 @@ impl App {
             }
             Err(error) => self.early_gap("link", &format!("{error:#}")),
         }
-        let runtimes = cni_dirs::runtimes(&self.state.processes().borrow());
-        cni_dirs::learn(&self.settings, &runtimes);
         let config = cni_config::read(&self.settings);
         self.early(Observation::CniConfig(config));
         self.early(Observation::SnapshotDone);
@@ -171,9 +173,25 @@ impl App {
         self.update_host(|host| host.addresses = addresses, sinks);
     }
 
-    /// Something started that shows what the host is for: an agent may be there before the node is made.
-    pub(super) fn look_at_role(&mut self, sinks: &mut [&mut dyn Sink]) {
-        let found = role::find(&self.settings, &processes::scan(), !self.state.targets().is_empty());
+    /// What the node uses; where the runtime reads its configuration follows.
+    fn discover(&self, processes: &[processes::Found]) -> Discovery {
+        let discovery = Discovery::of(&self.settings, processes);
+        let runtime = &discovery.runtime_config;
+        self.settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
+        // At once: what it is configured for may not be what it uses until it is restarted.
+        cni_dirs::learn(&self.settings, processes);
+        discovery
+    }
+
+    /// Something started that shows what the host is for, or what it uses: an agent may be there before the node is made.
+    pub(super) fn look_at_node(&mut self, sinks: &mut [&mut dyn Sink]) {
+        let processes = processes::scan();
+        let discovery = self.discover(&processes);
+        // Between two kubelets what the last one used stands.
+        if discovery.kubelet_runs {
+            self.follow_targets(targets::find(&self.settings, &discovery), sinks);
+        }
+        let found = role::find(&self.settings, &processes, &discovery, !self.state.targets().is_empty());
         let update = |host: &mut Host| {
             // Where no manifest shows a control plane, only its process does: when that has ended it is missing.
             if host.role != Role::ControlPlane {
@@ -183,12 +201,33 @@ impl App {
                 host.runtime = found.runtime;
             }
             host.kubelet_installed = found.kubelet_installed;
-            // Between two kubelets the endpoint of the last one stands.
-            if found.runtime_endpoint.is_some() {
+            if discovery.kubelet_runs && found.runtime_endpoint.is_some() {
                 host.runtime_endpoint = found.runtime_endpoint;
             }
         };
         self.update_host(update, sinks);
+    }
+
+    /// A kubelet that was started with another kubeconfig has another API server.
+    fn follow_targets(&mut self, found: targets::Servers, sinks: &mut [&mut dyn Sink]) {
+        let now = clock::now();
+        let known = self.state.targets().clone();
+        let is_gone = |addr: &&SocketAddr| !found.targets.iter().any(|target| target.addr == **addr);
+        for addr in known.keys().filter(is_gone).filter(|_| found.is_whole) {
+            self.deliver(now, Observation::ApiTargetGone { addr: *addr }, sinks);
+        }
+        for target in found.targets {
+            if known.get(&target.addr) != Some(&target.name) {
+                self.deliver(now, Observation::ApiTarget(target), sinks);
+            }
+        }
+        if found.gaps.is_empty() {
+            self.deliver(now, Observation::GapClosed { signal: targets::SIGNAL.to_owned() }, sinks);
+        }
+        for gap in found.gaps {
+            self.deliver(now, Observation::Gap(gap), sinks);
+        }
+        self.watch_targets();
     }
 
     fn update_host(&mut self, update: impl FnOnce(&mut Host), sinks: &mut [&mut dyn Sink]) {

@@ -9,8 +9,9 @@ use serde::Serialize;
 use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported};
 use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
-use crate::node::{cni_config, processes, targets};
-use crate::settings::Settings;
+use crate::node::discovery::Discovery;
+use crate::node::{cni_config, cni_dirs, processes, targets};
+use crate::settings::{Known, Settings};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 
 /// Everything that is found out; additions allowed, no removals.
@@ -28,6 +29,19 @@ struct Findings {
     hooks: Vec<HookFinding>,
     /// What attached programs cannot see here.
     less: Vec<Less>,
+    /// What the node uses.
+    discovered: Vec<Discovered>,
+    /// What of that does not fit together, a sentence each.
+    notes: Vec<String>,
+}
+
+/// See [`Findings::discovered`].
+#[derive(Debug, Serialize)]
+struct Discovered {
+    setting: &'static str,
+    value: String,
+    /// Where the value is from: a flag, a file, a default.
+    source: String,
 }
 
 /// See [`Findings::less`].
@@ -77,14 +91,22 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
         watched_for_ms: args.watch.as_millis(),
         hooks: Vec::new(),
         less: Vec::new(),
+        discovered: Vec::new(),
+        notes: Vec::new(),
     };
+    let processes = processes::scan();
+    let discovery = discover(&settings, &processes);
+    let rows = discovery.rows(&settings).into_iter();
+    let row = |(setting, Known { value, source })| Discovered { setting, value, source };
+    findings.discovered = rows.map(row).collect();
+    findings.notes.clone_from(&discovery.notes);
     // Held until the end: closing it ends the measuring.
     let measure = || aya::sys::enable_stats(aya::sys::Stats::RunTime);
     let _stats = args.stats.then(measure).transpose().context("let the kernel measure its eBPF programs")?;
     match bpf::load(settings.ring_bytes, settings.hooks, true) {
         Ok(mut kernel) => {
             findings.attached_in_ms = Some(kernel.took.as_millis());
-            let events = watch(&settings, &mut kernel, args.watch).await?;
+            let events = watch(&settings, &mut kernel, (&processes, &discovery), args.watch).await?;
             findings.hooks = hooks(&mut kernel, &events)?;
             findings.less = kernel.less.iter().map(|(signal, why)| Less { signal, why }).collect();
         }
@@ -97,19 +119,28 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     Ok(if findings.unsupported.is_none() { Exit::Ready } else { Exit::Unsupported })
 }
 
+/// Finds out what the node uses, as the agent does at its start.
+fn discover(settings: &Settings, processes: &[processes::Found]) -> Discovery {
+    let discovery = Discovery::of(settings, processes);
+    let runtime = &discovery.runtime_config;
+    settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
+    cni_dirs::learn(settings, processes);
+    discovery
+}
+
 /// Looks at what the agent would look at; counts what comes.
 async fn watch(
     settings: &Settings,
     kernel: &mut Kernel,
+    (processes, discovery): (&[processes::Found], &Discovery),
     time: std::time::Duration,
 ) -> Result<BTreeMap<Hook, u64>> {
     kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(settings))?;
-    let processes = processes::scan();
-    for process in &processes {
+    for process in processes {
         kernel.watch.add_process(process.actor.pid, || true)?;
     }
     let addresses: Vec<_> =
-        targets::find(settings, &processes).targets.iter().map(|target| target.addr).collect();
+        targets::find(settings, discovery).targets.iter().map(|target| target.addr).collect();
     kernel.watch.set_targets(&addresses, &[])?;
     let mut events = BTreeMap::new();
     let end = tokio::time::sleep(time);
@@ -161,7 +192,24 @@ fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFi
     Ok(rows.map(finding).collect())
 }
 
+/// The setting, its value and where that is from, in columns.
+fn print_discovered(findings: &Findings) {
+    let longest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
+    let rows = &findings.discovered;
+    let name = longest(&mut rows.iter().map(|row| row.setting.len()));
+    let value = longest(&mut rows.iter().map(|row| row.value.len())).min(56);
+    anstream::println!("{}", paint(FAINT, &format!("{:<name$}  {:<value$}  source", "discovered", "value")));
+    for Discovered { setting, value: text, source } in rows {
+        anstream::println!("{setting:<name$}  {text:<value$}  {}", paint(FAINT, source));
+    }
+    for note in &findings.notes {
+        anstream::println!("{}", paint(UNSURE, note));
+    }
+    anstream::println!();
+}
+
 fn print(findings: &Findings) {
+    print_discovered(findings);
     anstream::println!("kernel    {}", findings.kernel);
     let types =
         findings.btf_bytes.map_or("missing".to_owned(), |bytes| format!("{} KiB of BTF", bytes / 1024));

@@ -17,6 +17,7 @@ use probe_engine::TargetKind;
 use serde_json::Value;
 
 use super::schedule::Failure;
+use crate::node::discovery::Discovery;
 use crate::node::{file, processes, targets};
 use crate::settings::Settings;
 use crate::text::clean;
@@ -192,13 +193,17 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
+    fn discovery(&self) -> Discovery {
+        Discovery::of(self.settings, &processes::scan())
+    }
+
     /// In the order in which they are tried.
     async fn all(&mut self) {
         // An account of our own that is refused is not replaced by somebody else's.
         if self.settings.kubeconfig.is_none() && self.account() {
             return;
         }
-        for path in targets::kubeconfigs(self.settings, &processes::scan()) {
+        for path in targets::kubeconfigs(self.settings, &self.discovery()) {
             self.kubeconfig(&path).await;
         }
     }
@@ -211,7 +216,7 @@ impl Found<'_> {
         if !token.is_file() {
             return false;
         }
-        let found = targets::find(self.settings, &processes::scan()).targets;
+        let found = targets::find(self.settings, &self.discovery()).targets;
         let service = found.iter().filter(|target| target.kind == TargetKind::Service);
         let direct = found.iter().filter(|target| target.kind != TargetKind::Service);
         for target in service.chain(direct) {

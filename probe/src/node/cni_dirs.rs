@@ -14,6 +14,7 @@ use inotify::{Inotify, WatchMask};
 use probe_engine::{ConfFile, Gap, Observation, ProcessClass};
 use tokio::sync::watch;
 
+use super::processes::Found;
 use super::pulse::Watched;
 use crate::clock;
 use crate::feed::{Feed, Seen};
@@ -39,9 +40,10 @@ const SKIPPED: &[&str] = &["containerd", "containers", "docker", "kubelet", "ove
 /// A directory as the kernel names it among what a process watches: inode number and device.
 type Place = (u64, u64);
 
-/// Learns now what the runtimes of these process ids read.
-pub(crate) fn learn(settings: &Settings, runtimes: &[u32]) {
-    if let Some(dir) = find(settings, runtimes) {
+/// Learns now what the runtimes among these processes read.
+pub(crate) fn learn(settings: &Settings, processes: &[Found]) {
+    let runtimes = processes.iter().filter(|found| found.class == ProcessClass::Runtime);
+    if let Some(dir) = find(settings, &runtimes.map(|found| found.actor.pid).collect::<Vec<_>>()) {
         settings.cni.learn_conf(dir);
     }
 }
@@ -89,7 +91,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, mut watched: watch::Receiver<
 }
 
 /// Process ids of the container runtimes.
-pub(crate) fn runtimes(watched: &Watched) -> Vec<u32> {
+fn runtimes(watched: &Watched) -> Vec<u32> {
     let runtimes = watched.iter().filter(|(_, (_, class))| *class == ProcessClass::Runtime);
     runtimes.map(|(pid, _)| *pid).collect()
 }
@@ -187,6 +189,8 @@ fn holds_configurations(dir: &Path) -> bool {
 mod tests {
     use std::process;
 
+    use probe_engine::Actor;
+
     use crate::settings::tests::settings;
 
     use super::*;
@@ -209,7 +213,8 @@ mod tests {
         {
             let _elsewhere = watch("var/lib/some/where/net.d");
             let settings = settings();
-            learn(&settings, &own);
+            let actor = Actor { pid: process::id(), name: "containerd".to_owned() };
+            learn(&settings, &[Found { actor, class: ProcessClass::Runtime }]);
             assert_eq!(settings.cni.conf(), Path::new("/var/lib/some/where/net.d"));
         }
         // Only that of devices is left.

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use probe_engine::{CgroupDrivers, Limit, Observation, PacketsDropped, ProcessClass};
 
-use super::{cgroup_drivers, credentials, kubelet, leases, processes};
+use super::discovery::Discovery;
+use super::{credentials, leases, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -55,6 +56,7 @@ const SYSCTLS: &[&str] = &[
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool) {
     let mut look = Look {
         told: Told::default(),
+        discovery: Discovery::default(),
         leases: leases::Told::default(),
         dirs: BTreeMap::new(),
         wall: wall_offset_ms(),
@@ -82,6 +84,8 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool
 /// What is remembered between two looks.
 struct Look {
     told: Told,
+    /// What the node used at the last walk through `/proc`.
+    discovery: Discovery,
     leases: leases::Told,
     /// Where etcd, runtimes and kubelets keep their data, also when they have exited since: that may be because there is no
     /// room.
@@ -101,7 +105,9 @@ impl Look {
                 let dirs = data_dirs(settings, process.actor.pid, process.class);
                 dirs.into_iter().map(|dir| (dir, process.class))
             });
-            let root = kubelet::root_dir(processes).and_then(|dir| dir.to_str().map(str::to_owned));
+            self.discovery = Discovery::of(settings, processes);
+            let root =
+                self.discovery.kubelet.root.as_ref().and_then(|dir| dir.value.to_str().map(str::to_owned));
             let found: Vec<_> = open.chain(root.map(|dir| (dir, ProcessClass::Kubelet))).collect();
             let room = FOUND_DIRS.saturating_sub(self.dirs.len());
             self.dirs.extend(found.into_iter().take(room));
@@ -112,7 +118,7 @@ impl Look {
             self.told.limit(limit, &mut seen);
         }
         // A few small files: whoever replaces one that is over waits for this.
-        for credential in credentials::find(settings) {
+        for credential in credentials::find(settings, &self.discovery) {
             self.told.credential(credential, &mut seen);
         }
         if let Some(processes) = &processes {
@@ -120,7 +126,7 @@ impl Look {
                 self.told.limit(limit, &mut seen);
             }
             self.told.sysctls(&mut seen);
-            let drivers = cgroup_drivers::find(settings, processes);
+            let drivers = self.discovery.cgroup_drivers();
             if self.told.drivers != drivers {
                 self.told.drivers.clone_from(&drivers);
                 seen.extend(drivers.map(Observation::CgroupDrivers));

@@ -2,18 +2,17 @@
 
 pub(crate) mod ask;
 mod certificate;
-mod cgroup_drivers;
 pub(crate) mod cni_config;
 pub(crate) mod cni_dirs;
 mod cni_parse;
 pub(crate) mod conf_access;
 pub(crate) mod connections;
 mod credentials;
+pub(crate) mod discovery;
 mod errqueue;
 pub(crate) mod file;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
-mod kubelet;
 mod leases;
 pub(crate) mod limits;
 pub(crate) mod links;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use probe_engine::{Host, ProcessClass, Role, Runtime};
 
+use super::discovery::{Discovery, socket};
 use super::processes::Found;
 use crate::settings::Settings;
 
@@ -22,15 +23,8 @@ const API_SERVER_FILES: &[&str] = &[
     "/var/lib/rancher/rke2/server",
 ];
 
-/// What a kubelet leaves on its host.
-const KUBELET_FILES: &[&str] = &[
-    "/var/lib/kubelet/config.yaml",
-    "/var/lib/kubelet/kubeconfig",
-    "/var/lib/kubelet/pki",
-    "/etc/kubernetes/kubelet.conf",
-    "/var/lib/rancher/k3s/agent",
-    "/var/lib/rancher/rke2/agent",
-];
+/// What a kubelet leaves on its host, besides what tells its distribution: one that was never joined has no kubeconfig.
+const KUBELET_FILES: &[&str] = &["/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki"];
 
 const CRIO_SOCKETS: &[&str] = &["/run/crio/crio.sock", "/var/run/crio/crio.sock"];
 const CONTAINERD_SOCKETS: &[&str] =
@@ -47,15 +41,15 @@ const ETCD_FILES: &[&str] = &[
 
 /// The role, set or found, and the runtime. The addresses are left empty. `targets`: some address of an API server is
 /// known.
-pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> Host {
+pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discovery, targets: bool) -> Host {
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
-    let runtime = runtime(settings, processes, exists);
+    let runtime = runtime(settings, processes, discovery, exists);
     let runtime_endpoint = match &settings.runtime_endpoint {
-        Some(endpoint) => super::kubelet::socket(&endpoint.to_string_lossy()),
-        None => super::kubelet::runtime_endpoint(settings, processes),
+        Some(endpoint) => socket(&endpoint.to_string_lossy()),
+        None => discovery.kubelet.runtime_endpoint.as_ref().map(|known| known.value.clone()),
     };
-    let kubelet_installed = KUBELET_FILES.iter().any(&exists);
+    let kubelet_installed = discovery.is_installed || KUBELET_FILES.iter().any(&exists);
     let host = |role, role_set| Host {
         role,
         role_set,
@@ -68,7 +62,8 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> H
         return host(role, true);
     }
     let kubelet = runs(ProcessClass::Kubelet) || kubelet_installed;
-    let api_server = runs(ProcessClass::ApiServer) || API_SERVER_FILES.iter().any(&exists);
+    let api_server =
+        runs(ProcessClass::ApiServer) || discovery.with_api_server || API_SERVER_FILES.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
     // A directory or an address that somebody named is worth an answer, whatever else is missing.
     let asked_for = targets || settings.on_host(&settings.cni.conf()).is_dir();
@@ -84,10 +79,20 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], targets: bool) -> H
     host(role, false)
 }
 
-fn runtime(settings: &Settings, processes: &[Found], exists: impl Fn(&&str) -> bool) -> Runtime {
+fn runtime(
+    settings: &Settings,
+    processes: &[Found],
+    discovery: &Discovery,
+    exists: impl Fn(&&str) -> bool,
+) -> Runtime {
     if let Some(endpoint) = &settings.runtime_endpoint {
         let name = endpoint.file_name().unwrap_or_default().to_string_lossy();
         return if name.contains("crio") { Runtime::CriO } else { Runtime::Containerd };
+    }
+    match discovery.runtime.as_str() {
+        "containerd" => return Runtime::Containerd,
+        "crio" => return Runtime::CriO,
+        _ => {}
     }
     let runs = |name: &str| processes.iter().any(|found| found.actor.name == name);
     // CRI-O first: containerd is often installed beside it, for other uses.
@@ -125,7 +130,8 @@ mod tests {
             class: *class,
         };
         let processes: Vec<_> = processes.iter().map(found).collect();
-        find(&settings, &processes, targets).role
+        let discovery = Discovery::find(&settings, &[]);
+        find(&settings, &processes, &discovery, targets).role
     }
 
     #[test]

@@ -1,67 +1,61 @@
 //! Where this node expects the API server.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use probe_engine::{ApiTarget, Gap, Range, TargetKind};
 use serde_json::Value;
 
-use super::processes::Found;
-use super::{file, kubelet};
+use super::discovery::Discovery;
+use super::file;
 use crate::settings::Settings;
 use crate::text::clean;
 
 /// What was found, and what could not be made out.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Targets {
+pub(crate) struct Servers {
     /// In the order in which clients prefer them.
     pub(crate) targets: Vec<ApiTarget>,
     /// Names that did not resolve, files that did not parse.
     pub(crate) gaps: Vec<Gap>,
+    /// A kubeconfig of the kubelet was read and names a server: an address that is not here is not used any more.
+    pub(crate) is_whole: bool,
 }
-
-/// Where kubelets have their kubeconfigs: kubeadm, kops, Kubespray, k3s, RKE2.
-const KUBECONFIGS: &[&str] = &[
-    "/etc/kubernetes/kubelet.conf",
-    "/var/lib/kubelet/kubeconfig",
-    "/etc/kubernetes/bootstrap-kubelet.conf",
-    "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
-    "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
-];
 
 /// Kubeconfigs of CNI plugins, inside the configuration directory.
 const CNI_KUBECONFIGS: &[&str] = &["calico-kubeconfig", "multus.d/multus.kubeconfig"];
 
+/// What is missing where an address is not known.
+pub(crate) const SIGNAL: &str = "api.address";
+
 /// Default port of an `https` URL and of kube-apiserver.
 const HTTPS_PORT: u16 = 443;
 
-/// The kubelet's kubeconfigs: the one named by hand; else those that the kubelet among `processes` names, for what lies at a
-/// usual path beside them is somebody else's or left over; else those at the usual paths.
-pub(crate) fn kubeconfigs(settings: &Settings, processes: &[Found]) -> Vec<PathBuf> {
-    if let Some(path) = &settings.kubeconfig {
-        return vec![path.clone()];
+/// The kubelet's kubeconfigs: the one named by hand, else those that it is started with.
+pub(crate) fn kubeconfigs(settings: &Settings, discovery: &Discovery) -> Vec<PathBuf> {
+    match &settings.kubeconfig {
+        Some(path) => vec![path.clone()],
+        None => discovery.kubelet.kubeconfigs().map(|known| known.value.clone()).collect(),
     }
-    let named = kubelet::kubeconfigs(processes);
-    if named.is_empty() { KUBECONFIGS.iter().map(PathBuf::from).collect() } else { named }
 }
 
 /// Every address, named ones first.
-pub(crate) fn find(settings: &Settings, processes: &[Found]) -> Targets {
-    let mut found = Targets::default();
+pub(crate) fn find(settings: &Settings, discovery: &Discovery) -> Servers {
+    let services = service_ranges(settings, discovery);
+    let mut found = Servers::default();
     for named in &settings.apiservers {
-        let kind = named.kind.unwrap_or_else(|| guess(settings, named.addr));
+        let kind = named.kind.unwrap_or_else(|| guess(&services, named.addr));
         found.add(named.addr, kind, "--apiserver", named.name.clone());
     }
     if !settings.only_named {
-        for path in kubeconfigs(settings, processes) {
-            found.kubeconfig(settings, &path, false);
+        for path in kubeconfigs(settings, discovery) {
+            found.kubeconfig(settings, &services, &path, false);
         }
         if let Some(addr) = service_in_environment() {
             found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST", None);
         }
         for name in CNI_KUBECONFIGS {
-            found.kubeconfig(settings, &settings.cni.conf().join(name), true);
+            found.kubeconfig(settings, &services, &settings.cni.conf().join(name), true);
         }
     }
     if found.targets.is_empty() && found.gaps.is_empty() {
@@ -70,7 +64,7 @@ pub(crate) fn find(settings: &Settings, processes: &[Found]) -> Targets {
     found
 }
 
-impl Targets {
+impl Servers {
     fn add(&mut self, addr: SocketAddr, kind: TargetKind, source: &str, name: Option<String>) {
         if !self.targets.iter().any(|known| known.addr == addr) {
             self.targets.push(ApiTarget { addr, kind, source: source.to_owned(), name });
@@ -78,11 +72,11 @@ impl Targets {
     }
 
     fn gap(&mut self, why: String) {
-        self.gaps.push(Gap { signal: "api.address".to_owned(), why, blind: false });
+        self.gaps.push(Gap { signal: SIGNAL.to_owned(), why, blind: false });
     }
 
     /// Only the server's URL is read; credentials are not kept.
-    fn kubeconfig(&mut self, settings: &Settings, path: &Path, of_cni: bool) {
+    fn kubeconfig(&mut self, settings: &Settings, services: &[Range], path: &Path, of_cni: bool) {
         let Some(text) = file::read_text(&settings.on_host(path)) else { return };
         let shown = clean(path.to_string_lossy().as_bytes(), 200);
         let parsed: Result<Value, _> = serde_yaml_ng::from_str(&text);
@@ -90,6 +84,7 @@ impl Targets {
             Ok(value) => servers(&value),
             Err(_) => return self.gap(format!("{shown} is no kubeconfig")),
         };
+        self.is_whole |= !of_cni && !servers.is_empty();
         for server in servers {
             let addresses = resolve(settings, &server);
             if addresses.is_empty() {
@@ -100,7 +95,7 @@ impl Targets {
             }
             for addr in addresses {
                 // A plugin's kubeconfig mostly names the Service.
-                let kind = if of_cni { guess(settings, addr) } else { kind_of(settings, addr) };
+                let kind = if of_cni { guess(services, addr) } else { kind_of(services, addr) };
                 self.add(addr, kind, &shown, name_in(&server));
             }
         }
@@ -172,42 +167,40 @@ fn by_name(settings: &Settings, name: &str) -> Vec<IpAddr> {
 }
 
 /// Service when it is known to be one.
-fn kind_of(settings: &Settings, addr: SocketAddr) -> TargetKind {
+fn kind_of(services: &[Range], addr: SocketAddr) -> TargetKind {
     let in_environment = service_in_environment().is_some_and(|service| service.ip() == addr.ip());
-    let in_range = service_ranges(settings).iter().any(|range| range.contains(addr.ip()));
+    let in_range = services.iter().any(|range| range.contains(addr.ip()));
     if in_environment || in_range { TargetKind::Service } else { TargetKind::Direct }
 }
 
 /// As [`kind_of`]; where nothing is known of the Services, a private address with the Service's port 443 is
 /// taken for one: API servers themselves listen on 6443 nearly everywhere.
-fn guess(settings: &Settings, addr: SocketAddr) -> TargetKind {
+fn guess(services: &[Range], addr: SocketAddr) -> TargetKind {
     let private = match addr.ip() {
         // RFC 1918, and RFC 6598, which kops uses.
         IpAddr::V4(v4) => v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
         IpAddr::V6(v6) => v6.is_unique_local(),
     };
-    if service_ranges(settings).is_empty() && addr.port() == HTTPS_PORT && private {
+    if services.is_empty() && addr.port() == HTTPS_PORT && private {
         return TargetKind::Service;
     }
-    kind_of(settings, addr)
+    kind_of(services, addr)
 }
 
 /// From the API server's own manifest; else around the cluster's DNS address, which is a Service: the /16
 /// there is the smallest range that common installers use (kubeadm: /12, Kubespray: /18 of a /16 of its own).
-fn service_ranges(settings: &Settings) -> Vec<Range> {
-    let manifest =
-        file::read_text(&settings.on_host(Path::new("/etc/kubernetes/manifests/kube-apiserver.yaml")));
+fn service_ranges(settings: &Settings, discovery: &Discovery) -> Vec<Range> {
+    let static_pods = discovery.kubelet.static_pods.as_ref();
+    let manifest = static_pods
+        .and_then(|dir| file::read_text(&settings.on_host(&dir.value.join("kube-apiserver.yaml"))));
     let flag = "--service-cluster-ip-range=";
     let named = manifest.as_deref().unwrap_or_default().lines().find_map(|line| line.split_once(flag));
     if let Some((_, ranges)) = named {
         return ranges.trim_end_matches(['"', '\'']).split(',').filter_map(Range::parse).collect();
     }
-    let kubelet = file::read_text(&settings.on_host(Path::new("/var/lib/kubelet/config.yaml")));
-    let config: BTreeMap<String, Value> =
-        kubelet.and_then(|text| serde_yaml_ng::from_str(&text).ok()).unwrap_or_default();
-    let dns = config.get("clusterDNS").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let around = |ip: IpAddr| Range { base: ip, length: if ip.is_ipv4() { 16 } else { 112 } };
-    dns.iter().filter_map(|ip| ip.as_str()?.parse().ok()).map(around).collect()
+    let dns = discovery.kubelet.cluster_dns.as_ref();
+    let around = |ip: &IpAddr| Range { base: *ip, length: if ip.is_ipv4() { 16 } else { 112 } };
+    dns.map(|dns| dns.value.iter().map(around).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
