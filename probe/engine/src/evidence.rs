@@ -4,6 +4,7 @@ mod api;
 mod cni;
 mod datapath;
 mod lives;
+mod names;
 mod node;
 mod phases;
 mod quiet;
@@ -19,6 +20,7 @@ pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
 pub(crate) use datapath::{ERRNOS, is_taken_vni};
 pub(crate) use lives::Life;
+pub(crate) use names::Unresolved;
 pub(crate) use node::SocketFailure;
 pub use node::socket_errno;
 pub(crate) use responses::Unanswered;
@@ -104,6 +106,8 @@ pub(crate) struct Facts {
     pub(crate) lost: BTreeMap<Scope, Mono>,
     pub(crate) gaps: BTreeMap<String, Gap>,
     pub(crate) writes: Option<Writes>,
+    /// By name: names of API servers that have no address.
+    pub(crate) unresolved: BTreeMap<String, Unresolved>,
     /// What the control plane of this host did not reach, API addresses apart: the backends of webhooks are among it.
     pub(crate) unreached: BTreeMap<SocketAddr, Unreached>,
     /// DaemonSets without pods, and since when there is any.
@@ -136,6 +140,7 @@ impl Facts {
                 return ask;
             }
             Observation::Listener(listener) => self.listener(at, &listener),
+            Observation::NameLookup(lookup) => self.name_lookup(at, lookup),
             Observation::Route(route) => self.route(at, &route),
             Observation::CniConfig(config) => self.configuration(at, config),
             Observation::Answer(answer) => {
@@ -266,6 +271,9 @@ impl Facts {
             gone |= ledger.denied.len() != before;
             ledger.enter_phase(now);
         }
+        let before = self.unresolved.len();
+        self.unresolved.retain(|_, unresolved| now.since(unresolved.last) < limits::CONNECT_FAILURE);
+        gone |= self.unresolved.len() != before;
         let before = self.files.len() + self.dropping.len();
         self.files.retain(|_, file| now < file.until());
         self.dropping.retain(|_, (.., last)| now.since(*last) < limits::CONNECT_FAILURE);
@@ -311,6 +319,7 @@ impl Facts {
             let silence = ledger.unanswered.iter();
             silence.for_each(|silence| at(silence.last.plus(limits::UNANSWERED_FORGOTTEN)));
         }
+        self.unresolved.values().for_each(|unresolved| at(unresolved.last.plus(limits::CONNECT_FAILURE)));
         self.runtime_down.iter().for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
         self.hits.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
         self.files.values().for_each(|file| at(file.until()));

@@ -459,6 +459,15 @@ const ALL: &[Explanation] = &[
         "Look at etcd's own log first (crictl logs, journalctl -u etcd), then at space and latency of \
          the disk under /var/lib/etcd. The API server comes back by itself.",
     ),
+    row(
+        Reason::APINameUnresolved,
+        &[Reason::APITimeout, Reason::APIServiceNotProgrammed],
+        "The name of the API server has no address.",
+        "The node's own resolver, by the host's /etc/hosts and /etc/resolv.conf, gives none for the name in the \
+         kubelet's kubeconfig, and no connection to an address of that name works.",
+        "Ask the resolver that the message names (`dig @ADDRESS NAME`). NXDOMAIN: look at the zone and at the search \
+         domains. No answer: look at the way to port 53. The API server and the CNI are not at fault.",
+    ),
 ];
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ pub enum Observation {
     SocketConnect(SocketConnect),
     /// A TCP listener on this host came or went, or was found at start.
     Listener(Listener),
+    /// Whether the name of an API server has an address, when that changes; repeated while it has none.
+    NameLookup(NameLookup),
     /// The kernel's answer to a route look-up in the host's namespace.
     Route(Route),
     /// The whole state of the CNI configuration, after each change.

@@ -138,6 +138,7 @@ reasons! {
     SandboxImageUnavailable Runtime,
     AdmissionBlocked Api,
     EtcdDown Api,
+    APINameUnresolved Api,
 }
 
 impl core::fmt::Display for Reason {

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use probe_engine::{
     Actor, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, ConditionType, ConfContent,
     ConfFile, Config, Connect, ConnectEnd, Connection, Effect, Engine, ExitStatus, Gap, Host, Icmp, Limit,
-    Link, Listener, Lost, Mono, Observation, PluginFile, Pod, Process, ProcessClass, ProcessEvent, Reason,
-    Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind, Stuck, StuckHow,
-    TargetKind, UnusablePlugin, limits,
+    Link, Listener, Lost, Mono, NameFailure, NameLookup, Observation, PluginFile, Pod, Process, ProcessClass,
+    ProcessEvent, Reason, Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind,
+    Stuck, StuckHow, TargetKind, UnusablePlugin, limits,
 };
 use proptest::prelude::*;
 
@@ -113,6 +113,10 @@ prop_compose! {
     }
 }
 
+fn lookup(failure: Option<NameFailure>) -> NameLookup {
+    NameLookup { name: "api.example.com".into(), resolver: "10.0.0.2:53".into(), failure }
+}
+
 fn observations() -> impl Strategy<Value = Observation> {
     let roles = [Role::Unknown, Role::Worker, Role::ControlPlane];
     prop_oneof![
@@ -137,6 +141,8 @@ fn observations() -> impl Strategy<Value = Observation> {
         })),
         (0..4_usize, prop::sample::select(vec![0, 101]))
             .prop_map(|(index, errno)| Observation::Route(Route { to: addr(index).ip(), errno })),
+        prop::option::of(prop::sample::select(vec![NameFailure::NoSuchName, NameFailure::Silent]))
+            .prop_map(|failure| Observation::NameLookup(lookup(failure))),
         (0..6_usize).prop_map(|kind| Observation::CniConfig(config(kind))),
         (any::<bool>(), "\\PC{0,40}").prop_map(|(fails, msg)| add("bridge", fails, &msg)),
         (0..4_usize, 1..1000_u64).prop_map(|(scope, count)| Observation::Lost(Lost {
@@ -274,6 +280,7 @@ fn cure(engine: &mut Engine, from: Mono) -> Mono {
         source: String::new(),
         name: None,
     }));
+    cure.push(Observation::NameLookup(lookup(None)));
     cure.extend(SCOPES.map(|scope| Observation::Reread { scope }));
     for index in 0..4 {
         let (local, to) = (addr(index), addr(index).ip());
@@ -342,7 +349,7 @@ proptest! {
         for (after, expired) in [
             (limits::SANDBOX_RETRY + SECOND, &[Reason::CNIPluginFailed, Reason::IPAMExhausted, Reason::SandboxImageUnavailable][..]),
             (limits::CONNECT_FAILURE + SECOND, &[
-                Reason::APITimeout, Reason::APIServerReset, Reason::APIPolicyDenied, Reason::APIServiceNotProgrammed,
+                Reason::APINameUnresolved, Reason::APITimeout, Reason::APIServerReset, Reason::APIPolicyDenied, Reason::APIServiceNotProgrammed,
                 Reason::APIConnectionStalled,
             ]),
             (limits::AGENT_FAILURE + SECOND, &[Reason::RoutesRemoved, Reason::CNIBinaryBusy, Reason::ControlPlaneCrashLoop]),
@@ -448,6 +455,7 @@ proptest! {
                 || !matches!(config.files[0].content, ConfContent::Network { .. }),
             Observation::CniEnd(end) => !end.exit.success(),
             Observation::Route(route) => route.errno != 0,
+            Observation::NameLookup(lookup) => lookup.failure.is_some(),
             // The absence of a listener is a fact of a complete state.
             Observation::Host(host) => host.role == Role::ControlPlane,
             _ => false,

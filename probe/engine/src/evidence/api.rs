@@ -81,7 +81,7 @@ pub(crate) struct Ledger {
     /// Clients use exactly this address or name: it stands in a kubeconfig.
     pub(crate) is_clients_name: bool,
     /// The name that clients use, where it is not the address.
-    name: Option<String>,
+    pub(super) name: Option<String>,
     /// Order in which the addresses were named: the first is the one that clients use first.
     pub(crate) order: usize,
     pub(crate) last_ok: Option<Mono>,

@@ -328,6 +328,53 @@ pub struct Listener {
     pub host_netns: bool,
 }
 
+/// See [`super::Observation::NameLookup`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameLookup {
+    /// The name, as a kubeconfig of the kubelet has it; control characters are escaped.
+    pub name: String,
+    /// Who was asked, for people: address and port of a DNS server, or a file.
+    pub resolver: String,
+    /// Why it has no address; `None` when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<NameFailure>,
+}
+
+/// Why a name has no address; of several names that search domains make of it, what was said of the first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "failure", rename_all = "snake_case")]
+pub enum NameFailure {
+    /// There is no such name (NXDOMAIN).
+    NoSuchName,
+    /// The name is there and has no address.
+    NoAddress,
+    /// The resolver could not find out (SERVFAIL).
+    ServerFailure,
+    /// The resolver does not answer this host (REFUSED).
+    Refused,
+    /// No answer came in time.
+    Silent,
+    /// Anything else.
+    Other {
+        /// One line.
+        why: String,
+    },
+}
+
+impl NameFailure {
+    /// What the resolver did, after its name.
+    pub fn words(&self) -> String {
+        match self {
+            Self::NoSuchName => String::from("answers that there is no such name (NXDOMAIN)"),
+            Self::NoAddress => String::from("answers that the name has no address"),
+            Self::ServerFailure => String::from("answers that it could not find out (SERVFAIL)"),
+            Self::Refused => String::from("refuses to answer (REFUSED)"),
+            Self::Silent => String::from("does not answer"),
+            Self::Other { why } => format!("cannot be asked: {why}"),
+        }
+    }
+}
+
 /// See [`super::Observation::Route`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {

@@ -5,6 +5,7 @@ mod api_answer;
 mod api_connect;
 mod api_denied;
 mod api_listener;
+mod api_name;
 mod api_route;
 mod cni_binary;
 mod cni_config;
@@ -111,6 +112,7 @@ mod causes {
         APIPolicyDenied,
         APIBPFDenied,
         APIRouteMissing,
+        APINameUnresolved,
         APITimeout,
         APIHairpin,
         APIServerReset,
@@ -225,6 +227,7 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         api_listener::judge,
         api_denied::judge,
         api_route::judge,
+        api_name::judge,
         api_connect::judge,
         api_answer::judge,
         admission::judge,

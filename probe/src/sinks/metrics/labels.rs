@@ -106,6 +106,7 @@ pub(super) const fn kind(observation: &Observation) -> &'static str {
         Observation::Connection(_) => "connection",
         Observation::SocketConnect(_) => "socket_connect",
         Observation::Listener(_) => "listener",
+        Observation::NameLookup(_) => "name_lookup",
         Observation::Route(_) => "route",
         Observation::CniConfig(_) => "cni_config",
         Observation::ConfAccess(_) => "conf_access",

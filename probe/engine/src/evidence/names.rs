@@ -1,0 +1,46 @@
+//! Names of API servers, and what the node's resolver says of them.
+
+use alloc::format;
+use alloc::string::String;
+
+use super::{Facts, Ledger};
+use crate::limits;
+use crate::observation::{Mono, NameFailure, NameLookup};
+
+/// A name that has no address.
+#[derive(Clone, Debug)]
+pub(crate) struct Unresolved {
+    /// Who was asked last.
+    pub(crate) resolver: String,
+    /// How that failed.
+    pub(crate) failure: NameFailure,
+    pub(crate) since: Mono,
+    pub(super) last: Mono,
+}
+
+impl Facts {
+    pub(super) fn name_lookup(&mut self, at: Mono, lookup: NameLookup) {
+        let NameLookup { name, resolver, failure } = lookup;
+        let Some(failure) = failure else {
+            if self.unresolved.remove(&name).is_some() {
+                self.line(at, "dns", format!("{name} has an address again, by {resolver}"));
+            }
+            return;
+        };
+        let known = self.unresolved.get(&name);
+        if known.is_none() && self.unresolved.len() >= limits::NAMES {
+            return;
+        }
+        let since = known.map_or(at, |known| known.since);
+        if known.is_none_or(|known| known.failure != failure) {
+            self.line(at, "dns", format!("{name}: {resolver} {}", failure.words()));
+        }
+        self.unresolved.insert(name, Unresolved { resolver, failure, since, last: at });
+    }
+
+    /// Returns whether clients get through to an address of this name, whatever a resolver says now.
+    pub(crate) fn works_by_name(&self, name: &str) -> bool {
+        let of_name = |ledger: &&Ledger| ledger.name.as_deref() == Some(name);
+        self.targets.values().filter(of_name).any(Ledger::works)
+    }
+}
