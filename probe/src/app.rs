@@ -18,6 +18,7 @@ use crate::clock::{self, Wall};
 use crate::enrich::{DropReasons, Enricher, Sandboxes};
 use crate::feed::{Feed, Seen};
 use crate::node::ask::{Asked, Targets};
+use crate::node::names::{self, Named};
 use crate::settings::Settings;
 use crate::sinks::Sink;
 
@@ -48,6 +49,8 @@ pub(crate) struct App {
     asked: mpsc::Receiver<Asked>,
     wake: mpsc::Sender<SocketAddr>,
     targets: watch::Sender<Targets>,
+    /// Names of API servers that are looked up.
+    names: watch::Sender<Vec<Named>>,
     addresses_changed: mpsc::Receiver<()>,
     /// What was observed before the loop runs: the state at start.
     early: Vec<Seen>,
@@ -86,6 +89,8 @@ impl App {
         let watched = app.targets.subscribe();
         let processes = app.state.processes();
         sources::spawn(&mut app.tasks, &app.settings, &app.feed, address_feed, watched, processes, stands_in);
+        let names = app.names.subscribe();
+        app.tasks.spawn(names::watch(Arc::clone(&app.settings), names, app.feed.clone()));
         app.snapshot().await?;
         Ok(app)
     }
@@ -124,6 +129,7 @@ impl App {
             asked,
             wake,
             targets,
+            names: watch::Sender::default(),
             addresses_changed,
             early: Vec::new(),
             observations: Vec::new(),
@@ -288,8 +294,12 @@ impl App {
             observation,
             Observation::Gap(_) | Observation::GapClosed { .. } | Observation::Writes(_)
         );
+        let is_target = matches!(observation, Observation::ApiTarget(_) | Observation::ApiTargetGone { .. });
         self.engine.observe(at, observation);
         self.drain(at, tells, sinks);
+        if is_target {
+            self.watch_targets();
+        }
     }
 
     fn drain(&mut self, at: Mono, mut changed: bool, sinks: &mut [&mut dyn Sink]) {

@@ -9,7 +9,7 @@ use probe_engine::{Pod, Role, TargetKind};
 
 use crate::bpf::HookSet;
 use crate::node::targets;
-use crate::settings::{ApiServer, CniDirs, Settings};
+use crate::settings::{ApiServer, CniDirs, ServerHost, Settings};
 use crate::sinks::trace::Topic;
 
 /// Says why a Kubernetes node is not ready, from inside the kernel.
@@ -289,15 +289,13 @@ impl NodeArgs {
             return Err(UsageError(format!("--kubeconfig {}: it is no file", path.display())));
         }
         for text in &self.apiserver {
-            let servers = api_servers(&settings, text)?;
-            settings.apiservers.extend(servers);
+            settings.apiservers.push(api_server(text)?);
         }
         Ok(settings)
     }
 }
 
-/// A name may have several addresses: clients try each.
-fn api_servers(settings: &Settings, text: &str) -> Result<Vec<ApiServer>, UsageError> {
+fn api_server(text: &str) -> Result<ApiServer, UsageError> {
     let (kind, address) = match text.split_once('=') {
         Some(("service", address)) => (Some(TargetKind::Service), address),
         Some(("direct", address)) => (Some(TargetKind::Direct), address),
@@ -309,21 +307,19 @@ fn api_servers(settings: &Settings, text: &str) -> Result<Vec<ApiServer>, UsageE
         None => (None, text),
     };
     let address = address.trim();
-    // A Service listens on 443, a server on 6443.
-    let addresses = match (kind, address.parse::<IpAddr>()) {
-        (Some(TargetKind::Service), Ok(ip)) => vec![SocketAddr::new(ip, 443)],
-        _ => targets::resolve(settings, address),
-    };
-    if addresses.is_empty() {
+    let Some((host, port)) = targets::parse(address) else {
         return Err(UsageError(format!(
-            "--apiserver {text:?}: not an address, and does not resolve by /etc/hosts; give ADDRESS:PORT"
+            "--apiserver {text:?}: neither an address nor a name; give ADDRESS:PORT"
         )));
-    }
-    if addresses.iter().any(|addr| addr.port() == 0 || addr.ip().is_unspecified()) {
+    };
+    // A Service listens on 443, a server on 6443.
+    let is_bare = address.parse::<IpAddr>().is_ok();
+    let port = if kind == Some(TargetKind::Service) && is_bare { 443 } else { port };
+    let is_nowhere = matches!(host, ServerHost::Address(ip) if ip.is_unspecified());
+    if port == 0 || is_nowhere {
         return Err(UsageError(format!("--apiserver {text:?}: nothing can listen on that address or port")));
     }
-    let name = targets::name_in(address);
-    Ok(addresses.into_iter().map(|addr| ApiServer { addr, kind, name: name.clone() }).collect())
+    Ok(ApiServer { host, port, kind })
 }
 
 fn host_name() -> String {

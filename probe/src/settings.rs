@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,15 +56,23 @@ pub(crate) struct Settings {
     pub(crate) plugin_limit: Option<Duration>,
 }
 
-/// One address of an `--apiserver`.
+/// One `--apiserver`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiServer {
-    /// Address and port; the port defaults to 6443.
-    pub(crate) addr: SocketAddr,
+    /// As it was given.
+    pub(crate) host: ServerHost,
+    /// 6443 where none was given, 443 for a URL and for a Service.
+    pub(crate) port: u16,
     /// `service=ADDR` marks the cluster's Service address; `None`: to be found out.
     pub(crate) kind: Option<TargetKind>,
-    /// The name that was given, when it was not the address.
-    pub(crate) name: Option<String>,
+}
+
+/// What stands before the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ServerHost {
+    Address(IpAddr),
+    /// Looked up as a kubeconfig's.
+    Name(String),
 }
 
 /// The value of a setting, and where it is from, for people.

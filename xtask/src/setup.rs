@@ -40,6 +40,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("zstd", "zstd"),
     ("sysctl", "procps"),
     ("/usr/sbin/ovs-vswitchd", "openvswitch-switch"),
+    ("/usr/sbin/dnsmasq", "dnsmasq-base"),
 ];
 
 /// Debian's compiler with the source of its own `core`.

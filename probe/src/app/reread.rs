@@ -1,7 +1,5 @@
 //! Reading the present state: at start, so that faults older than the agent are seen, and after a loss.
 
-use std::net::SocketAddr;
-
 use anyhow::Result;
 use probe_engine::{
     Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Host, Lost, Mono, Netns, Observation, Process,
@@ -48,6 +46,7 @@ impl App {
             self.early(Observation::Gap(gap));
         }
         self.watch_targets();
+        self.names.send_replace(targets.names);
         for process in found {
             let event = ProcessEvent::Found;
             self.early(Observation::Process(Process { process: process.actor, class: process.class, event }));
@@ -212,10 +211,14 @@ impl App {
     fn follow_targets(&mut self, found: targets::Servers, sinks: &mut [&mut dyn Sink]) {
         let now = clock::now();
         let known = self.state.targets().clone();
-        let is_gone = |addr: &&SocketAddr| !found.targets.iter().any(|target| target.addr == **addr);
-        for addr in known.keys().filter(is_gone).filter(|_| found.is_whole) {
-            self.deliver(now, Observation::ApiTargetGone { addr: *addr }, sinks);
+        let is_named =
+            |name: &Option<String>| found.names.iter().any(|named| Some(&named.name) == name.as_ref());
+        for (addr, name) in known.iter().filter(|_| found.is_whole) {
+            if !is_named(name) && !found.targets.iter().any(|target| target.addr == *addr) {
+                self.deliver(now, Observation::ApiTargetGone { addr: *addr }, sinks);
+            }
         }
+        self.names.send_replace(found.names);
         for target in found.targets {
             if known.get(&target.addr) != Some(&target.name) {
                 self.deliver(now, Observation::ApiTarget(target), sinks);
@@ -227,7 +230,6 @@ impl App {
         for gap in found.gaps {
             self.deliver(now, Observation::Gap(gap), sinks);
         }
-        self.watch_targets();
     }
 
     fn update_host(&mut self, update: impl FnOnce(&mut Host), sinks: &mut [&mut dyn Sink]) {

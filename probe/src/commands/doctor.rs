@@ -10,6 +10,7 @@ use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported};
 use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
 use crate::node::discovery::Discovery;
+use crate::node::names::{self, LookedUp};
 use crate::node::{cni_config, cni_dirs, processes, targets};
 use crate::settings::{Known, Settings};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
@@ -96,7 +97,9 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     };
     let processes = processes::scan();
     let discovery = discover(&settings, &processes);
-    let rows = discovery.rows(&settings).into_iter();
+    let servers = api_servers(&settings, &discovery).await;
+    let rows =
+        discovery.rows(&settings).into_iter().chain(servers.into_iter().map(|row| ("API server", row)));
     let row = |(setting, Known { value, source })| Discovered { setting, value, source };
     findings.discovered = rows.map(row).collect();
     findings.notes.clone_from(&discovery.notes);
@@ -126,6 +129,29 @@ fn discover(settings: &Settings, processes: &[processes::Found]) -> Discovery {
     settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
     cni_dirs::learn(settings, processes);
     discovery
+}
+
+/// Addresses, and names with what they are looked up to.
+async fn api_servers(settings: &Settings, discovery: &Discovery) -> Vec<Known<String>> {
+    let found = targets::find(settings, discovery);
+    let addresses = found.targets.iter().filter(|target| target.name.is_none());
+    let mut rows: Vec<_> =
+        addresses.map(|target| Known::of(target.addr.to_string(), &target.source)).collect();
+    for named in &found.names {
+        let LookedUp { resolver, result } = names::look_up(settings, &named.name).await;
+        let value = match result {
+            Ok((addresses, _)) => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                format!("{} = {}, port {}", named.name, addresses.join(", "), named.port)
+            }
+            Err(failure) => format!("{}: {resolver} {}", named.name, failure.words()),
+        };
+        rows.push(Known::of(value, &named.source));
+    }
+    for gap in &found.gaps {
+        rows.push(Known::of("not known".to_owned(), &gap.why));
+    }
+    rows
 }
 
 /// Looks at what the agent would look at; counts what comes.

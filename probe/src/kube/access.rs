@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use serde_json::Value;
 
 use super::schedule::Failure;
 use crate::node::discovery::Discovery;
-use crate::node::{file, processes, targets};
-use crate::settings::Settings;
+use crate::node::{file, names, processes, targets};
+use crate::settings::{ServerHost, Settings};
 use crate::text::clean;
 
 /// A connect within one data centre takes a millisecond; dead addresses must not eat the time of live ones.
@@ -277,16 +278,19 @@ impl Found<'_> {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         let mut config = config.map_err(|error| chain(&error))?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        // Names are looked up in the host's own table: the resolver of this process may be another's.
+        // Names are looked up as the host does: the resolver of this process may be another's.
         let shown = clean(server.as_bytes(), WORDS);
-        let Some(name) = targets::name_in(&server) else { return Ok((vec![config], shown)) };
-        let addresses = targets::resolve(self.settings, &server);
-        if addresses.is_empty() {
-            return Err(format!("the server's name {name:?} is not in /etc/hosts"));
-        }
+        let Some((ServerHost::Name(name), port)) = targets::parse(&server) else {
+            return Ok((vec![config], shown));
+        };
+        let looked_up = names::look_up(self.settings, &name).await;
+        let (addresses, _) = looked_up.result.map_err(|failure| {
+            format!("the server's name {name:?} has no address: {} {}", looked_up.resolver, failure.words())
+        })?;
         config.tls_server_name.get_or_insert(name);
         let mut configs = Vec::new();
-        for address in addresses {
+        for ip in addresses {
+            let address = SocketAddr::new(ip, port);
             let mut config = config.clone();
             config.cluster_url = format!("https://{address}").parse().map_err(|_| "its server is no URL")?;
             configs.push(config);

@@ -16,6 +16,7 @@ pub(crate) mod fuzz;
 mod leases;
 pub(crate) mod limits;
 pub(crate) mod links;
+pub(crate) mod names;
 pub(crate) mod namespaces;
 mod netlink;
 pub(crate) mod ovs;

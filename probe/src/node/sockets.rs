@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
@@ -111,6 +111,17 @@ pub(crate) fn established(targets: &[SocketAddr]) -> io::Result<Vec<Established>
     }
     found.truncate(LISTENERS);
     Ok(found)
+}
+
+/// The other sides of connections to this port, and the inode of each socket.
+pub(crate) fn connected_to(port: u16) -> io::Result<Vec<(IpAddr, u32)>> {
+    let query = Query { states: StateFlags::ESTABLISHED, to_port: port, ..Query::default() };
+    let found = dump(&query)?.into_iter().take(LISTENERS);
+    let other = |response: InetResponse| {
+        let ip = response.header.socket_id.destination_address.to_canonical();
+        (ip, response.header.inode)
+    };
+    Ok(found.map(other).collect())
 }
 
 fn established_from(to: SocketAddr, inode: u32, info: &[u8]) -> Option<Established> {

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::discovery::Discovery;
 use super::file;
-use crate::settings::Settings;
+use super::names::{self, Named};
+use crate::settings::{ApiServer, ServerHost, Settings};
 use crate::text::clean;
 
 /// What was found, and what could not be made out.
@@ -18,6 +19,8 @@ pub(crate) struct Servers {
     pub(crate) targets: Vec<ApiTarget>,
     /// Names that did not resolve, files that did not parse.
     pub(crate) gaps: Vec<Gap>,
+    /// Servers that are known by a name, whether the host's table of names has it or a resolver must be asked.
+    pub(crate) names: Vec<Named>,
     /// A kubeconfig of the kubelet was read and names a server: an address that is not here is not used any more.
     pub(crate) is_whole: bool,
 }
@@ -43,22 +46,21 @@ pub(crate) fn kubeconfigs(settings: &Settings, discovery: &Discovery) -> Vec<Pat
 pub(crate) fn find(settings: &Settings, discovery: &Discovery) -> Servers {
     let services = service_ranges(settings, discovery);
     let mut found = Servers::default();
-    for named in &settings.apiservers {
-        let kind = named.kind.unwrap_or_else(|| guess(&services, named.addr));
-        found.add(named.addr, kind, "--apiserver", named.name.clone());
+    for ApiServer { host, port, kind } in &settings.apiservers {
+        found.server(settings, &services, (host.clone(), *port), "--apiserver", Whose::Flag(*kind));
     }
     if !settings.only_named {
         for path in kubeconfigs(settings, discovery) {
-            found.kubeconfig(settings, &services, &path, false);
+            found.kubeconfig(settings, &services, &path, Whose::Kubelet);
         }
         if let Some(addr) = service_in_environment() {
             found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST", None);
         }
         for name in CNI_KUBECONFIGS {
-            found.kubeconfig(settings, &services, &settings.cni.conf().join(name), true);
+            found.kubeconfig(settings, &services, &settings.cni.conf().join(name), Whose::Cni);
         }
     }
-    if found.targets.is_empty() && found.gaps.is_empty() {
+    if found.targets.is_empty() && found.names.is_empty() && found.gaps.is_empty() {
         found.gap("no address of the API server was found; name it with --apiserver ADDRESS:PORT".to_owned());
     }
     found
@@ -76,38 +78,69 @@ impl Servers {
     }
 
     /// Only the server's URL is read; credentials are not kept.
-    fn kubeconfig(&mut self, settings: &Settings, services: &[Range], path: &Path, of_cni: bool) {
+    fn kubeconfig(&mut self, settings: &Settings, services: &[Range], path: &Path, whose: Whose) {
         let Some(text) = file::read_text(&settings.on_host(path)) else { return };
-        let shown = clean(path.to_string_lossy().as_bytes(), 200);
+        let source = clean(path.to_string_lossy().as_bytes(), 200);
         let parsed: Result<Value, _> = serde_yaml_ng::from_str(&text);
         let servers: Vec<String> = match parsed {
             Ok(value) => servers(&value),
-            Err(_) => return self.gap(format!("{shown} is no kubeconfig")),
+            Err(_) => return self.gap(format!("{source} is no kubeconfig")),
         };
-        self.is_whole |= !of_cni && !servers.is_empty();
+        self.is_whole |= whose == Whose::Kubelet && !servers.is_empty();
         for server in servers {
-            let addresses = resolve(settings, &server);
-            if addresses.is_empty() {
-                self.gap(format!(
-                    "the server {:?} in {shown} is not in /etc/hosts; name its address with --apiserver",
-                    clean(server.as_bytes(), 100)
-                ));
+            match parse(&server) {
+                Some(server) => self.server(settings, services, server, &source, whose),
+                None => {
+                    self.gap(format!("{source}: its server {:?} is no URL", clean(server.as_bytes(), 100)));
+                }
             }
-            for addr in addresses {
-                // A plugin's kubeconfig mostly names the Service.
-                let kind = if of_cni { guess(services, addr) } else { kind_of(services, addr) };
-                self.add(addr, kind, &shown, name_in(&server));
+        }
+    }
+
+    /// Its addresses as far as they are known without asking anybody.
+    fn server(
+        &mut self,
+        settings: &Settings,
+        services: &[Range],
+        (host, port): (ServerHost, u16),
+        source: &str,
+        whose: Whose,
+    ) {
+        match host {
+            ServerHost::Address(ip) => {
+                let addr = SocketAddr::new(ip, port);
+                self.add(addr, whose.kind(services, addr), source, None);
+            }
+            ServerHost::Name(name) => {
+                let named =
+                    Named { name, port, source: source.to_owned(), whose, services: services.to_vec() };
+                for ip in names::in_table(settings, &named.name) {
+                    let ApiTarget { addr, kind, name, .. } = named.target(ip);
+                    self.add(addr, kind, source, name);
+                }
+                self.names.push(named);
             }
         }
     }
 }
 
-/// The host name in a URL; `None` for an address.
-pub(crate) fn name_in(server: &str) -> Option<String> {
-    let authority = server.strip_prefix("https://").unwrap_or(server).split('/').next()?;
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    let is_address = authority.starts_with('[') || host.parse::<IpAddr>().is_ok();
-    (!is_address).then(|| clean(host.as_bytes(), 253))
+/// Who names a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Flag(Option<TargetKind>),
+    Kubelet,
+    Cni,
+}
+
+impl Whose {
+    /// Whether an address is the Service's. A plugin's kubeconfig mostly names that.
+    pub(super) fn kind(self, services: &[Range], addr: SocketAddr) -> TargetKind {
+        match self {
+            Self::Flag(Some(kind)) => kind,
+            Self::Flag(None) | Self::Cni => guess(services, addr),
+            Self::Kubelet => kind_of(services, addr),
+        }
+    }
 }
 
 pub(super) fn servers(kubeconfig: &Value) -> Vec<String> {
@@ -123,47 +156,28 @@ fn service_in_environment() -> Option<SocketAddr> {
     Some(SocketAddr::new(host, port))
 }
 
-/// `https://host:port/path`, `host:port`, `[v6]:port`, `host`: to its addresses by the host's own table of names, without
-/// asking anybody; empty where it has none.
-pub(crate) fn resolve(settings: &Settings, server: &str) -> Vec<SocketAddr> {
-    try_resolve(settings, server).unwrap_or_default()
-}
-
-fn try_resolve(settings: &Settings, server: &str) -> Option<Vec<SocketAddr>> {
+/// `https://host:port/path`, `host:port`, `[v6]:port`, `host`.
+pub(crate) fn parse(server: &str) -> Option<(ServerHost, u16)> {
     let (rest, default) = match server.strip_prefix("https://") {
         Some(rest) => (rest, HTTPS_PORT),
         None => (server, 6443),
     };
     let authority = rest.split('/').next()?;
     if let Ok(addr) = authority.parse::<SocketAddr>() {
-        return Some(vec![addr]);
+        return Some((ServerHost::Address(addr.ip()), addr.port()));
     }
     let bare = authority.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(authority);
     if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Some(vec![SocketAddr::new(ip, default)]);
+        return Some((ServerHost::Address(ip), default));
     }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (authority, default),
     };
-    Some(by_name(settings, host).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
-}
-
-/// Most addresses of one name that are taken; a name of an API server has one of each family, or one for each server.
-const ADDRESSES: usize = 16;
-
-fn by_name(settings: &Settings, name: &str) -> Vec<IpAddr> {
-    // Local proxies listen on the IPv4 address, and clients go on to it at once where the other one is closed.
-    if name == "localhost" {
-        return vec![IpAddr::from([127, 0, 0, 1])];
-    }
-    let hosts = file::read_text(&settings.on_host(Path::new("/etc/hosts"))).unwrap_or_default();
-    let address = |line: &str| {
-        let mut words = line.split('#').next()?.split_whitespace();
-        let addr = words.next()?.parse().ok()?;
-        words.any(|known| known.eq_ignore_ascii_case(name)).then_some(addr)
-    };
-    hosts.lines().filter_map(address).take(ADDRESSES).collect()
+    // RFC 1035; the underscore is not for hosts, and is used all the same.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    (!host.is_empty() && host.len() <= 253 && host.bytes().all(is_name))
+        .then(|| (ServerHost::Name(host.to_owned()), port))
 }
 
 /// Service when it is known to be one.
@@ -206,6 +220,26 @@ fn service_ranges(settings: &Settings, discovery: &Discovery) -> Vec<Range> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_a_url_or_an_address() {
+        let name = |name: &str| ServerHost::Name(name.to_owned());
+        for (server, wanted) in [
+            ("https://10.0.0.1", Some((ServerHost::Address([10, 0, 0, 1].into()), 443))),
+            ("10.0.0.1", Some((ServerHost::Address([10, 0, 0, 1].into()), 6443))),
+            (
+                "https://[fd00::1]:6443/x",
+                Some((ServerHost::Address("fd00::1".parse().expect("an address")), 6443)),
+            ),
+            ("https://api.example.com", Some((name("api.example.com"), 443))),
+            ("https://localhost:6443", Some((name("localhost"), 6443))),
+            ("https://api:port", None),
+            ("https://a b", None),
+            ("https://", None),
+        ] {
+            assert_eq!(parse(server), wanted, "{server}");
+        }
+    }
 
     #[test]
     fn servers_are_read_from_a_kubeconfig() {

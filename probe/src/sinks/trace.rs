@@ -311,6 +311,13 @@ impl<W: Write> Sink for Timeline<W> {
                     &format!("from {}", target.source),
                 );
             }
+            Observation::NameLookup(lookup) => {
+                let (style, end) = match &lookup.failure {
+                    Some(failure) => (BAD, format!("{} {}", lookup.resolver, failure.words())),
+                    None => (GOOD, format!("has an address again, by {}", lookup.resolver)),
+                };
+                self.line(at, "dns", &lookup.name, style, &end);
+            }
             Observation::Listener(listener) if self.ready && listener.host_netns => {
                 let what = format!("{}[{}]", listener.process.name, listener.process.pid);
                 let (style, verb) = if listener.up { (GOOD, "listens on") } else { (UNSURE, "no longer on") };

@@ -22,6 +22,7 @@ const PROGRAMS: &[&str] = &[
     "/usr/sbin/ovsdb-server",
     "/usr/bin/ovs-vsctl",
     "/usr/bin/ovsdb-tool",
+    "/usr/sbin/dnsmasq",
 ];
 
 /// Debian's packages of them, and of busybox and the plugins.
@@ -32,6 +33,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "curl",
     "procps",
     "openvswitch-switch",
+    "dnsmasq-base",
     "busybox-static",
     "containernetworking-plugins",
 ];

@@ -5,6 +5,7 @@ mod configuration;
 mod connections;
 mod faults;
 mod links;
+mod names;
 mod ovs;
 mod plugins;
 mod resources;

@@ -1,0 +1,135 @@
+//! API servers that are known by a name which only the node's resolver knows.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use kernel_tests::{Node, Server, Trace, poll, spawn};
+use serde_json::Value;
+
+/// Where the other host serves names.
+const RESOLVER: &str = "10.99.0.1";
+
+/// Debian's dnsmasq on the other host; ended when dropped.
+struct Dns(Child);
+
+impl Dns {
+    /// One that knows names below `nrlab.test`, with these answers (dnsmasq(8)).
+    fn start(node: &Node, answers: &[&str]) -> Result<Self> {
+        let mut command = node.peer.command("dnsmasq")?;
+        command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]);
+        command.args([
+            "--bind-interfaces",
+            "--user=root",
+            "--pid-file",
+            "--local-ttl=1",
+            "--listen-address",
+            RESOLVER,
+        ]);
+        command.args(answers).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let dns = Self(spawn(&mut command)?);
+        let listens = || {
+            let mut sockets = node.peer.command("cat").ok()?;
+            let table = sockets.arg("/proc/net/udp").output().ok()?.stdout;
+            // 10.99.0.1:53 as the kernel prints it.
+            String::from_utf8_lossy(&table).contains("0100630A:0035").then_some(())
+        };
+        poll("dnsmasq's socket", listens)?;
+        Ok(dns)
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a process that this test started and has not waited for.
+        unsafe { libc::kill(self.0.id().cast_signed(), signal) };
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Makes the node's directory a root of its own: there is its resolver's configuration, and a kubeconfig by a short name.
+fn with_root(node: &Node) -> Result<String> {
+    let root = node.dir();
+    fs::create_dir(root.join("etc"))?;
+    touch(root)?;
+    fs::write(root.join("kube.conf"), "clusters: [{name: lab, cluster: {server: 'https://api:6443'}}]\n")?;
+    // Their loader is not in here, and nobody runs them.
+    for plugin in fs::read_dir(node.bin_dir())? {
+        fs::write(plugin?.path(), "#!plugin\n")?;
+    }
+    // The directories of CNI lie where they lay.
+    let place = root.join(root.strip_prefix("/")?);
+    fs::create_dir_all(place.parent().context("a directory above")?)?;
+    symlink("/", place)?;
+    Ok(root.to_string_lossy().into_owned())
+}
+
+/// Who changes it makes every program ask anew.
+fn touch(root: &Path) -> Result<()> {
+    let new = root.join("etc/resolv.conf.new");
+    fs::write(&new, format!("search nrlab.test\nnameserver {RESOLVER}\n"))?;
+    Ok(fs::rename(new, root.join("etc/resolv.conf"))?)
+}
+
+fn said(line: &Value) -> &str {
+    line["verdict"]["message"].as_str().unwrap_or_default()
+}
+
+/// NXDOMAIN, a server that cannot find out, silence, and then an address.
+#[test]
+fn a_name_without_an_address_is_told_with_the_resolver_s_answer() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let root = with_root(&node)?;
+    let flags = ["--host-root", root.as_str(), "--kubeconfig", "/kube.conf"];
+    let local = "--local=/nrlab.test/";
+    let none = Dns::start(&node, &[local])?;
+    let mut trace = Trace::start(&node, &flags)?;
+    let verdict = trace.wait_for_verdict("APINameUnresolved")?;
+    let message = said(&verdict.line);
+    ensure!(
+        message.contains("name api ")
+            && message.contains("10.99.0.1:53 answers")
+            && message.contains("NXDOMAIN"),
+        "{message}"
+    );
+    ensure!(verdict.line["verdict"]["status"] == "False", "{}", verdict.line);
+    drop(none);
+    let silent = Dns::start(&node, &[local])?;
+    silent.signal(libc::SIGSTOP);
+    touch(Path::new(&root))?;
+    trace.wait_for("the silence of the resolver", |line| said(line).contains("does not answer"))?;
+    drop(silent);
+    let _knows = Dns::start(&node, &[local, "--address=/api.nrlab.test/10.99.0.1"])?;
+    let verdict = trace.wait_for_verdict("NetworkReady")?;
+    ensure!(said(&verdict.line).contains("10.99.0.1:6443"), "{}", verdict.line);
+    Ok(())
+}
+
+/// The old address stands while connections to it do; the new one is watched at once.
+#[test]
+fn an_address_that_changes_is_followed_and_a_resolver_that_is_away_later_is_no_fault() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    node.peer.ip("addr add 10.99.0.3/24 dev eth0")?;
+    let _other = Server::start(&node.peer, "10.99.0.3:6443", &[])?;
+    let root = with_root(&node)?;
+    let first = Dns::start(&node, &["--local=/nrlab.test/", "--address=/api.nrlab.test/10.99.0.1"])?;
+    let mut trace = Trace::start(&node, &["--host-root", &root, "--kubeconfig", "/kube.conf"])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    drop(first);
+    let second = Dns::start(&node, &["--local=/nrlab.test/", "--address=/api.nrlab.test/10.99.0.3"])?;
+    touch(Path::new(&root))?;
+    let target = |line: &Value| line["kind"] == "api_target" && line["addr"] == "10.99.0.3:6443";
+    trace.wait_for("the new address", target)?;
+    drop(second);
+    touch(Path::new(&root))?;
+    trace.wait_for("the failure of the look-up", |line| line["kind"] == "name_lookup")?;
+    let wrong = trace.seen.iter().find(|line| line["verdict"]["status"] == "False");
+    ensure!(wrong.is_none(), "{wrong:?}");
+    Ok(())
+}
