@@ -97,7 +97,9 @@ impl Discovery {
     /// From the programs that matter among them.
     pub(crate) fn find(settings: &Settings, programs: &[Program]) -> Self {
         let started = started(settings, programs);
-        let kubelet = Kubelet::find(settings, &started);
+        // Without a kubelet its defaults say nothing.
+        let kubelet =
+            if started.flags.is_empty() { Kubelet::default() } else { Kubelet::find(settings, &started) };
         let kubelet_runs = programs.iter().any(|program| program.class == ProcessClass::Kubelet);
         // k3s shows it by its files.
         let with_api_server =
@@ -110,13 +112,16 @@ impl Discovery {
             .iter()
             .filter_map(|program| Some((&program.name, of_runtime(settings, program)?)))
             .collect();
-        let behind = |config: &RuntimeConfig| match (&config.endpoint, &endpoint) {
-            (Some(served), Some(wanted)) => same_socket(&served.value, wanted),
-            _ => false,
+        let serves = |wanted: &str| {
+            let is_served = |config: &RuntimeConfig| {
+                config.endpoint.as_ref().is_some_and(|served| same_socket(&served.value, wanted))
+            };
+            runtimes.iter().position(|(_, config)| is_served(config))
         };
         let at = match &endpoint {
-            Some(_) => runtimes.iter().position(|(_, config)| behind(config)),
-            None => (runtimes.len() == 1).then_some(0),
+            Some(endpoint) => serves(endpoint),
+            None if runtimes.len() == 1 => Some(0),
+            None => serves(kubelet::ENDPOINT),
         };
         if let Some((name, config)) = at.map(|at| runtimes.swap_remove(at)) {
             found.runtime.clone_from(name);
@@ -176,7 +181,7 @@ impl Discovery {
             ("cluster domain", kubelet.cluster_domain.clone()),
             ("cluster DNS", dns.map(|dns| dns.map(|dns| list(dns, |ip| ip.to_string())))),
             ("kubelet's cgroup driver", kubelet.cgroup_driver.clone()),
-            ("runtime endpoint", endpoint.or(kubelet.runtime_endpoint.clone())),
+            ("runtime endpoint", endpoint.or(kubelet.runtime_endpoint.clone()).or(runtime.endpoint.clone())),
             ("runtime's cgroup driver", runtime.cgroup_driver.clone()),
             ("sandbox image", runtime.sandbox_image.clone()),
             ("CRI", runtime.without_cri.clone().map(|known| known.map(|()| "disabled".to_owned()))),

@@ -45,10 +45,13 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discove
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
     let runtime = runtime(settings, processes, discovery, exists);
-    let runtime_endpoint = match &settings.runtime_endpoint {
-        Some(endpoint) => socket(&endpoint.to_string_lossy()),
-        None => discovery.kubelet.runtime_endpoint.as_ref().map(|known| known.value.clone()),
+    // One that is not running is configured for nothing yet.
+    let of_kubelet = || {
+        let named = discovery.kubelet.runtime_endpoint.as_ref().filter(|_| discovery.kubelet_runs);
+        named.map(|known| known.value.clone())
     };
+    let by_flag = settings.runtime_endpoint.as_ref();
+    let runtime_endpoint = by_flag.map_or_else(of_kubelet, |endpoint| socket(&endpoint.to_string_lossy()));
     let kubelet_installed = discovery.is_installed || KUBELET_FILES.iter().any(&exists);
     let host = |role, role_set| Host {
         role,

@@ -13,9 +13,9 @@ use crate::node::file;
 use crate::settings::{Known, Settings};
 use crate::text::clean;
 
-/// Its defaults, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). Before 1.27 the
-/// endpoint had none.
-const ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
+/// Its defaults, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). The one of the
+/// endpoint is as young as 1.27: before 1.24 it was Docker's.
+pub(super) const ENDPOINT: &str = "/run/containerd/containerd.sock";
 const ROOT: &str = "/var/lib/kubelet";
 const DRIVER: &str = "cgroupfs";
 /// Most drop-ins that are read.
@@ -44,7 +44,7 @@ impl Flags {
 pub(crate) struct Kubelet {
     pub(crate) kubeconfig: Option<Known<PathBuf>>,
     pub(crate) bootstrap_kubeconfig: Option<Known<PathBuf>>,
-    /// The CRI socket, as a path with control characters escaped.
+    /// The CRI socket, as a path with control characters escaped; `None` where nothing names it.
     pub(crate) runtime_endpoint: Option<Known<String>>,
     /// Where it keeps its files.
     pub(crate) root: Option<Known<PathBuf>>,
@@ -69,7 +69,7 @@ impl Kubelet {
         let root = path("root-dir", "", Some(ROOT));
         let certificates =
             path("cert-dir", "", None).or_else(|| Some(root.clone()?.map(|root| root.join("pki"))));
-        let endpoint = sources.get("container-runtime-endpoint", "containerRuntimeEndpoint", Some(ENDPOINT));
+        let endpoint = sources.get("container-runtime-endpoint", "containerRuntimeEndpoint", None);
         let driver = sources.get("cgroup-driver", "cgroupDriver", Some(DRIVER));
         Self {
             kubeconfig: path("kubeconfig", "", None),
@@ -208,7 +208,6 @@ mod tests {
             ("odd.yaml", "containerRuntimeEndpoint: [x]\ncgroupDriver: other\n"),
             ("broken.yaml", ": : :\n\t"),
         ];
-        let default = Some("/run/containerd/containerd.sock");
         for (line, endpoint, driver) in [
             ("kubelet --config=/a.yaml", Some("/run/a.sock"), Some("systemd")),
             ("kubelet --config /a.yaml --cgroup-driver=cgroupfs", Some("/run/a.sock"), Some("cgroupfs")),
@@ -224,8 +223,8 @@ mod tests {
                 Some("cgroupfs"),
             ),
             ("kubelet --container-runtime-endpoint=tcp://127.0.0.1:1", None, Some("cgroupfs")),
-            ("kubelet --config=/silent.yaml", default, Some("cgroupfs")),
-            ("kubelet", default, Some("cgroupfs")),
+            ("kubelet --config=/silent.yaml", None, Some("cgroupfs")),
+            ("kubelet", None, Some("cgroupfs")),
             // What cannot be read may say anything.
             ("kubelet --config=/odd.yaml", None, None),
             ("kubelet --config=/broken.yaml", None, None),

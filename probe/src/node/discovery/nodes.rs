@@ -133,7 +133,7 @@ fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
         paths(kubelet.kubeconfig.as_ref(), one),
         paths(runtime.conf_dir.as_ref(), one),
         paths(runtime.bin_dirs.as_ref(), |dirs| dirs.iter().map(|dir| settings.on_host(dir)).collect()),
-        paths(kubelet.runtime_endpoint.as_ref(), |socket| {
+        paths(kubelet.runtime_endpoint.as_ref().or(runtime.endpoint.as_ref()), |socket| {
             vec![PathBuf::from(socket.replace("/var/run/", "/run/"))]
         }),
     ]
