@@ -13,7 +13,7 @@ use crate::enrich::plugin_of;
 use crate::feed::Seen;
 use crate::node::ask::Asked;
 use crate::node::discovery::Discovery;
-use crate::node::{cni_config, cni_dirs, links, namespaces, processes, role, sockets, targets};
+use crate::node::{cni_config, links, namespaces, processes, role, sockets, targets};
 use crate::sinks::Sink;
 
 impl App {
@@ -31,7 +31,7 @@ impl App {
                 found.push(process);
             }
         }
-        let discovery = self.discover(&found);
+        let discovery = Discovery::followed(&self.settings, &found);
         let targets = targets::find(&self.settings, &discovery);
         let mut host = role::find(&self.settings, &found, &discovery, !targets.targets.is_empty());
         match links::addresses().await {
@@ -172,20 +172,10 @@ impl App {
         self.update_host(|host| host.addresses = addresses, sinks);
     }
 
-    /// What the node uses; where the runtime reads its configuration follows.
-    fn discover(&self, processes: &[processes::Found]) -> Discovery {
-        let discovery = Discovery::of(&self.settings, processes);
-        let runtime = &discovery.runtime_config;
-        self.settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
-        // At once: what it is configured for may not be what it uses until it is restarted.
-        cni_dirs::learn(&self.settings, processes);
-        discovery
-    }
-
     /// Something started that shows what the host is for, or what it uses: an agent may be there before the node is made.
     pub(super) fn look_at_node(&mut self, sinks: &mut [&mut dyn Sink]) {
         let processes = processes::scan();
-        let discovery = self.discover(&processes);
+        let discovery = Discovery::followed(&self.settings, &processes);
         // Between two kubelets what the last one used stands.
         if discovery.kubelet_runs {
             self.follow_targets(targets::find(&self.settings, &discovery), sinks);

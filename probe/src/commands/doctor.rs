@@ -11,7 +11,7 @@ use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
 use crate::node::discovery::Discovery;
 use crate::node::names::{self, LookedUp};
-use crate::node::{cni_config, cni_dirs, processes, targets};
+use crate::node::{cni_config, processes, targets};
 use crate::settings::{Known, Settings};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 
@@ -96,12 +96,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
         notes: Vec::new(),
     };
     let processes = processes::scan();
-    let discovery = discover(&settings, &processes);
-    let servers = api_servers(&settings, &discovery).await;
-    let rows =
-        discovery.rows(&settings).into_iter().chain(servers.into_iter().map(|row| ("API server", row)));
-    let row = |(setting, Known { value, source })| Discovered { setting, value, source };
-    findings.discovered = rows.map(row).collect();
+    let discovery = Discovery::followed(&settings, &processes);
     findings.notes.clone_from(&discovery.notes);
     // Held until the end: closing it ends the measuring.
     let measure = || aya::sys::enable_stats(aya::sys::Stats::RunTime);
@@ -115,20 +110,17 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
         }
         Err(error) => findings.unsupported = Some(error.downcast::<Unsupported>()?.to_string()),
     }
+    // After the loading, whose time is counted from the start.
+    let servers = api_servers(&settings, &discovery).await;
+    let rows =
+        discovery.rows(&settings).into_iter().chain(servers.into_iter().map(|row| ("API server", row)));
+    let row = |(setting, Known { value, source })| Discovered { setting, value, source };
+    findings.discovered = rows.map(row).collect();
     match args.output {
         Output::Json => anstream::println!("{}", serde_json::to_string_pretty(&findings)?),
         Output::Text => print(&findings),
     }
     Ok(if findings.unsupported.is_none() { Exit::Ready } else { Exit::Unsupported })
-}
-
-/// Finds out what the node uses, as the agent does at its start.
-fn discover(settings: &Settings, processes: &[processes::Found]) -> Discovery {
-    let discovery = Discovery::of(settings, processes);
-    let runtime = &discovery.runtime_config;
-    settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
-    cni_dirs::learn(settings, processes);
-    discovery
 }
 
 /// Addresses, and names with what they are looked up to.

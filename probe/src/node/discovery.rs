@@ -17,6 +17,7 @@ use probe_engine::{CgroupDrivers, ProcessClass};
 
 use self::distributions::{DISTRIBUTIONS, Started};
 use self::kubelet::Flags;
+use super::cni_dirs;
 use super::processes::Found;
 use crate::settings::{Known, Settings};
 use crate::text::clean;
@@ -92,6 +93,16 @@ impl Discovery {
     /// From the processes that run.
     pub(crate) fn of(settings: &Settings, processes: &[Found]) -> Self {
         Self::find(settings, &Program::all(processes))
+    }
+
+    /// As [`Self::of`]; where the CNI's directories are looked for follows.
+    pub(crate) fn followed(settings: &Settings, processes: &[Found]) -> Self {
+        let discovery = Self::of(settings, processes);
+        let runtime = &discovery.runtime_config;
+        settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
+        // At once: until it is restarted a runtime may use something else than what it is configured for.
+        cni_dirs::learn(settings, processes);
+        discovery
     }
 
     /// From the programs that matter among them.
