@@ -5,7 +5,7 @@
 
 use crate::commands::replay::read;
 pub use crate::enrich::fuzz::{plugin_output, record};
-pub use crate::node::fuzz::{cni_config, kubeconfig, netlink, ovsdb};
+pub use crate::node::fuzz::{cni_config, kubeconfig, netlink, node_config, ovsdb};
 
 use probe_engine::{Engine, Line, RecordingHeader};
 

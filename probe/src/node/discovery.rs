@@ -260,3 +260,13 @@ fn started(settings: &Settings, programs: &[Program]) -> Started {
     };
     kubelets().find_map(embedding).or_else(here).unwrap_or_else(nowhere)
 }
+
+/// The configuration files of kubelets and runtimes, of any content.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let words = distributions::words_of(text.to_owned(), &std::collections::BTreeMap::new());
+    let shown = containerd::fuzz(text).into_iter().chain(kubelet::fuzz(text, words));
+    for text in shown {
+        assert!(crate::fuzz::is_clean(&text), "{text:?}");
+    }
+}

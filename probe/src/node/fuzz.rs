@@ -5,8 +5,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use probe_engine::ConfContent;
 
 use super::ovs::fuzz as ovs;
-use super::{cni_parse, conf_access, errqueue, links, netlink as wire, targets};
+use super::{cni_parse, conf_access, discovery, errqueue, links, names, netlink as wire, targets};
 use crate::fuzz::is_clean;
+use crate::settings::ServerHost;
 
 /// A network configuration, as a list and as one plugin.
 pub fn cni_config(bytes: &[u8]) {
@@ -39,6 +40,13 @@ pub fn kubeconfig(bytes: &[u8]) {
         let server = targets::parse(&server);
         assert!(!matches!(server, Some((ServerHost::Name(name), _)) if !is_clean(&name)));
     }
+}
+
+/// A configuration file of a kubelet or a runtime, and a resolver's.
+pub fn node_config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    discovery::fuzz(text);
+    names::fuzz(text);
 }
 
 /// A datagram of rtnetlink's or generic netlink's, an entry of a socket's error queue, records of fanotify's.

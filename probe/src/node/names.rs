@@ -326,6 +326,16 @@ fn stamps(settings: &Settings) -> [Option<(u64, i64, i64)>; 2] {
     })
 }
 
+/// A resolver's configuration of any content.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let mut conf = ResolvConf::new();
+    if conf.parse(&mut text.as_bytes()).is_ok() {
+        conf.finalize();
+        assert!(candidates("api.example.com", &conf).len() <= SEARCH + 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::settings::tests::settings;

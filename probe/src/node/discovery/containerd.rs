@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::program::Program;
-use super::{RuntimeConfig, absolute};
+use super::{PATH, RuntimeConfig, absolute};
 use crate::node::file;
 use crate::settings::{Known, Settings};
+use crate::text::clean;
 
 /// Its default file, and its defaults (defaults/defaults_linux.go, internal/cri/config/config_unix.go).
 pub(super) const FILE: &str = "/etc/containerd/config.toml";
@@ -25,7 +26,8 @@ pub(super) fn of_program(settings: &Settings, program: &Program) -> RuntimeConfi
     let path = program.flag("config").or_else(|| program.flag("c")).unwrap_or(FILE);
     let mut config = of_file(settings, Path::new(path));
     if let Some(address) = program.flag("address").or_else(|| program.flag("a")) {
-        config.endpoint = Some(Known::of(address.to_owned(), &"containerd --address"));
+        let address = clean(address.as_bytes(), PATH);
+        config.endpoint = Some(Known::of(address, &"containerd --address"));
     }
     config
 }
@@ -114,15 +116,16 @@ impl Read {
         let at = |table: Option<&Value>, keys: &[&str]| {
             keys.iter().try_fold(table?.clone(), |table, key| table.get(key).cloned())
         };
-        let text = |value: Option<Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let raw = |value: Option<Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let text = |value| raw(value).map(|text| clean(text.as_bytes(), PATH));
         let grpc = of_plugin("io.containerd.server.v1.grpc");
         let address = text(at(grpc, &["address"])).or_else(|| text(at(config.get("grpc"), &["address"])));
         self.address = address.map(|address| Known::of(address, &source)).or(self.address.take());
-        let dir = text(at(runtime, &["cni", "conf_dir"])).and_then(|dir| absolute(&dir));
+        let dir = raw(at(runtime, &["cni", "conf_dir"])).and_then(|dir| absolute(&dir));
         self.conf_dir = dir.map(|dir| Known::of(dir, &source)).or(self.conf_dir.take());
         let dirs = at(runtime, &["cni", "bin_dirs"]);
         let mut dirs: Vec<_> = texts(dirs.as_ref()).filter_map(absolute).collect();
-        dirs.extend(text(at(runtime, &["cni", "bin_dir"])).and_then(|dir| absolute(&dir)));
+        dirs.extend(raw(at(runtime, &["cni", "bin_dir"])).and_then(|dir| absolute(&dir)));
         if !dirs.is_empty() {
             self.bin_dirs = Some(Known::of(dirs, &source));
         }
@@ -175,6 +178,17 @@ fn resolve(settings: &Settings, parent: &Path, import: &str) -> Vec<PathBuf> {
     let found = pattern.to_str().and_then(|pattern| glob::glob(pattern).ok()).into_iter().flatten().flatten();
     let of_host = |found: PathBuf| Some(Path::new("/").join(found.strip_prefix(&settings.host_root).ok()?));
     found.filter_map(of_host).take(FILES).collect()
+}
+
+/// A file of any content: what is read of it, and what a terminal would be shown.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) -> Vec<String> {
+    let Ok(config) = text.parse::<Table>() else { return Vec::new() };
+    let mut read = Read { is_whole: true, ..Read::default() };
+    read.take(Path::new("/etc/containerd/config.toml"), &config);
+    let _ = read.driver();
+    let shown = [read.address, read.sandbox_image].into_iter().flatten();
+    shown.flat_map(|known| [known.value, known.source]).collect()
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::program::Program;
-use super::{RuntimeConfig, absolute, files_below};
+use super::{PATH, RuntimeConfig, absolute, files_below};
 use crate::node::file;
 use crate::settings::{Known, Settings};
+use crate::text::clean;
 
 /// Its default files and its defaults (pkg/config/config_unix.go, config.go); the one of plugin directories is another in each
 /// distribution's package.
@@ -46,7 +47,8 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
         let set = flag(name).map(|value| Known::of(value, &format_args!("crio --{name}")));
         let configured = || config(table, key)?.filter_map(|value| Some(value.as_str()?.to_owned()));
         let default = || default.filter(|_| is_whole).map(|value| Known::of(value.to_owned(), &DEFAULT));
-        set.or_else(configured).filter(|known| !known.value.is_empty()).or_else(default)
+        let known = set.or_else(configured).filter(|known| !known.value.is_empty()).or_else(default)?;
+        Some(known.map(|value| clean(value.as_bytes(), PATH)))
     };
     let path = |known: Option<Known<String>>| known?.filter_map(|value| absolute(&value));
     let listed = |value: &Value| {

@@ -259,7 +259,12 @@ fn args_file(settings: &Settings, path: &str, variables: &BTreeMap<String, Strin
     if path.is_empty() {
         return None;
     }
-    let mut text = file::read_text(&settings.on_host(Path::new(path)))?;
+    let text = file::read_text(&settings.on_host(Path::new(path)))?;
+    Some(Flags { source: path.to_owned(), words: words_of(text, variables) })
+}
+
+/// The flags in such a text.
+pub(super) fn words_of(mut text: String, variables: &BTreeMap<String, String>) -> Vec<String> {
     for (name, value) in variables {
         text = text.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value);
     }
@@ -268,8 +273,7 @@ fn args_file(settings: &Settings, path: &str, variables: &BTreeMap<String, Strin
         let word = word.find("--").map_or(word, |at| &word[at..]);
         word.replace(['"', '\''], "")
     };
-    let words = lines.flat_map(str::split_whitespace).map(bare);
-    Some(Flags { source: path.to_owned(), words: words.collect() })
+    lines.flat_map(str::split_whitespace).map(bare).collect()
 }
 
 #[cfg(test)]

@@ -63,7 +63,10 @@ impl Kubelet {
     /// From what it was started with.
     pub(super) fn find(settings: &Settings, started: &Started) -> Self {
         let Started { flags, defaults, .. } = started;
-        let sources = Sources { flags, files: files(settings, flags), defaults: defaults.as_ref() };
+        Self::from(&Sources { flags, files: files(settings, flags), defaults: defaults.as_ref() })
+    }
+
+    fn from(sources: &Sources<'_>) -> Self {
         let path = |flag, key, default| sources.get(flag, key, default)?.filter_map(|value| absolute(&value));
         let text = |flag, key| sources.get(flag, key, None).map(|known| known.map(|value| shown(&value)));
         let root = path("root-dir", "", Some(ROOT));
@@ -172,6 +175,17 @@ pub(crate) fn socket(endpoint: &str) -> Option<String> {
     let path =
         endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
     Path::new(path).is_absolute().then(|| shown(path))
+}
+
+/// A file and flags of any content: what a terminal would be shown of them.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str, words: Vec<String>) -> Vec<String> {
+    let config = serde_yaml_ng::from_str(text).unwrap_or(Value::Null);
+    let flags = [Flags { source: "kubelet".to_owned(), words }];
+    let sources = Sources { flags: &flags, files: Some(vec![(PathBuf::from("/c"), config)]), defaults: None };
+    let kubelet = Kubelet::from(&sources);
+    let texts = [kubelet.runtime_endpoint, kubelet.node_name, kubelet.node_ip, kubelet.cluster_domain];
+    texts.into_iter().flatten().flat_map(|known| [known.value, known.source]).collect()
 }
 
 #[cfg(test)]
