@@ -1,7 +1,7 @@
 //! What is meant: the checked form of what was typed (`cli.rs`), shared by every command.
 
 use std::collections::VecDeque;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,15 @@ impl<T> Known<T> {
 
     pub(crate) fn filter_map<U>(self, with: impl FnOnce(T) -> Option<U>) -> Option<Known<U>> {
         Some(Known { value: with(self.value)?, source: self.source })
+    }
+}
+
+impl Display for ServerHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::Name(name) => f.pad(name),
+        }
     }
 }
 

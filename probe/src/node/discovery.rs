@@ -8,6 +8,7 @@ mod kubelet;
 #[cfg(test)]
 mod nodes;
 mod program;
+mod proxy;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -80,6 +81,8 @@ pub(crate) struct Discovery {
     pub(crate) kubelet_runs: bool,
     /// It runs, or its distribution's files are on the host.
     pub(crate) is_installed: bool,
+    /// What it reaches without a proxy; `None` where it uses none.
+    direct: Option<Vec<String>>,
     /// The program that it runs inside runs an API server, too.
     pub(crate) with_api_server: bool,
     /// The runtime behind the kubelet's endpoint, by name: `containerd`, `crio`, `cri-dockerd`; empty where it is not known.
@@ -116,7 +119,10 @@ impl Discovery {
         let with_api_server =
             programs.iter().any(|program| program.flag("start-control-plane") == Some("true"));
         let is_installed = kubelet_runs || !started.flags.is_empty();
-        let mut found = Self { kubelet, kubelet_runs, is_installed, with_api_server, ..Self::default() };
+        let mut kubelets = programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
+        let direct = kubelets.find_map(|program| proxy::exceptions(&program.variables));
+        let mut found =
+            Self { kubelet, kubelet_runs, is_installed, direct, with_api_server, ..Self::default() };
         let named = settings.runtime_endpoint.as_ref().and_then(|path| socket(&path.to_string_lossy()));
         let endpoint = named.or_else(|| Some(found.kubelet.runtime_endpoint.as_ref()?.value.clone()));
         let mut runtimes: Vec<_> = programs
@@ -200,6 +206,11 @@ impl Discovery {
             ("CNI plugins", Some(settings.cni.known_bin().map(|dirs| list(dirs, |dir| shown(&dir))))),
         ];
         rows.into_iter().filter_map(|(name, known)| Some((name, known?))).collect()
+    }
+
+    /// Returns whether the kubelet reaches this server by a proxy.
+    pub(crate) fn is_by_proxy(&self, host: &str, port: u16) -> bool {
+        self.direct.as_ref().is_some_and(|direct| !proxy::is_exception(direct, host, port))
     }
 
     /// The client certificate that the kubelet uses, where it rotates it.

@@ -51,13 +51,13 @@ pub(crate) fn find(settings: &Settings, discovery: &Discovery) -> Servers {
     }
     if !settings.only_named {
         for path in kubeconfigs(settings, discovery) {
-            found.kubeconfig(settings, &services, &path, Whose::Kubelet);
+            found.kubeconfig(settings, discovery, &services, &path, Whose::Kubelet);
         }
         if let Some(addr) = service_in_environment() {
             found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST", None);
         }
         for name in CNI_KUBECONFIGS {
-            found.kubeconfig(settings, &services, &settings.cni.conf().join(name), Whose::Cni);
+            found.kubeconfig(settings, discovery, &services, &settings.cni.conf().join(name), Whose::Cni);
         }
     }
     if found.targets.is_empty() && found.names.is_empty() && found.gaps.is_empty() {
@@ -78,7 +78,14 @@ impl Servers {
     }
 
     /// Only the server's URL is read; credentials are not kept.
-    fn kubeconfig(&mut self, settings: &Settings, services: &[Range], path: &Path, whose: Whose) {
+    fn kubeconfig(
+        &mut self,
+        settings: &Settings,
+        discovery: &Discovery,
+        services: &[Range],
+        path: &Path,
+        whose: Whose,
+    ) {
         let Some(text) = file::read_text(&settings.on_host(path)) else { return };
         let source = clean(path.to_string_lossy().as_bytes(), 200);
         let parsed: Result<Value, _> = serde_yaml_ng::from_str(&text);
@@ -89,6 +96,15 @@ impl Servers {
         self.is_whole |= whose == Whose::Kubelet && !servers.is_empty();
         for server in servers {
             match parse(&server) {
+                // What a direct connection says is nothing that its clients would see.
+                Some((host, port))
+                    if whose == Whose::Kubelet && discovery.is_by_proxy(&host.to_string(), port) =>
+                {
+                    self.gap(format!(
+                        "the kubelet reaches {host} of {source} by a proxy (HTTPS_PROXY), which is not looked at; \
+                         where this host has a direct way, too, name it with --apiserver"
+                    ));
+                }
                 Some(server) => self.server(settings, services, server, &source, whose),
                 None => {
                     self.gap(format!("{source}: its server {:?} is no URL", clean(server.as_bytes(), 100)));
@@ -219,7 +235,13 @@ fn service_ranges(settings: &Settings, discovery: &Discovery) -> Vec<Range> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use probe_engine::ProcessClass;
+
     use super::*;
+    use crate::node::discovery::Program;
+    use crate::settings::tests::settings;
 
     #[test]
     fn a_server_is_a_url_or_an_address() {
@@ -239,6 +261,29 @@ mod tests {
         ] {
             assert_eq!(parse(server), wanted, "{server}");
         }
+    }
+
+    #[test]
+    fn a_server_behind_a_proxy_is_no_address_of_the_kubelet_s() {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::write(root.path().join("k"), "clusters: [{cluster: {server: 'https://10.0.0.1:6443'}}]")
+            .expect("written");
+        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        let found = |exceptions: &str| {
+            let variables = [("HTTPS_PROXY", "set"), ("NO_PROXY", exceptions)];
+            let kubelet = Program {
+                name: "kubelet".to_owned(),
+                class: ProcessClass::Kubelet,
+                words: vec!["kubelet".to_owned(), "--kubeconfig=/k".to_owned()],
+                variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            };
+            find(&settings, &Discovery::find(&settings, &[kubelet]))
+        };
+        let direct = found("10.0.0.0/8");
+        assert!(direct.gaps.is_empty() && direct.targets.len() == 1, "{direct:?}");
+        let behind = found("");
+        assert!(behind.targets.is_empty() && behind.names.is_empty(), "{behind:?}");
+        assert!(behind.gaps[0].why.contains("the kubelet reaches 10.0.0.1 of /k by a proxy"), "{behind:?}");
     }
 
     #[test]

@@ -5,15 +5,16 @@ use std::fs;
 
 use probe_engine::ProcessClass;
 
+use super::proxy;
 use crate::node::processes::{Found, is_of_the_host};
 
 /// Longest command line that is read: a kubelet's has a few kilobytes.
 const COMMAND_LINE: usize = 128 * 1024;
 /// Most programs that are looked at; a node has a kubelet and one or two runtimes.
 const PROGRAMS: usize = 64;
-/// The variables that are read of an environment: where a distribution keeps its files. Nothing else of it is kept, for it
-/// may hold secrets.
-const VARIABLES: &[&str] = &["K3S_DATA_DIR", "RKE2_DATA_DIR", "SNAP", "SNAP_COMMON", "SNAP_DATA"];
+/// The variables that are read of an environment: where a distribution keeps its files. Besides those of a proxy nothing else
+/// of it is kept, for it may hold secrets.
+const VARIABLES: &[&str] = &["K3S_DATA_DIR", "RKE2_DATA_DIR", "SNAP_COMMON", "SNAP_DATA"];
 
 /// One that only root can have started, and not in a container: a pod on the host network may run a program of any name.
 #[derive(Clone, Debug)]
@@ -43,7 +44,10 @@ impl Program {
         let environment = strings(pid, "environ").unwrap_or_default();
         let wanted = |line: &String| {
             let (name, value) = line.split_once('=')?;
-            VARIABLES.contains(&name).then(|| (name.to_owned(), value.to_owned()))
+            let is_set = proxy::PROXY.contains(&name) && !value.is_empty();
+            let value = if is_set { "set" } else { value };
+            let is_wanted = is_set || proxy::EXCEPTIONS.contains(&name) || VARIABLES.contains(&name);
+            is_wanted.then(|| (name.to_owned(), value.to_owned()))
         };
         Some(Self {
             name: found.actor.name.clone(),
