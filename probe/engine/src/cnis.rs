@@ -32,11 +32,35 @@ pub struct Cni {
     pub needs_pod_cidr: bool,
     /// How the names of its links begin.
     pub links: &'static [&'static str],
-    /// What its plugins say, in lower case, when a link is there that is not as they need it.
-    pub conflict: &'static [&'static str],
+    /// What its plugins and its agent say of what has a verdict of its own.
+    pub says: Words,
     /// The longest that its plugins wait by themselves, in seconds, and half as long again; 0 when they do not.
     pub plugin_limit_s: u64,
 }
+
+/// Parts of messages, in lower case.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    /// No address is left.
+    pub exhausted: &'static [&'static str],
+    /// The agent has more to do than it can.
+    pub overloaded: &'static [&'static str],
+    /// The node has no range of addresses.
+    pub no_range: &'static [&'static str],
+    /// Nobody has bound the port.
+    pub unbound: &'static [&'static str],
+    /// A link is there that is not as they need it.
+    pub conflict: &'static [&'static str],
+}
+
+const SILENT: Words = Words { exhausted: &[], overloaded: &[], no_range: &[], unbound: &[], conflict: &[] };
+
+/// What more than one of them says, or one without a row.
+const COMMON: Words = Words {
+    exhausted: &["no ips available", "no more ips available", "no available ip", "no available address"],
+    no_range: &["podcidr is not", "no podcidr", "no pod cidr"],
+    ..SILENT
+};
 
 /// A CNI of which nothing is known: what a row does not say.
 const UNKNOWN: Cni = Cni {
@@ -53,7 +77,7 @@ const UNKNOWN: Cni = Cni {
     meta: false,
     needs_pod_cidr: false,
     links: &[],
-    conflict: &[],
+    says: SILENT,
     plugin_limit_s: 0,
 };
 
@@ -79,6 +103,7 @@ pub const CNIS: &[Cni] = &[
         daemonsets: &["aws-node"],
         socket: "/ipamd.sock",
         links: &["eni"],
+        says: Words { exhausted: &["failed to assign an ip address to container"], ..SILENT },
         ..UNKNOWN
     },
     Cni {
@@ -89,6 +114,7 @@ pub const CNIS: &[Cni] = &[
         executables: &["azure-cns"],
         daemonsets: &["azure-cns"],
         links: &["azv"],
+        says: Words { exhausted: &["waiting on azure cns to allocate", "no more free ip"], ..SILENT },
         ..UNKNOWN
     },
     // calico-ipam waits 90 s for its lock, /var/run/calico/ipam.lock.
@@ -101,6 +127,7 @@ pub const CNIS: &[Cni] = &[
         writes: "/var/lib/calico/nodename",
         links: &["cali", "tunl0", "vxlan", "wireguard.cali"],
         plugin_limit_s: 135,
+        says: Words { exhausted: &["assigned 0 out of"], ..SILENT },
         ..UNKNOWN
     },
     // cilium-cni waits 30 s for its agent.
@@ -113,6 +140,11 @@ pub const CNIS: &[Cni] = &[
         socket: "/cilium.sock",
         links: &["cilium_", "lxc"],
         plugin_limit_s: 45,
+        says: Words {
+            exhausted: &["range is full"],
+            overloaded: &["putendpointidtoomanyrequests", "cilium api client timeout exceeded"],
+            ..SILENT
+        },
         ..UNKNOWN
     },
     // k3s has flannel inside.
@@ -125,6 +157,7 @@ pub const CNIS: &[Cni] = &[
         writes: "/run/flannel/subnet.env",
         needs_pod_cidr: true,
         links: &["cni", "flannel"],
+        says: Words { no_range: &["pod cidr not assigned"], ..SILENT },
         ..UNKNOWN
     },
     // Waits up to 200 s for the gateway.
@@ -138,6 +171,7 @@ pub const CNIS: &[Cni] = &[
         bridge: Some("br-int"),
         links: &["genev_sys", "ovn"],
         plugin_limit_s: 300,
+        says: Words { exhausted: &["noavailableaddress"], ..SILENT },
         ..UNKNOWN
     },
     Cni {
@@ -172,6 +206,10 @@ pub const CNIS: &[Cni] = &[
         socket: "/ovn-cni-server.sock",
         bridge: Some("br-int"),
         links: &["genev_sys", "ovn"],
+        says: Words {
+            unbound: &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"],
+            ..SILENT
+        },
         ..UNKNOWN
     },
     Cni { name: "ovs-cni", plugins: &["ovs"], bridge: Some(""), ..UNKNOWN },
@@ -179,7 +217,21 @@ pub const CNIS: &[Cni] = &[
         name: "reference plugins",
         plugins: &["bridge", "host-device", "ipvlan", "macvlan", "ptp"],
         links: &["cni", "nkt", "veth"],
-        conflict: &["already has an ip address different from", "already exists but is not a bridge"],
+        says: Words {
+            exhausted: &["no ip addresses available"],
+            conflict: &["already has an ip address different from", "already exists but is not a bridge"],
+            ..SILENT
+        },
+        ..UNKNOWN
+    },
+    Cni {
+        name: "Spiderpool",
+        plugins: &["spiderpool"],
+        agent: "spiderpool-agent",
+        executables: &["spiderpool-agent"],
+        daemonsets: &["spiderpool-agent"],
+        socket: "/spiderpool.sock",
+        says: Words { exhausted: &["all ip addresses used out"], ..SILENT },
         ..UNKNOWN
     },
     Cni {
@@ -189,6 +241,12 @@ pub const CNIS: &[Cni] = &[
         executables: &["weaver"],
         daemonsets: &["weave-net"],
         links: &["vethwe", "weave"],
+        ..UNKNOWN
+    },
+    Cni {
+        name: "Whereabouts",
+        plugins: &["whereabouts"],
+        says: Words { exhausted: &["could not allocate ip in range"], ..SILENT },
         ..UNKNOWN
     },
 ];
@@ -221,9 +279,15 @@ pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
 }
 
-/// Returns whether a plugin says, in these words in lower case, that a link is not as it needs it.
-pub(crate) fn says_conflict(said: &str) -> bool {
-    CNIS.iter().flat_map(|cni| cni.conflict).any(|words| said.contains(words))
+/// Returns whether what a plugin said, in lower case, holds such words of any CNI.
+pub(crate) fn says(said: &str, such: fn(&Words) -> &'static [&'static str]) -> bool {
+    let all = CNIS.iter().map(|cni| &cni.says).chain([&COMMON]);
+    all.flat_map(such).any(|words| said.contains(words))
+}
+
+/// Whose agent is overloaded, by what a plugin said in lower case.
+pub(crate) fn of_overloaded(said: &str) -> Option<&'static Cni> {
+    CNIS.iter().find(|cni| cni.says.overloaded.iter().any(|words| said.contains(words)))
 }
 
 /// Whose agent, or whose plugin, the executable of this name is.

@@ -12,21 +12,6 @@ use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
 use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
 use crate::reason::{Reason, Side};
 
-/// What IPAM plugins say when they have no address left: host-local, whereabouts and Calico, Kube-OVN, AWS, Cilium.
-const EXHAUSTED: &[&str] = &[
-    "no ip addresses available",
-    "no ips available",
-    "no more ips available",
-    "assigned 0 out of",
-    "noavailableaddress",
-    "range is full",
-    "no available ip",
-    "no available address",
-    "failed to assign an ip address to container",
-    "could not allocate ip in range",
-    "no more free ip",
-];
-
 /// What the API server's refusal looks like in the words of its clients: HTTP 401 and 403.
 const UNAUTHORIZED: &[&str] = &[
     "unauthorized",
@@ -40,14 +25,8 @@ const UNAUTHORIZED: &[&str] = &[
 /// (`containernetworking/plugins/pkg/ns`).
 const NO_NAMESPACE: &str = "unknown FS magic on";
 
-/// What OVN's plugins say of a port that ovn-controller has not bound.
-const NOT_BOUND: &[&str] = &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"];
-
 /// What anybody says whose file cannot be written: strerror(3), and Go in lower case.
 const NO_SPACE: &[&str] = &["no space left on device", "read-only file system", "disk quota exceeded"];
-
-/// What plugins and agents say of a node without a range of addresses.
-const NO_POD_CIDR: &[&str] = &["pod cidr not assigned", "podcidr is not", "no podcidr", "no pod cidr"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // What a plugin waits for in vain is told by itself.
@@ -89,19 +68,23 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         let fault = Fault::new(reason, subject, words, failure.since);
         if reason.side() == Side::Datapath { fault } else { fault.at_depth(depth::PLUGIN) }
     };
-    if has(EXHAUSTED) {
+    if let Some(cni) = cnis::of_overloaded(&lower) {
+        let words = format!("{words}; {} does not keep up", cni.agent);
+        return fault(Reason::CNIAgentNotReady, cni.agent, words);
+    }
+    if cnis::says(&lower, |words| words.exhausted) {
         return fault(Reason::IPAMExhausted, &failure.speaker, words + &full_or_leak(facts));
     }
     if has(UNAUTHORIZED) {
         return fault(Reason::CNIUnauthorized, plugin, words).may_come_from(causes::OF_REFUSED_CREDENTIALS);
     }
-    if has(NOT_BOUND) {
+    if cnis::says(&lower, |words| words.unbound) {
         return fault(Reason::OVNPortNotBound, plugin, words).may_come_from(causes::OF_PORTS);
     }
-    if has(NO_POD_CIDR) {
+    if cnis::says(&lower, |words| words.no_range) {
         return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(causes::OF_AGENTS);
     }
-    if cnis::says_conflict(&lower) {
+    if cnis::says(&lower, |words| words.conflict) {
         // Go's %q puts the link's name into quotation marks.
         let link = said.split('"').nth(1).filter(|name| !name.is_empty()).unwrap_or(plugin);
         return fault(Reason::LinkConflict, link, words);
