@@ -191,9 +191,9 @@ pub(crate) struct NodeArgs {
     /// Where runtimes bind network namespaces.
     #[arg(long, value_name = "DIR", default_value = "/run/netns", env = "NETREADY_NETNS_DIR")]
     netns_dir: PathBuf,
-    /// Where Open vSwitch has its sockets.
-    #[arg(long, value_name = "DIR", default_value = "/run/openvswitch", env = "NETREADY_OVS_RUN_DIR")]
-    ovs_run_dir: PathBuf,
+    /// Where Open vSwitch has its sockets; auto-detected among /run/openvswitch and where a CNI keeps its own (Antrea).
+    #[arg(long, value_name = "DIR", env = "NETREADY_OVS_RUN_DIR")]
+    ovs_run_dir: Option<PathBuf>,
     /// CRI socket; auto-detected from the running kubelet.
     #[arg(long, value_name = "SOCKET", env = "NETREADY_RUNTIME_ENDPOINT")]
     runtime_endpoint: Option<PathBuf>,

@@ -28,8 +28,8 @@ pub(crate) struct Settings {
     pub(crate) cni: CniDirs,
     /// Where runtimes bind network namespaces; inside `host_root`.
     pub(crate) netns_dir: PathBuf,
-    /// Where Open vSwitch has its sockets; inside `host_root`.
-    pub(crate) ovs_run_dir: PathBuf,
+    /// Where Open vSwitch has its sockets; inside `host_root`. `None`: looked for.
+    pub(crate) ovs_run_dir: Option<PathBuf>,
     /// CRI socket; inside `host_root`. `None`: the usual ones are tried.
     pub(crate) runtime_endpoint: Option<PathBuf>,
     /// What this host is for, when a person says so.

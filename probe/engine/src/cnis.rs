@@ -26,6 +26,8 @@ pub struct Cni {
     pub writes: &'static str,
     /// The Open vSwitch bridge without which nothing works; empty for "any", `None` without OVS.
     pub bridge: Option<&'static str>,
+    /// Where its Open vSwitch has its sockets on the host; empty for the usual place.
+    pub ovs_run_dir: &'static str,
     /// It stands before others, and hands their networks on.
     pub meta: bool,
     /// It gives pods addresses of the range that stands in the Node object.
@@ -74,6 +76,7 @@ const UNKNOWN: Cni = Cni {
     socket: "",
     writes: "",
     bridge: None,
+    ovs_run_dir: "",
     meta: false,
     needs_pod_cidr: false,
     links: &[],
@@ -91,6 +94,7 @@ pub const CNIS: &[Cni] = &[
         daemonsets: &["antrea-agent"],
         socket: "/antrea/cni.sock",
         bridge: Some("br-int"),
+        ovs_run_dir: "/run/antrea/openvswitch",
         needs_pod_cidr: true,
         links: &["antrea", "genev_sys"],
         ..UNKNOWN

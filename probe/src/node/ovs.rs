@@ -7,11 +7,12 @@ mod kernel;
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_GENERIC;
-use probe_engine::{Gap, OVS_DATABASE, Observation, Ovs, OvsPort, OvsUpcalls};
+use probe_engine::{Gap, OVS_DATABASE, Observation, Ovs, OvsPort, OvsUpcalls, cnis};
 use tokio::time::Instant;
 
 use super::netlink::{self, Came, Listener};
@@ -21,6 +22,9 @@ use crate::settings::Settings;
 use crate::text::clean;
 use kernel::{Change, Families, Stats};
 
+/// The default of Open vSwitch, and the name of its database's socket.
+const RUN_DIR: &str = "/run/openvswitch";
+const DATABASE: &str = "db.sock";
 /// Between two looks at the whole state; on a host without any of it that is one `stat` and one question.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long changes may gather before the whole state is read: one pod makes three.
@@ -119,11 +123,20 @@ async fn follow(
     }
 }
 
+/// Where Open vSwitch has its sockets: as named by hand, else where a database has one.
+fn run_dir(settings: &Settings) -> PathBuf {
+    let usual = || PathBuf::from(RUN_DIR);
+    let of_cnis = cnis::CNIS.iter().map(|cni| cni.ovs_run_dir).filter(|dir| !dir.is_empty());
+    let mut places = std::iter::once(RUN_DIR).chain(of_cnis).map(PathBuf::from);
+    let there = || places.find(|dir| settings.on_host(&dir.join(DATABASE)).exists());
+    settings.ovs_run_dir.clone().or_else(there).unwrap_or_else(usual)
+}
+
 /// The state, the counters of each datapath, and why the agent may not read the database, if so.
 async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, Stats)>, Option<String>) {
     let datapaths = families.datapaths().unwrap_or_default();
     let stats = datapaths.iter().map(|datapath| (datapath.name.clone(), datapath.stats)).collect();
-    let socket = settings.on_host(&settings.ovs_run_dir).join("db.sock");
+    let socket = settings.on_host(&run_dir(settings).join(DATABASE));
     let (database, denied) = match database::read(&socket).await {
         Ok(database) => (database, None),
         Err(error) => (None, Some(format!("read {}: {error}", clean(socket.as_os_str().as_bytes(), 256)))),
@@ -131,4 +144,28 @@ async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, St
     let module = families.datapath.is_some();
     let datapaths = datapaths.into_iter().map(|datapath| datapath.name).collect();
     (Ovs { module, datapaths, database }, stats, denied)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::settings::tests::settings;
+
+    use super::*;
+
+    #[test]
+    fn the_directory_is_the_flag_s_then_where_a_database_is_then_the_usual_one() {
+        let root = tempfile::tempdir().expect("a directory");
+        let flag = root.path().to_str().expect("a text");
+        let found = |flags: &[&str]| run_dir(&settings(&[&["--host-root", flag], flags].concat()));
+        assert_eq!(found(&[]), PathBuf::from("/run/openvswitch"));
+        for dir in ["/run/antrea/openvswitch", "/run/openvswitch"] {
+            let on_host = root.path().join(dir.trim_start_matches('/'));
+            fs::create_dir_all(&on_host).expect("made");
+            fs::write(on_host.join("db.sock"), "").expect("written");
+            assert_eq!(found(&[]), PathBuf::from(dir));
+        }
+        assert_eq!(found(&["--ovs-run-dir", "/other"]), PathBuf::from("/other"));
+    }
 }
