@@ -282,7 +282,13 @@ impl Known {
         if failure.is_none() {
             let over: Vec<_> =
                 self.addresses.iter().filter(|(_, at)| now.since(**at) >= KEPT).map(|(ip, _)| *ip).collect();
+            // Whoever is connected to one stays so for hours.
+            let used = if over.is_empty() { Vec::new() } else { dialled_by_kubelets(named.port) };
             for ip in over {
+                if used.contains(&ip) {
+                    self.addresses.insert(ip, now);
+                    continue;
+                }
                 self.addresses.remove(&ip);
                 seen.push(Observation::ApiTargetGone { addr: SocketAddr::new(ip, named.port) });
             }
