@@ -56,7 +56,8 @@ const OTHER: Distribution = Distribution {
     containerd: "",
 };
 
-/// In order: what a later row's mark says may lie on a node of an earlier one, too.
+/// In order: what a later row's mark says may lie on a node of an earlier one, too. Where each fact is from stands in
+/// `tests/nodes`.
 pub(super) const DISTRIBUTIONS: &[Distribution] = &[
     Distribution {
         name: "k3s",
