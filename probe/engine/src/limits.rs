@@ -100,7 +100,8 @@ pub const UNSTABLE_OFTEN: usize = 4;
 pub const UNSTABLE_AWAY: u64 = 3 * SECOND;
 /// How long an API address must work at least for that to count as an end of a time in which it failed.
 pub const UNSTABLE_BLINK: u64 = 2 * SECOND;
-/// How close together connections end that one end of their server's process closed: the kernel closes them in one go.
+/// Connections that end within this time of each other count as ended by the same event. The kernel closes all sockets of a
+/// process that exits within a millisecond.
 pub const TOGETHER: u64 = SECOND / 10;
 /// How long an address that alternated must work at least to count as stable.
 pub const UNSTABLE_REST: u64 = 15 * SECOND;

@@ -32,7 +32,7 @@ struct Findings {
     less: Vec<Less>,
     /// What the node uses.
     discovered: Vec<Discovered>,
-    /// What of that does not fit together, a sentence each.
+    /// Contradictions between these settings, one sentence each.
     notes: Vec<String>,
 }
 
@@ -123,7 +123,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     Ok(if findings.unsupported.is_none() { Exit::Ready } else { Exit::Unsupported })
 }
 
-/// Addresses, and names with what they are looked up to.
+/// The API servers: addresses, and names with the result of looking them up.
 async fn api_servers(settings: &Settings, discovery: &Discovery) -> Vec<Known<String>> {
     let found = targets::find(settings, discovery);
     let addresses = found.targets.iter().filter(|target| target.name.is_none());
@@ -210,7 +210,7 @@ fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFi
     Ok(rows.map(finding).collect())
 }
 
-/// The setting, its value and where that is from, in columns.
+/// Prints each setting, its value and its source in columns.
 fn print_discovered(findings: &Findings) {
     let longest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
     let rows = &findings.discovered;

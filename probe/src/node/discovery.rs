@@ -67,9 +67,9 @@ pub(crate) struct RuntimeConfig {
     /// Where it looks for plugins, in order.
     pub(crate) bin_dirs: Option<Known<Vec<PathBuf>>>,
     pub(crate) sandbox_image: Option<Known<String>>,
-    /// Where that counts for the kubelet.
+    /// The cgroup driver for containers, where the kubelet relies on this configuration for it.
     pub(crate) cgroup_driver: Option<Known<String>>,
-    /// It is told not to serve CRI.
+    /// Set when its CRI plugin is disabled.
     pub(crate) without_cri: Option<Known<()>>,
 }
 
@@ -77,18 +77,18 @@ pub(crate) struct RuntimeConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Discovery {
     pub(crate) kubelet: Kubelet,
-    /// It runs.
+    /// Whether a kubelet runs.
     pub(crate) kubelet_runs: bool,
-    /// It runs, or its distribution's files are on the host.
+    /// Whether one runs, or files of a distribution show that this host has one.
     pub(crate) is_installed: bool,
-    /// What it reaches without a proxy; `None` where it uses none.
+    /// Hosts that the kubelet reaches without its proxy (`NO_PROXY`); `None` when it uses no proxy.
     direct: Option<Vec<String>>,
-    /// The program that it runs inside runs an API server, too.
+    /// Whether the program that embeds the kubelet also runs an API server.
     pub(crate) with_api_server: bool,
     /// The runtime behind the kubelet's endpoint, by name: `containerd`, `crio`, `cri-dockerd`; empty where it is not known.
     pub(crate) runtime: String,
     pub(crate) runtime_config: RuntimeConfig,
-    /// What does not fit together, a sentence each.
+    /// Contradictions between these settings, one sentence each.
     pub(crate) notes: Vec<String>,
 }
 
@@ -98,7 +98,7 @@ impl Discovery {
         Self::find(settings, &Program::all(processes))
     }
 
-    /// As [`Self::of`]; where the CNI's directories are looked for follows.
+    /// As [`Self::of`], and points `settings` to the CNI directories that were found.
     pub(crate) fn followed(settings: &Settings, processes: &[Found]) -> Self {
         let discovery = Self::of(settings, processes);
         let runtime = &discovery.runtime_config;
@@ -219,7 +219,7 @@ impl Discovery {
     }
 }
 
-/// Its configuration; `None` for one that makes no pods' networks.
+/// Returns the runtime's configuration; `None` for a program that sets up no pod networks.
 fn of_runtime(settings: &Settings, program: &Program) -> Option<RuntimeConfig> {
     match program.name.as_str() {
         "containerd" => Some(containerd::of_program(settings, program)),
@@ -229,7 +229,7 @@ fn of_runtime(settings: &Settings, program: &Program) -> Option<RuntimeConfig> {
     }
 }
 
-/// It has no file of its own (config/options.go in its source).
+/// cri-dockerd has no configuration file, only flags (config/options.go in its source).
 fn cri_dockerd(program: &Program) -> RuntimeConfig {
     let get = |name: &str, default: &str| match program.flag(name) {
         Some(value) => Known::of(value.to_owned(), &format_args!("cri-dockerd --{name}")),

@@ -105,7 +105,7 @@ const fn rank(outcome: Outcome) -> u8 {
 }
 
 impl Phases {
-    /// Begins the newest phase anew, if it works: it ended, and nobody saw how.
+    /// Starts a new phase in which the address works, if it works now: the server was replaced without a failed connect.
     fn work_anew(&mut self, at: Mono) {
         if matches!(self.0.back(), Some((since, Phase::Works { .. })) if at.since(*since) >= limits::TOGETHER)
         {
@@ -238,8 +238,8 @@ impl Ledger {
         (self.failure.is_none() && !serves).then_some(&cure.failure)
     }
 
-    /// The server ended a connection on which it had answered. Several at once are the end of its process: of one that
-    /// ends again and again this may be all that shows it, where nobody connects before the next one listens.
+    /// Takes note that the server ended a connection on which it had answered. Several at once mean that its process exited.
+    /// For a server that crash-loops this may be the only sign, when nobody connects before the next one listens.
     pub(super) fn connection_ended(&mut self, at: Mono) {
         let last = self.last_end.replace(at);
         if last.is_some_and(|last| at.since(last) < limits::TOGETHER) && self.instability(at).is_some() {

@@ -1,5 +1,5 @@
-//! What distributions start their kubelet with, where its command line does not say it: because it runs inside another
-//! program, or because none runs.
+//! What each distribution starts its kubelet with. Used where the command line does not show it: the kubelet runs inside
+//! another program, or does not run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,27 +17,28 @@ const ARGS_FILE: &str = "kubelet-args-file";
 
 /// One distribution.
 pub(super) struct Distribution {
-    /// As people call it.
+    /// Its usual name.
     pub(super) name: &'static str,
-    /// Programs that its kubelet runs inside; none where it is a program of its own.
+    /// Programs that embed the kubelet; empty where it is a process of its own.
     pub(super) programs: &'static [&'static str],
-    /// Where it keeps its files, unless told otherwise; `{data}` in what follows.
+    /// Its default data directory, which stands for `{data}` in the other fields.
     pub(super) data: &'static str,
-    /// The variable that tells otherwise; empty without one.
+    /// The environment variable that overrides it; empty when there is none.
     pub(super) variable: &'static str,
-    /// Variables of its files of flags, with their usual values.
+    /// Variables that its argument files use, with their usual values.
     pub(super) variables: &'static [(&'static str, &'static str)],
-    /// A file of variables that holds flags of the kubelet; empty without one.
+    /// An environment file that holds kubelet flags; empty when there is none.
     pub(super) environment: &'static str,
-    /// A file in YAML that names, by the names of its flags, another place and more flags of the kubelet; empty without one.
+    /// Its YAML configuration file, whose keys are the names of its flags (`data-dir`, `kubelet-arg`); empty when there is
+    /// none.
     pub(super) config: &'static str,
-    /// What only its nodes have, one of them; empty for one that is no candidate where nothing runs.
+    /// Paths of which each exists only on its nodes.
     pub(super) marks: &'static [&'static str],
-    /// The flags that its kubelet has.
+    /// The flags that it passes to the kubelet.
     pub(super) kubelet: &'static [&'static str],
-    /// Flags that hold in place of the kubelet's defaults.
+    /// Flags that replace the kubelet's own defaults.
     pub(super) defaults: &'static [&'static str],
-    /// The configuration file of its containerd; empty for the usual one.
+    /// The configuration file of its containerd; empty for the default path.
     pub(super) containerd: &'static str,
 }
 
@@ -56,8 +57,8 @@ const OTHER: Distribution = Distribution {
     containerd: "",
 };
 
-/// In order: what a later row's mark says may lie on a node of an earlier one, too. Where each fact is from stands in
-/// `tests/nodes`.
+/// The first row whose mark exists wins: nodes of an earlier row may also have the mark of a later one. `tests/nodes` names the
+/// source of each fact.
 pub(super) const DISTRIBUTIONS: &[Distribution] = &[
     Distribution {
         name: "k3s",
