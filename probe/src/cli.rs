@@ -309,7 +309,7 @@ fn api_server(text: &str) -> Result<ApiServer, UsageError> {
     let address = address.trim();
     let Some((host, port)) = targets::parse(address) else {
         return Err(UsageError(format!(
-            "--apiserver {text:?}: neither an address nor a name; give ADDRESS:PORT"
+            "--apiserver {text:?}: not an address or a host name; use ADDRESS:PORT"
         )));
     };
     // A Service listens on 443, a server on 6443.

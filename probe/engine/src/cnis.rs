@@ -10,7 +10,7 @@ pub struct Cni {
     pub name: &'static str,
     /// The `type` of its own plugins in a configuration; of reference plugins that it uses, none.
     pub plugins: &'static [&'static str],
-    /// Types of `ipam` in its configurations that its plugin does by itself: there is no program of that name.
+    /// `ipam` types that its plugin implements itself, without a binary of that name.
     pub built_in: &'static [&'static str],
     /// Names of its configuration files, where the plugins do not tell whose they are.
     pub files: &'static [&'static str],
@@ -26,7 +26,7 @@ pub struct Cni {
     pub writes: &'static str,
     /// The Open vSwitch bridge without which nothing works; empty for "any", `None` without OVS.
     pub bridge: Option<&'static str>,
-    /// Where its Open vSwitch has its sockets on the host; empty for the usual place.
+    /// Where its Open vSwitch has its sockets on the host; empty for the default.
     pub ovs_run_dir: &'static str,
     /// It stands before others, and hands their networks on.
     pub meta: bool,
@@ -34,30 +34,30 @@ pub struct Cni {
     pub needs_pod_cidr: bool,
     /// How the names of its links begin.
     pub links: &'static [&'static str],
-    /// What its plugins and its agent say of what has a verdict of its own.
+    /// Messages of its plugins and agent that identify a reason.
     pub says: Words,
     /// The longest that its plugins wait by themselves, in seconds, and half as long again; 0 when they do not.
     pub plugin_limit_s: u64,
 }
 
-/// Parts of messages, in lower case.
+/// Substrings of messages, in lower case.
 #[derive(Clone, Copy, Debug)]
 pub struct Words {
     /// No address is left.
     pub exhausted: &'static [&'static str],
-    /// The agent has more to do than it can.
+    /// The agent is overloaded.
     pub overloaded: &'static [&'static str],
-    /// The node has no range of addresses.
+    /// The node has no pod CIDR.
     pub no_range: &'static [&'static str],
-    /// Nobody has bound the port.
+    /// ovn-controller has not bound the port.
     pub unbound: &'static [&'static str],
-    /// A link is there that is not as they need it.
+    /// A link exists with other parameters.
     pub conflict: &'static [&'static str],
 }
 
 const SILENT: Words = Words { exhausted: &[], overloaded: &[], no_range: &[], unbound: &[], conflict: &[] };
 
-/// What more than one of them says, or one without a row.
+/// Used by several CNIs, or by one without a row.
 const COMMON: Words = Words {
     exhausted: &["no ips available", "no more ips available", "no available ip", "no available address"],
     no_range: &["podcidr is not", "no podcidr", "no pod cidr"],
@@ -273,7 +273,7 @@ pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'sta
         .or(by_plugin)
 }
 
-/// Returns whether a plugin of this name is a part of another one, and no program.
+/// Returns whether a plugin of this name is implemented inside another one, without a binary of its own.
 pub fn is_built_in(plugin: &str) -> bool {
     CNIS.iter().any(|cni| cni.built_in.contains(&plugin))
 }
@@ -283,13 +283,13 @@ pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
 }
 
-/// Returns whether what a plugin said, in lower case, holds such words of any CNI.
+/// Returns whether a message, in lower case, contains such a substring of any CNI.
 pub(crate) fn says(said: &str, such: fn(&Words) -> &'static [&'static str]) -> bool {
     let all = CNIS.iter().map(|cni| &cni.says).chain([&COMMON]);
     all.flat_map(such).any(|words| said.contains(words))
 }
 
-/// Whose agent is overloaded, by what a plugin said in lower case.
+/// Returns the CNI whose agent is overloaded according to a message in lower case.
 pub(crate) fn of_overloaded(said: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.says.overloaded.iter().any(|words| said.contains(words)))
 }

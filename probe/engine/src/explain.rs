@@ -462,11 +462,11 @@ const ALL: &[Explanation] = &[
     row(
         Reason::APINameUnresolved,
         &[Reason::APITimeout, Reason::APIServiceNotProgrammed],
-        "The name of the API server has no address.",
-        "The node's own resolver, by the host's /etc/hosts and /etc/resolv.conf, gives none for the name in the \
-         kubelet's kubeconfig, and no connection to an address of that name works.",
-        "Ask the resolver that the message names (`dig @ADDRESS NAME`). NXDOMAIN: look at the zone and at the search \
-         domains. No answer: look at the way to port 53. The API server and the CNI are not at fault.",
+        "The host name of the API server does not resolve.",
+        "The node's resolver (/etc/hosts, then /etc/resolv.conf) returns no address for the server name in the kubelet's \
+         kubeconfig, and no connection to an address of that name works.",
+        "Query the resolver that the message names: `dig @ADDRESS NAME`. For NXDOMAIN check the zone and the search domains; \
+         without a response check the path to port 53. Do not restart the API server or the CNI.",
     ),
 ];
 

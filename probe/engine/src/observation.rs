@@ -70,7 +70,7 @@ pub enum Observation {
     SocketConnect(SocketConnect),
     /// A TCP listener on this host came or went, or was found at start.
     Listener(Listener),
-    /// Whether the name of an API server has an address, when that changes; repeated while it has none.
+    /// The result of resolving an API server's name: each failure, and the first success after one.
     NameLookup(NameLookup),
     /// The kernel's answer to a route look-up in the host's namespace.
     Route(Route),

@@ -285,7 +285,7 @@ impl Found<'_> {
         };
         let looked_up = names::look_up(self.settings, &name).await;
         let (addresses, _) = looked_up.result.map_err(|failure| {
-            format!("the server's name {name:?} has no address: {} {}", looked_up.resolver, failure.words())
+            format!("cannot resolve {name:?}: {} {}", looked_up.resolver, failure.words())
         })?;
         config.tls_server_name.get_or_insert(name);
         let mut configs = Vec::new();

@@ -149,7 +149,7 @@ impl Discovery {
             (&endpoint, runtimes.first())
         {
             found.notes.push(format!(
-                "the kubelet is configured for {endpoint}, which no runtime serves; {name} runs and serves {}",
+                "the kubelet uses {endpoint}, but no runtime listens there; {name} listens on {}",
                 served.value
             ));
         }

@@ -91,7 +91,7 @@ impl Servers {
         let parsed: Result<Value, _> = serde_yaml_ng::from_str(&text);
         let servers: Vec<String> = match parsed {
             Ok(value) => servers(&value),
-            Err(_) => return self.gap(format!("{source} is no kubeconfig")),
+            Err(_) => return self.gap(format!("{source} is not a kubeconfig")),
         };
         self.is_whole |= whose == Whose::Kubelet && !servers.is_empty();
         for server in servers {
@@ -101,13 +101,13 @@ impl Servers {
                     if whose == Whose::Kubelet && discovery.is_by_proxy(&host.to_string(), port) =>
                 {
                     self.gap(format!(
-                        "the kubelet reaches {host} of {source} by a proxy (HTTPS_PROXY), which is not looked at; \
-                         where this host has a direct way, too, name it with --apiserver"
+                        "the kubelet connects to {host} ({source}) through a proxy (HTTPS_PROXY), which is not observed; \
+                         if this host also has a direct route, name the server with --apiserver"
                     ));
                 }
                 Some(server) => self.server(settings, services, server, &source, whose),
                 None => {
-                    self.gap(format!("{source}: its server {:?} is no URL", clean(server.as_bytes(), 100)));
+                    self.gap(format!("{source}: server {:?} is not a URL", clean(server.as_bytes(), 100)));
                 }
             }
         }
@@ -283,7 +283,10 @@ mod tests {
         assert!(direct.gaps.is_empty() && direct.targets.len() == 1, "{direct:?}");
         let behind = found("");
         assert!(behind.targets.is_empty() && behind.names.is_empty(), "{behind:?}");
-        assert!(behind.gaps[0].why.contains("the kubelet reaches 10.0.0.1 of /k by a proxy"), "{behind:?}");
+        assert!(
+            behind.gaps[0].why.contains("the kubelet connects to 10.0.0.1 (/k) through a proxy"),
+            "{behind:?}"
+        );
     }
 
     #[test]

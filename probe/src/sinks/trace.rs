@@ -314,7 +314,7 @@ impl<W: Write> Sink for Timeline<W> {
             Observation::NameLookup(lookup) => {
                 let (style, end) = match &lookup.failure {
                     Some(failure) => (BAD, format!("{} {}", lookup.resolver, failure.words())),
-                    None => (GOOD, format!("has an address again, by {}", lookup.resolver)),
+                    None => (GOOD, format!("resolves again ({})", lookup.resolver)),
                 };
                 self.line(at, "dns", &lookup.name, style, &end);
             }

@@ -1,4 +1,4 @@
-//! Names of API servers, and what the node's resolver says of them.
+//! API server names that do not resolve.
 
 use alloc::format;
 use alloc::string::String;
@@ -7,12 +7,12 @@ use super::{Facts, Ledger};
 use crate::limits;
 use crate::observation::{Mono, NameFailure, NameLookup};
 
-/// A name that has no address.
+/// A name that does not resolve.
 #[derive(Clone, Debug)]
 pub(crate) struct Unresolved {
-    /// Who was asked last.
+    /// The resolver that was asked last.
     pub(crate) resolver: String,
-    /// How that failed.
+    /// Its answer.
     pub(crate) failure: NameFailure,
     pub(crate) since: Mono,
     pub(super) last: Mono,
@@ -23,7 +23,7 @@ impl Facts {
         let NameLookup { name, resolver, failure } = lookup;
         let Some(failure) = failure else {
             if self.unresolved.remove(&name).is_some() {
-                self.line(at, "dns", format!("{name} has an address again, by {resolver}"));
+                self.line(at, "dns", format!("{name} resolves again ({resolver})"));
             }
             return;
         };
@@ -38,7 +38,7 @@ impl Facts {
         self.unresolved.insert(name, Unresolved { resolver, failure, since, last: at });
     }
 
-    /// Returns whether clients get through to an address of this name, whatever a resolver says now.
+    /// Returns whether clients can connect to an address of this name.
     pub(crate) fn works_by_name(&self, name: &str) -> bool {
         let of_name = |ledger: &&Ledger| ledger.name.as_deref() == Some(name);
         self.targets.values().filter(of_name).any(Ledger::works)

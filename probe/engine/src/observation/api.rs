@@ -333,26 +333,26 @@ pub struct Listener {
 pub struct NameLookup {
     /// The name, as a kubeconfig of the kubelet has it; control characters are escaped.
     pub name: String,
-    /// Who was asked, for people: address and port of a DNS server, or a file.
+    /// The DNS server (address and port) or the file that was asked first.
     pub resolver: String,
-    /// Why it has no address; `None` when it has one.
+    /// Why it did not resolve; `None` when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<NameFailure>,
 }
 
-/// Why a name has no address; of several names that search domains make of it, what was said of the first.
+/// Why a name did not resolve. With search domains, the result of the first full name that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "failure", rename_all = "snake_case")]
 pub enum NameFailure {
-    /// There is no such name (NXDOMAIN).
+    /// NXDOMAIN: the name does not exist.
     NoSuchName,
-    /// The name is there and has no address.
+    /// The name exists and has no A or AAAA record.
     NoAddress,
-    /// The resolver could not find out (SERVFAIL).
+    /// SERVFAIL: the resolver failed to look it up.
     ServerFailure,
-    /// The resolver does not answer this host (REFUSED).
+    /// REFUSED: the resolver does not serve this host, or this name.
     Refused,
-    /// No answer came in time.
+    /// No response before the deadline.
     Silent,
     /// Anything else.
     Other {
@@ -362,15 +362,15 @@ pub enum NameFailure {
 }
 
 impl NameFailure {
-    /// What the resolver did, after its name.
+    /// Returns what the resolver did, as the words after its address.
     pub fn words(&self) -> String {
         match self {
-            Self::NoSuchName => String::from("answers that there is no such name (NXDOMAIN)"),
-            Self::NoAddress => String::from("answers that the name has no address"),
-            Self::ServerFailure => String::from("answers that it could not find out (SERVFAIL)"),
-            Self::Refused => String::from("refuses to answer (REFUSED)"),
-            Self::Silent => String::from("does not answer"),
-            Self::Other { why } => format!("cannot be asked: {why}"),
+            Self::NoSuchName => String::from("returned NXDOMAIN"),
+            Self::NoAddress => String::from("returned no address records"),
+            Self::ServerFailure => String::from("returned SERVFAIL"),
+            Self::Refused => String::from("returned REFUSED"),
+            Self::Silent => String::from("did not respond"),
+            Self::Other { why } => format!("cannot be queried: {why}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The name of the API server has no address.
+//! The API server's name does not resolve.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -7,13 +7,13 @@ use super::Fault;
 use crate::evidence::Facts;
 use crate::reason::Reason;
 
-/// An address that works is proof that the name was resolved: clients keep their connections for hours.
+/// A working connection proves that the name resolved: clients keep their connections for hours.
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let unknown = facts.unresolved.iter().filter(|(name, _)| !facts.works_by_name(name));
     unknown
         .map(|(name, unresolved)| {
             let (resolver, words) = (&unresolved.resolver, unresolved.failure.words());
-            let message = format!("the API server's name {name} has no address: {resolver} {words}");
+            let message = format!("API server name {name} does not resolve: {resolver} {words}");
             Fault::new(Reason::APINameUnresolved, name.as_str(), message, unresolved.since)
         })
         .collect()

@@ -69,7 +69,7 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         if reason.side() == Side::Datapath { fault } else { fault.at_depth(depth::PLUGIN) }
     };
     if let Some(cni) = cnis::of_overloaded(&lower) {
-        let words = format!("{words}; {} does not keep up", cni.agent);
+        let words = format!("{words}; {} is overloaded", cni.agent);
         return fault(Reason::CNIAgentNotReady, cni.agent, words);
     }
     if cnis::says(&lower, |words| words.exhausted) {
