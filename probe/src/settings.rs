@@ -202,7 +202,7 @@ impl CniDirs {
     }
 }
 
-/// Changes the candidates; told to who waits only where the best of them is another one then.
+/// Changes the candidates. Receivers are notified only if the effective value changes.
 fn change<T: Clone + PartialEq>(known: &watch::Sender<Candidates<T>>, how: impl FnOnce(&mut Candidates<T>)) {
     known.send_if_modified(|known| {
         let before = known.best().value.clone();
@@ -216,7 +216,7 @@ impl Settings {
     /// one would lead back into its own container.
     pub(crate) fn on_host(&self, path: &Path) -> PathBuf {
         let relative = path.strip_prefix("/").unwrap_or(path);
-        // What links in /proc lead to are no paths.
+        // The targets of links in /proc are not paths.
         if self.host_root == Path::new("/") || relative.starts_with("proc") {
             return self.host_root.join(relative);
         }

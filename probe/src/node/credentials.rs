@@ -13,7 +13,7 @@ use super::{certificate, file, targets};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Longest path that is told.
+/// Longest path that is reported, bytes.
 const PATH: usize = 256;
 /// Kubeconfigs of CNI plugins with a token, inside the configuration directory.
 const KUBECONFIGS: &[(&str, &str)] =

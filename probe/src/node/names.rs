@@ -1,5 +1,5 @@
-//! Names of API servers, looked up as the node's own programs do: in the host's table of names, then by the resolver that its
-//! `/etc/resolv.conf` names.
+//! Resolves API server names as the node's own programs do: by the host's `/etc/hosts`, then by the servers of its
+//! `/etc/resolv.conf`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -70,16 +70,16 @@ impl Named {
     }
 }
 
-/// What a look-up came to.
+/// The result of resolving a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LookedUp {
-    /// Who was asked, for people.
+    /// The DNS server or file that was asked first.
     pub(crate) resolver: String,
     /// The addresses, and for how long they may be kept.
     pub(crate) result: Result<(Vec<IpAddr>, Duration), NameFailure>,
 }
 
-/// The addresses of a name in the host's table of names.
+/// Returns the addresses of a name in the host's `/etc/hosts`.
 pub(crate) fn in_table(settings: &Settings, name: &str) -> Vec<IpAddr> {
     // Local proxies listen on the IPv4 address, and clients go on to it at once where the other one is closed.
     if name == "localhost" {
@@ -94,7 +94,7 @@ pub(crate) fn in_table(settings: &Settings, name: &str) -> Vec<IpAddr> {
     hosts.lines().filter_map(address).take(ADDRESSES).collect()
 }
 
-/// Looks a name up.
+/// Resolves a name.
 pub(crate) async fn look_up(settings: &Settings, name: &str) -> LookedUp {
     let known = in_table(settings, name);
     if !known.is_empty() {
@@ -145,7 +145,7 @@ fn candidates(name: &str, conf: &ResolvConf) -> Vec<String> {
 /// Both families of addresses of one full name, with the shortest time that they may be kept.
 async fn ask(stub: &StubResolver, name: &str) -> Result<(Vec<IpAddr>, Duration), NameFailure> {
     let Ok(name) = name.trim_end_matches('.').parse::<Name<Vec<u8>>>() else {
-        return Err(NameFailure::Other { why: "it is no name of DNS".to_owned() });
+        return Err(NameFailure::Other { why: "not a DNS name".to_owned() });
     };
     let (v4, v6) = tokio::join!(stub.query((&name, Rtype::A)), stub.query((&name, Rtype::AAAA)));
     let (mut found, mut ttl, mut failure) = (Vec::new(), EVERY[1], None);
@@ -214,7 +214,7 @@ struct Known {
     failed: bool,
 }
 
-/// Looks names up, again when their records are over, and tells of their addresses as API targets. Runs for ever.
+/// Resolves names, again when their records expire, and reports their addresses as API targets. Runs forever.
 pub(crate) async fn watch(settings: Arc<Settings>, mut names: watch::Receiver<Vec<Named>>, feed: Feed) {
     let mut known: BTreeMap<(String, u16), Known> = BTreeMap::new();
     let mut files = stamps(&settings);
@@ -258,7 +258,7 @@ fn is(named: &Named, (name, port): &(String, u16)) -> bool {
 }
 
 impl Known {
-    /// What is news in the answer to a look-up.
+    /// Returns what to report of a lookup.
     fn take(&mut self, named: &Named, LookedUp { resolver, result }: LookedUp) -> Vec<Observation> {
         let now = clock::now();
         let mut seen = Vec::new();

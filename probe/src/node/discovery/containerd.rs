@@ -150,8 +150,8 @@ impl Read {
 
     /// The cgroup driver of the default runtime handler.
     ///
-    /// `None` for what only containerd 2 reads: it tells the kubelet its driver (`RuntimeConfig` in CRI), and
-    /// since Kubernetes 1.31 the kubelet uses that, whatever its own configuration says. Also `None` where a file cannot be
+    /// `None` for a configuration that only containerd 2 accepts: containerd 2 reports its driver to the kubelet (CRI
+    /// `RuntimeConfig`), which uses it since Kubernetes 1.31 instead of its own setting. Also `None` when a file cannot be
     /// read.
     fn driver(&self) -> Option<Known<String>> {
         if !self.is_whole || self.is_of_2 {

@@ -114,7 +114,7 @@ impl Sources<'_> {
         if !key.is_empty() {
             for (path, config) in self.files.as_ref()? {
                 match config.get(key) {
-                    // An empty text is no value (cmd/kubelet/app, defaults).
+                    // The kubelet treats an empty string as unset.
                     Some(Value::String(value)) if value.is_empty() => {}
                     Some(Value::String(value)) => return Some(Known::of(value.clone(), &path.display())),
                     Some(Value::Null) | None => {}
