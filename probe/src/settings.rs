@@ -262,6 +262,7 @@ pub(crate) mod tests {
     use std::path::Path;
 
     use clap::Parser;
+    use tempfile::TempDir;
 
     use super::Settings;
     use crate::cli::NodeArgs;
@@ -275,6 +276,17 @@ pub(crate) mod tests {
     /// Returns the settings of a command line with these flags.
     pub(crate) fn settings(flags: &[&str]) -> Settings {
         Line::parse_from([&["probe"], flags].concat()).node.settings().expect("settings")
+    }
+
+    /// Returns the settings of a host with these files, and its root, which is removed when dropped.
+    pub(crate) fn host(files: &[(&str, &str)]) -> (Settings, TempDir) {
+        let root = tempfile::tempdir().expect("a directory");
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(path, text).expect("written");
+        }
+        (settings(&["--host-root", root.path().to_str().expect("a text")]), root)
     }
 
     #[test]

@@ -193,21 +193,13 @@ pub(super) fn fuzz(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use crate::settings::tests::settings;
+    use crate::settings::tests::host;
 
     use super::*;
 
     /// What containerd with these files uses; the first one is its own.
     fn found(files: &[(&str, &str)]) -> RuntimeConfig {
-        let root = tempfile::tempdir().expect("a directory");
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-            fs::write(path, text).expect("written");
-        }
-        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        let (settings, _root) = host(files);
         of_file(&settings, &Path::new("/").join(files[0].0))
     }
 

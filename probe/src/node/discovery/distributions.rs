@@ -57,37 +57,34 @@ const OTHER: Distribution = Distribution {
     containerd: "",
 };
 
+const K3S: Distribution = Distribution {
+    name: "k3s",
+    programs: &["k3s", "k3s-server", "k3s-agent"],
+    data: "/var/lib/rancher/k3s",
+    variable: "K3S_DATA_DIR",
+    config: "/etc/rancher/k3s/config.yaml",
+    marks: &["{data}/agent/kubelet.kubeconfig"],
+    kubelet: &[
+        "--kubeconfig={data}/agent/kubelet.kubeconfig",
+        "--config-dir={data}/agent/etc/kubelet.conf.d",
+    ],
+    defaults: &["--container-runtime-endpoint=unix:///run/k3s/containerd/containerd.sock"],
+    containerd: "{data}/agent/etc/containerd/config.toml",
+    ..OTHER
+};
+
 /// The first row whose mark exists wins: nodes of an earlier row may also have the mark of a later one. `tests/nodes` names the
 /// source of each fact.
 pub(super) const DISTRIBUTIONS: &[Distribution] = &[
-    Distribution {
-        name: "k3s",
-        programs: &["k3s", "k3s-server", "k3s-agent"],
-        data: "/var/lib/rancher/k3s",
-        variable: "K3S_DATA_DIR",
-        config: "/etc/rancher/k3s/config.yaml",
-        marks: &["{data}/agent/kubelet.kubeconfig"],
-        kubelet: &[
-            "--kubeconfig={data}/agent/kubelet.kubeconfig",
-            "--config-dir={data}/agent/etc/kubelet.conf.d",
-        ],
-        defaults: &["--container-runtime-endpoint=unix:///run/k3s/containerd/containerd.sock"],
-        containerd: "{data}/agent/etc/containerd/config.toml",
-        ..OTHER
-    },
+    K3S,
+    // Its kubelet and containerd are k3s', as processes of their own.
     Distribution {
         name: "RKE2",
+        programs: &[],
         data: "/var/lib/rancher/rke2",
         variable: "RKE2_DATA_DIR",
         config: "/etc/rancher/rke2/config.yaml",
-        marks: &["{data}/agent/kubelet.kubeconfig"],
-        kubelet: &[
-            "--kubeconfig={data}/agent/kubelet.kubeconfig",
-            "--config-dir={data}/agent/etc/kubelet.conf.d",
-        ],
-        defaults: &["--container-runtime-endpoint=unix:///run/k3s/containerd/containerd.sock"],
-        containerd: "{data}/agent/etc/containerd/config.toml",
-        ..OTHER
+        ..K3S
     },
     Distribution {
         name: "MicroK8s",

@@ -190,21 +190,13 @@ pub(super) fn fuzz(text: &str, words: Vec<String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use crate::settings::tests::settings;
+    use crate::settings::tests::host;
 
     use super::*;
 
     /// A host with these files, and what a kubelet with this command line uses there.
     fn found(files: &[(&str, &str)], line: &str) -> Kubelet {
-        let root = tempfile::tempdir().expect("a directory");
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-            fs::write(path, text).expect("written");
-        }
-        let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
+        let (settings, _root) = host(files);
         let words = line.split(' ').map(str::to_owned).collect();
         let flags = vec![Flags { source: "kubelet".to_owned(), words }];
         Kubelet::find(&settings, &Started { flags, ..Started::default() })
