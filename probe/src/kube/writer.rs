@@ -251,7 +251,11 @@ impl Writer {
     async fn send(&mut self, event: &Event, new: bool) -> Result<Value, Failure> {
         let node = &self.settings.node;
         let request = if new { event.create(node, self.wall) } else { event.again(self.wall) };
-        self.access.send(&request).await.map_err(|problem| problem.failure)
+        self.access.send(&request).await.map_err(|problem| match problem.status {
+            // Until the credential is renewed, or the server less busy, the event waits.
+            Some(401 | 429) => Failure::Away,
+            _ => problem.failure,
+        })
     }
 }
 
