@@ -37,6 +37,15 @@ impl Attempt {
         }
     }
 
+    /// Adds its name once, however many sources report it and by whichever path.
+    fn named(&mut self, at: Mono, path: &str) {
+        let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
+        let is_known = |step: &Step| step.step == StepKind::Named && name(&step.what) == name(path);
+        if !self.sandbox.steps.iter().any(is_known) {
+            self.step(at, StepKind::Named, path.to_owned(), true, 0);
+        }
+    }
+
     fn step(&mut self, at: Mono, step: StepKind, what: String, ok: bool, took_ns: u64) {
         let steps = &mut self.sandbox.steps;
         if steps.len() == STEPS {
@@ -122,7 +131,7 @@ impl Sandboxes {
                 let ran = attempt.sandbox.steps.iter().filter(|step| step.step == StepKind::Add);
                 let ran = ran.map(|step| attempt.first.plus(step.after_ns));
                 let at = attempt.running.iter().map(|(_, since)| *since).chain(ran).fold(at, Mono::min);
-                attempt.step(at, StepKind::Named, name.path.clone(), true, 0);
+                attempt.named(at, &name.path);
             }
             NameState::Unbound => attempt.step(at, StepKind::Unnamed, name.path.clone(), true, 0),
             NameState::Stale => {}
@@ -158,6 +167,11 @@ impl Sandboxes {
         };
         if inum != 0 {
             attempt.sandbox.netns = inum;
+        }
+        // The mount is seen later on a busy machine, maybe after all is done.
+        let is_name = start.netns.starts_with('/') && !start.netns.starts_with("/proc/");
+        if inum != 0 && start.command == "ADD" && is_name {
+            attempt.named(at.minus(start.running_ns), &start.netns);
         }
         attempt.sandbox.container_id.clone_from(&start.container_id);
         if start.pod.is_some() {
@@ -255,6 +269,19 @@ mod tests {
         sandboxes.note(Mono(1000 * MS), &netns(false));
         assert_eq!(sandboxes.settled(Mono(2000 * MS)).len(), 1);
         assert!(sandboxes.attempts.is_empty());
+    }
+
+    #[test]
+    fn a_name_is_known_from_the_plugin_and_reported_once() {
+        let mut sandboxes = Sandboxes::default();
+        let add = CniStart { netns: "/var/run/netns/x".into(), ..start(10, "ADD", 7) };
+        sandboxes.note(Mono(0), &Observation::CniStart(add.clone()));
+        sandboxes.note(Mono(20 * MS), &end(&add, 20));
+        let name = NetnsName { path: "/run/netns/x".into(), inum: 7, state: NameState::Bound };
+        sandboxes.note(Mono(30 * MS), &Observation::NetnsName(name));
+        let told = sandboxes.settled(Mono(400 * MS));
+        let steps: Vec<_> = told[0].steps.iter().map(|step| step.step).collect();
+        assert_eq!(steps, [StepKind::Named, StepKind::Add]);
     }
 
     #[test]
