@@ -114,13 +114,13 @@ impl Discovery {
         // Without a kubelet its defaults say nothing.
         let kubelet =
             if started.flags.is_empty() { Kubelet::default() } else { Kubelet::find(settings, &started) };
-        let kubelet_runs = programs.iter().any(|program| program.class == ProcessClass::Kubelet);
+        let kubelets = || programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
+        let kubelet_runs = kubelets().next().is_some();
         // k3s shows it by its files.
         let with_api_server =
             programs.iter().any(|program| program.flag("start-control-plane") == Some("true"));
         let is_installed = kubelet_runs || !started.flags.is_empty();
-        let mut kubelets = programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
-        let direct = kubelets.find_map(|program| proxy::exceptions(&program.variables));
+        let direct = kubelets().find_map(|program| proxy::exceptions(&program.variables));
         let mut found =
             Self { kubelet, kubelet_runs, is_installed, direct, with_api_server, ..Self::default() };
         let named = settings.runtime_endpoint.as_ref().and_then(|path| socket(&path.to_string_lossy()));

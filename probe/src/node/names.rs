@@ -102,16 +102,14 @@ pub(crate) async fn look_up(settings: &Settings, name: &str) -> LookedUp {
     }
     let mut conf = ResolvConf::new();
     let text = file::read_text(&settings.on_host(Path::new(RESOLV_CONF))).unwrap_or_default();
-    let resolver = |conf: &ResolvConf| {
-        conf.servers.first().map_or_else(|| RESOLV_CONF.to_owned(), |server| server.addr.to_string())
-    };
     if let Err(error) = conf.parse(&mut text.as_bytes()) {
         let why = clean(format!("{RESOLV_CONF}: {error}").as_bytes(), WHY);
         return LookedUp { resolver: RESOLV_CONF.to_owned(), result: Err(NameFailure::Other { why }) };
     }
     // Without a server it is the one on this host, as for every program.
     conf.finalize();
-    let resolver = resolver(&conf);
+    let resolver =
+        conf.servers.first().map_or_else(|| RESOLV_CONF.to_owned(), |server| server.addr.to_string());
     let candidates = candidates(name, &conf);
     let stub = StubResolver::from_conf(conf);
     let ask = async {

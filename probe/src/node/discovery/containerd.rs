@@ -113,18 +113,14 @@ impl Read {
         self.is_of_2 |=
             version > 2 || version == 2 && old.is_none() && (runtime.is_some() || images.is_some());
         let (runtime, images) = if version < 2 || old.is_some() { (old, None) } else { (runtime, images) };
-        let at = |table: Option<&Value>, keys: &[&str]| {
-            keys.iter().try_fold(table?.clone(), |table, key| table.get(key).cloned())
-        };
-        let raw = |value: Option<Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let raw = |value: Option<&Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         let text = |value| raw(value).map(|text| clean(text.as_bytes(), PATH));
         let grpc = of_plugin("io.containerd.server.v1.grpc");
         let address = text(at(grpc, &["address"])).or_else(|| text(at(config.get("grpc"), &["address"])));
         self.address = address.map(|address| Known::of(address, &source)).or(self.address.take());
         let dir = raw(at(runtime, &["cni", "conf_dir"])).and_then(|dir| absolute(&dir));
         self.conf_dir = dir.map(|dir| Known::of(dir, &source)).or(self.conf_dir.take());
-        let dirs = at(runtime, &["cni", "bin_dirs"]);
-        let mut dirs: Vec<_> = texts(dirs.as_ref()).filter_map(absolute).collect();
+        let mut dirs: Vec<_> = texts(at(runtime, &["cni", "bin_dirs"])).filter_map(absolute).collect();
         dirs.extend(raw(at(runtime, &["cni", "bin_dir"])).and_then(|dir| absolute(&dir)));
         if !dirs.is_empty() {
             self.bin_dirs = Some(Known::of(dirs, &source));
@@ -135,9 +131,9 @@ impl Read {
         self.default_handler =
             text(at(runtime, &["containerd", "default_runtime_name"])).or(self.default_handler.take());
         let handlers = at(runtime, &["containerd", "runtimes"]);
-        let handlers = handlers.as_ref().and_then(Value::as_table).into_iter().flatten();
+        let handlers = handlers.and_then(Value::as_table).into_iter().flatten();
         for (name, handler) in handlers.take(HANDLERS) {
-            let systemd = at(Some(handler), &["options", "SystemdCgroup"]).and_then(|value| value.as_bool());
+            let systemd = at(Some(handler), &["options", "SystemdCgroup"]).and_then(Value::as_bool);
             if let Some(systemd) = systemd {
                 self.systemd.insert(name.clone(), Known::of(systemd, &source));
             }
@@ -162,6 +158,11 @@ impl Read {
         let set = self.systemd.get(name).cloned().map(|known| known.map(word));
         set.or_else(|| Some(Known::of(word(false), &DEFAULT)))
     }
+}
+
+/// The value below `table` that these keys lead to, one after the other.
+fn at<'a>(table: Option<&'a Value>, keys: &[&str]) -> Option<&'a Value> {
+    keys.iter().try_fold(table?, |table, key| table.get(key))
 }
 
 fn texts(list: Option<&Value>) -> impl Iterator<Item = &str> {
