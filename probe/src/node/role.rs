@@ -23,7 +23,7 @@ const API_SERVER_FILES: &[&str] = &[
     "/var/lib/rancher/rke2/server",
 ];
 
-/// What a kubelet leaves on its host, besides what tells its distribution: one that was never joined has no kubeconfig.
+/// Files that a kubelet leaves behind on hosts that never joined a cluster and so have no kubeconfig.
 const KUBELET_FILES: &[&str] = &["/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki"];
 
 const CRIO_SOCKETS: &[&str] = &["/run/crio/crio.sock", "/var/run/crio/crio.sock"];

@@ -140,7 +140,7 @@ impl Servers {
     }
 }
 
-/// Who names a server.
+/// Where the address or name of an API server comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
     Flag(Option<TargetKind>),

@@ -1,5 +1,5 @@
-//! The nodes of distributions (`tests/nodes`): what is discovered on each, and that a healthy one is told as such.
-//! `NETREADY_BLESS=1` writes what is expected anew.
+//! Checks the settings discovered on each node of `tests/nodes`, and that the verdict is `NetworkReady` there.
+//! `NETREADY_BLESS=1` rewrites the expectations.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -59,7 +59,7 @@ fn with_root(node: &Node) -> Result<String> {
     fs::create_dir(root.join("etc"))?;
     touch(root)?;
     fs::write(root.join("kube.conf"), "clusters: [{name: lab, cluster: {server: 'https://api:6443'}}]\n")?;
-    // Their loader is not in here, and nobody runs them.
+    // This root has no dynamic loader, and the plugins are never executed.
     for plugin in fs::read_dir(node.bin_dir())? {
         fs::write(plugin?.path(), "#!plugin\n")?;
     }
@@ -70,7 +70,7 @@ fn with_root(node: &Node) -> Result<String> {
     Ok(root.to_string_lossy().into_owned())
 }
 
-/// Who changes it makes every program ask anew.
+/// Replaces resolv.conf, so that the agent resolves its names again.
 fn touch(root: &Path) -> Result<()> {
     let new = root.join("etc/resolv.conf.new");
     fs::write(&new, format!("search nrlab.test\nnameserver {RESOLVER}\n"))?;
