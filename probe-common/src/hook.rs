@@ -70,11 +70,18 @@ pub enum Skip {
     MapFull,
     /// Memory that should be readable was not.
     Unreadable,
+    /// The process is not one of the node's own and has caused more events than its budget allows.
+    Throttled,
 }
 
 impl Skip {
+    /// Returns whether something of the node's own may have been lost.
+    pub const fn is_loss(self) -> bool {
+        !matches!(self, Self::Throttled)
+    }
+
     /// Every reason, in order of its number.
-    pub const ALL: [Self; 3] = [Self::RingFull, Self::MapFull, Self::Unreadable];
+    pub const ALL: [Self; 4] = [Self::RingFull, Self::MapFull, Self::Unreadable, Self::Throttled];
 
     /// Row and column as one index into the counters.
     #[expect(clippy::cast_possible_truncation, reason = "two small tables")]

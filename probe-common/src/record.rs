@@ -104,8 +104,10 @@ pub struct Task {
     pub ppid: u32,
     /// Inode number of the network namespace; reused by the kernel as soon as a namespace ends.
     pub netns: u32,
-    /// Id of the cgroup v2 (the inode of its directory); mostly 1 on hosts that use v1.
-    pub cgroup: u64,
+    /// Real user ID in the initial user namespace.
+    pub uid: u32,
+    /// Depth of the PID namespace: 0 on the host, 1 or more in containers.
+    pub pid_level: u32,
     /// Name of the process' main thread, cut to 15 bytes.
     pub comm: [u8; COMM_LEN],
 }
@@ -528,6 +530,11 @@ impl ProcessState {
     pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
         zerocopy::transmute!(self)
     }
+
+    /// As [`Self::to_bytes`] wrote it.
+    pub fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
+        zerocopy::transmute!(bytes)
+    }
 }
 
 /// What the kernel side keeps of a process whose end is to be reported; user space puts in those that were
@@ -549,8 +556,9 @@ pub struct ProcessState {
     pub sender_comm: [u8; COMM_LEN],
     /// As [`Exit::cni`].
     pub cni: u32,
-    /// Always zero.
-    pub _pad: u32,
+    /// 1: it can administer the host's network, or user space found it to be a component of the node; its events are not
+    /// limited. 0: not, or not yet.
+    pub trusted: u32,
 }
 
 /// Ports are looked up in a bit set first, which costs less than any hash: words of it.
@@ -567,6 +575,14 @@ pub const NAME_OF_PROCESS: u8 = 1;
 pub const NAME_OF_PLUGIN: u8 = 2;
 /// Most names on the watch list.
 pub const MAX_NAMES: u32 = 128;
+/// Most sources whose events are limited that are remembered: users, and root in containers. Beyond that the one that was idle
+/// longest is forgotten.
+pub const MAX_SOURCES: u32 = 4096;
+/// Events that such a source may cause at once: more than a pod whose many clients connect to the API server again.
+pub const BUDGET_EVENTS: u64 = 1024;
+/// Time in which one event of its budget is refilled, nanoseconds: 30 a second. What it keeps in a table for two minutes, the
+/// longest that a connect waits for an answer, stays below the size of that table with this.
+pub const BUDGET_INTERVAL_NS: u64 = 33_000_000;
 /// Most devices whose dropped packets are counted; the one that was quiet longest is forgotten beyond that.
 pub const MAX_DEVICES: u32 = 256;
 /// Slots for connects under way; a power of two.

@@ -30,9 +30,10 @@ pub(crate) fn find(sk: u64) -> Option<*mut Pending> {
     CONNECTS.get_ptr_mut(sk)
 }
 
-/// A new connect; what was known of an earlier socket at the same address is forgotten.
+/// A new connect; what was known of an earlier socket at the same address is forgotten. If its slot is taken, only one that is
+/// unlimited goes into the hash, which others could fill.
 #[inline(always)]
-pub(crate) fn insert(sk: u64, pending: &Pending) -> Result<(), Skip> {
+pub(crate) fn insert(sk: u64, pending: &Pending, is_unlimited: bool) -> Result<(), Skip> {
     let sk = number(sk);
     let Some(slot) = slot(sk) else { return Err(Skip::MapFull) };
     // SAFETY: a live map value. Of two programs that claim a slot at the same time at most one finds its own claim alone
@@ -49,6 +50,9 @@ pub(crate) fn insert(sk: u64, pending: &Pending) -> Result<(), Skip> {
             return Ok(());
         }
         add(&raw mut (*slot).owner, 1_u64.wrapping_neg());
+    }
+    if !is_unlimited {
+        return Err(Skip::Throttled);
     }
     if CONNECTS.insert(sk, pending, u64::from(BPF_NOEXIST)).is_ok() {
         count_elsewhere(1);

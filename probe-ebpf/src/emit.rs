@@ -2,13 +2,16 @@
 
 use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns,
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
 };
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use probe_common::{Code, Header, Skip, Task};
 
-use crate::layout::{NET_INUM, NSPROXY_NET, TASK_NSPROXY, TASK_REAL_PARENT, TASK_TGID};
+use crate::layout::{
+    NET_INUM, NSPROXY_NET, PID_LEVEL, TASK_NSPROXY, TASK_REAL_PARENT, TASK_TGID, TASK_THREAD_PID,
+};
 use crate::maps::EVENTS;
+use crate::origin;
 use crate::read::Far;
 
 /// Room for one record, with its header written. The caller writes every other field: the memory is not
@@ -23,6 +26,13 @@ pub(crate) fn record<T: 'static>(code: Code) -> Result<RingBufEntry<T>, Skip> {
         (&raw mut (*header).code).cast::<u64>().write(code as u64);
     }
     Ok(entry)
+}
+
+/// As [`record`], for an event of the running task, which is charged for it.
+#[inline(always)]
+pub(crate) fn record_of_current<T: 'static>(code: Code) -> Result<RingBufEntry<T>, Skip> {
+    origin::charge()?;
+    record(code)
 }
 
 /// `CLOCK_BOOTTIME`, nanoseconds.
@@ -56,6 +66,13 @@ pub(crate) fn current_ppid() -> u32 {
     unsafe { Far::current().pointer(&TASK_REAL_PARENT).map_or(0, |parent| parent.field(&TASK_TGID)) }
 }
 
+/// Depth of the running task's PID namespace.
+#[inline(always)]
+pub(crate) fn current_pid_level() -> u32 {
+    // SAFETY: the chain hangs from the running task and is checked.
+    unsafe { Far::current().pointer(&TASK_THREAD_PID).map_or(0, |pid| pid.field(&PID_LEVEL)) }
+}
+
 /// Writes the running task into a record.
 ///
 /// # Safety
@@ -69,7 +86,8 @@ pub(crate) unsafe fn write_current(task: *mut Task, netns: u32) {
         (&raw mut (*task).tid).write(id as u32);
         (&raw mut (*task).ppid).write(current_ppid());
         (&raw mut (*task).netns).write(netns);
-        (&raw mut (*task).cgroup).write(bpf_get_current_cgroup_id());
+        (&raw mut (*task).uid).write(bpf_get_current_uid_gid() as u32);
+        (&raw mut (*task).pid_level).write(current_pid_level());
         let comm = bpf_get_current_comm().unwrap_or_default();
         (&raw mut (*task).comm).cast::<[u64; 2]>().write(core::mem::transmute::<[u8; 16], [u64; 2]>(comm));
     }

@@ -31,6 +31,8 @@ mod filter;
 mod hooks;
 mod layout;
 mod maps;
+mod origin;
+mod processes;
 mod read;
 mod skip;
 

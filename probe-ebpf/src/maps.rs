@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_common::{
-    COMM_LEN, CONNECT_SLOTS, MAX_CONNECTS, MAX_DEVICES, MAX_NAMES, MAX_PROCESSES, MAX_TARGETS, PORT_WORDS,
-    ProcessState, RING_BYTES, Skip, TargetKey, Task,
+    COMM_LEN, CONNECT_SLOTS, MAX_CONNECTS, MAX_DEVICES, MAX_NAMES, MAX_PROCESSES, MAX_SOURCES, MAX_TARGETS,
+    PORT_WORDS, ProcessState, RING_BYTES, Skip, TargetKey, Task,
 };
 
 /// Records on their way to user space; the loader may make it smaller.
@@ -31,6 +31,14 @@ pub(crate) static NAMES: HashMap<[u8; COMM_LEN], u8> = HashMap::with_max_entries
 /// quiet, without a word, and long before it is full where there are many CPUs, each of which keeps 128 places for itself.
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, ProcessState> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+
+/// How many processes in `PROCESSES` are limited.
+#[map]
+pub(crate) static LIMITED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Budgets of the sources whose events are limited: see [`crate::origin`].
+#[map]
+pub(crate) static SOURCES: LruHashMap<u64, Source> = LruHashMap::with_max_entries(MAX_SOURCES, 0);
 
 /// How many CNI processes there are: while none is, write(2) costs next to nothing.
 #[map]
@@ -93,6 +101,16 @@ pub(crate) struct Pending {
     pub(crate) rst: u32,
     /// As in `ConnectEnd`.
     pub(crate) dropped: u32,
+}
+
+/// What a source has spent of its budget.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Source {
+    /// When its budget was last refilled; clock as in `Header`.
+    pub(crate) at_ns: u64,
+    /// Events since then, less what was refilled.
+    pub(crate) spent: u64,
 }
 
 /// What is remembered of a device.

@@ -8,7 +8,7 @@ use aya_ebpf::programs::{FExitContext, TracePointContext};
 use probe_common::{Code, ConnectError, Hook, Skip, UNIX_PATH_LEN, UnixConnect};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::emit::{current_netns, current_tgid, record_of_current, write_current};
 use crate::filter::{AF_INET, AF_INET6, AF_UNIX, Address, address_watched, pair, process_watched};
 use crate::layout::{HAVE_PROBE_READ, HAVE_TASK_PT_REGS, REGS_ARG2, get};
 use crate::maps::PROCESSES;
@@ -114,7 +114,7 @@ fn inet(sockaddr: &impl Sockaddr, family: u16, errno: i64) -> Result<(), Skip> {
         return Ok(());
     }
     let netns = current_netns();
-    let mut entry = record::<ConnectError>(Code::ConnectError)?;
+    let mut entry = record_of_current::<ConnectError>(Code::ConnectError)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record.
     unsafe {
@@ -139,7 +139,7 @@ fn unix(sockaddr: &impl Sockaddr, errno: i64, cni: bool) -> Result<(), Skip> {
         unsafe { core::ptr::write_volatile(pair, sockaddr.read::<u16>(2 + index * 2)?) };
     }
     let netns = current_netns();
-    let mut entry = record::<UnixConnect>(Code::UnixConnect)?;
+    let mut entry = record_of_current::<UnixConnect>(Code::UnixConnect)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record.
     unsafe {

@@ -18,6 +18,8 @@ use crate::layout::{
     MM_ENV_START, TASK_MM, get,
 };
 use crate::maps::{CNI_RUNNING, NAMES, PROCESSES, WALKS, Walk};
+use crate::origin;
+use crate::processes;
 use crate::read::{file_of_current, pointer};
 
 /// Most pieces of environment that are looked at where `bpf_loop` exists: 128 KB of it.
@@ -71,7 +73,8 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
     walk.end = end;
     walk.inside = 0;
     walk.values = [0; 6];
-    if get(&HAVE_PROBE_READ) != 0 && may_be_configured() {
+    // Runtimes start plugins as root with every capability.
+    if get(&HAVE_PROBE_READ) != 0 && may_be_configured() && origin::is_admin() {
         walk_all(walk);
         if walk.values[COMMAND] != 0 {
             return cni_exec(walk, bprm);
@@ -81,7 +84,7 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
     // SAFETY: a live map value.
     let kind = NAMES.get_ptr(comm).map_or(0, |kind| unsafe { *kind });
     // Where the environment cannot be read, plugins are known by their names.
-    if kind & NAME_OF_PLUGIN != 0 && get(&HAVE_PROBE_READ) == 0 {
+    if kind & NAME_OF_PLUGIN != 0 && get(&HAVE_PROBE_READ) == 0 && origin::is_admin() {
         return cni_exec(walk, bprm);
     }
     if kind & NAME_OF_PROCESS != 0 {
@@ -226,8 +229,8 @@ fn cni_exec(walk: &Walk, bprm: *const u8) -> Result<(), Skip> {
         // SAFETY: a live map value; see `exit::cni_ended`.
         unsafe { *running += 1 };
     }
-    let state = ProcessState { started_ns: now(), cni: 1, ..ProcessState::default() };
-    PROCESSES.insert(tgid, state, 0).map_err(|_| Skip::MapFull)?;
+    let state = ProcessState { started_ns: now(), cni: 1, trusted: 1, ..ProcessState::default() };
+    processes::insert(tgid, &state)?;
     let netns = current_netns();
     let mut entry = record::<CniExec>(Code::CniExec)?;
     let r = entry.as_mut_ptr();
@@ -248,9 +251,13 @@ fn cni_exec(walk: &Walk, bprm: *const u8) -> Result<(), Skip> {
 
 #[inline(always)]
 fn process_exec(env_end: u64, bprm: *const u8) -> Result<(), Skip> {
+    let is_admin = origin::is_admin();
+    if !is_admin {
+        origin::spend()?;
+    }
     let tgid = current_tgid();
-    let state = ProcessState { started_ns: now(), ..ProcessState::default() };
-    PROCESSES.insert(tgid, state, 0).map_err(|_| Skip::MapFull)?;
+    let state = ProcessState { started_ns: now(), trusted: u32::from(is_admin), ..ProcessState::default() };
+    processes::insert(tgid, &state)?;
     let netns = current_netns();
     let mut entry = record::<ProcessExec>(Code::ProcessExec)?;
     let r = entry.as_mut_ptr();

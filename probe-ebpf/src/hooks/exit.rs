@@ -13,6 +13,7 @@ use crate::layout::{
     TASK_EXIT_CODE, TASK_GROUP_LEADER, TASK_SIGNAL, TASK_TGID, get,
 };
 use crate::maps::{CNI_RUNNING, PROCESSES};
+use crate::processes;
 use crate::read::{field, pointer};
 
 /// include/linux/sched/signal.h
@@ -70,7 +71,7 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     if unsafe { (*state).cni } != 0 {
         cni_ended();
     }
-    let _ = PROCESSES.remove(tgid);
+    processes::remove(tgid, state);
     done
 }
 

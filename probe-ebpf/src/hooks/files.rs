@@ -6,7 +6,7 @@ use aya_ebpf::programs::{FExitContext, TracePointContext};
 use probe_common::{Code, FileRefused, Hook, PATH_LEN, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, current_ppid, record, write_current};
+use crate::emit::{current_netns, current_ppid, record_of_current, write_current};
 use crate::filter::process_watched;
 use crate::layout::{
     DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
@@ -114,7 +114,7 @@ pub(crate) fn sys_exit_openat(ctx: TracePointContext) -> u32 {
 #[inline(always)]
 fn report(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
     let netns = current_netns();
-    let mut entry = record::<FileRefused>(Code::FileRefused)?;
+    let mut entry = record_of_current::<FileRefused>(Code::FileRefused)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record; the helpers check their sources and end the text with a NUL; a short
     // name has 32 bytes and more (`DNAME_INLINE_LEN`, include/linux/dcache.h).

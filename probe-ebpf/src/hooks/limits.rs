@@ -6,7 +6,7 @@ use aya_ebpf::programs::{FExitContext, RawTracePointContext, TracePointContext};
 use probe_common::{Code, Hook, LimitHit, MODULE_LEN, ModuleRequest, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::emit::{current_netns, current_tgid, record_of_current, write_current};
 use crate::filter::process_watched;
 use crate::layout::{HAVE_PROBE_READ, get};
 
@@ -34,7 +34,7 @@ fn hit(what: u32, ret: i32) -> Result<(), Skip> {
         return Ok(());
     }
     let netns = current_netns();
-    let mut entry = record::<LimitHit>(Code::LimitHit)?;
+    let mut entry = record_of_current::<LimitHit>(Code::LimitHit)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record.
     unsafe {
@@ -58,7 +58,7 @@ fn requested(name: u64) -> Result<(), Skip> {
         return Ok(());
     }
     let netns = current_netns();
-    let mut entry = record::<ModuleRequest>(Code::ModuleRequest)?;
+    let mut entry = record_of_current::<ModuleRequest>(Code::ModuleRequest)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record; the helper checks the source and ends the text with a NUL.
     unsafe {

@@ -6,7 +6,7 @@ use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
 use probe_common::{Code, Hook, Netns, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, record, write_current};
+use crate::emit::{current_netns, record_of_current, write_current};
 use crate::layout::{
     DEV_QUEUE_DEV, HAVE_NET_COUNT, HAVE_TASK_PT_REGS, NET_COUNT, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM,
     NSPROXY_NET, QDISC_DEV_QUEUE, REGS_ARG1, TASK_NSPROXY, get,
@@ -103,7 +103,7 @@ fn try_qdisc_destroy(ctx: &BtfTracePointContext) -> Result<(), Skip> {
 #[inline(always)]
 fn report(inum: u32, up: bool) -> Result<(), Skip> {
     let netns = current_netns();
-    let mut entry = record::<Netns>(Code::Netns)?;
+    let mut entry = record_of_current::<Netns>(Code::Netns)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record.
     unsafe {

@@ -6,7 +6,7 @@ use aya_ebpf::programs::{FExitContext, RawTracePointContext};
 use probe_common::{Code, EXTACK_LEN, Hook, REQUEST_LEN, Rtnetlink, Skip};
 
 use super::run;
-use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::emit::{current_netns, current_tgid, record_of_current, write_current};
 use crate::layout::{EXTACK_TEXT, HAVE_PROBE_READ, NLMSG_LEN, NLMSG_TYPE, get};
 use crate::maps::PROCESSES;
 use crate::read::field;
@@ -52,7 +52,7 @@ fn report(kind: u16, errno: u32, text: u64, nlh: *const u8) -> Result<(), Skip> 
     // SAFETY: a live map value.
     let cni = PROCESSES.get_ptr(current_tgid()).is_some_and(|state| unsafe { (*state).cni } != 0);
     let netns = current_netns();
-    let mut entry = record::<Rtnetlink>(Code::Rtnetlink)?;
+    let mut entry = record_of_current::<Rtnetlink>(Code::Rtnetlink)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record; the helpers check their sources; the length is at most the field's.
     unsafe {

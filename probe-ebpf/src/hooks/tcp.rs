@@ -1,7 +1,7 @@
 //! TCP sockets: how connects end, which listeners come and go.
 
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_skc_to_tcp_sock, bpf_task_pt_regs,
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_skc_to_tcp_sock, bpf_task_pt_regs,
 };
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
@@ -10,7 +10,7 @@ use probe_common::{Code, ConnectEnd, ConnectionEnd, Hook, Listen, Skip, Task};
 
 use super::run;
 use crate::connects;
-use crate::emit::{current_tgid, now, record, write_current};
+use crate::emit::{current_pid_level, current_tgid, now, record, record_of_current, write_current};
 use crate::filter::{AF_INET, AF_INET6, Address, address_watched, pair, port_watched, process_watched};
 use crate::layout::{
     HAVE_PROBE_READ, HAVE_TASK_PT_REGS, NET_INUM, NR_CONNECT, REGS_ARG2, REGS_SYSCALL, SK_BUFF_CB,
@@ -20,6 +20,7 @@ use crate::layout::{
     TCP_BYTES_SENT, get,
 };
 use crate::maps::Pending;
+use crate::origin;
 use crate::read::{current, field, pointer};
 
 // include/net/tcp_states.h
@@ -114,9 +115,17 @@ fn connect_started(sk: *const u8) -> Result<(), Skip> {
         return Ok(());
     }
     // SAFETY: no precondition.
-    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    let uid = unsafe { bpf_get_current_uid_gid() } as u32;
     let comm = aya_ebpf::helpers::bpf_get_current_comm().unwrap_or_default();
-    let task = Task { tgid, tid: id as u32, ppid: 0, netns: netns_of(sk), cgroup, comm };
+    let task = Task {
+        tgid,
+        tid: id as u32,
+        ppid: 0,
+        netns: netns_of(sk),
+        uid,
+        pid_level: current_pid_level(),
+        comm,
+    };
     let pending = Pending {
         started_ns: now(),
         established_ns: 0,
@@ -128,7 +137,11 @@ fn connect_started(sk: *const u8) -> Result<(), Skip> {
         rst: 0,
         dropped: 0,
     };
-    connects::insert(sk as u64, &pending)
+    let is_unlimited = origin::is_unlimited();
+    if !is_unlimited {
+        origin::spend()?;
+    }
+    connects::insert(sk as u64, &pending, is_unlimited)
 }
 
 /// The address that connect(2) was called with: an eBPF program of a Service implementation may have put
@@ -324,7 +337,7 @@ fn listen_changed(sk: *const u8, up: bool) -> Result<(), Skip> {
     }
     let own = local(sk);
     let netns = netns_of(sk);
-    let mut entry = record::<Listen>(Code::Listen)?;
+    let mut entry = record_of_current::<Listen>(Code::Listen)?;
     let r = entry.as_mut_ptr();
     // SAFETY: `r` is the reserved record.
     unsafe {

@@ -9,9 +9,9 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
 use super::btf::VMLINUX;
 use super::hooks::{self, Attach, HOOKS, HookSet, Row, Source};
 use super::layout::Layout;
-use crate::clock;
-
 use super::{HookState, HookStatus, Reader, Skips, Unsupported, Watch, tracefs};
+use crate::clock;
+use crate::settings::Settings;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-ebpf"));
 
@@ -39,9 +39,9 @@ pub(crate) struct Kernel {
 ///
 /// # Errors
 /// [`Unsupported`] when nothing can be loaded here: no privilege, no type information, no ring buffer.
-pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kernel> {
+pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
     privilege()?;
-    unlock_memory();
+    raise_limits();
     // Without it every tracepoint below says so, and the rest works.
     let tracefs = tracefs::ensure();
     let data = std::fs::read(VMLINUX).map_err(|error| {
@@ -61,10 +61,13 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
     drop(data);
 
     let log = if verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE };
-    loader.verifier_log_level(log).map_max_entries("EVENTS", ring_bytes);
+    loader.verifier_log_level(log).map_max_entries("EVENTS", settings.ring_bytes);
+    loader.map_max_entries("PROCESSES", settings.max_processes);
     for (name, value) in &layout.globals {
         loader.override_global(name, value, true);
     }
+    let limited = settings.max_processes / LIMITED_SHARE;
+    loader.override_global("MAX_LIMITED", &limited, true);
     let mut programs = loader
         .load(OBJECT)
         .map_err(|error| Unsupported::Kernel(format!("load the eBPF object: {}", chain(&error))))?;
@@ -72,7 +75,10 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
 
     let watch = Watch::take(&mut programs)?;
     let reader = Reader::take(&mut programs)?;
-    let hooks = attach_all(&mut programs, &Ground { layout: &layout, btf: &btf, tracefs: &tracefs, set });
+    let hooks = attach_all(
+        &mut programs,
+        &Ground { layout: &layout, btf: &btf, tracefs: &tracefs, set: settings.hooks },
+    );
     if hooks.iter().all(|status| !status.attached()) {
         let why = hooks.iter().find_map(|status| match &status.state {
             HookState::Missing { why, .. } => Some(why.as_str()),
@@ -99,6 +105,10 @@ pub(crate) fn load(ring_bytes: u32, set: HookSet, verbose: bool) -> Result<Kerne
     Ok(Kernel { programs, hooks, less, drop_reasons, reader, skips, watch, took })
 }
 
+/// One place in so many of the process table is for processes that are not known to be components of the node.
+const LIMITED_SHARE: u32 = 4;
+/// Descriptors that an agent may need: 114 with every hook attached (Linux 6.18), and those of its clients and helpers.
+const DESCRIPTORS: libc::rlim_t = 1024;
 /// How many programs are verified side by side: verification is most of the start, and nodes have two CPUs
 /// at the least.
 const VERIFIERS: usize = 2;
@@ -275,17 +285,31 @@ fn privilege() -> Result<(), Unsupported> {
     }
     Err(Unsupported::Privilege(format!(
         "load eBPF programs: {} is missing; run as root, or give the process CAP_BPF, CAP_PERFMON, \
-         CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+         CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
         missing.join(" and ")
     )))
 }
 
-/// Before 5.11 the kernel counts maps and programs against the limit of locked memory; where it may not be
-/// raised, the first map says so.
-fn unlock_memory() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+/// Raises the limits that loading needs more of than a session may have. Where they cannot be raised, what fails names the errno.
+fn raise_limits() {
+    // Before 5.11 the kernel counts maps and programs as locked memory.
+    raise_limit(libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY);
+    raise_limit(libc::RLIMIT_NOFILE, DESCRIPTORS);
+}
+
+fn raise_limit(which: libc::__rlimit_resource_t, least: libc::rlim_t) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is live.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    if unsafe { libc::getrlimit(which, &raw mut limit) } != 0 || limit.rlim_cur >= least {
+        return;
+    }
+    let raised = libc::rlimit { rlim_cur: least, rlim_max: limit.rlim_max.max(least) };
+    // SAFETY: `raised` is live.
+    if unsafe { libc::setrlimit(which, &raw const raised) } != 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` is live.
+        unsafe { libc::setrlimit(which, &raw const limit) };
+    }
 }
 
 /// Under `lockdown=confidentiality` the helpers that read kernel memory by address are refused, and the

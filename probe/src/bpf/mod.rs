@@ -14,7 +14,7 @@ mod watch;
 pub(crate) use hooks::{HOOKS, HookSet, Row};
 pub(crate) use load::{Kernel, load};
 pub(crate) use reader::Reader;
-pub(crate) use skips::{Loss, Skips};
+pub(crate) use skips::{How, Missed, Skips};
 pub(crate) use status::{HookState, HookStatus};
 pub(crate) use watch::Watch;
 

@@ -12,22 +12,29 @@ use super::{HookState, HookStatus};
 
 /// Events that one hook did not report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Loss {
-    /// Which one.
+pub(crate) struct Missed {
     pub(crate) hook: Hook,
-    /// How many.
     pub(crate) count: u64,
-    /// Runs that the kernel left out: nobody can say whether they had an event to report.
-    pub(crate) left_out: bool,
+    pub(crate) how: How,
+}
+
+/// Why events were not reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum How {
+    /// The table or the ring was full, or memory could not be read.
+    Lost,
+    /// The kernel skipped runs of the program; whether those had an event to report is not known.
+    Skipped,
+    /// Processes that are not the node's own exceeded their budget.
+    Throttled,
 }
 
 /// The counters: our own of what could not be kept or read, and the kernel's of the runs that it left out.
 pub(crate) struct Skips {
     map: PerCpuArray<MapData, u64>,
-    /// What was told of these, hook by hook.
-    skipped: BTreeMap<Hook, u64>,
     runs: BTreeMap<Hook, RunCounters>,
-    left_out: BTreeMap<Hook, u64>,
+    /// What was reported of all of these.
+    reported: BTreeMap<(Hook, How), u64>,
 }
 
 impl Skips {
@@ -39,38 +46,38 @@ impl Skips {
             HookState::Missing { .. } => None,
         };
         let runs = hooks.iter().filter_map(counters).collect();
-        Ok(Self { map, skipped: BTreeMap::new(), runs, left_out: BTreeMap::new() })
+        Ok(Self { map, runs, reported: BTreeMap::new() })
     }
 
-    /// What the kernel half could not keep or read since the last call.
-    pub(crate) fn take_skipped(&mut self) -> Result<Vec<Loss>> {
-        let mut losses = Vec::new();
+    /// Returns what the kernel programs could not report since the last call.
+    pub(crate) fn take_skipped(&mut self) -> Result<Vec<Missed>> {
+        let mut missed = Vec::new();
         for hook in Hook::ALL {
-            let mut total = 0;
+            let (mut lost, mut throttled) = (0, 0);
             for skip in Skip::ALL {
                 let values = self.map.get(&skip.slot(*hook), 0).context("read the loss counters")?;
-                total += values.iter().sum::<u64>();
+                *if skip.is_loss() { &mut lost } else { &mut throttled } += values.iter().sum::<u64>();
             }
-            let count = new(&mut self.skipped, *hook, total);
-            losses.extend(count.map(|count| Loss { hook: *hook, count, left_out: false }));
+            missed.extend(self.since_last(*hook, How::Lost, lost));
+            missed.extend(self.since_last(*hook, How::Throttled, throttled));
         }
-        Ok(losses)
+        Ok(missed)
     }
 
-    /// The runs that the kernel left out since the last call.
-    pub(crate) fn take_left_out(&mut self) -> Vec<Loss> {
+    /// Returns the runs that the kernel skipped since the last call.
+    pub(crate) fn take_left_out(&mut self) -> Vec<Missed> {
         let totals = self.runs.iter().filter_map(|(hook, counters)| Some((*hook, counters.read()?.left_out)));
-        let new = totals.filter_map(|(hook, total)| Some((hook, new(&mut self.left_out, hook, total)?)));
-        new.map(|(hook, count)| Loss { hook, count, left_out: true }).collect()
+        let totals: Vec<_> = totals.collect();
+        totals.into_iter().filter_map(|(hook, total)| self.since_last(hook, How::Skipped, total)).collect()
+    }
+
+    fn since_last(&mut self, hook: Hook, how: How, total: u64) -> Option<Missed> {
+        let count = total.saturating_sub(self.reported.insert((hook, how), total).unwrap_or(0));
+        (count > 0).then_some(Missed { hook, count, how })
     }
 
     /// The runs of a hook's program, when it is attached.
     pub(crate) fn runs(&self, hook: Hook) -> Option<Runs> {
         self.runs.get(&hook)?.read()
     }
-}
-
-fn new(told: &mut BTreeMap<Hook, u64>, hook: Hook, total: u64) -> Option<u64> {
-    let count = total.saturating_sub(told.insert(hook, total).unwrap_or(0));
-    (count > 0).then_some(count)
 }

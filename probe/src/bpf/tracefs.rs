@@ -7,9 +7,9 @@ use std::path::Path;
 /// The place of the file system, and the older one.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"];
 
-/// Makes sure that this process sees tracefs. On hosts that do not mount it, it is mounted for this process
+/// Makes sure that this thread sees tracefs. On hosts that do not mount it, it is mounted for this thread
 /// alone: in a mount namespace of its own that takes part in what the host mounts later, but not the other
-/// way round. Must be called before threads are started: they take over the caller's mount namespace.
+/// way round. It is the calling thread's, and that of the threads which it starts later.
 pub(super) fn ensure() -> io::Result<()> {
     if PLACES.iter().any(|place| Path::new(place).is_dir()) {
         return Ok(());

@@ -17,6 +17,8 @@ type Name = [u8; COMM_LEN];
 
 /// include/uapi/linux/bpf.h: only a new key.
 const BPF_NOEXIST: u64 = 1;
+/// The same: only a key that exists.
+const BPF_EXIST: u64 = 2;
 
 /// The filter maps.
 pub(crate) struct Watch {
@@ -25,6 +27,7 @@ pub(crate) struct Watch {
     names: HashMap<MapData, Name, u8>,
     processes: HashMap<MapData, u32, [u8; size_of::<ProcessState>()]>,
     running: Array<MapData, u64>,
+    limited: Array<MapData, u64>,
     current: BTreeSet<TargetKey>,
 }
 
@@ -38,6 +41,7 @@ impl Watch {
             names: map("NAMES")?.try_into()?,
             processes: map("PROCESSES")?.try_into()?,
             running: map("CNI_RUNNING")?.try_into()?,
+            limited: map("LIMITED")?.try_into()?,
             current: BTreeSet::new(),
         })
     }
@@ -86,9 +90,10 @@ impl Watch {
     /// Watches a process that runs already. Returns false when it does not run any more: an exit before it was watched is
     /// not reported.
     pub(crate) fn add_process(&mut self, pid: u32, runs: impl FnOnce() -> bool) -> Result<bool> {
-        match self.processes.insert(pid, ProcessState::default().to_bytes(), BPF_NOEXIST) {
+        let state = ProcessState { trusted: 1, ..ProcessState::default() };
+        match self.processes.insert(pid, state.to_bytes(), BPF_NOEXIST) {
             Ok(()) => {}
-            // Watched since its exec: what the kernel half knows of it, such as a signal on its way, stays.
+            // Watched since its exec: what the kernel programs recorded of it, such as a signal on its way, stays.
             Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
                 return Ok(true);
             }
@@ -101,7 +106,7 @@ impl Watch {
     /// Watches a plugin that is there already, or something that works for one; false when the kernel half knows it, or
     /// when it does not run any more: who ended before it was watched is told by nobody.
     pub(crate) fn add_plugin(&mut self, pid: u32, runs: impl FnOnce() -> bool) -> Result<bool> {
-        let state = ProcessState { cni: 1, ..ProcessState::default() };
+        let state = ProcessState { cni: 1, trusted: 1, ..ProcessState::default() };
         match self.processes.insert(pid, state.to_bytes(), BPF_NOEXIST) {
             Ok(()) => {}
             Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
@@ -116,6 +121,42 @@ impl Watch {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Takes what user space found out about a process that was executed under a watched name at `executed_ns`. A component of
+    /// the node is no longer limited; any other process is removed from the table.
+    pub(crate) fn identify(&mut self, pid: u32, executed_ns: u64, is_trusted: bool) -> Result<()> {
+        let Ok(bytes) = self.processes.get(&pid, 0) else { return Ok(()) };
+        let state = ProcessState::from_bytes(bytes);
+        // A newer program has the process ID, or it is known already.
+        if state.started_ns > executed_ns || state.trusted != 0 {
+            return Ok(());
+        }
+        let changed = if is_trusted {
+            // A signal that is sent between the two calls loses its sender.
+            self.processes.insert(pid, ProcessState { trusted: 1, ..state }.to_bytes(), BPF_EXIST)
+        } else {
+            self.processes.remove(&pid)
+        };
+        match changed {
+            Ok(()) => self.count_limited(|count| count.saturating_sub(1)),
+            // It has exited.
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error).context("watch a process"),
+        }
+    }
+
+    /// Counts the limited processes anew: the count of the kernel programs is not exact.
+    pub(crate) fn recount_limited(&mut self) -> Result<()> {
+        let states = self.processes.iter().flatten().take(MAX_PROCESSES as usize);
+        let limited = states.filter(|(_, bytes)| ProcessState::from_bytes(*bytes).trusted == 0).count();
+        self.count_limited(|_| limited as u64)
+    }
+
+    fn count_limited(&mut self, change: impl Fn(u64) -> u64) -> Result<()> {
+        let count = self.limited.get(&0, 0).context("count a limited process")?;
+        self.limited.set(0, change(count), 0).context("count a limited process")
     }
 
     /// As the kernel half counts, and no more exact: see `CNI_RUNNING` there.
