@@ -118,6 +118,7 @@ fn engine(to: SocketAddr, failing: bool) -> Engine {
             kind: TargetKind::Direct,
             source: String::new(),
             name: None,
+            proxy: None,
         }),
         Observation::CniConfig(config),
         Observation::SnapshotDone,

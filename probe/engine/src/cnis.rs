@@ -22,6 +22,8 @@ pub struct Cni {
     pub daemonsets: &'static [&'static str],
     /// What the path of the agent's socket ends with; empty where plugins do not talk to it.
     pub socket: &'static str,
+    /// Kubeconfig of its plugins inside the configuration directory; empty when they have none.
+    pub kubeconfig: &'static str,
     /// What the agent writes when it is ready and the plugins read; empty when there is no such file.
     pub writes: &'static str,
     /// The Open vSwitch bridge without which nothing works; empty for "any", `None` without OVS.
@@ -74,6 +76,7 @@ const UNKNOWN: Cni = Cni {
     executables: &[],
     daemonsets: &[],
     socket: "",
+    kubeconfig: "",
     writes: "",
     bridge: None,
     ovs_run_dir: "",
@@ -128,6 +131,7 @@ pub const CNIS: &[Cni] = &[
         agent: "calico-node",
         executables: &["calico-node"],
         daemonsets: &["calico-node", "canal"],
+        kubeconfig: "calico-kubeconfig",
         writes: "/var/lib/calico/nodename",
         links: &["cali", "tunl0", "vxlan", "wireguard.cali"],
         plugin_limit_s: 135,
@@ -164,6 +168,17 @@ pub const CNIS: &[Cni] = &[
         says: Words { no_range: &["pod cidr not assigned"], ..SILENT },
         ..UNKNOWN
     },
+    // Reference plugins; netd keeps routing policies, and its init container writes the file once the node has a range.
+    // With Dataplane V2, cilium-cni is chained behind.
+    Cni {
+        name: "GKE",
+        files: &["10-gke-ptp.conflist"],
+        agent: "netd",
+        executables: &["netd"],
+        daemonsets: &["netd"],
+        needs_pod_cidr: true,
+        ..UNKNOWN
+    },
     // Waits up to 200 s for the gateway.
     Cni {
         name: "Kube-OVN",
@@ -196,6 +211,7 @@ pub const CNIS: &[Cni] = &[
         executables: &["multus-daemon"],
         daemonsets: &["kube-multus"],
         socket: "/multus.sock",
+        kubeconfig: "multus.d/multus.kubeconfig",
         meta: true,
         plugin_limit_s: 150,
         ..UNKNOWN
@@ -316,6 +332,12 @@ pub(crate) fn of_link(name: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.links.iter().any(|begins| name.starts_with(begins)))
 }
 
+/// Kubeconfigs of plugins, inside the configuration directory, and whose they are.
+pub fn kubeconfigs() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let own = CNIS.iter().filter(|cni| !cni.kubeconfig.is_empty());
+    own.map(|cni| (cni.kubeconfig, cni.name))
+}
+
 /// Executables of every agent.
 pub fn executables() -> impl Iterator<Item = &'static str> {
     CNIS.iter().flat_map(|cni| cni.executables).copied()
@@ -357,6 +379,8 @@ mod tests {
         let whose = |file, plugins: &[&'static str]| of_config(file, plugins).map(|cni| cni.name);
         assert_eq!(whose("10-calico.conflist", &["calico", "portmap", "calico-ipam"]), Some("Calico"));
         assert_eq!(whose("10-kuberouter.conflist", &["bridge", "portmap"]), Some("kube-router"));
+        assert_eq!(whose("10-gke-ptp.conflist", &["ptp", "portmap", "cilium-cni"]), Some("GKE"));
+        assert_eq!(whose("10-canal.conflist", &["calico", "portmap", "host-local"]), Some("Calico"));
         assert_eq!(whose("10-pods.conflist", &["bridge", "host-local"]), Some("reference plugins"));
         assert_eq!(whose("99-mine.conf", &["mine"]), None);
     }

@@ -9,7 +9,7 @@ use core::net::SocketAddr;
 
 use crate::chain::Chain;
 use crate::config::Config;
-use crate::evidence::Facts;
+use crate::evidence::{Facts, Ledger};
 use crate::explain::explain;
 use crate::hold::{Held, Wanted};
 use crate::limits::{self, SECOND};
@@ -88,7 +88,7 @@ impl Engine {
         }
         if let Observation::Remembered(remembered) = &observation {
             for held in &mut self.held {
-                remembered.conditions.iter().for_each(|condition| held.remember(condition));
+                remembered.conditions.iter().for_each(|condition| held.remember(condition, self.now));
             }
         }
         let quiet = self.facts.is_quiet(self.now, &observation);
@@ -131,15 +131,25 @@ impl Engine {
             role: self.facts.host.role,
             verdict: self.judged.root.clone(),
             status: self.judged.status,
-            remedy: explain(self.judged.root.reason).remedy.to_string(),
+            remedy: explain(self.to_explain()).remedy.to_string(),
             because: self.judged.because.clone(),
             consequences: self.judged.consequences.clone(),
             also: self.judged.also.clone(),
             conditions: self.held.iter().map(|held| held.condition.clone()).collect(),
             evidence: self.facts.lines.iter().cloned().collect(),
-            gaps: self.facts.gaps.values().cloned().collect(),
+            gaps: self.facts.gaps.values().cloned().chain(self.facts.losses.gaps(self.now)).collect(),
             writes: self.facts.writes.clone(),
         }
+    }
+
+    /// Returns the reason whose remedy fits: where connects to a proxy fail, it is not the API server that needs a repair.
+    fn to_explain(&self) -> Reason {
+        let root = &self.judged.root;
+        let addr: Option<SocketAddr> = root.subject.parse().ok();
+        let is_proxy =
+            addr.and_then(|addr| self.facts.targets.get(&addr)).is_some_and(|to| to.proxy.is_some());
+        let is_of_server = matches!(root.reason, Reason::APIServerUnhealthy | Reason::APITLSFailed);
+        if is_proxy && !is_of_server { Reason::APIProxyRefused } else { root.reason }
     }
 
     fn ask(&mut self, addr: SocketAddr) {
@@ -337,15 +347,15 @@ fn plain(reason: Reason, message: String, since: Mono) -> Judged {
     }
 }
 
-/// Lost long ago and not read again since.
-fn is_lost(facts: &Facts, scope: Scope, now: Mono) -> bool {
-    facts.lost.get(&scope).is_some_and(|at| now.since(*at) >= limits::REREAD)
-}
-
 fn network_proof(facts: &Facts, now: Mono) -> Proof {
     // Plugins are processes, too: their starts and ends are lost with those of others.
-    if [Scope::Cni, Scope::Processes].into_iter().any(|scope| is_lost(facts, scope, now)) {
-        return Proof::Lost("events of CNI runs were lost and the state was not read again yet".to_string());
+    let blinds = |scope| facts.losses.blinds(scope, now);
+    if let Some(how) = blinds(Scope::Cni).or_else(|| blinds(Scope::Processes)) {
+        return Proof::Lost(format!("events of CNI runs {how}"));
+    }
+    // A configuration alone sets up no pod network: whether the kubelet and the runtime run decides as much.
+    if facts.hides_processes() {
+        return Proof::None("whether the kubelet and the container runtime run is not known".to_string());
     }
     match (&facts.config, facts.snapshot_done) {
         (Some((config, _)), Some(_)) if facts.contradicted.is_some() => {
@@ -357,17 +367,26 @@ fn network_proof(facts: &Facts, now: Mono) -> Proof {
             );
             Proof::Good(limits::cut(message, limits::MESSAGE))
         }
+        (Some((config, _)), Some(_)) if config.files.is_empty() => {
+            // Without files there is proof only if the runtime reports a ready network.
+            let who = facts.runtime_status().map_or("the runtime", |(status, _)| status.runtime.as_str());
+            let message = format!("{who} reports that its network is ready");
+            Proof::Good(limits::cut(message, limits::MESSAGE))
+        }
         (Some((config, _)), Some(_)) => {
             let message = format!("{} holds a valid network configuration", config.dir);
             Proof::Good(limits::cut(message, limits::MESSAGE))
+        }
+        _ if facts.gaps.contains_key(Gap::CNI_CONFIG_DENIED) => {
+            Proof::None("whether the CNI configuration and its plugins are valid is not known".to_string())
         }
         _ => Proof::None("the CNI configuration was not read yet".to_string()),
     }
 }
 
 fn api_proof(facts: &Facts, now: Mono) -> Proof {
-    if is_lost(facts, Scope::Sockets, now) {
-        return Proof::Lost("events of connects were lost and the state was not read again yet".to_string());
+    if let Some(how) = facts.losses.blinds(Scope::Sockets, now) {
+        return Proof::Lost(format!("events of connects {how}"));
     }
     if facts.targets.is_empty() {
         return Proof::None("no address of the API server is known".to_string());
@@ -381,7 +400,11 @@ fn api_proof(facts: &Facts, now: Mono) -> Proof {
     if answered.iter().any(|(_, ledger)| ledger.failure.is_none()) {
         answered.retain(|(_, ledger)| ledger.failure.is_none());
     }
-    let answered: Vec<_> = answered.into_iter().map(|(addr, _)| addr.to_string()).collect();
+    let shown = |(addr, ledger): (&SocketAddr, &Ledger)| match &ledger.proxy {
+        Some(proxy) => format!("{addr} (the proxy {proxy})"),
+        None => addr.to_string(),
+    };
+    let answered: Vec<_> = answered.into_iter().map(shown).collect();
     Proof::Good(limits::cut(
         format!("the API server accepts connections on {}", answered.join(", ")),
         limits::MESSAGE,

@@ -4,11 +4,14 @@ mod api;
 mod cni;
 mod datapath;
 mod lives;
+mod losses;
 mod names;
 mod node;
 mod phases;
 mod quiet;
 mod responses;
+mod runtime;
+mod trust;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -20,17 +23,19 @@ pub(crate) use cni::{Accesses, GivenUp, PluginFailure, RefusedFile};
 pub use datapath::refusal;
 pub(crate) use datapath::{ERRNOS, is_taken_vni};
 pub(crate) use lives::Life;
+pub(crate) use losses::LossLedger;
 pub(crate) use names::Unresolved;
 pub(crate) use node::SocketFailure;
-pub use node::socket_errno;
+pub use node::{is_same_path, socket_errno};
 pub(crate) use responses::Unanswered;
+pub(crate) use runtime::RuntimeAnswer;
 
 use crate::cnis::Cni;
 use crate::limits;
 use crate::observation::{
     Actor, Admission, CgroupDrivers, CniConfig, CniStart, Credential, Gap, Host, Leases, Limit, LimitHit,
-    Lost, ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod,
-    PodCidrs, Process, RouteGone, Scope, Stuck, Writes,
+    ModuleMissing, Mono, NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, Pod,
+    PodCidrs, Process, RouteGone, Stuck, Writes,
 };
 use crate::verdict::Evidence;
 
@@ -90,6 +95,7 @@ pub(crate) struct Facts {
     /// The container runtime that runs.
     pub(crate) runtime: Option<Actor>,
     pub(crate) runtime_down: Option<SocketFailure>,
+    pub(crate) runtime_answer: Option<RuntimeAnswer>,
     /// Sockets of runtimes that the kubelet has reached.
     pub(crate) served: BTreeSet<String>,
     pub(crate) exits: VecDeque<(Mono, Process)>,
@@ -103,7 +109,7 @@ pub(crate) struct Facts {
     pub(crate) refused_links: BTreeMap<String, (NetlinkError, Mono, Mono)>,
     /// By pod.
     pub(crate) given_up: BTreeMap<Pod, GivenUp>,
-    pub(crate) lost: BTreeMap<Scope, Mono>,
+    pub(crate) losses: LossLedger,
     pub(crate) gaps: BTreeMap<String, Gap>,
     pub(crate) writes: Option<Writes>,
     /// By name: names of API servers that have no address.
@@ -154,6 +160,7 @@ impl Facts {
                 return ask;
             }
             Observation::SocketConnect(connect) => self.socket(at, connect),
+            Observation::Cri(cri) => self.cri(at, cri),
             Observation::NetlinkError(error) => self.netlink_error(at, &error),
             Observation::RouteGone(gone) => self.route_gone(at, &gone),
             Observation::Limit(limit) => self.limit(at, limit),
@@ -188,24 +195,17 @@ impl Facts {
             Observation::Sandbox(sandbox) => self.sandbox(at, sandbox),
             Observation::Link(link) => self.link(&link),
             // What an earlier agent said is a fact of the conditions, not of the node.
-            Observation::Netns(_) | Observation::OvsPort(_) | Observation::Remembered(_) => {}
+            // Of throttled events none were the node's own.
+            Observation::Netns(_)
+            | Observation::OvsPort(_)
+            | Observation::Remembered(_)
+            | Observation::Throttled(_) => {}
             Observation::CniEnd(end) => self.plugin(at, &end),
             Observation::Process(process) => self.process(at, process),
             Observation::Stuck(stuck) => self.stuck(at, stuck),
             Observation::Lost(lost) => self.lost(at, &lost),
-            Observation::Reread { scope } => {
-                self.lost.remove(&scope);
-                if matches!(scope, Scope::Cni | Scope::Processes) {
-                    for gone in core::mem::take(&mut self.unsure) {
-                        self.running.remove(&gone);
-                    }
-                }
-            }
-            Observation::Gap(gap) => {
-                if self.gaps.len() < limits::GAPS || self.gaps.contains_key(&gap.signal) {
-                    self.gaps.insert(gap.signal.clone(), gap);
-                }
-            }
+            Observation::Reread { scope } => self.reread(scope),
+            Observation::Gap(gap) => self.gap(gap),
             Observation::GapClosed { signal } => {
                 self.gaps.remove(&signal);
             }
@@ -228,8 +228,14 @@ impl Facts {
     }
 
     fn enter_phase(&mut self, at: Mono, addr: SocketAddr) {
-        if let Some(ledger) = self.targets.get_mut(&addr) {
-            ledger.enter_phase(at);
+        let Some(ledger) = self.targets.get_mut(&addr) else { return };
+        ledger.enter_phase(at);
+        // Most addresses have never failed.
+        if ledger.has_failed()
+            && let Some(stopped) = self.restarted(at, addr)
+            && let Some(ledger) = self.targets.get_mut(&addr)
+        {
+            ledger.forgive(stopped);
         }
     }
 
@@ -245,16 +251,6 @@ impl Facts {
         });
     }
 
-    fn lost(&mut self, at: Mono, lost: &Lost) {
-        self.lost.entry(lost.scope).or_insert(at);
-        if matches!(lost.scope, Scope::Cni | Scope::Processes) {
-            // Which runs ended is not known: the agent reports those that continue again. Watched processes live long, so
-            // for them it reports which exited instead.
-            self.unsure.extend(self.running.keys());
-        }
-        self.line(at, "events.lost", format!("{}: {}", lost.hook, lost.words()));
-    }
-
     /// Forgets what is too old to count. Answers whether anything went.
     pub(crate) fn expire(&mut self, now: Mono) -> bool {
         self.now = now;
@@ -266,6 +262,7 @@ impl Facts {
             }
             let over = |silence: &mut Unanswered| now.since(silence.last) >= limits::UNANSWERED_FORGOTTEN;
             gone |= ledger.unanswered.take_if(over).is_some();
+            gone |= ledger.expire_trust(now);
             let before = ledger.denied.len();
             ledger.denied.retain(|_, failure| !stale(failure));
             gone |= ledger.denied.len() != before;
@@ -288,6 +285,8 @@ impl Facts {
         gone |= self.given_up.len() + self.routes_gone.len() + self.refused_links.len() != before;
         let old = |failure: &mut SocketFailure| now.since(failure.last) >= limits::CONNECT_FAILURE;
         gone |= self.runtime_down.take_if(old).is_some();
+        gone |=
+            self.runtime_answer.take_if(|known| known.until().is_some_and(|until| until <= now)).is_some();
         let before = self.modules.len();
         self.modules.retain(|_, (.., last)| now.since(*last) < limits::AGENT_FAILURE);
         gone |= self.modules.len() != before;
@@ -316,11 +315,13 @@ impl Facts {
             failures.for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
             ledger.phases.deadlines(self.now).for_each(&mut at);
             ledger.cure.iter().for_each(|cure| at(cure.until()));
+            ledger.trust_deadlines().for_each(&mut at);
             let silence = ledger.unanswered.iter();
             silence.for_each(|silence| at(silence.last.plus(limits::UNANSWERED_FORGOTTEN)));
         }
         self.unresolved.values().for_each(|unresolved| at(unresolved.last.plus(limits::CONNECT_FAILURE)));
         self.runtime_down.iter().for_each(|failure| at(failure.last.plus(limits::CONNECT_FAILURE)));
+        self.runtime_answer.iter().filter_map(RuntimeAnswer::until).for_each(&mut at);
         self.hits.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
         self.files.values().for_each(|file| at(file.until()));
         self.dropping.values().for_each(|(.., last)| at(last.plus(limits::CONNECT_FAILURE)));
@@ -342,11 +343,12 @@ impl Facts {
         let changed = self.accesses.values().filter_map(|known| known.changed.as_ref());
         changed.for_each(|(since, ..)| at(since.plus(limits::LOAD)));
         self.behind.iter().for_each(|since| at(since.plus(limits::BEHIND)));
-        self.lost.values().for_each(|since| at(since.plus(limits::REREAD)));
+        self.losses.deadlines().for_each(&mut at);
         self.exits.front().iter().for_each(|(oldest, _)| at(oldest.plus(limits::CRASH_WINDOW)));
         self.exits.back().iter().for_each(|(newest, _)| at(newest.plus(limits::CRASH_REST)));
         self.lives.values().flat_map(Life::deadlines).for_each(&mut at);
         at(Mono(limits::SETTLE));
+        self.until_asked().into_iter().for_each(&mut at);
         for since in self.snapshot_done.iter().chain(self.config.as_ref().map(|(_, since)| since)) {
             at(since.plus(limits::SETTLE));
             at(since.plus(limits::ORPHAN));

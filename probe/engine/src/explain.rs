@@ -202,16 +202,19 @@ const ALL: &[Explanation] = &[
     ),
     row(
         Reason::APITLSFailed,
-        &[Reason::CredentialExpired],
-        "The TLS handshake with the API server fails.",
-        "A TLS alert or a refused certificate; the message names it.",
-        "Look at the certificate's names and dates, and at this host's clock.",
+        &[Reason::CredentialExpired, Reason::CredentialRefused],
+        "The TLS handshake with the API server fails, or the kubelet does not accept the server's certificate.",
+        "A TLS alert, or a certificate that is expired, for another name, or issued by none of the CAs in the kubelet's \
+         kubeconfig while no kubelet is served; the message names it.",
+        "Check the certificate's names and dates, and this host's clock. Issued by another CA: compare the CA file that the \
+         message names with the cluster's (/etc/kubernetes/pki/ca.crt on a control-plane host), correct the kubeconfig, then \
+         restart the kubelet.",
     ),
     row(
         Reason::APIServerUnhealthy,
         &[Reason::APITLSStalled],
         "The API server answers and is not ready.",
-        "HTTP answers and /readyz is not ok.",
+        "HTTP answers, and /readyz or the kubelet's own request is not ok.",
         "Read /readyz?verbose on the API server; most often it is etcd.",
     ),
     row(
@@ -242,8 +245,8 @@ const ALL: &[Explanation] = &[
     row(
         Reason::CNIConfigNotLoaded,
         &[Reason::CNIConfigMissing],
-        "A valid file is there and the runtime has not read it since it changed.",
-        "The runtime did not open the file after its last change.",
+        "A valid file is there and the runtime has not loaded it.",
+        "The runtime did not open the file after its last change, or reports over CRI that its network is not ready.",
         "Write the file again in place, or restart the runtime once.",
     ),
     row(
@@ -414,9 +417,10 @@ const ALL: &[Explanation] = &[
     row(
         Reason::RuntimeDown,
         &[Reason::KubeletDown],
-        "The container runtime does not serve.",
-        "Its process and its socket.",
-        "Look at the runtime's log (journalctl -u containerd).",
+        "The container runtime does not serve the kubelet.",
+        "Its process, its socket, and its own answers over CRI.",
+        "Look at the runtime's log (journalctl -u containerd, -u crio). Where it serves no CRI, remove \"cri\" from \
+         disabled_plugins in its configuration and restart it.",
     ),
     row(
         Reason::KubeletDown,
@@ -467,6 +471,28 @@ const ALL: &[Explanation] = &[
          kubeconfig, and no connection to an address of that name works.",
         "Query the resolver that the message names: `dig @ADDRESS NAME`. For NXDOMAIN check the zone and the search domains; \
          without a response check the path to port 53. Do not restart the API server or the CNI.",
+    ),
+    row(
+        Reason::CredentialRefused,
+        &[Reason::CredentialExpired, Reason::APITLSFailed],
+        "The API server refuses the kubelet's own credential.",
+        "A request for the kubelet's own Node object, with its client certificate or token, was refused at least twice in a \
+         row: 401 Unauthorized, a TLS alert about the certificate, or 403 Forbidden where the certificate names the node. No \
+         other API server accepted it.",
+        "Inspect the file that the message names (`openssl x509 -noout -issuer -subject -in FILE`): kube-apiserver's \
+         --client-ca-file must hold the issuer. A bootstrap token lives in a Secret of kube-system, with kubeadm for a day: \
+         `kubeadm token list`. For 403 the subject must be system:node:NAME in the group system:nodes. Do not restart the \
+         kubelet before that.",
+    ),
+    row(
+        Reason::APIProxyRefused,
+        &[Reason::APIServerUnhealthy, Reason::APITLSFailed],
+        "The proxy that the kubelet uses (HTTPS_PROXY) refuses to connect to the API server.",
+        "A CONNECT request for the server in the kubelet's kubeconfig, sent to the proxy with the user information of the \
+         kubelet's own environment, was answered with another status than 200. The message quotes the proxy's status line.",
+        "Look at the log of the proxy that the message names: 403 and 407 are its own rules and its accounts, 502 to 504 mean \
+         that it does not reach the API server. If the node has a direct route, add the server to NO_PROXY in the \
+         environment of the kubelet's unit. Do not restart the API server or the CNI.",
     ),
 ];
 

@@ -28,7 +28,7 @@ pub(crate) struct Held {
     /// Since when the wanted status differs from the shown one, and which it is.
     pending: Option<(Status, Mono)>,
     changed: Option<Mono>,
-    /// What an earlier agent said last, and since when.
+    /// The status that an earlier agent showed last, and since when, until this one shows a status of its own.
     before: Option<(Status, Mono)>,
 }
 
@@ -44,10 +44,10 @@ impl Held {
         Self { condition, pending: None, changed: None, before: None }
     }
 
-    /// Takes what an earlier agent said last: a status that this one comes to first, too, has not changed.
-    pub(crate) fn remember(&mut self, condition: &Condition) {
+    /// Takes what an earlier agent showed last. A restart of the agent is not a change, and does not shorten hold times.
+    pub(crate) fn remember(&mut self, condition: &Condition, now: Mono) {
         if condition.condition == self.condition.condition && self.changed.is_none() {
-            self.before = Some((condition.status, condition.since));
+            self.before = Some((condition.status, condition.since.min(now)));
         }
     }
 
@@ -66,7 +66,7 @@ impl Held {
         }
         self.condition.status = wanted.status;
         self.condition.since = match self.before.take() {
-            Some((status, since)) if status == wanted.status => since.min(now),
+            Some((status, since)) if status == wanted.status => since,
             _ => now,
         };
         self.changed = Some(now);
@@ -86,18 +86,20 @@ impl Held {
 
     /// When the wanted status may be shown.
     fn due(&self, since: Mono, wanted: &Wanted, config: &Config) -> Mono {
-        let held = match (self.condition.status, wanted.status) {
+        let (shown, changed) = match self.before {
+            // The same status is not a change.
+            Some((status, since)) => (status, (status != wanted.status).then_some(since)),
+            // The first status after the start changes nothing that was shown.
+            None => (self.condition.status, self.changed),
+        };
+        let held = match (shown, wanted.status) {
             (_, Status::False) if wanted.at_once => since.max(wanted.not_before),
             (_, Status::False) => wanted.since.plus(config.fail_hold_ns).max(wanted.not_before),
-            // After a fault: clean for a while. At start there was none.
+            // After a fault: clean for a while.
             (Status::False, _) => since.plus(config.clean_ns),
             _ => since,
         };
-        // The first answer after the start is not a change of anything that was shown.
-        match self.changed {
-            Some(changed) => held.max(changed.plus(config.min_change_ns)),
-            None => held,
-        }
+        changed.map_or(held, |changed| held.max(changed.plus(config.min_change_ns)))
     }
 
     /// When [`Self::update`] would answer differently by time alone.

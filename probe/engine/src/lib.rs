@@ -29,7 +29,7 @@ mod verdict;
 pub use config::Config;
 pub use engine::Engine;
 pub use errno::{errno_name, errno_words};
-pub use evidence::{refusal, socket_errno};
+pub use evidence::{is_same_path, refusal, socket_errno};
 pub use observation::*;
 pub use outcome::Outcome;
 pub use range::Range;

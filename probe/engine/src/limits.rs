@@ -44,6 +44,13 @@ pub const BEHIND: u64 = 10 * SECOND;
 /// How often the kubelet must have dialled a CRI socket in vain before it counts as the one that it needs, where its
 /// configuration is not known: cAdvisor dials each one once at a start of the kubelet.
 pub const UNKNOWN_ENDPOINT: u32 = 3;
+/// Consecutive failed CRI rounds that count as a fault. The interval is 5 s, and each takes up to 2 s.
+pub const CRI_FAILURES: u32 = 3;
+/// Lifetime of a CRI answer by which the runtime is not ready. It is called again every 5 s, and the calls of a round take up
+/// to 6 s: three of them.
+pub const CRI_ANSWER: u64 = 33 * SECOND;
+/// Grace period for the first CRI answer after the agent's start; the deadline of a call is 2 s.
+pub const CRI_FIRST: u64 = 3 * SECOND;
 /// Configuration files whose changes are remembered.
 pub const FILES: usize = 64;
 /// How long a runtime has to open a configuration that was changed: containerd and CRI-O do so at once.
@@ -81,8 +88,9 @@ pub const UNANSWERED: u64 = 6 * SECOND;
 pub const UNANSWERED_ALONE: u64 = 7 * SECOND;
 /// Silences that follow each other for so long count together: two heartbeats of the kubelet, 10 s apart.
 pub const UNANSWERED_SPAN: u64 = 20 * SECOND;
-/// How long after the last silence they expire: a heartbeat.
-pub const UNANSWERED_FORGOTTEN: u64 = 10 * SECOND;
+/// How long after the last silence they expire: the kubelet waits up to 10.4 s between a heartbeat that failed and the next one
+/// (10 s and 4 % of jitter, pkg/kubelet/kubelet.go), whose silence is reported after three.
+pub const UNANSWERED_FORGOTTEN: u64 = 14 * SECOND;
 /// How long after an outage its end may be unknown to a connection that was established before: TCP sends again after twice
 /// the time it has waited already, and the kubelet closes such a connection within 45 s.
 pub const STALLED_LEFT_OVER: u64 = 60 * SECOND;
@@ -125,6 +133,16 @@ pub const CRASH_REST: u64 = 120 * SECOND;
 pub const UP_AGAIN: u64 = 10 * SECOND;
 /// A loss whose state was not read again in this time makes the side Unknown. Reading takes milliseconds.
 pub const REREAD: u64 = 5 * SECOND;
+/// How long events must keep being lost before their loss stands: reading the state again does not make up for it.
+pub const LOSING: u64 = 10 * SECOND;
+/// How long no event must be lost before a loss no longer continues. The agent reads the counters four times a second.
+pub const LOSING_REST: u64 = 5 * SECOND;
+/// How long what the agent's own questions find between kubelet and API server must last to count: two questions, which are
+/// ten seconds apart. A file in the middle of a rotation is whole again within one.
+pub const CONFIRMED: u64 = 10 * SECOND;
+/// How long an accepted credential counts against a refusal by another API server: the longest time between two questions
+/// to one that answers well, five minutes and a fifth.
+pub const ACCEPTED: u64 = 360 * SECOND;
 
 use alloc::string::String;
 

@@ -6,7 +6,9 @@ mod api;
 mod cni;
 mod datapath;
 mod node;
+mod runtime;
 mod sandbox;
+mod trust;
 
 use alloc::format;
 use alloc::string::String;
@@ -19,7 +21,9 @@ pub use api::*;
 pub use cni::*;
 pub use datapath::*;
 pub use node::*;
+pub use runtime::*;
 pub use sandbox::*;
+pub use trust::*;
 
 use crate::verdict::Condition;
 
@@ -68,9 +72,12 @@ pub enum Observation {
     Connection(Connection),
     /// A process that matters called connect(2) for a Unix socket.
     SocketConnect(SocketConnect),
+    /// The result of calling the container runtime over CRI: when it changes, after events that it can depend on, and
+    /// repeatedly while the runtime is not ready.
+    Cri(Cri),
     /// A TCP listener on this host came or went, or was found at start.
     Listener(Listener),
-    /// The result of resolving an API server's name: each failure, and the first success after one.
+    /// The result of resolving the name of an API server, or of the proxy before it: each failure, and the first success after one.
     NameLookup(NameLookup),
     /// The kernel's answer to a route look-up in the host's namespace.
     Route(Route),
@@ -134,6 +141,8 @@ pub enum Observation {
     Stuck(Stuck),
     /// Events were lost; `scope` must be read again before it can be trusted.
     Lost(Lost),
+    /// Events of processes that are not the node's own were not recorded: they exceeded their budget.
+    Throttled(Throttled),
     /// Everything in `scope` was read again; what was reported since the loss is complete.
     Reread {
         /// What was read.
@@ -173,6 +182,27 @@ pub enum Scope {
     Processes,
     /// Links and namespaces.
     Links,
+}
+
+impl Scope {
+    /// Returns what the events of this scope are about, in the plural.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Sockets => "connects and listeners",
+            Self::Cni => "CNI runs",
+            Self::Processes => "processes and CNI runs",
+            Self::Links => "links",
+        }
+    }
+}
+
+/// See [`Observation::Throttled`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttled {
+    /// The hook that did not record them.
+    pub hook: String,
+    /// How many, at least.
+    pub count: u64,
 }
 
 /// See [`Observation::Lost`].
@@ -224,6 +254,16 @@ pub struct Gap {
     /// Nothing else shows what this signal shows: a verdict that needs it is `ProbeDegraded`.
     #[serde(default)]
     pub blind: bool,
+}
+
+impl Gap {
+    /// Signal of events that keep being lost.
+    pub const EVENTS_LOST: &'static str = "events.lost";
+    /// Signal of a CNI configuration, or of a plugin, that the agent cannot read for a reason of its own.
+    pub const CNI_CONFIG_DENIED: &'static str = "cni.config.denied";
+    /// Signal of processes of the host that the agent cannot read. What runs there is then known only as far as it starts or
+    /// exits while the agent watches.
+    pub const PROCESS_TABLE: &'static str = "process.table";
 }
 
 /// What need not be written: the reader puts it back.

@@ -25,9 +25,9 @@ impl Range {
                 let shift = 32 - u32::from(self.length);
                 u64::from(u32::from(base)) >> shift == u64::from(u32::from(ip)) >> shift
             }
-            (IpAddr::V6(base), IpAddr::V6(ip)) if (1..=128).contains(&self.length) => {
+            (IpAddr::V6(base), IpAddr::V6(ip)) if self.length <= 128 => {
                 let shift = 128 - u32::from(self.length);
-                u128::from(base) >> shift == u128::from(ip) >> shift
+                u128::from(base).checked_shr(shift) == u128::from(ip).checked_shr(shift)
             }
             _ => false,
         }
@@ -48,6 +48,7 @@ mod tests {
         assert!(!range.contains("10.112.0.1".parse().expect("ip")));
         assert!(Range::parse("fd00::/108").expect("a range").contains("fd00::1".parse().expect("ip")));
         assert!(Range::parse("0.0.0.0/0").expect("a range").contains("1.2.3.4".parse().expect("ip")));
+        assert!(Range::parse("::/0").expect("a range").contains("fd00::1".parse().expect("ip")));
         assert!(!Range { base: IpAddr::from([1, 2, 3, 4]), length: 99 }.contains(IpAddr::from([1, 2, 3, 4])));
         assert_eq!(Range::parse("nonsense"), None);
     }

@@ -139,6 +139,8 @@ reasons! {
     AdmissionBlocked Api,
     EtcdDown Api,
     APINameUnresolved Api,
+    CredentialRefused Api,
+    APIProxyRefused Api,
 }
 
 impl core::fmt::Display for Reason {

@@ -3,15 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 
 use probe_engine::{
-    Actor, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, ConditionType, ConfContent,
-    ConfFile, Config, Connect, ConnectEnd, Connection, Effect, Engine, ExitStatus, Gap, Host, Icmp, Limit,
-    Link, Listener, Lost, Mono, NameFailure, NameLookup, Observation, PluginFile, Pod, Process, ProcessClass,
-    ProcessEvent, Reason, Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind,
-    Stuck, StuckHow, TargetKind, UnusablePlugin, limits,
+    Actor, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, Condition, ConditionType,
+    ConfContent, ConfFile, Config, Connect, ConnectEnd, Connection, CredentialAnswer, Cri, CriAnswer,
+    CriStatus, Effect, Engine, ExitStatus, Gap, Host, Icmp, Limit, Link, Listener, Lost, Mono, NameFailure,
+    NameLookup, Observation, PluginFile, Pod, Process, ProcessClass, ProcessEvent, Reason, Remembered,
+    Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind, Stuck, StuckHow,
+    TargetKind, Untrusted, UnusablePlugin, limits,
 };
 use proptest::prelude::*;
 
 const SECOND: u64 = 1_000_000_000;
+const SOCKET: &str = "/run/containerd/containerd.sock";
 const ROLES: [ClientRole; 3] = [ClientRole::Kubelet, ClientRole::CniAgent, ClientRole::Probe];
 const SCOPES: [Scope; 4] = [Scope::Sockets, Scope::Cni, Scope::Processes, Scope::Links];
 
@@ -114,7 +116,23 @@ prop_compose! {
 }
 
 fn lookup(failure: Option<NameFailure>) -> NameLookup {
-    NameLookup { name: "api.example.com".into(), resolver: "10.0.0.2:53".into(), failure }
+    NameLookup { name: "api.example.com".into(), resolver: "10.0.0.2:53".into(), failure, proxy: None }
+}
+
+fn cri(answer: CriAnswer) -> Observation {
+    Observation::Cri(Cri { socket: SOCKET.into(), answer })
+}
+
+fn serves(not_ready: Option<&str>, network_not_ready: Option<&str>, config_load: Option<&str>) -> CriAnswer {
+    let text = |text: Option<&str>| text.map(String::from);
+    CriAnswer::Serves(CriStatus {
+        runtime: "containerd 2.1.9".into(),
+        api: "v1".into(),
+        not_ready: text(not_ready),
+        network_not_ready: text(network_not_ready),
+        config_load: text(config_load),
+        sandbox_image: None,
+    })
 }
 
 fn observations() -> impl Strategy<Value = Observation> {
@@ -123,6 +141,7 @@ fn observations() -> impl Strategy<Value = Observation> {
         prop::sample::select(roles.to_vec()).prop_map(|role| Observation::Host(Host {
             role,
             addresses: vec![IpAddr::from([10, 0, 0, 9])],
+            runtime_endpoint: Some(SOCKET.into()),
             ..Host::default()
         })),
         (0..4_usize, any::<bool>()).prop_map(|(index, service)| Observation::ApiTarget(ApiTarget {
@@ -130,6 +149,7 @@ fn observations() -> impl Strategy<Value = Observation> {
             kind: if service { TargetKind::Service } else { TargetKind::Direct },
             source: String::new(),
             name: None,
+            proxy: (index == 3).then(|| "http://p:3128".into()),
         })),
         (0..4_usize, 0..3_usize, any::<bool>(), 0..5 * SECOND, ends())
             .prop_map(|(to, role, host, took, end)| connect(to, ROLES[role], host, took, end)),
@@ -143,6 +163,17 @@ fn observations() -> impl Strategy<Value = Observation> {
             .prop_map(|(index, errno)| Observation::Route(Route { to: addr(index).ip(), errno })),
         prop::option::of(prop::sample::select(vec![NameFailure::NoSuchName, NameFailure::Silent]))
             .prop_map(|failure| Observation::NameLookup(lookup(failure))),
+        prop::sample::select(vec![
+            serves(None, None, Some("OK")),
+            serves(None, Some("NetworkPluginNotReady: x"), None),
+            serves(None, Some("NetworkPluginNotReady: x"), Some("OK")),
+            serves(Some("x"), None, None),
+            CriAnswer::Unreachable { errno: 111 },
+            CriAnswer::Unimplemented { disabled_by: None },
+            CriAnswer::Silent,
+            CriAnswer::Fails { why: "x".into() },
+        ])
+        .prop_map(cri),
         (0..6_usize).prop_map(|kind| Observation::CniConfig(config(kind))),
         (any::<bool>(), "\\PC{0,40}").prop_map(|(fails, msg)| add("bridge", fails, &msg)),
         (0..4_usize, 1..1000_u64).prop_map(|(scope, count)| Observation::Lost(Lost {
@@ -202,6 +233,18 @@ fn anything() -> impl Strategy<Value = Observation> {
         1 => (0..4_usize, prop::sample::select(vec![200, 401, 429, 500]), prop::option::of(prop::sample::select(vec![200, 500])))
             .prop_map(|(to, status, etcd)| Observation::Answer(Answer {
                 to: addr(to), certificate: None, tls: None, status: Some(status), failing: vec![], etcd,
+                untrusted: None, kubelet: None,
+            })),
+        1 => (0..4_usize, any::<bool>(), any::<bool>(), prop::option::of(prop::sample::select(vec![200, 401, 403, 429])))
+            .prop_map(|(to, untrusted, served, status)| Observation::Answer(Answer {
+                to: addr(to), certificate: None, tls: None, status: Some(200), failing: vec![], etcd: None,
+                untrusted: untrusted.then(|| Untrusted {
+                    file: "/etc/kubernetes/kubelet.conf".into(), issuer: "CN=other".into(), kubelet_served: served,
+                }),
+                kubelet: status.map(|status| CredentialAnswer {
+                    file: "/var/lib/kubelet/pki/kubelet-client-current.pem".into(), status: Some(status), alert: None,
+                    message: String::new(), own_node: served,
+                }),
             })),
         1 => (1..4_u32, 0..2_usize, prop::option::of(prop::sample::select(vec![StuckHow::Stopped, StuckHow::Asleep])))
             .prop_map(move |(pid, class, how)| Observation::Stuck(Stuck {
@@ -270,8 +313,8 @@ fn small(report: &Report) {
     }
 }
 
-/// Everything that was wrong is right again.
-fn cure(engine: &mut Engine, from: Mono) -> Mono {
+/// Everything is right.
+fn cured() -> Vec<(u64, Observation)> {
     let mut cure =
         vec![Observation::SnapshotDone, Observation::CniConfig(config(0)), add("bridge", false, "")];
     cure.push(Observation::ApiTarget(ApiTarget {
@@ -279,8 +322,10 @@ fn cure(engine: &mut Engine, from: Mono) -> Mono {
         kind: TargetKind::Direct,
         source: String::new(),
         name: None,
+        proxy: None,
     }));
     cure.push(Observation::NameLookup(lookup(None)));
+    cure.push(cri(serves(None, None, Some("OK"))));
     cure.extend(SCOPES.map(|scope| Observation::Reread { scope }));
     for index in 0..4 {
         let (local, to) = (addr(index), addr(index).ip());
@@ -301,8 +346,12 @@ fn cure(engine: &mut Engine, from: Mono) -> Mono {
             ));
         }
     }
-    let cure: Vec<_> = cure.into_iter().map(|observation| (1, observation)).collect();
-    let end = feed(engine, from.0, &cure, |_, _| {});
+    cure.into_iter().map(|observation| (1, observation)).collect()
+}
+
+/// Everything that was wrong is right again.
+fn cure(engine: &mut Engine, from: Mono) -> Mono {
+    let end = feed(engine, from.0, &cured(), |_, _| {});
     let later = end.plus(60 * SECOND);
     pass(engine, later, |_, _| {});
     later
@@ -350,7 +399,7 @@ proptest! {
             (limits::SANDBOX_RETRY + SECOND, &[Reason::CNIPluginFailed, Reason::IPAMExhausted, Reason::SandboxImageUnavailable][..]),
             (limits::CONNECT_FAILURE + SECOND, &[
                 Reason::APINameUnresolved, Reason::APITimeout, Reason::APIServerReset, Reason::APIPolicyDenied, Reason::APIServiceNotProgrammed,
-                Reason::APIConnectionStalled,
+                Reason::APIConnectionStalled, Reason::APITLSFailed, Reason::CredentialRefused,
             ]),
             (limits::AGENT_FAILURE + SECOND, &[Reason::RoutesRemoved, Reason::CNIBinaryBusy, Reason::ControlPlaneCrashLoop]),
         ] {
@@ -436,6 +485,34 @@ proptest! {
     }
 
     #[test]
+    fn a_restart_does_not_shorten_what_a_change_waits_for(
+        status in prop::sample::select(vec![Status::True, Status::False]), ago in 0..15 * SECOND, sequence in sequences(),
+    ) {
+        let start = Mono(100 * SECOND);
+        let since = Mono(start.0 - ago);
+        let shown = |condition| Condition { condition, status, reason: Reason::NetworkReady, message: String::new(), since };
+        let mut engine = Engine::new(Config::default(), start);
+        let remembered = Remembered { conditions: ConditionType::ALL.map(shown).into() };
+        engine.observe(start, Observation::Remembered(remembered));
+        let mut first = [None; 2];
+        let everything: Vec<_> = cured().into_iter().chain(sequence).collect();
+        feed(&mut engine, start.0, &everything, |at, effect| {
+            if let Effect::Condition(condition) = effect && condition.status != Status::Unknown {
+                let slot = &mut first[usize::from(condition.condition == ConditionType::APIServerReachable)];
+                slot.get_or_insert((at, condition.status, condition.since));
+            }
+        });
+        for (at, new, changed) in first.into_iter().flatten() {
+            if new == status {
+                prop_assert_eq!(changed, since);
+            } else {
+                let clean = if status == Status::False { start } else { since };
+                prop_assert!(at == changed && at.since(since.max(clean)) >= 10 * SECOND, "{:?} at {:?}", new, at);
+            }
+        }
+    }
+
+    #[test]
     fn everything_heals(sequence in sequences()) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
@@ -456,6 +533,7 @@ proptest! {
             Observation::CniEnd(end) => !end.exit.success(),
             Observation::Route(route) => route.errno != 0,
             Observation::NameLookup(lookup) => lookup.failure.is_some(),
+            Observation::Cri(cri) => !cri.answer.is_well(),
             // The absence of a listener is a fact of a complete state.
             Observation::Host(host) => host.role == Role::ControlPlane,
             _ => false,

@@ -8,12 +8,13 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::phases::{Cure, Phases};
 use super::responses::{Unanswered, keeps_connections};
+use super::trust::Repeated;
 use super::{Facts, LOCAL_PORTS};
 use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
 use crate::observation::{
-    Actor, Admission, Answer, ApiTarget, CONNTRACK, ClientRole, Connect, LimitHit, Listener, Mono,
-    ProcessClass, Route, Scope, TargetKind,
+    Actor, Admission, Answer, ApiTarget, CONNTRACK, ClientRole, Connect, CredentialAnswer, LimitHit,
+    Listener, Mono, ProcessClass, Route, Scope, TargetKind, Untrusted,
 };
 use crate::outcome::{Outcome, is_own};
 
@@ -37,6 +38,20 @@ impl Ledger {
     pub(super) fn works(&self) -> bool {
         let failed = self.failure.is_some() || self.broken.is_some() || self.stalled.is_some();
         self.last_ok.is_some() && !failed && !self.is_unwell() && self.denied.is_empty()
+    }
+
+    /// Returns the address as messages name it: with the proxy, where it is one's.
+    pub(crate) fn label(&self, addr: &SocketAddr) -> String {
+        match &self.proxy {
+            Some(proxy) => format!("API server through the proxy {proxy} ({addr})"),
+            None => addr.to_string(),
+        }
+    }
+
+    /// Whether what the address answered last still says something: not while it cannot be reached, is reached only now
+    /// and then, or starts.
+    pub(crate) fn has_answer(&self, now: Mono) -> bool {
+        self.failure.is_none() && self.starting(now).is_none() && self.instability(now).is_none()
     }
 
     /// The server said itself that it cannot serve.
@@ -82,6 +97,8 @@ pub(crate) struct Ledger {
     pub(crate) is_clients_name: bool,
     /// The name that clients use, where it is not the address.
     pub(super) name: Option<String>,
+    /// The URL of the proxy that this address belongs to, where clients reach the API server by one.
+    pub(crate) proxy: Option<String>,
     /// Order in which the addresses were named: the first is the one that clients use first.
     pub(crate) order: usize,
     pub(crate) last_ok: Option<Mono>,
@@ -105,6 +122,12 @@ pub(crate) struct Ledger {
     told: Option<(u32, Mono)>,
     /// Before the network: disproved only by a success of the same kind of client.
     pub(crate) denied: BTreeMap<ClientRole, Failure>,
+    /// It accepts connections again after a failure, and no certificate was verified since: anything may listen there.
+    pub(super) is_unverified: bool,
+    /// The kubelet's CAs did not issue the certificate of this address.
+    pub(super) untrusted: Option<Repeated<Untrusted>>,
+    /// The answer to the kubelet's own credential.
+    pub(super) credential: Option<Repeated<CredentialAnswer>>,
 }
 
 /// How the newest connect of a process of the control plane to an address ended.
@@ -144,12 +167,14 @@ impl Facts {
             known.kind = target.kind;
             known.is_clients_name = target.source.starts_with('/');
             known.name = target.name;
+            known.proxy = target.proxy;
             known.source = target.source;
         } else if self.targets.len() < limits::TARGETS {
             let ledger = Ledger {
                 kind: target.kind,
                 is_clients_name: target.source.starts_with('/'),
                 name: target.name,
+                proxy: target.proxy,
                 source: target.source,
                 order: self.next_order,
                 last_ok: None,
@@ -163,6 +188,9 @@ impl Facts {
                 last_end: None,
                 told: None,
                 denied: BTreeMap::new(),
+                is_unverified: false,
+                untrusted: None,
+                credential: None,
             };
             self.next_order += 1;
             self.targets.insert(target.addr, ledger);
@@ -170,8 +198,8 @@ impl Facts {
     }
 
     pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
-        // A pod's own trouble, or somebody else's address, says nothing of this node's way to the API.
-        if !connect.host_netns {
+        // A pod or an untrusted process can fail to connect for reasons of its own.
+        if !connect.host_netns || connect.role == ClientRole::Untrusted {
             return None;
         }
         if !self.targets.contains_key(&connect.to) {
@@ -320,6 +348,7 @@ impl Facts {
                 if let Some(failure) = failure {
                     // Established connections learn of it only with their next retransmission.
                     ledger.stalled = None;
+                    ledger.is_unverified = true;
                     ledger.cure = Some(Cure::new(at, failure));
                 }
                 ledger.denied.remove(&connect.role).is_some() || cured || first
@@ -339,6 +368,8 @@ impl Facts {
                 other => {
                     let since = other.as_ref().map_or(at, |known| known.since);
                     *other = Some(Failure { since, ..fresh });
+                    // Whatever showed it does not serve any more.
+                    ledger.untrusted = None;
                     true
                 }
             },
@@ -419,7 +450,10 @@ impl Facts {
         let others = self.targets.iter().filter(|(other, ledger)| {
             *other != addr && other.port() == addr.port() && ledger.name.as_deref() == Some(name)
         });
-        others.filter(|(_, ledger)| ledger.works()).map(|(other, _)| *other).next()
+        others
+            .filter(|(_, ledger)| ledger.works() && ledger.mismatch().is_none())
+            .map(|(other, _)| *other)
+            .next()
     }
 
     /// Does anything on this host listen where `addr` points to?
@@ -434,11 +468,13 @@ impl Facts {
     pub(crate) fn missing_listeners(&self) -> Vec<SocketAddr> {
         let blind = self.snapshot_done.is_none()
             || self.gaps.contains_key("tcp.listen")
-            || self.lost.contains_key(&Scope::Sockets);
+            || self.losses.may_explain(Scope::Sockets, self.listeners_since, self.now);
         if blind || !self.is_control_plane() {
             return Vec::new();
         }
         let own = |addr: &SocketAddr| is_own(addr.ip(), &self.host.addresses) && !self.listens(addr);
-        self.targets_in_order().into_iter().map(|(addr, _)| *addr).filter(own).collect()
+        // A proxy on this host is not the API server that the host should serve.
+        let servers = self.targets_in_order().into_iter().filter(|(_, ledger)| ledger.proxy.is_none());
+        servers.map(|(addr, _)| *addr).filter(own).collect()
     }
 }

@@ -9,7 +9,7 @@ use crate::cnis;
 use crate::errno::errno_words;
 use crate::limits;
 use crate::observation::{
-    Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Mono,
+    Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Gap, Mono,
     NetlinkError, NetnsSeen, PluginFile, Pod, ProcessClass, Sandbox, Step, StepKind,
 };
 use crate::rules::winner;
@@ -93,6 +93,12 @@ impl Facts {
     }
 
     pub(super) fn configuration(&mut self, at: Mono, config: CniConfig) {
+        if let Some(why) = config.denied {
+            self.gap(Gap { signal: Gap::CNI_CONFIG_DENIED.to_string(), why, blind: true });
+            self.config = None;
+            return;
+        }
+        self.gaps.remove(Gap::CNI_CONFIG_DENIED);
         for file in &config.files {
             let ConfContent::Network { plugins, .. } = &file.content else { continue };
             let known = self.owners.contains_key(&file.name);

@@ -3,10 +3,12 @@
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
+use core::net::SocketAddr;
 
 use super::Facts;
 use crate::limits;
 use crate::observation::{Actor, Keeper, Mono, Process, ProcessClass, ProcessEvent, Stuck, StuckHow};
+use crate::outcome::is_own;
 
 /// Every process of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,11 +59,17 @@ impl Life {
         use ProcessClass::{ApiServer, Etcd, Proxy};
         let serves = matches!(self.class, ApiServer | Etcd | Proxy);
         let time = if serves { limits::RESTART } else { limits::SETTLE };
-        let stopped = self.ended.as_ref().and_then(|(at, event)| {
-            let by_supervisor = event.stopped_by_keeper()? == Keeper::Supervisor;
-            Some(at.plus(if by_supervisor { limits::RESTART } else { time }))
+        let stopped = self.stopped().map(|(at, keeper)| match keeper {
+            Keeper::Supervisor => at.plus(limits::RESTART),
+            Keeper::Runtime => at.plus(time),
         });
         self.started.map(|at| at.plus(time)).into_iter().chain(stopped).max()
+    }
+
+    /// Returns when the newest exit was ordered, and by whom, if that was somebody who starts it again.
+    fn stopped(&self) -> Option<(Mono, Keeper)> {
+        let (at, event) = self.ended.as_ref()?;
+        Some((*at, event.stopped_by_keeper()?))
     }
 
     /// When any of this changes by time alone.
@@ -161,6 +169,17 @@ impl Facts {
             Some((name.as_str(), *at, event.how()?))
         });
         ends.max_by_key(|(_, at, _)| *at)
+    }
+
+    /// Returns when a supervisor last stopped what serves an address of this host, for as long as the restart may take.
+    pub(super) fn restarted(&self, now: Mono, addr: SocketAddr) -> Option<Mono> {
+        if !is_own(addr.ip(), &self.host.addresses) {
+            return None;
+        }
+        let serves = |_: &str, class| matches!(class, ProcessClass::ApiServer | ProcessClass::Proxy);
+        let stops = self.lives_of(serves).filter_map(|(_, life)| life.stopped());
+        let by_supervisor = stops.filter(|(_, keeper)| *keeper == Keeper::Supervisor).map(|(at, _)| at);
+        by_supervisor.max().filter(|at| now.since(*at) < limits::RESTART)
     }
 
     /// Until when these have time to start: after a boot, after their own start, and after they were stopped by a runtime

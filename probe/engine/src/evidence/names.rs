@@ -14,13 +14,15 @@ pub(crate) struct Unresolved {
     pub(crate) resolver: String,
     /// Its answer.
     pub(crate) failure: NameFailure,
+    /// The URL of the proxy whose name it is.
+    pub(crate) proxy: Option<String>,
     pub(crate) since: Mono,
     pub(super) last: Mono,
 }
 
 impl Facts {
     pub(super) fn name_lookup(&mut self, at: Mono, lookup: NameLookup) {
-        let NameLookup { name, resolver, failure } = lookup;
+        let NameLookup { name, resolver, failure, proxy } = lookup;
         let Some(failure) = failure else {
             if self.unresolved.remove(&name).is_some() {
                 self.line(at, "dns", format!("{name} resolves again ({resolver})"));
@@ -35,7 +37,7 @@ impl Facts {
         if known.is_none_or(|known| known.failure != failure) {
             self.line(at, "dns", format!("{name}: {resolver} {}", failure.words()));
         }
-        self.unresolved.insert(name, Unresolved { resolver, failure, since, last: at });
+        self.unresolved.insert(name, Unresolved { resolver, failure, proxy, since, last: at });
     }
 
     /// Returns whether clients can connect to an address of this name.

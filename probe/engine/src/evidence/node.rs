@@ -4,10 +4,11 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 
 use super::Facts;
+use crate::errno::{EACCES, EPERM};
 use crate::limits;
 use crate::observation::{
-    Actor, CONNTRACK, Credential, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass, ProcessEvent,
-    Role, Runtime, SocketConnect,
+    Actor, CONNTRACK, Credential, Gap, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass,
+    ProcessEvent, Role, Runtime, SocketConnect,
 };
 
 /// A Unix socket that does not answer.
@@ -21,13 +22,20 @@ pub(crate) struct SocketFailure {
     pub(crate) last: Mono,
 }
 
+impl SocketFailure {
+    /// Returns whether the client lacks permission.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self.errno, EPERM | EACCES)
+    }
+}
+
 /// Sockets of container runtimes, wherever an installer puts them.
 fn is_cri_socket(path: &str) -> bool {
     ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
 }
 
-/// `/var/run` is a link to `/run` (FHS 3.0, section 5.13): both name the same socket.
-fn is_same_path(one: &str, other: &str) -> bool {
+/// Whether two paths name the same socket: `/var/run` is a link to `/run` (FHS 3.0, section 5.13).
+pub fn is_same_path(one: &str, other: &str) -> bool {
     fn bare(path: &str) -> &str {
         path.strip_prefix("/var").filter(|rest| rest.starts_with("/run/")).unwrap_or(path)
     }
@@ -78,6 +86,8 @@ impl Facts {
     }
 
     pub(super) fn credential(&mut self, at: Mono, credential: Credential) {
+        // Told when the file changed: what was refused was the credential before.
+        self.targets.values_mut().for_each(|ledger| ledger.forget_refusal(&credential.file));
         if self.credentials.len() < limits::FILES || self.credentials.contains_key(&credential.file) {
             self.credentials.insert(credential.file.clone(), (credential, at));
         }
@@ -151,6 +161,8 @@ impl Facts {
     pub(super) fn process(&mut self, at: Mono, process: Process) {
         if process.class == ProcessClass::Runtime {
             let alive = !matches!(process.event, ProcessEvent::Exited { .. });
+            // The answer was that of the previous process.
+            self.runtime_answer = None;
             if alive {
                 self.runtime = Some(process.process.clone());
             } else {
@@ -185,6 +197,17 @@ impl Facts {
             }
             self.exits.push_back((at, process));
         }
+    }
+
+    pub(super) fn gap(&mut self, gap: Gap) {
+        if self.gaps.len() < limits::GAPS || self.gaps.contains_key(&gap.signal) {
+            self.gaps.insert(gap.signal.clone(), gap);
+        }
+    }
+
+    /// Returns whether processes that were already running when the agent started may be unknown.
+    pub(crate) fn hides_processes(&self) -> bool {
+        self.gaps.contains_key(Gap::PROCESS_TABLE)
     }
 
     /// The control plane runs, or should run, on this host.

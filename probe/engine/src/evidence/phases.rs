@@ -139,6 +139,13 @@ impl Phases {
         self.0.pop_back_if(|(_, newest)| newest.works());
     }
 
+    /// Forgets the phases that began since then, if it works now.
+    fn forgive(&mut self, since: Mono) {
+        if self.0.back().is_some_and(|(_, newest)| newest.works()) {
+            self.0.retain(|(at, _)| *at < since);
+        }
+    }
+
     /// The times within the window in which the address did not work.
     fn episodes(&self, now: Mono) -> Vec<Episode<'_>> {
         let mut episodes: Vec<Episode<'_>> = Vec::new();
@@ -263,6 +270,17 @@ impl Ledger {
             None => return,
         };
         self.phases.enter(at, phase);
+    }
+
+    /// Returns whether a failure of the address is remembered.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.phases.0.is_empty()
+    }
+
+    /// Forgets an outage that has ended and was caused by an orderly restart: the server exited at `stopped`, and may have
+    /// closed its port before that.
+    pub(super) fn forgive(&mut self, stopped: Mono) {
+        self.phases.forgive(stopped.minus(limits::RESTART));
     }
 
     /// Returns how the address alternates at `now`; `None` for one that works, or fails in one way.

@@ -31,6 +31,7 @@ impl Facts {
             Observation::Netns(_)
             | Observation::OvsPort(_)
             | Observation::Writes(_)
+            | Observation::Throttled(_)
             | Observation::Remembered(_) => true,
             _ => false,
         }

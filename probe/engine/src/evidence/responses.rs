@@ -52,6 +52,7 @@ impl Ledger {
 impl Facts {
     /// The agent's own question was answered, or came to nothing after the handshake.
     pub(super) fn answer(&mut self, at: Mono, answer: Answer) {
+        self.trust(at, &answer);
         let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
         if answer.status.is_some() {
             ledger.broken = None;
@@ -71,6 +72,7 @@ impl Facts {
                 (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
                 (Some(TlsFailure::Silent), _) => "is silent after the handshake of TCP".to_string(),
                 (Some(TlsFailure::Alert { alert }), _) => format!("sent the TLS alert {alert}"),
+                (Some(TlsFailure::Proxy { status }), _) => format!("refused CONNECT: {status}"),
                 (Some(TlsFailure::Other { why }), _) => format!("failed in TLS: {why}"),
                 (None, Some(status)) => match answer.etcd {
                     Some(etcd) => format!("answered /readyz with {status}, /livez/etcd with {etcd}"),
@@ -88,10 +90,15 @@ impl Facts {
     /// What follows the handshake. A connect that succeeds says nothing of it.
     /// Answers with the address to ask: a server whose kernel still takes connections is known by its words alone.
     pub(super) fn connection(&mut self, at: Mono, connection: &Connection) -> Option<SocketAddr> {
-        if !connection.host_netns {
+        if !connection.host_netns || connection.role == ClientRole::Untrusted {
             return None;
         }
         let ledger = self.targets.get_mut(&connection.to)?;
+        // What follows the handshake with a proxy is about the server that the client asked for: a runtime pulls images by it.
+        if ledger.proxy.is_some() && connection.role != ClientRole::Kubelet {
+            return None;
+        }
+        ledger.note_kubelet(connection);
         if connection.unanswered_ns > 0 {
             self.unanswered(at, connection);
             return Some(connection.to);

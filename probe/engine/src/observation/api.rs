@@ -7,7 +7,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Actor, ProcessClass, is_zero};
+use super::{Actor, CredentialAnswer, ProcessClass, Untrusted, is_zero};
 
 /// How an API address is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,6 +34,10 @@ pub struct ApiTarget {
     /// The name that clients use for it, when they do not use its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Set when this is the address of a proxy by which the kubelet reaches the API server: its URL, without user
+    /// information and with control characters escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
 }
 
 /// Who a client of the API server is; also the closed label set of the connect metrics.
@@ -54,6 +58,8 @@ pub enum ClientRole {
     Runtime,
     /// This agent, asking for itself. Never counted as a client.
     Probe,
+    /// A process that an unprivileged user or an ordinary pod can have started. Its connects are shown and never judged.
+    Untrusted,
     /// Anything else.
     #[default]
     Other,
@@ -70,6 +76,7 @@ impl ClientRole {
             Self::ControlPlane => "control_plane",
             Self::Runtime => "runtime",
             Self::Probe => "probe",
+            Self::Untrusted => "untrusted",
             Self::Other => "other",
         }
     }
@@ -180,6 +187,12 @@ pub struct Answer {
     /// HTTP status of `/livez/etcd`; `None` where `/readyz` includes etcd, or was not answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etcd: Option<u16>,
+    /// Set when the kubelet's kubeconfig names this address and none of its CAs issued the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untrusted: Option<Untrusted>,
+    /// The answer to a request with the kubelet's own credential; `None` when none was sent, or none was answered in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet: Option<CredentialAnswer>,
 }
 
 impl Answer {
@@ -194,15 +207,27 @@ impl Answer {
         let refuses = |status: Option<u16>| status.is_some_and(Self::is_refusal);
         self.tls.is_none() && !refuses(self.status) && !refuses(self.etcd)
     }
+
+    /// Returns whether nothing in the answer is a reason to ask again soon.
+    pub fn is_settled(&self) -> bool {
+        let accepts = self.kubelet.as_ref().is_none_or(CredentialAnswer::accepts);
+        // A kubelet that is served opens a new connection before a mismatch can matter.
+        let trusts = self.untrusted.as_ref().is_none_or(|untrusted| untrusted.kubelet_served);
+        self.status.is_some() && self.is_well() && trusts && accepts
+    }
 }
 
-// RFC 9110 section 15.5.9, RFC 6585 section 4.
+// RFC 9110 sections 15.5.2, 15.5.4 and 15.5.9, RFC 6585 section 4.
+pub(super) const UNAUTHORIZED: u16 = 401;
+pub(super) const FORBIDDEN: u16 = 403;
 const REQUEST_TIMEOUT: u16 = 408;
 const TOO_MANY_REQUESTS: u16 = 429;
 
 /// An HTTP status with its name: `429 Too Many Requests`.
 pub fn http_status(status: u16) -> String {
     let name = match status {
+        UNAUTHORIZED => " Unauthorized",
+        FORBIDDEN => " Forbidden",
         REQUEST_TIMEOUT => " Request Timeout",
         TOO_MANY_REQUESTS => " Too Many Requests",
         500 => " Internal Server Error",
@@ -226,6 +251,11 @@ pub enum TlsFailure {
     Alert {
         /// Its name, RFC 8446 section 6.
         alert: String,
+    },
+    /// The proxy refused to connect to the server (CONNECT, RFC 9110 section 9.3.6).
+    Proxy {
+        /// Its status line without the version, on one line and without user information: `403 Forbidden`.
+        status: String,
     },
     /// Anything else.
     Other {
@@ -338,6 +368,9 @@ pub struct NameLookup {
     /// Why it did not resolve; `None` when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<NameFailure>,
+    /// Set when it is the name of a proxy, as [`ApiTarget::proxy`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
 }
 
 /// Why a name did not resolve. With search domains, the result of the first full name that was tried.

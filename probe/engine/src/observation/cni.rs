@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Actor, AgentSocket, ExitStatus, NetlinkError, NetnsSeen, ProcessClass, is_zero};
 
 /// See [`super::Observation::CniConfig`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CniConfig {
     /// The directory that the runtime reads.
     pub dir: String,
@@ -18,8 +18,16 @@ pub struct CniConfig {
     /// The directory is not there.
     #[serde(default)]
     pub dir_missing: bool,
+    /// The first path that the agent cannot read for want of its own permission, descriptors or memory, and why: nothing else here
+    /// counts then. The runtime is root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denied: Option<String>,
     /// Every `.conf`, `.conflist`, `.json`, in the order in which runtimes read them.
     pub files: Vec<ConfFile>,
+    /// How many of them containerd loads (`max_conf_num`), one network of each pod for each; 0 for all. It loads none if one
+    /// of these is bad.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub max_files: u32,
     /// The directories in which plugins are looked for.
     #[serde(default)]
     pub bin_dirs: Vec<String>,
@@ -35,6 +43,41 @@ pub struct CniConfig {
     /// Host links that the files configure plugins to create for pods: `bridge` of the reference plugin.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<String>,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_one(max_files: &u32) -> bool {
+    *max_files == 1
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        Self {
+            dir: String::new(),
+            dir_error: None,
+            dir_missing: false,
+            denied: None,
+            files: Vec::new(),
+            max_files: one(),
+            bin_dirs: Vec::new(),
+            missing_plugins: Vec::new(),
+            unusable_plugins: Vec::new(),
+            waits_for: Vec::new(),
+            links: Vec::new(),
+        }
+    }
+}
+
+impl CniConfig {
+    /// The files that containerd loads.
+    pub(crate) fn loaded(&self) -> &[ConfFile] {
+        let most = if self.max_files == 0 { usize::MAX } else { self.max_files as usize };
+        &self.files[..most.min(self.files.len())]
+    }
 }
 
 /// A plugin that is there and cannot be run.

@@ -16,10 +16,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let asked = facts.targets_in_order().into_iter();
     asked
         .filter_map(|(addr, ledger)| {
-            // An address that cannot be reached now says nothing of what it would answer, one that is reached now and then
-            // has no one answer, and one that starts has none yet.
-            let starts = ledger.starting(facts.now).is_some();
-            if ledger.failure.is_some() || starts || ledger.instability(facts.now).is_some() {
+            if !ledger.has_answer(facts.now) {
                 return None;
             }
             let said = |(answer, since, _): &(Answer, Mono, Mono)| {
@@ -28,7 +25,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             };
             let said = ledger.answer.as_ref().and_then(said);
             let (reason, words, since) = said.or_else(|| unanswered(ledger))?;
-            let fault = Fault::new(reason, addr.to_string(), format!("{addr} {words}"), since);
+            let fault =
+                Fault::new(reason, addr.to_string(), format!("{} {words}", ledger.label(addr)), since);
             let own = reason != Reason::APITLSFailed && is_own(addr.ip(), &facts.host.addresses);
             Some(if own { fault.may_come_from(causes::OF_STATIC_PODS) } else { fault })
         })
@@ -51,6 +49,9 @@ fn verdict(answer: &Answer, ledger: &Ledger) -> Option<(Reason, String)> {
         )),
         (Some(TlsFailure::Alert { alert }), _) => {
             Some((Reason::APITLSFailed, format!("ends the TLS handshake with the alert {alert}")))
+        }
+        (Some(TlsFailure::Proxy { status }), _) => {
+            Some((Reason::APIProxyRefused, format!("is refused: the proxy answers CONNECT with {status}")))
         }
         (Some(TlsFailure::Other { why }), _) => {
             Some((Reason::APITLSFailed, format!("fails in the TLS handshake: {why}")))

@@ -31,7 +31,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                     let before = failure.outcome.words();
                     words = format!("accepts connections again and does not serve yet; before: {before}");
                 }
-                let fault = Fault::new(reason, addr.to_string(), format!("{addr} {words}"), failure.since);
+                let fault = Fault::new(
+                    reason,
+                    addr.to_string(),
+                    format!("{} {words}", ledger.label(addr)),
+                    failure.since,
+                );
                 return Some(match reason {
                     Reason::APIServerDown | Reason::APILocalProxyDown => {
                         fault.settles(facts.settling(serves)).may_come_from(causes::OF_STATIC_PODS)
@@ -52,7 +57,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             let stalled = ledger.stalled.as_ref()?;
             let words =
                 "acknowledges nothing any more on a connection that worked, and nobody opens a new one";
-            let message = format!("{addr} {words}");
+            let message = format!("{} {words}", ledger.label(addr));
             Some(Fault::new(Reason::APIConnectionStalled, addr.to_string(), message, stalled.since))
         })
         .collect()
@@ -73,6 +78,9 @@ fn serves(_: &str, class: ProcessClass) -> bool {
 
 fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure) -> Option<(Reason, String)> {
     Some(match failure.outcome {
+        Outcome::RefusedLocal if ledger.proxy.is_some() => {
+            (Reason::APILocalProxyDown, "is refused on this host: the proxy does not listen".to_string())
+        }
         Outcome::RefusedLocal if facts.is_control_plane() => {
             (Reason::APIServerDown, nobody_listens(facts, addr))
         }

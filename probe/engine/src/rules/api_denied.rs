@@ -16,8 +16,9 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             let since = ledger.denied.values().map(|failure| failure.since).min()?;
             let who: Vec<_> = ledger.denied.keys().map(|role| role.as_str()).collect();
             let message = format!(
-                "connect to {addr} is denied on this host before a packet leaves: a cgroup eBPF program, \
+                "connect to {} is denied on this host before a packet leaves: a cgroup eBPF program, \
                  a security module or seccomp; clients: {}",
+                ledger.label(addr),
                 who.join(", ")
             );
             Some(Fault::new(Reason::APIBPFDenied, addr.to_string(), message, since))

@@ -13,7 +13,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     unknown
         .map(|(name, unresolved)| {
             let (resolver, words) = (&unresolved.resolver, unresolved.failure.words());
-            let message = format!("API server name {name} does not resolve: {resolver} {words}");
+            let what = match &unresolved.proxy {
+                Some(proxy) => format!("name {name} of the kubelet's proxy {proxy}"),
+                None => format!("API server name {name}"),
+            };
+            let message = format!("{what} does not resolve: {resolver} {words}");
             Fault::new(Reason::APINameUnresolved, name.as_str(), message, unresolved.since)
         })
         .collect()

@@ -23,10 +23,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     facts
         .targets_in_order()
         .into_iter()
-        .filter_map(|(addr, _)| {
+        .filter_map(|(addr, ledger)| {
             let (errno, since) = *facts.routes.get(&addr.ip())?;
             (errno != 0).then(|| {
-                let message = format!("{addr} {}", no_route(facts, addr.ip()));
+                let message = format!("{} {}", ledger.label(addr), no_route(facts, addr.ip()));
                 let fault = Fault::new(Reason::APIRouteMissing, addr.to_string(), message, since);
                 fault.state().may_come_from(causes::OF_NO_ROUTE)
             })

@@ -1,16 +1,18 @@
 //! What the runtime finds where it looks for a network configuration.
 //!
-//! containerd takes the first file by name and stops at a bad one; CRI-O skips bad ones.
+//! containerd takes the first file by name, or as many as it is configured for, and stops at a bad one; CRI-O skips bad ones.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::{Fault, causes, depth};
 use crate::cnis;
 use crate::evidence::Facts;
 use crate::limits;
-use crate::observation::{Access, Actor, CniConfig, ConfContent, ConfFile, Mono, ProcessClass, Runtime};
+use crate::observation::{
+    Access, Actor, CniConfig, ConfContent, ConfFile, CriStatus, Mono, ProcessClass, Runtime,
+};
 use crate::reason::Reason;
 use crate::verdict::Finding;
 
@@ -20,11 +22,28 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     if facts.contradicted.is_some() {
         return Vec::new();
     }
+    if let Some((winner, _)) = winner(config, facts.host.runtime) {
+        let fault = not_loaded(facts, config, winner).or_else(|| refused(facts, config, winner, *since));
+        return fault.into_iter().map(|fault| quoting(facts, fault)).collect();
+    }
+    // The runtime reports a ready network, and has had time to react to the last change: its configuration is elsewhere.
+    let noticed = if facts.config_vanished.is_some() { since.plus(limits::LOAD) } else { *since };
+    let has_network = facts
+        .runtime_status()
+        .is_some_and(|(status, known)| status.network_not_ready.is_none() && known.last >= noticed);
+    if has_network {
+        return Vec::new();
+    }
+    let fault = quoting(facts, unusable(facts, config, *since));
+    let until = fault.settles.max(facts.until_asked());
+    Vec::from([fault.settles(until)])
+}
+
+/// Returns the fault of a directory without a usable configuration.
+fn unusable(facts: &Facts, config: &CniConfig, since: Mono) -> Fault {
     if let Some(error) = &config.dir_error {
         let message = format!("{} cannot be read: {error}", config.dir);
-        return Vec::from([
-            Fault::new(Reason::CNIConfigInvalid, config.dir.as_str(), message, *since).state()
-        ]);
+        return Fault::new(Reason::CNIConfigInvalid, config.dir.as_str(), message, since).state();
     }
     let Some(first) = config.files.first() else {
         let there =
@@ -39,26 +58,42 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             }
             None => format!("{} {there}: the CNI's agent has not written its configuration", config.dir),
         };
-        let fault = Fault::new(Reason::CNIConfigMissing, config.dir.as_str(), message, *since).state();
+        let fault = Fault::new(Reason::CNIConfigMissing, config.dir.as_str(), message, since).state();
         // A configuration does not disappear because something else fails: whoever removed it is the cause, unless it is
         // an agent that will write it again.
         let by_agent = removed.is_some_and(|(_, _, who)| cnis::of_process(&who.name).is_some());
         if facts.config_vanished.is_some() && !by_agent {
-            return Vec::from([fault]);
+            return fault;
         }
         // Agents write it once they have reached the API server and made their datapath.
         let waits = |_: &str, class| {
             matches!(class, ProcessClass::Kubelet | ProcessClass::CniAgent | ProcessClass::Ovs)
         };
-        return Vec::from([fault.settles(facts.settling(waits)).may_come_from(causes::OF_OVS_AGENTS)]);
+        return fault.settles(facts.settling(waits)).may_come_from(causes::OF_OVS_AGENTS);
     };
-    if let Some((winner, _)) = winner(config, facts.host.runtime) {
-        return not_loaded(facts, config, winner).into_iter().collect();
+    let bad = config.loaded().iter().find(|file| network(file).is_none()).unwrap_or(first);
+    let path = path(config, bad);
+    let message = if bad.name == first.name {
+        format!("{path} is what the runtime reads first and it is no network configuration: {}", why(bad))
+    } else {
+        let most =
+            if config.max_files == 0 { "all files".into() } else { format!("{} files", config.max_files) };
+        let why = why(bad);
+        format!(
+            "{path} is not a network configuration: {why}; containerd is configured to load {most} (max_conf_num) or none"
+        )
+    };
+    Fault::new(Reason::CNIConfigInvalid, path, message, since).state()
+}
+
+/// Appends the message that the kubelet prints for it.
+fn quoting(facts: &Facts, fault: Fault) -> Fault {
+    match facts.runtime_status() {
+        Some((CriStatus { runtime, network_not_ready: Some(words), .. }, _)) => {
+            fault.saying_also(&format!("; {runtime} reports {words:?}"))
+        }
+        _ => fault,
     }
-    let path = path(config, first);
-    let message =
-        format!("{path} is what the runtime reads first and it is no network configuration: {}", why(first));
-    Vec::from([Fault::new(Reason::CNIConfigInvalid, path, message, *since).state()])
 }
 
 /// The file that was removed last, how, and by whom.
@@ -91,12 +126,13 @@ const fn took(access: Access) -> &'static str {
 pub(crate) fn displaced(facts: &Facts) -> Option<Finding> {
     let (config, _) = facts.config.as_ref()?;
     let first = winner(config, facts.host.runtime);
-    // Behind the file that the runtime uses it was never used, unless that one hands networks on.
+    // Behind the file that the runtime uses it was never used, unless that one hands networks on, or several are loaded.
     let unused = |file: &str| {
-        first.is_some_and(|(first, plugins)| {
-            let is_meta = cnis::of_config(&first.name, plugins).is_some_and(|cni| cni.meta);
-            first.name.as_str() < file && !is_meta
-        })
+        config.max_files == 1
+            && first.is_some_and(|(first, plugins)| {
+                let is_meta = cnis::of_config(&first.name, plugins).is_some_and(|cni| cni.meta);
+                first.name.as_str() < file && !is_meta
+            })
     };
     let foreign = taken(facts).filter_map(|(file, since, access, who)| {
         // Of a file whose content was never seen nobody knows what is missing now.
@@ -141,12 +177,43 @@ fn not_loaded(facts: &Facts, config: &CniConfig, winner: &ConfFile) -> Option<Fa
     Some(Fault::new(Reason::CNIConfigNotLoaded, path, message, *at).state())
 }
 
+/// Judges a valid configuration with which the runtime does not report a ready network.
+fn refused(facts: &Facts, config: &CniConfig, winner: &ConfFile, since: Mono) -> Option<Fault> {
+    let (status, known) = facts.runtime_status()?;
+    status.network_not_ready.as_ref()?;
+    // The runtime has had time to load it and reported the same twice.
+    if known.last < since.plus(limits::LOAD) || known.times < 2 {
+        return None;
+    }
+    let path = path(config, winner);
+    let since = since.max(known.since);
+    let settles = facts.settling(|_, class| class == ProcessClass::Runtime);
+    let fault = if status.config_load.as_deref() == Some(CriStatus::LOADED) {
+        // The failure of a plugin that was run for a pod is more specific.
+        if !facts.plugins.is_empty() {
+            return None;
+        }
+        let message = format!("{path} is loaded, and the runtime does not report the network as ready");
+        let fault = Fault::new(Reason::CNIPluginFailed, path, message, since);
+        fault.may_come_from(causes::OF_STATUS).at_depth(depth::PLUGIN)
+    } else {
+        let message = match &status.config_load {
+            Some(load) => format!("{path} is valid, and the runtime did not load it: {load}"),
+            None => format!("{path} is valid, and the runtime did not load it"),
+        };
+        Fault::new(Reason::CNIConfigNotLoaded, path, message, since).may_come_from(causes::OF_LOADING)
+    };
+    Some(fault.settles(settles))
+}
+
 /// The file that the runtime uses, with its plugins.
 pub(crate) fn winner(config: &CniConfig, runtime: Runtime) -> Option<(&ConfFile, &[String])> {
-    let mut files = config.files.iter();
     match runtime {
-        Runtime::CriO => files.find_map(network),
-        Runtime::Containerd | Runtime::Unknown => files.next().and_then(network),
+        Runtime::CriO => config.files.iter().find_map(network),
+        Runtime::Containerd | Runtime::Unknown => {
+            let first = config.files.first().and_then(network);
+            first.filter(|_| config.loaded().iter().all(|file| network(file).is_some()))
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let (Some((config, since)), Some(told)) = (&facts.config, facts.snapshot_done) else { return Vec::new() };
-    if facts.gaps.contains_key("process.exit") {
+    if facts.gaps.contains_key("process.exit") || facts.hides_processes() {
         return Vec::new();
     }
     let Some((first, plugins)) = winner(config, facts.host.runtime) else { return Vec::new() };

@@ -36,7 +36,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .map(|(name, ends)| {
             let (_, newest) = ends[ends.len() - 1];
             let how = newest.event.how().unwrap_or_default();
-            let own = facts.targets_in_order().into_iter().map(|(addr, _)| addr);
+            let own = facts.targets_in_order().into_iter().filter(|(_, ledger)| ledger.proxy.is_none());
+            let own = own.map(|(addr, _)| addr);
             let own = own.filter(|addr| is_own(addr.ip(), &facts.host.addresses)).min();
             // Nobody ends it: what stands behind is etcd's own trouble.
             if let (Some(addr), ProcessClass::Etcd, true) = (own, newest.class, by_itself(newest)) {

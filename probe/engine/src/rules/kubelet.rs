@@ -11,7 +11,7 @@ use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let is_node = matches!(facts.host.role, Role::Worker | Role::ControlPlane);
-    let blind = facts.gaps.contains_key("process.exit") || facts.lost.contains_key(&Scope::Processes);
+    let blind = facts.gaps.contains_key("process.exit");
     let Some(told) = facts.snapshot_done.filter(|_| is_node && !blind) else { return Vec::new() };
     let is_kubelet = |_: &str, class| class == ProcessClass::Kubelet;
     let kubelets: Vec<_> = facts.lives_of(is_kubelet).collect();
@@ -21,8 +21,9 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         let message = format!("{}[{}] does not respond: it {}", who.name, who.pid, how.words());
         return Vec::from([Fault::new(Reason::KubeletDown, who.name.as_str(), message, since)]);
     }
-    // Without one that was ever seen, its files must say that there should be one.
-    if looping.is_none() && (runs || kubelets.is_empty() && !facts.host.kubelet_installed) {
+    // Without one that was ever seen, its files must say that there should be one, and one that runs could be seen.
+    let is_expected = facts.host.kubelet_installed && !facts.hides_processes();
+    if looping.is_none() && (runs || kubelets.is_empty() && !is_expected) {
         return Vec::new();
     }
     let newest = kubelets.iter().filter_map(|(name, life)| Some((*name, life.ended.as_ref()?)));
@@ -37,6 +38,9 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         Some((name, _)) => format!("{name} crashes repeatedly{how}"),
         None => format!("{name} does not run{how}"),
     };
+    if facts.losses.may_explain(Scope::Processes, since, facts.now) {
+        return Vec::new();
+    }
     let settles = facts.settling(is_kubelet).filter(|_| looping.is_none());
     let fault = Fault::new(Reason::KubeletDown, name, message, since);
     Vec::from([fault.settles(settles).may_come_from(causes::OF_KUBELET)])

@@ -13,6 +13,7 @@ mod cni_order;
 mod cni_plugin;
 mod cni_stalled;
 mod control_plane;
+mod credentials;
 mod datapath;
 mod kubelet;
 mod ovs;
@@ -84,8 +85,14 @@ mod causes {
     }
 
     /// Without the runtime, or the kubelet, no pod is started: those of the control plane neither.
-    pub(super) const OF_STATIC_PODS: &[Reason] =
-        reasons![ControlPlaneCrashLoop, CredentialExpired, RuntimeDown, RuntimeLimitExceeded, KubeletDown,];
+    pub(super) const OF_STATIC_PODS: &[Reason] = reasons![
+        ControlPlaneCrashLoop,
+        CredentialExpired,
+        CredentialRefused,
+        RuntimeDown,
+        RuntimeLimitExceeded,
+        KubeletDown
+    ];
 
     /// New connections are dropped where they are counted.
     pub(super) const OF_SILENCE: &[Reason] = reasons![ConntrackExhausted];
@@ -94,10 +101,14 @@ mod causes {
     pub(super) const OF_NO_ROUTE: &[Reason] = reasons![RoutesRemoved];
 
     /// The kubelet ends at once without a valid credential, and without a runtime.
-    pub(super) const OF_KUBELET: &[Reason] = reasons![CredentialExpired, RuntimeDown, RuntimeLimitExceeded];
+    pub(super) const OF_KUBELET: &[Reason] =
+        reasons![CredentialExpired, CredentialRefused, RuntimeDown, RuntimeLimitExceeded];
 
     /// A runtime does not serve without an inotify instance to watch its configuration.
     pub(super) const OF_RUNTIME: &[Reason] = reasons![RuntimeLimitExceeded];
+
+    /// CRI-O does not load a configuration whose plugins are missing, and no runtime loads one without an inotify instance.
+    pub(super) const OF_LOADING: &[Reason] = reasons![CNIBinaryMissing, RuntimeLimitExceeded];
 
     /// An agent needs the API server, and what its datapath is made of, before it answers or writes anything.
     pub(super) const OF_AGENTS: &[Reason] = reasons![
@@ -113,6 +124,7 @@ mod causes {
         APIBPFDenied,
         APIRouteMissing,
         APINameUnresolved,
+        APIProxyRefused,
         APITimeout,
         APIHairpin,
         APIServerReset,
@@ -121,6 +133,7 @@ mod causes {
         APITLSFailed,
         APIServerUnhealthy,
         CredentialExpired,
+        CredentialRefused,
         AdmissionBlocked,
         RuntimeDown,
         RuntimeLimitExceeded,
@@ -145,6 +158,17 @@ mod causes {
         CNIConfigMissing,
         CNIConfigInvalid,
         OVNPortNotBound,
+    ];
+
+    /// The runtime runs plugins for their status (CNI 1.1), and they report that of their agent.
+    pub(super) const OF_STATUS: &[Reason] = reasons![
+        OF_OVS_AGENTS;
+        CNIBinaryMissing,
+        CNIPluginStalled,
+        CNIAgentNotReady,
+        CNIDefaultNetworkNotReady,
+        CNIUnauthorized,
+        IPAMExhausted,
     ];
 
     /// Open vSwitch needs its module, and its links.
@@ -188,14 +212,18 @@ impl Fault {
         }
     }
 
+    /// Appends to the message.
+    fn saying_also(mut self, words: &str) -> Self {
+        let message = format!("{}{words}", self.finding.message);
+        self.finding.message = limits::cut(message, limits::MESSAGE);
+        self
+    }
+
     /// Of one of several addresses of a name, while clients of that name get through by `other`.
     fn degraded(mut self, other: Option<&SocketAddr>) -> Self {
-        if let Some(other) = other {
-            self.degraded = true;
-            let message = format!("{}; degraded: {other} of the same name works", self.finding.message);
-            self.finding.message = limits::cut(message, limits::MESSAGE);
-        }
-        self
+        let Some(other) = other else { return self };
+        self.degraded = true;
+        self.saying_also(&format!("; degraded: {other} of the same name works"))
     }
 
     fn state(mut self) -> Self {
@@ -230,6 +258,7 @@ pub(crate) fn faults(facts: &Facts) -> Vec<Fault> {
         api_name::judge,
         api_connect::judge,
         api_answer::judge,
+        credentials::judge,
         admission::judge,
         runtime::judge,
         kubelet::judge,

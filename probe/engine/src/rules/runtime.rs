@@ -4,8 +4,9 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::evidence::{Facts, socket_errno};
-use crate::observation::ProcessClass;
+use crate::evidence::{Facts, RuntimeAnswer, socket_errno};
+use crate::limits;
+use crate::observation::{CriAnswer, Mono, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -14,13 +15,46 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             format!("the container runtime does not respond: {}[{}] {}", who.name, who.pid, how.words());
         return Vec::from([Fault::new(Reason::RuntimeDown, who.name.as_str(), message, since)]);
     }
-    let down = facts.dead_endpoint().into_iter();
-    down.map(|failure| {
+    let down = facts.dead_endpoint().map(|failure| {
         let words = socket_errno(failure.errno);
         let message = format!("the kubelet cannot reach the container runtime: {} {words}", failure.path);
         Fault::new(Reason::RuntimeDown, failure.path.as_str(), message, failure.since)
-            .settles(facts.settling(|_, class| class == ProcessClass::Runtime))
-            .may_come_from(causes::OF_RUNTIME)
-    })
-    .collect()
+    });
+    let down = down.or_else(|| asked(facts)).map(|fault| fault.settles(settling(facts)));
+    down.or_else(|| without_cri(facts))
+        .map(|fault| fault.may_come_from(causes::OF_RUNTIME))
+        .into_iter()
+        .collect()
+}
+
+/// Judges failed CRI calls and the runtime's own condition.
+fn asked(facts: &Facts) -> Option<Fault> {
+    let known = facts.answer_of_endpoint()?;
+    let often = known.times >= limits::CRI_FAILURES;
+    let is_fault = match &known.cri.answer {
+        // Established connections outlive the socket file.
+        CriAnswer::Unreachable { .. } => often && facts.runtime.is_none(),
+        CriAnswer::Silent | CriAnswer::Fails { .. } => often,
+        CriAnswer::Serves(status) => status.not_ready.is_some(),
+        CriAnswer::Unimplemented { .. } => false,
+    };
+    is_fault.then(|| of_answer(known))
+}
+
+/// Judges a runtime that serves its socket without CRI. No grace period applies: a runtime serves its socket only after it has
+/// registered all services.
+fn without_cri(facts: &Facts) -> Option<Fault> {
+    let known = facts.answer_of_endpoint().filter(|known| known.times >= limits::CRI_FAILURES)?;
+    matches!(known.cri.answer, CriAnswer::Unimplemented { .. }).then(|| of_answer(known))
+}
+
+fn of_answer(known: &RuntimeAnswer) -> Fault {
+    let socket = known.cri.socket.as_str();
+    let message = format!("the container runtime cannot start pods: {socket} {}", known.cri.answer.words());
+    Fault::new(Reason::RuntimeDown, socket, message, known.since)
+}
+
+/// Returns the end of the grace period of a runtime that was just started.
+fn settling(facts: &Facts) -> Option<Mono> {
+    facts.settling(|_, class| class == ProcessClass::Runtime)
 }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use super::{Fault, causes};
 use crate::evidence::Facts;
 use crate::limits;
+use crate::observation::SandboxImage;
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -14,9 +15,19 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let often = |times: u32| usize::try_from(times).is_ok_and(|times| times >= limits::CRASHES);
     let failing = facts.sandboxes_given_up().filter(|(_, known)| often(known.times));
     let Some((pod, known)) = failing.min_by_key(|(_, known)| known.since) else { return Vec::new() };
+    let image = facts.runtime_status().and_then(|(status, _)| status.sandbox_image.as_ref());
+    let why = match image {
+        Some(SandboxImage { name, is_here: false }) => {
+            format!("the sandbox image {name} is not on this node")
+        }
+        Some(SandboxImage { name, is_here: true }) => {
+            format!("resolv.conf or the cgroup fails after CNI (the sandbox image {name} is on this node)")
+        }
+        None => "the sandbox image, resolv.conf or the cgroup fails after CNI".to_string(),
+    };
     let message = format!(
-        "the runtime sets up the network of {pod} and then removes the sandbox, repeatedly: the sandbox image, \
-         resolv.conf or the cgroup fails after CNI; the network is not at fault"
+        "the runtime sets up the network of {pod} and then removes the sandbox, repeatedly: {why}; the network is not \
+         at fault"
     );
     let fault = Fault::new(Reason::SandboxImageUnavailable, pod.to_string(), message, known.since);
     Vec::from([fault.may_come_from(causes::OF_SANDBOXES)])

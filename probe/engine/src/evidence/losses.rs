@@ -1,0 +1,117 @@
+//! Events that could not be reported, by what they make uncertain.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::ToString as _;
+
+use super::Facts;
+use crate::limits;
+use crate::observation::{Gap, Lost, Mono, Scope};
+
+/// Losses of one scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Losses {
+    /// Since when the state must be read again; `None` when that was done.
+    unread: Option<Mono>,
+    /// First and newest of losses that follow each other.
+    since: Mono,
+    last: Mono,
+}
+
+impl Losses {
+    /// Returns until when events that keep being lost blind the scope; `None` if they have not been for long enough.
+    fn stands_until(&self) -> Option<Mono> {
+        (self.last >= self.since.plus(limits::LOSING)).then(|| self.last.plus(limits::LOSING_REST))
+    }
+
+    fn stands(&self, now: Mono) -> bool {
+        self.stands_until().is_some_and(|until| now < until)
+    }
+
+    /// Returns whether the state should have been read again by now.
+    fn is_late(&self, now: Mono) -> bool {
+        self.unread.is_some_and(|lost| now.since(lost) >= limits::REREAD)
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LossLedger(BTreeMap<Scope, Losses>);
+
+impl LossLedger {
+    /// Takes a loss. The runs that a kernel skips do not count as continued: a busy one skips some at any time.
+    fn take(&mut self, at: Mono, lost: &Lost) {
+        let new = Losses { unread: None, since: at, last: at };
+        let losses = self.0.entry(lost.scope).or_insert(new);
+        losses.unread.get_or_insert(at);
+        if lost.left_out {
+            return;
+        }
+        if at.since(losses.last) >= limits::LOSING_REST {
+            losses.since = at;
+        }
+        losses.last = at;
+    }
+
+    fn reread(&mut self, scope: Scope) {
+        if let Some(losses) = self.0.get_mut(&scope) {
+            losses.unread = None;
+        }
+    }
+
+    /// Returns whether what is known since then may be the result of a loss: the state was not read again, and events were
+    /// lost before that, or too long ago. A loss does not withdraw what was known before it: the state is read within
+    /// milliseconds.
+    pub(crate) fn may_explain(&self, scope: Scope, since: Mono, now: Mono) -> bool {
+        self.0
+            .get(&scope)
+            .is_some_and(|losses| losses.unread.is_some_and(|lost| lost <= since) || losses.is_late(now))
+    }
+
+    /// Returns why the scope is not known: events keep being lost, or the state was not read again in time.
+    pub(crate) fn blinds(&self, scope: Scope, now: Mono) -> Option<&'static str> {
+        let losses = self.0.get(&scope)?;
+        if losses.stands(now) {
+            return Some("keep being lost");
+        }
+        losses.is_late(now).then_some("were lost and the state was not read again yet")
+    }
+
+    /// Returns a gap for each scope of which events keep being lost.
+    pub(crate) fn gaps(&self, now: Mono) -> impl Iterator<Item = Gap> {
+        let standing = self.0.iter().filter(move |(_, losses)| losses.stands(now));
+        standing.map(|(scope, losses)| {
+            let seconds = losses.last.since(losses.since) / limits::SECOND;
+            let why = format!("events of {} keep being lost, for {seconds} s now", scope.words());
+            Gap { signal: Gap::EVENTS_LOST.to_string(), why, blind: true }
+        })
+    }
+
+    /// Returns the times at which [`Self::blinds`] changes without another loss.
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Mono> {
+        let unread =
+            self.0.values().filter_map(|losses| losses.unread).map(|since| since.plus(limits::REREAD));
+        unread.chain(self.0.values().filter_map(Losses::stands_until))
+    }
+}
+
+impl Facts {
+    pub(super) fn lost(&mut self, at: Mono, lost: &Lost) {
+        self.losses.take(at, lost);
+        if matches!(lost.scope, Scope::Cni | Scope::Processes) {
+            // Which runs ended is not known: the agent reports those that continue again. Watched processes live long, so
+            // for them it reports which exited instead.
+            self.unsure.extend(self.running.keys());
+        }
+        self.line(at, Gap::EVENTS_LOST, format!("{}: {}", lost.hook, lost.words()));
+    }
+
+    pub(super) fn reread(&mut self, scope: Scope) {
+        self.losses.reread(scope);
+        if matches!(scope, Scope::Cni | Scope::Processes) {
+            for gone in core::mem::take(&mut self.unsure) {
+                self.running.remove(&gone);
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Whether kubelet and API server accept each other, by the agent's own questions. One answer proves little: a file may be
+//! half-way through a rotation, a server half-way through its start. What counts was repeated.
+
+use alloc::format;
+use core::net::SocketAddr;
+
+use super::Facts;
+use super::api::Ledger;
+use crate::limits;
+use crate::observation::{Answer, ClientRole, Connection, CredentialAnswer, Mono, Untrusted, http_status};
+
+/// The newest finding of its kind, and since when it is the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Repeated<T> {
+    pub(crate) what: T,
+    pub(crate) since: Mono,
+    last: Mono,
+}
+
+impl<T> Repeated<T> {
+    const fn new(what: T, at: Mono) -> Self {
+        Self { what, since: at, last: at }
+    }
+
+    /// Returns whether it was found at least twice, and not at once.
+    fn is_certain(&self) -> bool {
+        self.last.since(self.since) >= limits::CONFIRMED
+    }
+
+    /// Until when it counts without being found again.
+    pub(super) const fn until(&self) -> Mono {
+        self.last.plus(limits::CONNECT_FAILURE)
+    }
+}
+
+impl Ledger {
+    /// The kubelet will not accept the certificate of this address. A server that worked may be in the middle of a rotation;
+    /// one that took the place of a failed one is not the API server until it is verified.
+    pub(crate) fn mismatch(&self) -> Option<&Repeated<Untrusted>> {
+        self.untrusted.as_ref().filter(|known| self.is_unverified || known.is_certain())
+    }
+
+    /// The server refuses, or fails to serve, the kubelet's own credential.
+    pub(crate) fn rejection(&self) -> Option<&Repeated<CredentialAnswer>> {
+        self.credential.as_ref().filter(|known| !known.what.accepts() && known.is_certain())
+    }
+
+    /// Until when an acceptance of the kubelet's credential counts.
+    pub(super) fn accepted_until(&self) -> Option<(&CredentialAnswer, Mono)> {
+        let known = self.credential.as_ref().filter(|known| known.what.accepts())?;
+        Some((&known.what, known.last.plus(limits::ACCEPTED)))
+    }
+
+    /// Forgets what was not found again. Returns whether anything was forgotten.
+    pub(super) fn expire_trust(&mut self, now: Mono) -> bool {
+        let untrusted = self.untrusted.take_if(|known| known.until() <= now).is_some();
+        let is_old = |known: &mut Repeated<CredentialAnswer>| !known.what.accepts() && known.until() <= now;
+        untrusted | self.credential.take_if(is_old).is_some()
+    }
+
+    /// Forgets that the credential in `file` was refused.
+    pub(super) fn forget_refusal(&mut self, file: &str) {
+        self.credential.take_if(|known| known.what.refuses() && known.what.file == file);
+    }
+
+    /// When [`Self::expire_trust`] forgets something, or an acceptance ceases to count.
+    pub(super) fn trust_deadlines(&self) -> impl Iterator<Item = Mono> {
+        let untrusted = self.untrusted.iter().map(Repeated::until);
+        let credential = self.credential.iter().map(Repeated::until);
+        untrusted.chain(credential).chain(self.accepted_until().map(|(_, until)| until))
+    }
+
+    /// Whoever rejects a certificate closes the connection at once: a kubelet whose connection lasts has accepted it.
+    pub(super) fn note_kubelet(&mut self, connection: &Connection) {
+        let lasts = connection.age_ns >= limits::CONFIRMED && connection.received > 0;
+        if connection.role == ClientRole::Kubelet && lasts && connection.unanswered_ns == 0 {
+            self.untrusted = None;
+            self.is_unverified = false;
+        }
+    }
+}
+
+impl Facts {
+    /// Takes the part of an answer that concerns trust.
+    pub(super) fn trust(&mut self, at: Mono, answer: &Answer) {
+        let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
+        let mut line = None;
+        // Without a certificate nothing was verified.
+        if answer.status.is_some() || answer.certificate.is_some() {
+            let found = answer.untrusted.as_ref().filter(|untrusted| !untrusted.kubelet_served);
+            ledger.is_unverified &= found.is_some();
+            ledger.untrusted = found.map(|found| match ledger.untrusted.take() {
+                Some(known) if known.what == *found => Repeated { last: at, ..known },
+                _ => {
+                    line = Some(format!(
+                        "{} shows a certificate that none of the CAs in {} issued",
+                        answer.to, found.file
+                    ));
+                    Repeated::new(found.clone(), at)
+                }
+            });
+        }
+        let mut credential_line = None;
+        if let Some(found) = &answer.kubelet {
+            let kind = |answer: &CredentialAnswer| (answer.refuses(), answer.fails());
+            let known = ledger
+                .credential
+                .take()
+                .filter(|known| known.what.file == found.file && kind(&known.what) == kind(found));
+            if known.is_none() && !found.accepts() {
+                let how = match (&found.alert, found.status) {
+                    (Some(alert), _) => format!("the TLS alert {alert}"),
+                    (None, status) => http_status(status.unwrap_or_default()),
+                };
+                credential_line = Some(format!("{} answered the kubelet's credential with {how}", answer.to));
+            }
+            let since = known.map_or(at, |known| known.since);
+            ledger.credential = Some(Repeated { what: found.clone(), since, last: at });
+        }
+        for line in line.into_iter().chain(credential_line) {
+            self.line(at, "api.answer", line);
+        }
+    }
+
+    /// Returns whether another API server accepted the credential in this file lately.
+    pub(crate) fn is_accepted(&self, file: &str, except: &SocketAddr) -> bool {
+        let others = self.targets.iter().filter(|(addr, _)| *addr != except);
+        let mut accepted = others.filter_map(|(_, ledger)| ledger.accepted_until());
+        accepted.any(|(answer, until)| answer.file == file && self.now < until)
+    }
+}
