@@ -1,0 +1,299 @@
+use std::fs;
+use std::path::Path;
+
+use data_encoding::BASE64;
+use proptest::prelude::*;
+
+use super::{HIDDEN, redact, redact_text};
+
+const JWT: &str = "eyJhbGciOiJSUzI1NiIsImtpZCI6IngifQ.eyJpc3MiOiJrdWJlcm5ldGVzIn0.c2lnbmF0dXJl-_x";
+const KEY: &str = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIGk\n-----END EC PRIVATE KEY-----";
+
+/// Asserts that `text` is redacted to `wanted`, in which `*` stands for what is hidden.
+fn shown(text: &str, wanted: &str) {
+    let wanted = wanted.replace('*', HIDDEN);
+    assert_eq!(redact_text(text), wanted, "{text}");
+    assert_eq!(redact_text(&wanted), wanted, "again: {text}");
+}
+
+#[test]
+fn user_information_of_urls_is_redacted() {
+    shown("GET https://user:pa%20ss@10.0.0.1:6443/api", "GET https://*@10.0.0.1:6443/api");
+    shown("parse \"http://user:p@ss@proxy:3128\": x", "parse \"http://*@proxy:3128\": x");
+    shown("socks5://token@proxy", "socks5://*@proxy");
+    shown("proxy http://user:pa/ss@proxy:3128 is gone", "proxy http://*@proxy:3128 is gone");
+    shown("cut: http://user:hunter", "cut: http://*");
+    shown("dial user:hunter2@proxy:3128 failed", "dial *@proxy:3128 failed");
+    shown("a:b@c,d:e@[fd00::1]", "*@c,*@[fd00::1]");
+}
+
+#[test]
+fn headers_are_redacted_with_any_scheme() {
+    shown("Authorization: Bearer abc was refused", "Authorization: Bearer * was refused");
+    shown("authorization=Basic dXNlcjpwYXNz", "authorization=Basic *");
+    shown(
+        "Proxy-Authorization: Digest username=\"u\", x\nHost: a",
+        "Proxy-Authorization: *\"u\", x\nHost: a",
+    );
+    shown("Authorization: AWS4 Credential=x, Signature=y\nHost: a", "Authorization: *\nHost: a");
+    shown("map[Authorization:[Bearer abc] Host:[x]]", "map[Authorization:[Bearer *] Host:[x]]");
+    shown("{\"Authorization\": [\"Custom abc\"]}", "{\"Authorization\": [\"*\"]}");
+    shown("-H 'Authorization: Bearer abc' -k", "-H 'Authorization: Bearer *' -k");
+    shown("bearer abc123.x is over, Bearer opaqueword", "bearer * is over, Bearer *");
+    shown("Bearer%20abcdefgh", "Bearer%20*");
+    shown("got Basic dXNlcjpwYXNz.", "got Basic dXNlcjpwYXNz.".replace("dXNlcjpwYXNz.", "*").as_str());
+}
+
+#[test]
+fn values_of_secret_names_are_redacted() {
+    shown("K8S_POD_NAME=a;API_TOKEN=abc;X=y", "K8S_POD_NAME=a;API_TOKEN=*;X=y");
+    shown("/x?access_token=abc&y=1", "/x?access_token=*&y=1");
+    shown(r#"{"password":"a\"b","user":"x"}"#, r#"{"password":"*","user":"x"}"#);
+    shown(r#"{\"password\": \"ab c\", \"user\": 1}"#, r#"{\"password\": \"*\", \"user\": 1}"#);
+    shown(r#""client-key-data": "LS0t"#, r#""client-key-data": "*"#);
+    shown("users:\n- user:\n    token: hunter\n    x: y", "users:\n- user:\n    token: *\n    x: y");
+    shown("x-api-key: abc, clientSecret = 'a b'", "x-api-key: *, clientSecret = '*'");
+    shown("aws_secret_access_key=a/b+c== x", "aws_secret_access_key=* x");
+    shown(
+        "run --token abc123 --token-file /x --bootstrap-token=z",
+        "run --token * --token-file /x --bootstrap-token=*",
+    );
+    shown("{\"auth\":\"dXNlcjpwYXNz\",\"auth\":\"none\"}", "{\"auth\":\"*\",\"auth\":\"none\"}");
+    shown("\"token\":7,\"secret\":{\"password\":\"x\"}", "\"token\":*,\"secret\":{\"password\":\"*\"}");
+}
+
+#[test]
+fn tokens_and_keys_are_redacted_wherever_they_stand() {
+    shown(&format!("token {JWT}."), "token *");
+    shown(&format!("cut {}", &JWT[..30]), "cut *");
+    shown("join abcdef.0123456789abcdef, please", "join *, please");
+    shown(&format!("a {KEY} b"), "a * b");
+    shown(&format!("a {KEY}").replace('\n', "\\n"), "a *");
+    shown("a -----BEGIN PRIVATE KEY-----\nMHcC", "a *");
+    shown("key: MHcC\nAQE=\n-----END PRIVATE KEY----- b", "key: * b");
+    shown(&format!("data {} x", BASE64.encode(KEY.as_bytes())), "data * x");
+    shown(
+        "user.token: invalid type: integer `123`, expected",
+        "user.token: invalid type: integer `*`, expected",
+    );
+    shown("invalid type: string \"a b\", expected x", "invalid type: string \"*\", expected x");
+}
+
+#[test]
+fn ordinary_text_is_left_alone() {
+    for text in [
+        "",
+        "open /var/run/secrets/kubernetes.io/serviceaccount/token: no such file or directory",
+        "cannot read token: permission denied",
+        "failed to refresh token: x509: certificate signed by unknown authority",
+        "invalid bearer token: expired at noon",
+        "Unauthorized: Bearer token rejected",
+        "WWW-Authenticate: Bearer realm=\"https://auth.example.com/token\"",
+        "Basic authentication failed",
+        "basic auth is off",
+        "registry.k8s.io/pause:3.9@sha256:7031c1b283388d2c2e09b57badb803c05ebed362dc88d84b480cc47f72a21097",
+        "registry/secret:v1.2",
+        "Get \"https://10.0.0.1:6443/readyz?timeout=32s\": dial tcp 10.0.0.1:6443: connect: connection refused",
+        "tried http://10.0.0.1:3128, https://[fd00::1]:6443 and (the proxy http://10.99.0.1:3128).",
+        "through the proxy http://10.0.0.1:3128…",
+        "unix:///run/containerd/containerd.sock",
+        "@/run/abstract: 3: veth0@if2: <UP>",
+        "secrets \"calico-etcd\" is forbidden: User \"system:node:a\" cannot get resource \"secrets\"",
+        "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1;K8S_POD_UID=6f1c",
+        "authorization: RBAC: access denied",
+        "kubelet authorization: webhook is away",
+        "tokenFile: /var/run/token, --token-file /x",
+        "user@1000.service, etcd@default.service: exited",
+        "net.ipv4.conf.all.rp_filter = 1",
+        "6443:10250",
+    ] {
+        assert_eq!(redact_text(text), text);
+    }
+}
+
+/// Recordings and settings of real nodes hold no secret, so every text in them is ordinary.
+#[test]
+fn no_text_of_a_real_node_is_redacted() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+    let mut files = 0;
+    for (dir, name) in [("replay", "input.jsonl"), ("nodes", "expected.txt")] {
+        for folder in fs::read_dir(tests.join(dir)).expect("a folder").filter_map(Result::ok) {
+            let Ok(text) = fs::read_to_string(folder.path().join(name)) else { continue };
+            files += 1;
+            for line in text.lines() {
+                assert_eq!(redact_text(line), line, "{}", folder.path().display());
+            }
+        }
+    }
+    assert!(files > 100, "{files} files");
+}
+
+/// Returns the processor's time of this thread: the machine has other work. Nanoseconds.
+fn used_ns() -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is live; the clock exists on every supported kernel.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+/// Long texts that ask for one search after another.
+#[test]
+fn the_time_is_linear() {
+    let time = |text: &str| {
+        let begun = used_ns();
+        redact(text.as_bytes());
+        used_ns() - begun
+    };
+    for part in [
+        ":",
+        "a:",
+        "@",
+        "a:@",
+        "://",
+        "a://",
+        "a://b:c/",
+        "a://b:c",
+        "a:b@!",
+        "token:",
+        "token: a ",
+        "token:{",
+        "\"",
+        "token=\\\"",
+        "authorization:",
+        "Authorization:",
+        "Authorization: ",
+        "Bearer ",
+        "Bearer%20.",
+        "Bearer%20realm=.",
+        "bearer%20a.",
+        "Basic a",
+        "eyJ",
+        "eyJ.",
+        "-----BEGIN ",
+        "-----END ",
+        "-----END A",
+        "-",
+        "--token ",
+        "--token=-",
+        "string \"",
+        "invalid type: string `",
+        "abcdef.",
+        "LS0tLS1CRUdJTi",
+        "LS0t.",
+        "[redacted]",
+        "a:[redacted]@",
+        "a://b:c/[redacted]@",
+        "a://b:c[redacted]@/",
+    ] {
+        let (short, long) = (part.repeat(4_000 / part.len()), part.repeat(64_000 / part.len()));
+        // Quadratic time would be 256 times as long.
+        let best = |text: &str| (0..3).map(|_| time(text)).min().expect("three");
+        let (short, long) = (best(&short), best(&long));
+        assert!(long < short * 64 + 5_000_000, "{part:?}: {short} ns, {long} ns");
+    }
+}
+
+/// What texts are made of, so that chance meets the rules.
+fn parts() -> impl Strategy<Value = String> {
+    let words = [
+        "token",
+        "password",
+        "Authorization",
+        "Bearer",
+        "Basic",
+        "eyJhbGciOiJSUzI1NiJ9",
+        "-----BEGIN ",
+        "-----END ",
+        "PRIVATE KEY-----",
+        "://",
+        "https",
+        "user",
+        "@",
+        ":",
+        "=",
+        " ",
+        "\"",
+        "'",
+        "\\",
+        "/",
+        "\n",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "[redacted]",
+        "--",
+        "abcdef.0123456789abcdef",
+        "dXNlcjpwYXNz",
+        "LS0tLS1CRUdJTi",
+        "string ",
+        "invalid type: ",
+        "`",
+        "sha256:",
+    ];
+    let word =
+        prop_oneof![4 => prop::sample::select(words.to_vec()).prop_map(String::from), 1 => "\\PC{0,6}"];
+    prop::collection::vec(word, 0..24).prop_map(|words| words.concat())
+}
+
+/// A secret that nothing but its surroundings and its digits give away.
+fn canary() -> impl Strategy<Value = String> {
+    "canary[0-9]{2}[0-9a-zA-Z]{4}"
+}
+
+/// A text in which a program prints a secret.
+fn leaks(secret: &str) -> Vec<String> {
+    let encoded = BASE64.encode(format!("u:{secret}").as_bytes());
+    vec![
+        format!("https://user:{secret}@host:6443/x"),
+        format!("https://{secret}@host"),
+        format!("user:{secret}@host"),
+        format!("Authorization: Bearer {secret}"),
+        format!("Authorization: Other {secret}, x={secret}"),
+        format!("proxy-authorization: Basic {encoded}"),
+        format!("Bearer {secret}"),
+        format!("Basic {encoded}"),
+        format!("eyJhbGciOiJSUzI1NiJ9.{secret}.{secret}"),
+        format!("-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----"),
+        format!("password={secret}"),
+        format!("\"token\": \"{secret}\""),
+        format!("{{\\\"client_secret\\\":\\\"{secret}\\\"}}"),
+        format!("client-key-data: {secret}"),
+        format!("X_API_KEY={secret};"),
+        format!("--token {secret}"),
+        format!("invalid type: string \"{secret}\", expected"),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_second_run_changes_nothing(text in parts()) {
+        let once = redact_text(&text).into_owned();
+        prop_assert_eq!(&redact_text(&once), &once);
+        prop_assert!(once.len() <= text.len() * 4 + HIDDEN.len());
+    }
+
+    #[test]
+    fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let once = redact(&bytes).into_owned();
+        prop_assert_eq!(&*redact(&once), &once[..]);
+    }
+
+    #[test]
+    fn a_planted_secret_never_remains(
+        secret in canary(), before in "[a-z ,.]{0,20}[ ,(]", after in "([ ,)\n][a-z ,.:]{0,20})?",
+    ) {
+        for leak in leaks(&secret) {
+            let text = format!("{before}{leak}{after}");
+            let shown = redact_text(&text);
+            prop_assert!(!shown.contains(&secret) && shown.contains(HIDDEN), "{} -> {}", text, shown);
+        }
+    }
+
+    #[test]
+    fn sentences_are_left_alone(text in "([a-zA-Z]{1,12}[ ,.]{1,2}|[0-9.]{1,6} |/[a-z/]{1,20} ){0,12}") {
+        prop_assume!(!text.to_lowercase().contains("bearer") && !text.to_lowercase().contains("basic"));
+        prop_assert_eq!(&redact_text(&text), &text);
+    }
+}
