@@ -1,5 +1,7 @@
 //! What is meant: the checked form of what was typed (`cli.rs`), shared by every command.
 
+mod learnt;
+
 use std::collections::VecDeque;
 use std::fmt::{self, Display};
 use std::fs;
@@ -8,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use probe_engine::{Role, TargetKind};
-use tokio::sync::watch;
 
 use crate::bpf::HookSet;
 use crate::text::clean;
+
+pub(crate) use learnt::{CniDirs, CniSettings, Learnt, POD_LOGS};
 
 /// How the node is looked at. Everything has a default that fits a usual node.
 #[derive(Clone, Debug)]
@@ -24,10 +27,12 @@ pub(crate) struct Settings {
     pub(crate) only_named: bool,
     /// Kubeconfig whose `server:` is an API address; `None`: the kubelet's, where it is found.
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Where the runtime reads network configurations and looks for plugins.
+    /// Where the runtime reads network configurations, looks for plugins and binds network namespaces.
     pub(crate) cni: CniDirs,
-    /// Where runtimes bind network namespaces; inside `host_root`.
-    pub(crate) netns_dir: PathBuf,
+    /// Where the kubelet keeps the logs of pods; inside `host_root`.
+    pub(crate) pod_logs: Learnt<PathBuf>,
+    /// The cgroup driver that the runtime reports over CRI.
+    pub(crate) cgroup_driver: Learnt<Option<String>>,
     /// Where Open vSwitch has its sockets; inside `host_root`. `None`: looked for.
     pub(crate) ovs_run_dir: Option<PathBuf>,
     /// CRI socket; inside `host_root`. `None`: the usual ones are tried.
@@ -38,10 +43,14 @@ pub(crate) struct Settings {
     pub(crate) host_root: PathBuf,
     /// Bytes of the ring buffer; a power of two and a multiple of the page size.
     pub(crate) ring_bytes: u32,
+    /// Places for watched processes, in the kernel programs' table.
+    pub(crate) max_processes: u32,
     /// How much may be spent on watching.
     pub(crate) hooks: HookSet,
     /// Ask the API addresses now and then (`--no-ask` turns it off): connect, then close.
     pub(crate) ask: bool,
+    /// Read the kubelet's own Node object with the kubelet's own credential (`--no-kubelet-credentials` turns it off).
+    pub(crate) kubelet_credentials: bool,
     /// How long one such question may take.
     pub(crate) ask_timeout: Duration,
     /// Between two questions to an address that answers, ± 20 %.
@@ -106,109 +115,6 @@ impl Display for ServerHost {
             Self::Name(name) => f.pad(name),
         }
     }
-}
-
-/// The directories of CNI, inside the host's root. Shared by everything that reads them.
-#[derive(Clone, Debug)]
-pub(crate) struct CniDirs {
-    conf: watch::Sender<Candidates<PathBuf>>,
-    bin: watch::Sender<Candidates<Vec<PathBuf>>>,
-}
-
-/// What a directory may be. What was named by hand wins over what the runtime is seen to use, that over what the runtime is
-/// configured for, and that over the default.
-#[derive(Clone, Debug)]
-struct Candidates<T> {
-    named: Option<Known<T>>,
-    seen: Option<Known<T>>,
-    configured: Option<Known<T>>,
-    default: Known<T>,
-}
-
-impl<T> Candidates<T> {
-    fn best(&self) -> &Known<T> {
-        self.named.as_ref().or(self.seen.as_ref()).or(self.configured.as_ref()).unwrap_or(&self.default)
-    }
-}
-
-/// The default of containerd and CRI-O.
-const CONF_DIR: &str = "/etc/cni/net.d";
-/// The defaults of containerd (upstream, Fedora, Debian) and CRI-O.
-const BIN_DIRS: [&str; 3] = ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"];
-
-impl CniDirs {
-    /// From what was named by hand; `bin` is empty when nothing was.
-    pub(crate) fn new(conf: Option<PathBuf>, bin: Vec<PathBuf>) -> Self {
-        fn candidates<T>(named: Option<T>, flag: &str, default: T) -> watch::Sender<Candidates<T>> {
-            let named = named.map(|value| Known::of(value, &flag));
-            let default = Known::of(default, &"default");
-            watch::Sender::new(Candidates { named, seen: None, configured: None, default })
-        }
-        let bin = Some(bin).filter(|bin| !bin.is_empty());
-        Self {
-            conf: candidates(conf, "--cni-conf-dir", PathBuf::from(CONF_DIR)),
-            bin: candidates(bin, "--cni-bin-dir", BIN_DIRS.map(PathBuf::from).to_vec()),
-        }
-    }
-
-    /// Where the runtime reads network configurations.
-    pub(crate) fn conf(&self) -> PathBuf {
-        self.known_conf().value
-    }
-
-    /// Where the runtime looks for plugins, in order.
-    pub(crate) fn bin(&self) -> Vec<PathBuf> {
-        self.known_bin().value
-    }
-
-    /// As [`Self::conf`], with its source.
-    pub(crate) fn known_conf(&self) -> Known<PathBuf> {
-        self.conf.borrow().best().clone()
-    }
-
-    /// As [`Self::bin`], with its source.
-    pub(crate) fn known_bin(&self) -> Known<Vec<PathBuf>> {
-        self.bin.borrow().best().clone()
-    }
-
-    /// The runtime was seen to read this directory.
-    pub(crate) fn learn_conf(&self, dir: PathBuf) {
-        let seen = Some(Known::of(dir, &"watched by the container runtime"));
-        change(&self.conf, |known| known.seen = seen);
-    }
-
-    /// The runtime was seen to look for plugins there.
-    pub(crate) fn learn_bin(&self, dirs: Vec<PathBuf>) {
-        let seen = Some(Known::of(dirs, &"CNI_PATH of the plugins that run"));
-        change(&self.bin, |known| known.seen = seen);
-    }
-
-    /// What the runtime is configured for; `None` where that is not known.
-    pub(crate) fn configure(&self, conf: Option<Known<PathBuf>>, bin: Option<Known<Vec<PathBuf>>>) {
-        change(&self.conf, |known| known.configured = conf);
-        change(&self.bin, |known| known.configured = bin);
-    }
-
-    /// Resolves when one of them changes after this call.
-    pub(crate) fn changed(&self) -> impl Future<Output = ()> + use<> {
-        let (mut conf, mut bin) = (self.conf.subscribe(), self.bin.subscribe());
-        async move {
-            // The senders live as long as the settings do.
-            tokio::select! {
-                _ = conf.changed() => {}
-                _ = bin.changed() => {}
-            }
-        }
-    }
-}
-
-/// Changes the candidates. Receivers are notified only if the effective value changes.
-fn change<T: Clone + PartialEq>(known: &watch::Sender<Candidates<T>>, how: impl FnOnce(&mut Candidates<T>)) {
-    known.send_if_modified(|known| {
-        let before = known.best().value.clone();
-        how(known);
-        known.best().value != before
-    });
 }
 
 impl Settings {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::connects::socket_path;
 use super::{NAME_MAX, VALUE_MAX};
-use crate::text::clean;
+use crate::text::{clean, redact_text};
 
 /// Most CNI processes at once: at 110 pods a node, each with four plugins and their helpers, all at once.
 const RUNS: usize = 2048;
@@ -257,6 +257,8 @@ pub(super) fn error_in(output: &[u8]) -> Option<CniError> {
 
 /// Long messages carry their input at length and their cause at the end: both ends are kept.
 fn ends(text: &str) -> String {
+    // Where the text is parted, a secret would be, too.
+    let text = &*redact_text(text);
     if text.len() <= MESSAGE {
         return clean(text.trim().as_bytes(), MESSAGE);
     }
@@ -278,7 +280,7 @@ mod tests {
     fn exec(pid: u32, ppid: u32, path: &str, at: u64) -> CniExec {
         let mut record = CniExec::new_zeroed();
         record.header.at_ns = at;
-        record.task = Task { tgid: pid, tid: pid, ppid, netns: 1, cgroup: 1, comm: [0; 16] };
+        record.task = Task { tgid: pid, tid: pid, ppid, netns: 1, uid: 0, pid_level: 0, comm: [0; 16] };
         let set = |field: &mut [u8], value: &str| field[..value.len()].copy_from_slice(value.as_bytes());
         set(&mut record.path, path);
         set(&mut record.command, "ADD");
@@ -342,6 +344,19 @@ mod tests {
         assert_eq!((error.code, error.msg.as_str()), (11, "a\\u{1b}[31mb"));
         assert_eq!(error_in(b"{{{{{{{{"), None);
         assert_eq!(error_in(b""), None);
+    }
+
+    #[test]
+    fn a_secret_that_a_long_message_is_parted_in_is_redacted() {
+        let key = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----", "canary".repeat(100));
+        for msg in
+            [format!("password={} is wrong", "canary".repeat(100)), format!("cannot parse {key}: bad key")]
+        {
+            let output = serde_json::json!({"code": 7, "msg": msg, "details": msg}).to_string();
+            let error = error_in(output.as_bytes()).expect("found");
+            assert!(!error.msg.contains("canary") && error.msg.contains("[redacted]"), "{}", error.msg);
+            assert_eq!(error.details, error.msg);
+        }
     }
 
     #[test]

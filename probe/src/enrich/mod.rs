@@ -26,9 +26,10 @@ use probe_engine::{
     PluginFile, Process, ProcessClass, ProcessEvent, SocketConnect,
 };
 
-use crate::node::{namespaces, processes};
+use crate::node::{namespaces, processes, provenance};
 use crate::settings::Settings;
 use crate::text::clean;
+use clients::Client;
 pub(crate) use clients::Clients;
 use cni::CniRuns;
 use connects::EarlyErrors;
@@ -75,20 +76,29 @@ pub(crate) struct Enricher {
     modules: Modules,
     drops: DropReasons,
     settings: Arc<Settings>,
+    /// Processes that were executed under a watched name, when, and whether they are components of the node, since the last
+    /// call of [`Enricher::take_identified`].
+    identified: Vec<(u32, u64, bool)>,
 }
 
 impl Enricher {
-    /// `host_netns` as in the field; `own_pid` marks the agent's own connects; `drops` are the kernel's.
-    pub(crate) fn new(host_netns: u32, own_pid: u32, drops: DropReasons, settings: Arc<Settings>) -> Self {
+    /// `host_netns` as in the field; `drops` are the kernel's.
+    pub(crate) fn new(host_netns: u32, drops: DropReasons, settings: Arc<Settings>) -> Self {
         Self {
             host_netns,
-            clients: Clients::new(own_pid),
+            clients: Clients::new(Arc::clone(&settings)),
             cni: CniRuns::default(),
             early: EarlyErrors::default(),
             modules: Modules::default(),
             drops,
             settings,
+            identified: Vec::new(),
         }
+    }
+
+    /// Returns which processes were executed under a watched name, when, and whether they are components of the node.
+    pub(crate) fn take_identified(&mut self) -> Vec<(u32, u64, bool)> {
+        std::mem::take(&mut self.identified)
     }
 
     /// Processes that were found without a record.
@@ -151,10 +161,10 @@ impl Enricher {
             // As with executions: another node may run on the same kernel.
             Event::LimitHit(record) if !self.is_host(record.task.netns) => {}
             Event::ModuleRequest(record)
-                if !self.is_host(record.task.netns) && !self.cni.works_for_one(record.task.tgid) => {}
+                if record.task.uid != 0
+                    || !self.is_host(record.task.netns) && !self.cni.works_for_one(record.task.tgid) => {}
             Event::LimitHit(record) => {
-                let process = self.clients.find(&record.task).actor;
-                let class = processes::classify(&process.name);
+                let Client { actor: process, class, .. } = self.clients.find(&record.task);
                 let what = if record.what == LimitHit::INOTIFY { "inotify" } else { "processes" }.to_owned();
                 let hit = probe_engine::LimitHit { process, class, what, errno: record.errno };
                 emit(at, Observation::LimitHit(hit));
@@ -183,10 +193,13 @@ impl Enricher {
             // Runtimes start their plugins in the host's namespace; another node's (kind, a laboratory) may
             // run on the same kernel.
             Event::CniExec(record) if !self.is_host(record.task.netns) => {}
-            Event::ProcessExec(record) if !self.is_host(record.task.netns) => {}
             Event::CniExec(record) => emit_some(at, self.plugin_started(*record), emit),
             Event::ProcessExec(record) => {
-                if let Some((actor, class)) = self.clients.executed(&record.task, text(&record.path)) {
+                let is_host = self.is_host(record.task.netns);
+                let executed = is_host.then(|| self.clients.executed(&record.task, text(&record.path)));
+                let executed = executed.flatten();
+                self.identified.push((record.task.tgid, at.0, executed.is_some()));
+                if let Some((actor, class)) = executed {
                     emit(
                         at,
                         Observation::Process(Process { process: actor, class, event: ProcessEvent::Started }),
@@ -223,7 +236,7 @@ impl Enricher {
     }
 
     fn rtnetlink(&mut self, at: Mono, record: &Rtnetlink, mut emit: impl FnMut(Mono, Observation)) {
-        let process = self.clients.find(&record.task).actor;
+        let Client { actor: process, class, .. } = self.clients.find(&record.task);
         let host = self.is_host(record.task.netns);
         if let Some(gone) = rtnetlink::gone(record, process.clone()) {
             if host {
@@ -231,7 +244,6 @@ impl Enricher {
             }
             return;
         }
-        let class = processes::classify(&process.name);
         let error = rtnetlink::refused(record, process, class);
         if record.cni != 0 {
             self.cni.refused(record.task.tgid, &error);
@@ -243,12 +255,19 @@ impl Enricher {
     }
 
     fn plugin_started(&mut self, mut record: CniExec) -> Option<Observation> {
+        // First, because the plugin may exit at any moment.
         if text(&record.command).is_empty() {
             environ::fill(&mut record);
         }
+        // Any process can set the environment of a plugin. Delegates exit together with the plugin that runs them.
+        if !self.cni.works_for_one(record.task.ppid) && !provenance::is_trusted(&self.settings, &record.task)
+        {
+            return None;
+        }
         let parent = self.clients.name_of(record.task.ppid);
         let settings = &self.settings;
-        let by_runtime = processes::classify(&parent.name) == Some(ProcessClass::Runtime);
+        let class = provenance::class_of(&self.settings, parent.pid, &parent.name);
+        let by_runtime = class == Some(ProcessClass::Runtime);
         let seen = |path: &str| namespaces::look(settings, path, record.task.ppid);
         let start = self.cni.started(&record, parent, seen)?;
         // A runtime hands its own directories to every plugin.
@@ -263,8 +282,11 @@ impl Enricher {
         Some(Observation::CniStart(start))
     }
 
-    /// Anybody may fail to execute anything: only plugins count.
+    /// Judges only plugins, and only attempts of root: any user can fail to execute a file.
     fn file_refused(&mut self, record: &FileRefused) -> Option<Observation> {
+        if record.task.uid != 0 {
+            return None;
+        }
         let path = Path::new(OsStr::from_bytes(text(&record.path)));
         let name = path.file_name()?;
         let dirs = self.settings.cni.bin();

@@ -7,18 +7,19 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Answer, Icmp, Mono, Route};
+use probe_engine::{Answer, ApiTarget, Icmp, Mono, Route};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{errqueue, routes, tls};
+use super::discovery::Kubelet;
+use super::{accepted, errqueue, file, routes};
 use crate::clock;
 use crate::settings::Settings;
 
-/// The API addresses, each with the name that clients use for it when that is not the address.
-pub(crate) type Targets = BTreeMap<SocketAddr, Option<String>>;
+/// The API addresses.
+pub(crate) type Targets = BTreeMap<SocketAddr, ApiTarget>;
 
 /// Between two questions that go on to `/readyz` when the last was answered well, ± 20 %: a handshake costs
 /// the server about a millisecond, and there are many nodes.
@@ -55,7 +56,7 @@ pub(crate) struct Asked {
 /// When an address is asked next.
 #[derive(Clone, Debug)]
 struct Due {
-    name: Option<String>,
+    target: ApiTarget,
     /// `None` while it is being asked.
     at: Option<Instant>,
     /// When it was asked last.
@@ -68,8 +69,8 @@ struct Due {
 }
 
 impl Due {
-    fn new(name: Option<String>, now: Instant) -> Self {
-        Self { name, at: Some(now), asked: None, ready_at: now, ready_asked: None, bad: 0 }
+    fn new(target: ApiTarget, now: Instant) -> Self {
+        Self { target, at: Some(now), asked: None, ready_at: now, ready_asked: None, bad: 0 }
     }
 
     /// A client failed, waits, or was answered again: asks as soon as that is kind.
@@ -83,10 +84,15 @@ impl Due {
     /// Takes an answer; `every` is the time until the next connect.
     fn answered(&mut self, now: Instant, every: Duration, answer: Option<&Answer>) {
         if let Some(answer) = answer {
-            let is_well = answer.status.is_some() && answer.is_well();
-            self.bad = if is_well { 0 } else { self.bad.saturating_add(1) };
-            let every = if is_well { READY_EVERY } else { READY_AGAIN * self.bad.min(BACK_OFF) };
-            self.ready_at = now + jitter(every);
+            self.bad = if answer.is_settled() { 0 } else { self.bad.saturating_add(1) };
+            let serves = answer.status.is_some() && answer.is_well();
+            self.ready_at = now
+                + match self.bad {
+                    0 => jitter(READY_EVERY),
+                    // What must be found twice to count is not asked for the second time before that is long enough.
+                    1 if serves => jitter(READY_AGAIN * 5 / 4),
+                    bad => jitter(READY_AGAIN * bad.min(BACK_OFF)),
+                };
         }
         let at = now + jitter(every);
         self.at = Some(if self.ready_at > now { at.min(self.ready_at) } else { at });
@@ -96,6 +102,7 @@ impl Due {
 /// Asks each target now and then, and at once when woken; at most one question to each at a time.
 pub(crate) async fn run(
     settings: Arc<Settings>,
+    kubelet: watch::Receiver<Kubelet>,
     mut targets: watch::Receiver<Targets>,
     mut wake: mpsc::Receiver<SocketAddr>,
     done: mpsc::Sender<Asked>,
@@ -104,13 +111,14 @@ pub(crate) async fn run(
     let mut asking = JoinSet::new();
     loop {
         let now = Instant::now();
-        for (addr, due) in &mut due {
+        for due in due.values_mut() {
             if due.at.is_some_and(|at| at <= now) {
                 due.at = None;
                 due.asked = Some(now);
                 let ready = due.ready_at <= now;
                 due.ready_asked = ready.then_some(now).or(due.ready_asked);
-                asking.spawn(ask(*addr, due.name.clone(), ready, settings.ask_timeout));
+                let kubelet = ready.then(|| kubelet.borrow().clone());
+                asking.spawn(ask(Arc::clone(&settings), due.target.clone(), kubelet));
             }
         }
         let next = due.values().filter_map(|due| due.at).min();
@@ -121,8 +129,9 @@ pub(crate) async fn run(
                 }
                 let wanted = targets.borrow_and_update().clone();
                 due.retain(|addr, _| wanted.contains_key(addr));
-                for (addr, name) in wanted {
-                    due.entry(addr).or_insert_with(|| Due::new(name, now));
+                for (addr, target) in wanted {
+                    let due = due.entry(addr).or_insert_with(|| Due::new(target.clone(), now));
+                    due.target = target;
                 }
             }
             Some(addr) = wake.recv() => {
@@ -151,11 +160,19 @@ async fn sleep_until(next: Option<Instant>) {
     }
 }
 
-/// Connects; when that works and `ready` is wanted, asks on.
-async fn ask(to: SocketAddr, name: Option<String>, ready: bool, patience: Duration) -> Asked {
-    let started = clock::now();
-    let (answer, icmp) = connect(to, patience).await;
-    let at = clock::now();
+/// Connects; when that works and a kubelet is given, asks on, as that kubelet would.
+async fn ask(settings: Arc<Settings>, target: ApiTarget, kubelet: Option<Kubelet>) -> Asked {
+    let to = target.addr;
+    let (started, answer, icmp, at) = loop {
+        let started = clock::now();
+        let (answer, icmp) = connect(to, settings.ask_timeout).await;
+        // Nothing was asked then.
+        if matches!(&answer, Ok(Err(error)) if file::is_shortage(error)) {
+            tokio::time::sleep(settings.ask_again).await;
+            continue;
+        }
+        break (started, answer, icmp, clock::now());
+    };
     let result = match &answer {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(errno(error)),
@@ -163,8 +180,8 @@ async fn ask(to: SocketAddr, name: Option<String>, ready: bool, patience: Durati
     };
     let route = routes::lookup(to.ip()).await;
     let neighbour_failed = result.is_err() && route.errno == 0 && routes::neighbour_failed(to.ip()).await;
-    let answer = match answer {
-        Ok(Ok(stream)) if ready => Some(tls::ask(stream, to, name.as_deref(), patience).await),
+    let answer = match (answer, kubelet) {
+        (Ok(Ok(stream)), Some(kubelet)) => accepted::ask(&settings, &kubelet, stream, &target).await,
         _ => None,
     };
     Asked { at, to, took_ns: at.since(started), result, neighbour_failed, icmp, route, answer }
@@ -202,17 +219,25 @@ fn jitter(every: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use probe_engine::{CredentialAnswer, TargetKind};
+
     use super::*;
+    use crate::node::tls;
 
     fn answer(status: u16) -> Answer {
         Answer { status: Some(status), ..tls::unanswered(([10, 0, 0, 1], 6443).into()) }
+    }
+
+    fn target() -> ApiTarget {
+        let addr = ([10, 0, 0, 1], 6443).into();
+        ApiTarget { addr, kind: TargetKind::Direct, source: String::new(), name: None, proxy: None }
     }
 
     #[test]
     fn questions_are_ten_seconds_apart_however_often_clients_fail() {
         let start = Instant::now();
         let s = |seconds| start + Duration::from_secs(seconds);
-        let mut due = Due::new(None, start);
+        let mut due = Due::new(target(), start);
         (due.at, due.asked, due.ready_asked) = (None, Some(start), Some(start));
         due.answered(start, Duration::from_secs(10), Some(&answer(200)));
         assert!(due.ready_at >= s(4 * 60));
@@ -229,7 +254,7 @@ mod tests {
     fn a_question_that_is_due_during_a_connect_is_asked_when_it_is_done() {
         let start = Instant::now();
         let s = |seconds| start + Duration::from_secs(seconds);
-        let mut due = Due::new(None, start);
+        let mut due = Due::new(target(), start);
         (due.at, due.asked, due.ready_asked, due.ready_at) = (None, Some(s(9)), Some(start), s(300));
         due.wake(s(9));
         due.answered(s(9), Duration::from_secs(10), None);
@@ -240,9 +265,28 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_credential_is_tried_again_when_that_can_count() {
+        let start = Instant::now();
+        let mut due = Due::new(target(), start);
+        let kubelet = |status| CredentialAnswer {
+            file: String::new(),
+            status: Some(status),
+            alert: None,
+            message: String::new(),
+            own_node: true,
+        };
+        for (status, at_least, at_most) in [(401, 10, 15), (401, 16, 24), (200, 240, 360), (429, 10, 15)] {
+            let answer = Answer { kubelet: Some(kubelet(status)), ..answer(200) };
+            due.answered(start, Duration::from_secs(10), Some(&answer));
+            let after = due.ready_at - start;
+            assert!((at_least..=at_most).contains(&after.as_secs()), "{after:?} after {status}");
+        }
+    }
+
+    #[test]
     fn a_server_in_trouble_is_asked_less_often_and_its_return_seen_soon() {
         let start = Instant::now();
-        let mut due = Due::new(None, start);
+        let mut due = Due::new(target(), start);
         for (status, at_least, at_most) in [(500, 8, 12), (503, 16, 24), (429, 16, 24), (200, 240, 360)] {
             due.answered(start, Duration::from_secs(10), Some(&answer(status)));
             let after = due.ready_at - start;

@@ -3,8 +3,11 @@
 use std::net::IpAddr;
 
 use probe_engine::Certificate;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::public_key::PublicKey;
 
 use crate::text::clean;
 
@@ -27,6 +30,38 @@ pub(crate) fn read(der: &[u8], wanted: Option<&str>) -> Option<Certificate> {
         fits: wanted.is_none_or(|wanted| names.iter().any(|name| fits(name, wanted))),
         names: names.into_iter().take(NAMES).collect(),
     })
+}
+
+/// Reads the first certificate of a file in PEM.
+pub(super) fn first(pem: &[u8]) -> Option<Certificate> {
+    read(&CertificateDer::from_pem_slice(pem).ok()?, None)
+}
+
+/// Returns the distinguished name of a certificate's issuer.
+pub(super) fn issuer(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(clean(certificate.issuer().to_string().as_bytes(), NAME))
+}
+
+/// Returns the common name of a certificate's subject, as it stands there.
+pub(super) fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let name = certificate.subject().iter_common_name().next()?;
+    Some(name.as_str().ok()?.to_owned())
+}
+
+/// Returns whether signatures of this certificate's key can be checked here: Ed25519, P-256, P-384, and RSA with 2048 to
+/// 8192 bits (ring's `RSA_PKCS1_2048_8192`). A check with another key fails whatever the signature is.
+pub(super) fn has_usual_key(der: &[u8]) -> bool {
+    /// RFC 8410 section 3.
+    const ED25519: &str = "1.3.101.112";
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    let key = certificate.public_key();
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => (2048..=8192).contains(&rsa.key_size()),
+        Ok(PublicKey::EC(point)) => matches!(point.key_size(), 256 | 384),
+        _ => key.algorithm.algorithm.to_id_string() == ED25519,
+    }
 }
 
 fn name(general: &GeneralName<'_>) -> Option<String> {

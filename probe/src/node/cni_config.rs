@@ -6,10 +6,11 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use caps::Capability;
 use inotify::{Inotify, WatchMask};
 use probe_common::COMM_LEN;
 use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, UnusablePlugin, WaitsFor, cnis};
@@ -17,6 +18,7 @@ use probe_engine::{CniConfig, ConfContent, ConfFile, Gap, Observation, UnusableP
 use super::{cni_parse, file, plugin_file, processes};
 use crate::clock;
 use crate::feed::{Feed, Seen};
+use crate::privileges;
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -34,24 +36,51 @@ const AGAIN: Duration = Duration::from_secs(30);
 const WAITED_FOR: Duration = Duration::from_secs(1);
 /// The same while it cannot be watched.
 const POLL: Duration = Duration::from_secs(2);
+/// A read that takes longer is a gap: 256 files of the largest size take 5 s on a slow machine.
+const LATE: Duration = Duration::from_secs(10);
+/// What a gap is about: the watch, and the read.
+const SIGNAL: &str = "cni.config";
+const LATE_SIGNAL: &str = "cni.config.read";
 
-/// Reads everything now.
+/// The directories, before anything in them is read.
+fn dirs(settings: &Settings) -> CniConfig {
+    let (conf, bin) = (settings.cni.conf(), settings.cni.bin());
+    CniConfig {
+        dir: clean(conf.as_os_str().as_bytes(), 256),
+        max_files: settings.cni.max_files().value,
+        bin_dirs: bin.iter().map(|dir| clean(dir.as_os_str().as_bytes(), 256)).collect(),
+        ..CniConfig::default()
+    }
+}
+
+/// Returns a configuration that could not be read.
+pub(crate) fn unread(settings: &Settings, why: &str) -> CniConfig {
+    CniConfig { dir_error: Some(why.to_owned()), ..dirs(settings) }
+}
+
+/// Reads everything now. Takes seconds where there are many large files, and blocks where their disk does.
 pub(crate) fn read(settings: &Settings) -> CniConfig {
     let (conf, bin) = (settings.cni.conf(), settings.cni.bin());
     let dir = settings.on_host(&conf);
-    let mut config = CniConfig {
-        dir: clean(conf.as_os_str().as_bytes(), 256),
-        bin_dirs: bin.iter().map(|dir| clean(dir.as_os_str().as_bytes(), 256)).collect(),
-        ..CniConfig::default()
+    let mut config = dirs(settings);
+    let mut denied = None;
+    let mut note = |path: &Path, error: &io::Error| {
+        if file::is_own(error) {
+            denied.get_or_insert_with(|| unpermitted(path, error));
+        }
     };
     match names(&dir) {
         Ok(names) => {
             for name in &names {
                 // Once: a file that is replaced meanwhile must not be two.
-                let content = file::read(&settings.on_host(&conf.join(name)));
-                if let Ok(bytes) = &content {
-                    config.waits_for.extend(waits_for(settings, bytes));
-                    config.links.extend(cni_parse::links(bytes));
+                let path = conf.join(name);
+                let content = file::read(&settings.on_host(&path));
+                match &content {
+                    Ok(bytes) => {
+                        config.waits_for.extend(waits_for(settings, bytes));
+                        config.links.extend(cni_parse::links(bytes));
+                    }
+                    Err(error) => note(&path, error),
                 }
                 config.files.push(conf_file(name, content));
             }
@@ -59,7 +88,10 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
             config.waits_for.extend(daemon.and_then(|bytes| waits_for(settings, &bytes)));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
-        Err(error) => config.dir_error = Some(error.to_string()),
+        Err(error) => {
+            note(&conf, &error);
+            config.dir_error = Some(error.to_string());
+        }
     }
     let mut wanted: BTreeSet<&str> = BTreeSet::from(["loopback"]);
     for conf in &config.files {
@@ -70,8 +102,14 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
     let (mut missing, mut unusable) = (Vec::new(), Vec::new());
     for plugin in wanted {
         // As libcni looks: the first regular file, whatever its mode.
-        let Some(path) = bin.iter().map(|dir| dir.join(plugin)).find(|path| settings.on_host(path).is_file())
-        else {
+        let is_file = |path: &PathBuf| match fs::metadata(settings.on_host(path)) {
+            Ok(metadata) => metadata.is_file(),
+            Err(error) => {
+                note(path, &error);
+                false
+            }
+        };
+        let Some(path) = bin.iter().map(|dir| dir.join(plugin)).find(is_file) else {
             missing.push(plugin.to_owned());
             continue;
         };
@@ -81,7 +119,16 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
         }
     }
     (config.missing_plugins, config.unusable_plugins) = (missing, unusable);
+    config.denied = denied;
     config
+}
+
+/// Why the agent cannot read what the runtime can: for a gap.
+fn unpermitted(path: &Path, error: &io::Error) -> String {
+    let path = clean(path.as_os_str().as_bytes(), 256);
+    let lacks = privileges::lacks(Capability::CAP_DAC_READ_SEARCH);
+    let why = if lacks { "; CAP_DAC_READ_SEARCH is missing" } else { "" };
+    format!("{path} cannot be read: {error}{why}")
 }
 
 /// Names of the plugins that are installed, as the kernel cuts them: for kernels where a plugin can only be
@@ -145,9 +192,11 @@ fn is_executable(path: &Path) -> bool {
 /// Sends the configuration whenever it differs from the last one sent; runs for ever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     // The state at start is read by the snapshot; it is sent again only when it has changed since.
-    let mut last = read(&settings);
+    let Some(mut last) = read_elsewhere(&settings, &feed).await else { return };
     loop {
-        let every = match Watches::new(&settings) {
+        let shared = Arc::clone(&settings);
+        let made = tokio::task::spawn_blocking(move || Watches::add(&shared)).await;
+        let every = match made.map_err(io::Error::other).flatten().and_then(Watches::start) {
             Ok(mut watches) => {
                 // Between the last read and the watches something may have changed.
                 if !send_if_new(&settings, &feed, &mut last).await {
@@ -169,8 +218,8 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
             Err(error) => {
                 let why =
                     format!("watch {}: {error}; it is read every 2 s instead", settings.cni.conf().display());
-                let gap = Gap { signal: "cni.config".to_owned(), why, blind: false };
-                if feed.send(Seen { at: clock::now(), observation: Observation::Gap(gap) }).await.is_err() {
+                if !tell(&feed, Observation::Gap(Gap { signal: SIGNAL.to_owned(), why, blind: false })).await
+                {
                     return;
                 }
                 POLL
@@ -183,14 +232,36 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     }
 }
 
+/// Reads on a thread that may block, and reports a gap for as long as that takes too long. `None` when nobody listens.
+async fn read_elsewhere(settings: &Arc<Settings>, feed: &Feed) -> Option<CniConfig> {
+    let shared = Arc::clone(settings);
+    let mut reading = tokio::task::spawn_blocking(move || read(&shared));
+    if let Ok(config) = tokio::time::timeout(LATE, &mut reading).await {
+        return config.ok();
+    }
+    let dir = settings.cni.conf();
+    let why = format!("reading {} takes longer than {} s", dir.display(), LATE.as_secs());
+    let signal = LATE_SIGNAL.to_owned();
+    if !tell(feed, Observation::Gap(Gap { signal: signal.clone(), why, blind: false })).await {
+        return None;
+    }
+    let config = reading.await.ok()?;
+    tell(feed, Observation::GapClosed { signal }).await.then_some(config)
+}
+
 /// False when nobody listens any more.
-async fn send_if_new(settings: &Settings, feed: &Feed, last: &mut CniConfig) -> bool {
-    let config = read(settings);
+async fn send_if_new(settings: &Arc<Settings>, feed: &Feed, last: &mut CniConfig) -> bool {
+    let Some(config) = read_elsewhere(settings, feed).await else { return false };
     if config == *last {
         return true;
     }
     last.clone_from(&config);
-    feed.send(Seen { at: clock::now(), observation: Observation::CniConfig(config) }).await.is_ok()
+    tell(feed, Observation::CniConfig(config)).await
+}
+
+/// False when nobody listens any more.
+async fn tell(feed: &Feed, observation: Observation) -> bool {
+    feed.send(Seen { at: clock::now(), observation }).await.is_ok()
 }
 
 /// Watches of the configuration directory, the plugin directories, and their parents (a directory that does
@@ -200,7 +271,8 @@ struct Watches {
 }
 
 impl Watches {
-    fn new(settings: &Settings) -> io::Result<Self> {
+    /// Looks up every directory, which blocks where the disk does.
+    fn add(settings: &Settings) -> io::Result<Inotify> {
         let inotify = Inotify::init()?;
         let mut dirs = vec![settings.on_host(&settings.cni.conf())];
         dirs.extend(settings.cni.bin().iter().map(|dir| settings.on_host(dir)));
@@ -222,6 +294,10 @@ impl Watches {
                 let _ = inotify.watches().add(parent, appear);
             }
         }
+        Ok(inotify)
+    }
+
+    fn start(inotify: Inotify) -> io::Result<Self> {
         Ok(Self { stream: inotify.into_event_stream([0; 4096])? })
     }
 

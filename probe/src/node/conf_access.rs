@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use caps::Capability;
 use probe_engine::{Access, Actor, ConfAccess, Gap, Observation, ProcessClass};
 use tokio::io::unix::AsyncFd;
 
-use super::processes;
+use super::{processes, provenance};
 use crate::clock;
 use crate::feed::{Feed, Seen};
+use crate::privileges;
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -83,7 +85,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
         match marked {
             Ok(mark) => {
                 tokio::select! {
-                    followed = mark.follow(&feed) => if followed.is_err() { return },
+                    followed = mark.follow(&settings, &feed) => if followed.is_err() { return },
                     () = elsewhere => {}
                 }
             }
@@ -102,6 +104,10 @@ struct Mark {
 
 impl Mark {
     fn new(dir: &Path) -> io::Result<Self> {
+        // From Linux 5.13 on a directory can be watched without it, and events do not name the process.
+        if privileges::lacks(Capability::CAP_SYS_ADMIN) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "CAP_SYS_ADMIN is missing"));
+        }
         let all = FAN_OPEN
             | FAN_CLOSE_WRITE
             | FAN_MOVED_FROM
@@ -144,7 +150,7 @@ impl Mark {
     }
 
     /// Tells what happens until the directory is replaced; an error when nobody listens any more.
-    async fn follow(self, feed: &Feed) -> Result<(), ()> {
+    async fn follow(self, settings: &Settings, feed: &Feed) -> Result<(), ()> {
         let mut buffer = vec![0_u8; BUFFER];
         loop {
             let Ok(mut ready) = self.group.readable().await else { return Err(()) };
@@ -165,7 +171,7 @@ impl Mark {
                 if event.mask & (FAN_DELETE_SELF | FAN_MOVE_SELF | FAN_Q_OVERFLOW) != 0 {
                     replaced = true;
                 }
-                if let Some(observation) = observation(event.mask, event.pid, &file)
+                if let Some(observation) = observation(settings, event.mask, event.pid, &file)
                     && feed.send(Seen { at, observation }).await.is_err()
                 {
                     return Err(());
@@ -180,7 +186,7 @@ impl Mark {
 }
 
 /// What one event means; `None` for our own reading and for what nobody asks.
-fn observation(mask: u64, pid: i32, file: &[u8]) -> Option<Observation> {
+fn observation(settings: &Settings, mask: u64, pid: i32, file: &[u8]) -> Option<Observation> {
     let pid = u32::try_from(pid).unwrap_or(0);
     if pid == std::process::id() {
         return None;
@@ -200,7 +206,7 @@ fn observation(mask: u64, pid: i32, file: &[u8]) -> Option<Observation> {
         return None;
     }
     let name = processes::name(pid);
-    let class: Option<ProcessClass> = processes::classify(&name);
+    let class: Option<ProcessClass> = provenance::class_of(settings, pid, &name);
     Some(Observation::ConfAccess(ConfAccess {
         process: Actor { pid, name },
         class,

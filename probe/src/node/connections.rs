@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Actor, ClientRole, Connection, Mono, Observation, SHORTEST_ANSWER};
+use probe_engine::{Connection, Mono, Observation, SHORTEST_ANSWER};
 use tokio::sync::watch;
 
 use super::ask::Targets;
-use super::processes;
 use super::sockets::{self, Established};
+use super::{processes, provenance};
 use crate::clock;
 use crate::feed::{Feed, Seen};
+use crate::settings::Settings;
 
 /// Between two looks: one walk of the kernel's table of connections for each port, well under a millisecond on a node.
 const LOOK: Duration = Duration::from_secs(3);
@@ -139,8 +141,9 @@ impl Waits {
 }
 
 /// What is remembered of the connections between two looks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Connections {
+    settings: Arc<Settings>,
     /// How the worst of each target looked.
     told: BTreeMap<SocketAddr, Looks>,
     /// By the number of the socket's file.
@@ -148,6 +151,10 @@ struct Connections {
 }
 
 impl Connections {
+    fn new(settings: Arc<Settings>) -> Self {
+        Self { settings, told: BTreeMap::new(), waits: BTreeMap::new() }
+    }
+
     /// What is news of `found`, and how long until the next look.
     fn look(&mut self, now: Mono, found: Vec<Established>) -> (Vec<Connection>, Duration) {
         let mut seen = Vec::new();
@@ -161,9 +168,9 @@ impl Connections {
                 Waiting::For { ns, bytes } => seen.push(Connection {
                     unanswered_ns: ns,
                     unanswered_bytes: bytes,
-                    ..describe(connection, true)
+                    ..describe(&self.settings, connection, true)
                 }),
-                Waiting::Answered => seen.push(describe(connection, true)),
+                Waiting::Answered => seen.push(describe(&self.settings, connection, true)),
             }
             next = LOOK_CLOSELY;
         }
@@ -179,7 +186,7 @@ impl Connections {
             let bad = looks > Looks::Answered;
             let before = self.told.insert(to, looks);
             if looks != Looks::Quiet && (bad || before != Some(looks)) {
-                seen.push(describe(&connection, bad));
+                seen.push(describe(&self.settings, &connection, bad));
             }
         }
         (seen, next)
@@ -187,8 +194,8 @@ impl Connections {
 }
 
 /// Tells of connections that are silent for as long as they are, and of the others when that changes.
-pub(crate) async fn watch(targets: watch::Receiver<Targets>, feed: Feed) {
-    let mut connections = Connections::default();
+pub(crate) async fn watch(settings: Arc<Settings>, targets: watch::Receiver<Targets>, feed: Feed) {
+    let mut connections = Connections::new(settings);
     let mut next = LOOK;
     loop {
         tokio::time::sleep(next).await;
@@ -224,10 +231,10 @@ fn looks(connection: &Established) -> Looks {
 }
 
 /// Who owns it is looked for only when there is something to tell: that walks all of `/proc`.
-fn describe(connection: &Established, bad: bool) -> Connection {
+fn describe(settings: &Settings, connection: &Established, bad: bool) -> Connection {
     let owners = if bad { processes::socket_owners(&[connection.inode].into()) } else { BTreeMap::new() };
     let client = owners.into_values().next().unwrap_or_default();
-    let role = role(&client);
+    let role = provenance::role_of(settings, client.pid, &client.name);
     let ns = |ms: u32| u64::from(ms) * 1_000_000;
     let unacked = looks(connection) == Looks::Unacked;
     Connection {
@@ -249,15 +256,10 @@ fn describe(connection: &Established, bad: bool) -> Connection {
     }
 }
 
-fn role(client: &Actor) -> ClientRole {
-    if client.pid == std::process::id() {
-        return ClientRole::Probe;
-    }
-    processes::classify(&client.name).map_or(ClientRole::Other, processes::client_role)
-}
-
 #[cfg(test)]
 mod tests {
+    use crate::settings::tests::settings;
+
     use super::*;
 
     /// A look at a connection: bytes acknowledged and received, and the ages of what was sent and received last.
@@ -357,7 +359,7 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_closely_while_somebody_waits() {
-        let mut connections = Connections::default();
+        let mut connections = Connections::new(Arc::new(settings(&[])));
         assert_eq!(connections.look(Mono(0), vec![at(1000, 5000, 100, 90)]).1, LOOK);
         assert_eq!(connections.look(Mono(3 * S), vec![at(1500, 5000, 50, 3090)]).1, LOOK_CLOSELY);
         assert_eq!(connections.look(Mono(4 * S), vec![at(1500, 5600, 1050, 900)]).1, LOOK);

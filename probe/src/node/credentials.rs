@@ -1,61 +1,50 @@
 //! Credentials on disk: until when they are valid. Only their times are read; nothing of them is kept.
 
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
-use data_encoding::{BASE64, BASE64URL_NOPAD};
-use probe_engine::Credential;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use data_encoding::BASE64URL_NOPAD;
+use probe_engine::{Certificate, Credential, cnis};
 use serde_json::Value;
 
-use super::discovery::Discovery;
-use super::{certificate, file, targets};
+use super::discovery::Kubelet;
+use super::kubeconfig::Kubeconfig;
+use super::{certificate, file};
 use crate::settings::Settings;
 use crate::text::clean;
 
 /// Longest path that is reported, bytes.
 const PATH: usize = 256;
-/// Kubeconfigs of CNI plugins with a token, inside the configuration directory.
-const KUBECONFIGS: &[(&str, &str)] =
-    &[("calico-kubeconfig", "calico"), ("multus.d/multus.kubeconfig", "multus")];
 
 /// Every credential that is there and has times.
-pub(super) fn find(settings: &Settings, discovery: &Discovery) -> Vec<Credential> {
-    let tokens = KUBECONFIGS.iter().filter_map(|(name, owner)| {
+pub(super) fn find(settings: &Settings, kubelet: &Kubelet) -> Vec<Credential> {
+    let tokens = cnis::kubeconfigs().filter_map(|(name, owner)| {
         let path = settings.cni.conf().join(name);
-        let text = file::read_text(&settings.on_host(&path))?;
-        let kubeconfig: Value = serde_yaml_ng::from_str(&text).ok()?;
-        let users = kubeconfig.get("users")?.as_array()?;
-        let token = users.iter().find_map(|user| user.pointer("/user/token")?.as_str())?;
-        let (valid_in_s, expires_in_s) = times_of(token)?;
-        let file = clean(path.as_os_str().as_bytes(), PATH);
-        Some(Credential { file, owner: (*owner).to_owned(), valid_in_s, expires_in_s })
+        let times = times_of(Kubeconfig::read(settings, &path)?.token()?)?;
+        Some(credential(&path, owner, times))
     });
-    of_kubelet(settings, discovery).into_iter().chain(tokens).collect()
+    let of_kubelet = of_kubelet(settings, kubelet)
+        .map(|(path, read)| credential(&path, "kubelet", (read.valid_in_s, read.expires_in_s)));
+    of_kubelet.into_iter().chain(tokens).collect()
 }
 
-/// The kubelet's certificate: the one that the first of its kubeconfigs that is there names or holds, else the one that it
-/// keeps itself.
-fn of_kubelet(settings: &Settings, discovery: &Discovery) -> Option<Credential> {
-    let kubeconfigs = targets::kubeconfigs(settings, discovery);
-    let mut texts =
-        kubeconfigs.iter().filter_map(|path| Some((path, file::read_text(&settings.on_host(path))?)));
-    let in_kubeconfig = texts.next().and_then(|(path, text)| {
-        let kubeconfig: Value = serde_yaml_ng::from_str(&text).ok()?;
-        let user = kubeconfig.get("users")?.as_array()?.first()?.get("user")?.clone();
-        if let Some(named) = user.get("client-certificate").and_then(Value::as_str) {
-            return Some((path.parent()?.join(named), None));
-        }
-        let data = user.get("client-certificate-data")?.as_str()?;
-        Some((path.clone(), Some(BASE64.decode(data.as_bytes()).ok()?)))
-    });
-    let (path, pem) = in_kubeconfig.or_else(|| Some((discovery.client_certificate()?, None)))?;
-    let pem = pem.or_else(|| file::read(&settings.on_host(&path)).ok())?;
-    let der = CertificateDer::from_pem_slice(&pem).ok()?;
-    let read = certificate::read(&der, None)?;
+fn credential(path: &Path, owner: &str, (valid_in_s, expires_in_s): (i64, i64)) -> Credential {
     let file = clean(path.as_os_str().as_bytes(), PATH);
-    let (valid_in_s, expires_in_s) = (read.valid_in_s, read.expires_in_s);
-    Some(Credential { file, owner: "kubelet".to_owned(), valid_in_s, expires_in_s })
+    Credential { file, owner: owner.to_owned(), valid_in_s, expires_in_s }
+}
+
+/// The kubelet's certificate: the one that its kubeconfig names or holds, else the one that it rotates.
+fn of_kubelet(settings: &Settings, kubelet: &Kubelet) -> Option<(PathBuf, Certificate)> {
+    let kubeconfig = match &settings.kubeconfig {
+        Some(path) => Kubeconfig::read(settings, path),
+        None => Kubeconfig::of(settings, kubelet),
+    };
+    let rotated = || {
+        let path = kubelet.client_certificate()?;
+        let read = certificate::first(&file::read(&settings.on_host(&path)).ok()?)?;
+        Some((path, read))
+    };
+    kubeconfig.and_then(|kubeconfig| kubeconfig.certificate(settings, kubelet)).or_else(rotated)
 }
 
 /// `nbf` and `exp` of a JSON Web Token, RFC 7519, from now; the signature is the server's to judge.
@@ -70,7 +59,39 @@ fn times_of(token: &str) -> Option<(i64, i64)> {
 
 #[cfg(test)]
 mod tests {
+    use crate::node::trust::tests::Authority;
+    use crate::settings::Known;
+    use crate::settings::tests::host;
+
     use super::*;
+
+    #[test]
+    fn the_current_context_names_the_certificate_and_the_token() {
+        let authority = Authority::new("kubernetes");
+        let [early, late] = [1, 2].map(|years| authority.issue_for("system:node:a", None, years).certificate);
+        let token = format!("e30.{}.x", BASE64URL_NOPAD.encode(br#"{"exp": 1000}"#));
+        // The first user is one of a context that is not in use.
+        let kubeconfig = |other: &str, own: &str| {
+            format!(
+                "current-context: own\ncontexts: [{{name: other, context: {{cluster: c, user: other}}}}, \
+                 {{name: own, context: {{cluster: c, user: own}}}}]\nclusters: [{{name: c, cluster: {{}}}}]\nusers: \
+                 [{{name: other, user: {{{other}}}}}, {{name: own, user: {{{own}}}}}]\n"
+            )
+        };
+        let of_kubelet = kubeconfig("client-certificate: late", "client-certificate: early");
+        let of_plugin = kubeconfig("token: x", &format!("token: {token}"));
+        let (settings, _root) = host(&[
+            ("etc/k", &of_kubelet),
+            ("etc/early", &early),
+            ("etc/late", &late),
+            ("etc/cni/net.d/calico-kubeconfig", &of_plugin),
+        ]);
+        let kubeconfig = Some(Known::of(PathBuf::from("/etc/k"), &"a test"));
+        let kubelet = Kubelet { kubeconfig, ..Kubelet::default() };
+        let found = find(&settings, &kubelet);
+        let files: Vec<_> = found.iter().map(|found| (found.file.as_str(), found.owner.as_str())).collect();
+        assert_eq!(files, [("/etc/early", "kubelet"), ("/etc/cni/net.d/calico-kubeconfig", "Calico")]);
+    }
 
     #[test]
     fn a_token_tells_its_times_and_a_broken_one_nothing() {

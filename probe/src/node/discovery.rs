@@ -8,33 +8,36 @@ mod kubelet;
 #[cfg(test)]
 mod nodes;
 mod program;
-mod proxy;
+pub(crate) mod proxy;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use probe_engine::{CgroupDrivers, ProcessClass};
+use probe_engine::{CgroupDrivers, ProcessClass, is_same_path};
 
 use self::distributions::{DISTRIBUTIONS, Started};
 use self::kubelet::Flags;
 use super::cni_dirs;
+use super::kubeconfig::Kubeconfig;
 use super::processes::Found;
-use crate::settings::{Known, Settings};
+use crate::settings::{CniSettings, Known, Settings};
 use crate::text::clean;
 
+pub(crate) use containerd::NETNS_DIR;
 pub(crate) use kubelet::{Kubelet, socket};
 pub(crate) use program::Program;
 
 /// Longest path and name that is kept.
 const PATH: usize = 256;
 
-fn shown(path: &Path) -> String {
+/// Returns a path with control characters escaped.
+pub(super) fn shown(path: &Path) -> String {
     clean(path.as_os_str().as_bytes(), PATH)
 }
 
-fn absolute(path: &str) -> Option<PathBuf> {
-    // Without the slash at its end that some write.
+/// `path` without a slash at its end; `None` for one that is relative.
+pub(super) fn absolute(path: &str) -> Option<PathBuf> {
     Some(Path::new(path)).filter(|path| path.is_absolute()).map(|path| path.components().collect())
 }
 
@@ -62,10 +65,7 @@ fn files_below(settings: &Settings, dir: &Path, most: usize) -> Option<Vec<PathB
 pub(crate) struct RuntimeConfig {
     /// The socket that it listens on.
     pub(crate) endpoint: Option<Known<String>>,
-    /// Where it reads network configurations.
-    pub(crate) conf_dir: Option<Known<PathBuf>>,
-    /// Where it looks for plugins, in order.
-    pub(crate) bin_dirs: Option<Known<Vec<PathBuf>>>,
+    pub(crate) cni: CniSettings,
     pub(crate) sandbox_image: Option<Known<String>>,
     /// The cgroup driver for containers, where the kubelet relies on this configuration for it.
     pub(crate) cgroup_driver: Option<Known<String>>,
@@ -81,8 +81,6 @@ pub(crate) struct Discovery {
     pub(crate) kubelet_runs: bool,
     /// Whether one runs, or files of a distribution show that this host has one.
     pub(crate) is_installed: bool,
-    /// Hosts that the kubelet reaches without its proxy (`NO_PROXY`); `None` when it uses no proxy.
-    direct: Option<Vec<String>>,
     /// Whether the program that embeds the kubelet also runs an API server.
     pub(crate) with_api_server: bool,
     /// The runtime behind the kubelet's endpoint, by name: `containerd`, `crio`, `cri-dockerd`; empty where it is not known.
@@ -98,11 +96,13 @@ impl Discovery {
         Self::find(settings, &Program::all(processes))
     }
 
-    /// As [`Self::of`], and points `settings` to the CNI directories that were found.
+    /// As [`Self::of`], and points `settings` to the directories that were found.
     pub(crate) fn followed(settings: &Settings, processes: &[Found]) -> Self {
         let discovery = Self::of(settings, processes);
-        let runtime = &discovery.runtime_config;
-        settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
+        settings.cni.configure(discovery.runtime_config.cni.clone());
+        if let Some(logs) = discovery.kubelet.pod_logs.clone() {
+            settings.pod_logs.configure(Some(logs));
+        }
         // At once: until it is restarted a runtime may use something else than what it is configured for.
         cni_dirs::learn(settings, processes);
         discovery
@@ -112,7 +112,7 @@ impl Discovery {
     pub(crate) fn find(settings: &Settings, programs: &[Program]) -> Self {
         let started = started(settings, programs);
         // Without a kubelet its defaults say nothing.
-        let kubelet =
+        let mut kubelet =
             if started.flags.is_empty() { Kubelet::default() } else { Kubelet::find(settings, &started) };
         let kubelets = || programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
         let kubelet_runs = kubelets().next().is_some();
@@ -120,9 +120,8 @@ impl Discovery {
         let with_api_server =
             programs.iter().any(|program| program.flag("start-control-plane") == Some("true"));
         let is_installed = kubelet_runs || !started.flags.is_empty();
-        let direct = kubelets().find_map(|program| proxy::exceptions(&program.variables));
-        let mut found =
-            Self { kubelet, kubelet_runs, is_installed, direct, with_api_server, ..Self::default() };
+        kubelet.proxy = kubelets().find_map(|program| program.proxy.clone());
+        let mut found = Self { kubelet, kubelet_runs, is_installed, with_api_server, ..Self::default() };
         let named = settings.runtime_endpoint.as_ref().and_then(|path| socket(&path.to_string_lossy()));
         let endpoint = named.or_else(|| Some(found.kubelet.runtime_endpoint.as_ref()?.value.clone()));
         let mut runtimes: Vec<_> = programs
@@ -131,7 +130,7 @@ impl Discovery {
             .collect();
         let serves = |wanted: &str| {
             let is_served = |config: &RuntimeConfig| {
-                config.endpoint.as_ref().is_some_and(|served| same_socket(&served.value, wanted))
+                config.endpoint.as_ref().is_some_and(|served| is_same_path(&served.value, wanted))
             };
             runtimes.iter().position(|(_, config)| is_served(config))
         };
@@ -162,13 +161,20 @@ impl Discovery {
         found
     }
 
-    /// The cgroup drivers of kubelet and runtime; `None` where one of them is not known, and where the kubelet asks the
-    /// runtime.
-    pub(crate) fn cgroup_drivers(&self) -> Option<CgroupDrivers> {
+    /// The cgroup drivers that kubelet and runtime use; `None` where one of them is not known.
+    ///
+    /// A kubelet uses the one that the runtime reports, whatever it is configured for (`KubeletCgroupDriverFromCRI`, on by
+    /// default since Kubernetes 1.31). That an earlier one does not is not known here.
+    pub(crate) fn cgroup_drivers(&self, settings: &Settings) -> Option<CgroupDrivers> {
         // One that does not run is configured for nothing yet.
-        let runs = !self.runtime.is_empty() && self.kubelet_runs;
+        if self.runtime.is_empty() || !self.kubelet_runs {
+            return None;
+        }
+        if let Some(reported) = settings.cgroup_driver.value() {
+            return Some(CgroupDrivers { runtime: reported.clone(), kubelet: reported });
+        }
         let (kubelet, runtime) = (&self.kubelet.cgroup_driver, &self.runtime_config.cgroup_driver);
-        let (kubelet, runtime) = kubelet.as_ref().zip(runtime.as_ref()).filter(|_| runs)?;
+        let (kubelet, runtime) = kubelet.as_ref().zip(runtime.as_ref())?;
         Some(CgroupDrivers { runtime: runtime.value.clone(), kubelet: kubelet.value.clone() })
     }
 
@@ -187,35 +193,40 @@ impl Discovery {
         let endpoint = settings.runtime_endpoint.clone();
         let endpoint = path(by_flag(endpoint, "--runtime-endpoint").as_ref());
         let kubeconfig = by_flag(settings.kubeconfig.clone(), "--kubeconfig").or(kubelet.kubeconfig.clone());
-        let dns = kubelet.cluster_dns.clone();
+        let (dns, proxy) = (kubelet.cluster_dns.clone(), kubelet.proxy.as_ref());
+        let max_files = settings.cni.max_files();
+        let files = |most| if most == 0 { "all".to_owned() } else { format!("the first {most}") };
+        let reported = settings.cgroup_driver.known().filter_map(|driver| driver);
         let rows = [
             ("node name", kubelet.node_name.clone()),
             ("node IP", kubelet.node_ip.clone()),
             ("kubeconfig", path(kubeconfig.as_ref())),
             ("bootstrap kubeconfig", path(kubelet.bootstrap_kubeconfig.as_ref())),
+            ("TLS bootstrap", Kubeconfig::bootstrap(settings, kubelet)),
+            ("kubelet's credential", Kubeconfig::described(settings, kubelet)),
+            (
+                "kubelet's proxy",
+                proxy.map(|proxy| Known::of(proxy.url.clone(), &"environment of the kubelet")),
+            ),
             ("kubelet's files", path(kubelet.root.as_ref())),
             ("static pods", path(kubelet.static_pods.as_ref())),
+            ("pod logs", path(kubelet.pod_logs.as_ref())),
             ("cluster domain", kubelet.cluster_domain.clone()),
             ("cluster DNS", dns.map(|dns| dns.map(|dns| list(dns, |ip| ip.to_string())))),
             ("kubelet's cgroup driver", kubelet.cgroup_driver.clone()),
             ("runtime endpoint", endpoint.or(kubelet.runtime_endpoint.clone()).or(runtime.endpoint.clone())),
-            ("runtime's cgroup driver", runtime.cgroup_driver.clone()),
+            ("runtime's cgroup driver", reported.or(runtime.cgroup_driver.clone())),
             ("sandbox image", runtime.sandbox_image.clone()),
             ("CRI", runtime.without_cri.clone().map(|known| known.map(|()| "disabled".to_owned()))),
             ("CNI configurations", path(Some(&settings.cni.known_conf()))),
             ("CNI plugins", Some(settings.cni.known_bin().map(|dirs| list(dirs, |dir| shown(&dir))))),
+            (
+                "CNI files loaded",
+                Some(max_files).filter(|known| known.value != 1).map(|known| known.map(files)),
+            ),
+            ("network namespaces", path(Some(&settings.cni.known_netns()))),
         ];
         rows.into_iter().filter_map(|(name, known)| Some((name, known?))).collect()
-    }
-
-    /// Returns whether the kubelet reaches this server by a proxy.
-    pub(crate) fn is_by_proxy(&self, host: &str, port: u16) -> bool {
-        self.direct.as_ref().is_some_and(|direct| !proxy::is_exception(direct, host, port))
-    }
-
-    /// The client certificate that the kubelet uses, where it rotates it.
-    pub(crate) fn client_certificate(&self) -> Option<PathBuf> {
-        Some(self.kubelet.certificates.as_ref()?.value.join("kubelet-client-current.pem"))
     }
 }
 
@@ -238,21 +249,17 @@ fn cri_dockerd(program: &Program) -> RuntimeConfig {
     let endpoint = get("container-runtime-endpoint", "unix:///run/cri-dockerd.sock");
     RuntimeConfig {
         endpoint: endpoint.filter_map(|endpoint| socket(&endpoint)),
-        conf_dir: get("cni-conf-dir", "/etc/cni/net.d").filter_map(|dir| absolute(&dir)),
-        bin_dirs: Some(
-            get("cni-bin-dir", "/opt/cni/bin").map(|dirs| dirs.split(',').filter_map(absolute).collect()),
-        ),
+        cni: CniSettings {
+            conf_dir: get("cni-conf-dir", "/etc/cni/net.d").filter_map(|dir| absolute(&dir)),
+            bin_dirs: Some(
+                get("cni-bin-dir", "/opt/cni/bin").map(|dirs| dirs.split(',').filter_map(absolute).collect()),
+            ),
+            max_files: None,
+            // Plugins get /proc/PID/ns/net (core/sandbox_helpers.go).
+            netns_dir: None,
+        },
         ..RuntimeConfig::default()
     }
-}
-
-/// `/var/run` is `/run`.
-fn same_socket(one: &str, other: &str) -> bool {
-    fn bare(socket: &str) -> &str {
-        let path = socket.strip_prefix("unix://").unwrap_or(socket);
-        path.strip_prefix("/var").filter(|rest| rest.starts_with("/run/")).unwrap_or(path)
-    }
-    bare(one) == bare(other)
 }
 
 /// What the kubelet that runs was started with; where none runs, what the distribution whose files are here starts it with.
@@ -276,8 +283,50 @@ fn started(settings: &Settings, programs: &[Program]) -> Started {
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &str) {
     let words = distributions::words_of(text.to_owned(), &std::collections::BTreeMap::new());
-    let shown = containerd::fuzz(text).into_iter().chain(kubelet::fuzz(text, words));
+    let shown = containerd::fuzz(text).into_iter().chain(kubelet::fuzz(text, words)).chain(proxy::fuzz(text));
     for text in shown {
         assert!(crate::fuzz::is_clean(&text), "{text:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::tests::host;
+
+    use super::*;
+
+    #[test]
+    fn the_reported_cgroup_driver_is_the_one_of_both() {
+        let (settings, _root) = host(&[
+            ("etc/containerd/config.toml", "version = 2\n"),
+            (
+                "kubelet.yaml",
+                "containerRuntimeEndpoint: /run/containerd/containerd.sock\ncgroupDriver: systemd\n",
+            ),
+        ]);
+        let program = |name: &str, class, flag: &str| Program {
+            name: name.to_owned(),
+            class,
+            words: vec![name.to_owned(), flag.to_owned()],
+            variables: std::collections::BTreeMap::new(),
+            proxy: None,
+        };
+        let programs = [
+            program("kubelet", ProcessClass::Kubelet, "--config=/kubelet.yaml"),
+            program("containerd", ProcessClass::Runtime, ""),
+        ];
+        let discovery = Discovery::find(&settings, &programs);
+        let drivers = || {
+            let CgroupDrivers { runtime, kubelet } = discovery.cgroup_drivers(&settings).expect("known");
+            let rows = discovery.rows(&settings);
+            let row = rows.into_iter().find(|(name, _)| *name == "runtime's cgroup driver").expect("a row").1;
+            [runtime, kubelet, row.value, row.source]
+        };
+        assert_eq!(drivers(), ["cgroupfs", "systemd", "cgroupfs", "default of containerd"]);
+        settings.cgroup_driver.report(Some(Known::of(Some("systemd".to_owned()), &"CRI RuntimeConfig")));
+        assert_eq!(drivers(), ["systemd", "systemd", "systemd", "CRI RuntimeConfig"]);
+        // A runtime that does not report it any more.
+        settings.cgroup_driver.report(None);
+        assert_eq!(drivers()[0], "cgroupfs");
     }
 }

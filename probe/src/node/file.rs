@@ -26,6 +26,18 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns whether an operation failed because this process has no descriptor or memory left, which shows nothing of what it was
+/// for.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
+/// Returns whether an operation on a file failed because of a limitation of this process: [`is_shortage`], or a missing
+/// permission.
+pub(super) fn is_own(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied || is_shortage(error)
+}
+
 /// As [`read`], as text; `None` when it is not there or is no text.
 pub(crate) fn read_text(path: &Path) -> Option<String> {
     String::from_utf8(read(path).ok()?).ok()

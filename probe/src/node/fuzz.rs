@@ -5,7 +5,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use probe_engine::ConfContent;
 
 use super::ovs::fuzz as ovs;
-use super::{cni_parse, conf_access, discovery, errqueue, links, names, netlink as wire, targets};
+use super::{
+    cni_parse, conf_access, cri as runtime, discovery, errqueue, kubeconfig, links, names, netlink as wire,
+    targets,
+};
 use crate::fuzz::is_clean;
 use crate::settings::ServerHost;
 
@@ -30,8 +33,9 @@ pub fn cni_config(bytes: &[u8]) {
     }
 }
 
-/// A kubeconfig, of which the servers are read.
+/// A kubeconfig, of which the servers and the kubelet's context are read.
 pub fn kubeconfig(bytes: &[u8]) {
+    kubeconfig::fuzz(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(value) = serde_yaml_ng::from_str(text) else { return };
     let servers = targets::servers(&value);
@@ -71,6 +75,16 @@ pub fn netlink(bytes: &[u8]) {
     }
     let _ = errqueue::parse(bytes);
     let _ = conf_access::name_in(bytes);
+}
+
+/// A response of the runtime's `Status`.
+pub fn cri(bytes: &[u8]) {
+    runtime::fuzz(bytes);
+}
+
+/// A response of a DNS server.
+pub fn dns(bytes: &[u8]) {
+    names::fuzz_response(bytes);
 }
 
 /// What the database of Open vSwitch answers.

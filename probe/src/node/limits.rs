@@ -98,7 +98,7 @@ struct Look {
 impl Look {
     fn turn(&mut self, settings: &Settings, count_drops: bool) -> Vec<Observation> {
         let mut seen = Vec::new();
-        let processes = self.turn.is_multiple_of(RARELY).then(processes::scan);
+        let processes = self.turn.is_multiple_of(RARELY).then(|| processes::scan(settings));
         if let Some(processes) = &processes {
             self.leases.configured(settings);
             let open = processes.iter().flat_map(|process| {
@@ -118,7 +118,7 @@ impl Look {
             self.told.limit(limit, &mut seen);
         }
         // A few small files: whoever replaces one that is over waits for this.
-        for credential in credentials::find(settings, &self.discovery) {
+        for credential in credentials::find(settings, &self.discovery.kubelet) {
             self.told.credential(credential, &mut seen);
         }
         if let Some(processes) = &processes {
@@ -126,11 +126,12 @@ impl Look {
                 self.told.limit(limit, &mut seen);
             }
             self.told.sysctls(&mut seen);
-            let drivers = self.discovery.cgroup_drivers();
-            if self.told.drivers != drivers {
-                self.told.drivers.clone_from(&drivers);
-                seen.extend(drivers.map(Observation::CgroupDrivers));
-            }
+        }
+        // Each time: what the runtime reports takes precedence as soon as it is known.
+        let drivers = self.discovery.cgroup_drivers(settings);
+        if self.told.drivers != drivers {
+            self.told.drivers.clone_from(&drivers);
+            seen.extend(drivers.map(Observation::CgroupDrivers));
         }
         self.turn = self.turn.wrapping_add(1);
         if let (true, Some(now)) = (count_drops, reverse_path_drops()) {

@@ -1,5 +1,6 @@
 //! The node without eBPF: its files, sockets, links, routes and processes, read and watched.
 
+mod accepted;
 pub(crate) mod ask;
 mod certificate;
 pub(crate) mod cni_config;
@@ -8,11 +9,14 @@ mod cni_parse;
 pub(crate) mod conf_access;
 pub(crate) mod connections;
 mod credentials;
+pub(crate) mod cri;
 pub(crate) mod discovery;
+mod endpoint;
 mod errqueue;
 pub(crate) mod file;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
+mod kubeconfig;
 mod leases;
 pub(crate) mod limits;
 pub(crate) mod links;
@@ -22,9 +26,11 @@ mod netlink;
 pub(crate) mod ovs;
 mod plugin_file;
 pub(crate) mod processes;
+pub(crate) mod provenance;
 pub(crate) mod pulse;
 pub(crate) mod role;
 pub(crate) mod routes;
 pub(crate) mod sockets;
 pub(crate) mod targets;
 mod tls;
+mod trust;

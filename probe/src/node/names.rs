@@ -1,7 +1,9 @@
 //! Resolves API server names as the node's own programs do: by the host's `/etc/hosts`, then by the servers of its
 //! `/etc/resolv.conf`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod known;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,16 +12,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::base::iana::{Rcode, Rtype};
-use domain::base::{Name, Record, Ttl};
+use domain::base::{Message, Name, Record, Ttl};
+use domain::dep::octseq::Octets;
 use domain::rdata::{A, Aaaa};
 use domain::resolv::StubResolver;
 use domain::resolv::stub::conf::ResolvConf;
-use probe_engine::{ApiTarget, Gap, Mono, NameFailure, NameLookup, Observation, ProcessClass, Range, limits};
+use probe_engine::{ApiTarget, NameFailure, Range, limits};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::known::Known;
+use super::discovery::Kubelet;
+use super::file;
 use super::targets::Whose;
-use super::{file, processes, sockets, targets};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -32,16 +37,11 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Between two look-ups of a name: as long as its record may be kept, within these bounds. Cloud providers keep the records of
 /// API servers for one minute.
 const EVERY: [Duration; 2] = [Duration::from_secs(30), Duration::from_mins(5)];
-/// The same while it has no address.
-const AGAIN: Duration = Duration::from_secs(5);
 /// How often it is seen whether the files have changed, and whether something is due.
 const TURN: Duration = Duration::from_secs(1);
-/// For how long an address that is not among the answers any more is kept: answers take turns, and clients keep what they had.
-const KEPT: u64 = 300 * limits::SECOND;
 /// Most addresses of one name that are taken; a name of an API server has one of each family, or one for each server.
 const ADDRESSES: usize = 16;
-/// Longest name (RFC 1035), and longest explanation.
-const NAME: usize = 253;
+/// Longest explanation.
 const WHY: usize = 160;
 /// Most search domains that are tried; resolv.conf(5) has a limit of six in older libraries.
 const SEARCH: usize = 16;
@@ -56,6 +56,8 @@ pub(crate) struct Named {
     pub(crate) whose: Whose,
     /// The addresses of the cluster's Services, as far as they are known.
     pub(crate) services: Vec<Range>,
+    /// It is the name of a proxy with this URL, see [`ApiTarget::proxy`].
+    pub(crate) proxy: Option<String>,
 }
 
 impl Named {
@@ -66,6 +68,7 @@ impl Named {
             kind: self.whose.kind(&self.services, addr),
             source: self.source.clone(),
             name: Some(self.name.clone()),
+            proxy: self.proxy.clone(),
         }
     }
 }
@@ -160,21 +163,10 @@ async fn ask(stub: &StubResolver, name: &str) -> Result<(Vec<IpAddr>, Duration),
                 continue;
             }
         };
-        match message.header().rcode() {
-            Rcode::NOERROR => {}
-            Rcode::NXDOMAIN => _ = failure.get_or_insert(NameFailure::NoSuchName),
-            Rcode::SERVFAIL => _ = failure.get_or_insert(NameFailure::ServerFailure),
-            Rcode::REFUSED => _ = failure.get_or_insert(NameFailure::Refused),
-            other => _ = failure.get_or_insert(NameFailure::Other { why: format!("its answer is {other}") }),
+        if let Some(other) = failure_in(&message) {
+            failure.get_or_insert(other);
         }
-        let Ok(section) = message.answer() else { continue };
-        let v4 =
-            section.limit_to_in::<A>().flatten().map(|record| address(&record, record.data().addr().into()));
-        let v6 = section
-            .limit_to_in::<Aaaa>()
-            .flatten()
-            .map(|record| address(&record, record.data().addr().into()));
-        for (ip, kept) in v4.chain(v6).take(ADDRESSES) {
+        for (ip, kept) in addresses_in(&message) {
             found.push(ip);
             ttl = ttl.min(kept.into_duration());
         }
@@ -184,6 +176,25 @@ async fn ask(stub: &StubResolver, name: &str) -> Result<(Vec<IpAddr>, Duration),
     } else {
         Ok((found, ttl.max(EVERY[0])))
     }
+}
+
+fn failure_in<O: AsRef<[u8]>>(message: &Message<O>) -> Option<NameFailure> {
+    match message.header().rcode() {
+        Rcode::NOERROR => None,
+        Rcode::NXDOMAIN => Some(NameFailure::NoSuchName),
+        Rcode::SERVFAIL => Some(NameFailure::ServerFailure),
+        Rcode::REFUSED => Some(NameFailure::Refused),
+        other => Some(NameFailure::Other { why: format!("its answer is {other}") }),
+    }
+}
+
+/// Returns the addresses in a response, at most [`ADDRESSES`]. Records that cannot be read are left out.
+fn addresses_in<O: Octets>(message: &Message<O>) -> Vec<(IpAddr, Ttl)> {
+    let Ok(section) = message.answer() else { return Vec::new() };
+    let v4 = section.limit_to_in::<A>().flatten().map(|record| address(&record, record.data().addr().into()));
+    let v6 =
+        section.limit_to_in::<Aaaa>().flatten().map(|record| address(&record, record.data().addr().into()));
+    v4.chain(v6).take(ADDRESSES).collect()
 }
 
 fn address<N, D>(record: &Record<N, D>, ip: IpAddr) -> (IpAddr, Ttl) {
@@ -202,18 +213,13 @@ fn reachable(found: Vec<IpAddr>) -> Vec<IpAddr> {
     if with_way.is_empty() { found } else { with_way }
 }
 
-/// What is known of one name.
-#[derive(Debug)]
-struct Known {
-    /// Its addresses, and when each was last among the answers.
-    addresses: BTreeMap<IpAddr, Mono>,
-    /// When it is looked up next.
-    due: Instant,
-    failed: bool,
-}
-
 /// Resolves names, again when their records expire, and reports their addresses as API targets. Runs forever.
-pub(crate) async fn watch(settings: Arc<Settings>, mut names: watch::Receiver<Vec<Named>>, feed: Feed) {
+pub(crate) async fn watch(
+    settings: Arc<Settings>,
+    mut names: watch::Receiver<Vec<Named>>,
+    kubelet: watch::Receiver<Kubelet>,
+    feed: Feed,
+) {
     let mut known: BTreeMap<(String, u16), Known> = BTreeMap::new();
     let mut files = stamps(&settings);
     loop {
@@ -227,19 +233,21 @@ pub(crate) async fn watch(settings: Arc<Settings>, mut names: watch::Receiver<Ve
         let now = stamps(&settings);
         if now != files {
             files = now;
-            for known in known.values_mut() {
-                known.due = Instant::now();
-            }
+            known.values_mut().for_each(Known::is_due);
         }
         for named in wanted.iter().take(limits::NAMES) {
             let key = (named.name.clone(), named.port);
-            let fresh = || Known { addresses: BTreeMap::new(), due: Instant::now(), failed: false };
-            let state = known.entry(key).or_insert_with(fresh);
-            if state.due > Instant::now() {
-                continue;
+            let state = known.entry(key).or_default();
+            let mut seen = Vec::new();
+            if state.due <= Instant::now() {
+                let looked_up = look_up(&settings, &named.name).await;
+                // A question that could not be sent is not a failure of the resolver. The library does not pass on the errno.
+                if looked_up.result.is_ok() || !is_short() {
+                    seen = state.take(named, looked_up);
+                }
             }
-            let looked_up = look_up(&settings, &named.name).await;
-            for observation in state.take(named, looked_up) {
+            seen.extend(state.follow_kubelet(&settings, &kubelet, named).await);
+            for observation in seen {
                 if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                     return;
                 }
@@ -251,75 +259,13 @@ pub(crate) async fn watch(settings: Arc<Settings>, mut names: watch::Receiver<Ve
     }
 }
 
+/// Returns whether this process has no descriptor left for a question.
+fn is_short() -> bool {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).is_err_and(|error| file::is_shortage(&error))
+}
+
 fn is(named: &Named, (name, port): &(String, u16)) -> bool {
     named.name == *name && named.port == *port
-}
-
-impl Known {
-    /// Returns what to report of a lookup.
-    fn take(&mut self, named: &Named, LookedUp { resolver, result }: LookedUp) -> Vec<Observation> {
-        let now = clock::now();
-        let mut seen = Vec::new();
-        let name = clean(named.name.as_bytes(), NAME);
-        let (addresses, failure) = match result {
-            Ok((addresses, ttl)) => {
-                self.due = Instant::now() + ttl.clamp(EVERY[0], EVERY[1]);
-                (addresses, None)
-            }
-            Err(failure) => {
-                self.due = Instant::now() + AGAIN;
-                // What the kubelet has connected to is an address of the name, whoever resolved it.
-                (dialled_by_kubelets(named.port), Some(failure))
-            }
-        };
-        for ip in addresses {
-            if self.addresses.insert(ip, now).is_none() {
-                seen.push(Observation::ApiTarget(named.target(ip)));
-            }
-        }
-        if failure.is_none() {
-            let over: Vec<_> =
-                self.addresses.iter().filter(|(_, at)| now.since(**at) >= KEPT).map(|(ip, _)| *ip).collect();
-            // Whoever is connected to one stays so for hours.
-            let used = if over.is_empty() { Vec::new() } else { dialled_by_kubelets(named.port) };
-            for ip in over {
-                if used.contains(&ip) {
-                    self.addresses.insert(ip, now);
-                    continue;
-                }
-                self.addresses.remove(&ip);
-                seen.push(Observation::ApiTargetGone { addr: SocketAddr::new(ip, named.port) });
-            }
-        }
-        if failure.is_some() || self.failed {
-            self.failed = failure.is_some();
-            seen.push(match failure {
-                // Its agent may have another way.
-                Some(failure) if named.whose == Whose::Cni => {
-                    let why = format!("{name} in {}: {resolver} {}", named.source, failure.words());
-                    Observation::Gap(Gap { signal: targets::SIGNAL.to_owned(), why, blind: false })
-                }
-                failure => Observation::NameLookup(NameLookup { name, resolver, failure }),
-            });
-        }
-        seen
-    }
-}
-
-/// Addresses with this port that kubelets are connected to.
-fn dialled_by_kubelets(port: u16) -> Vec<IpAddr> {
-    let found = sockets::connected_to(port).unwrap_or_default();
-    let owners = processes::socket_owners(&found.iter().map(|(_, inode)| *inode).collect());
-    let is_kubelet = |inode: &u32| {
-        let owner = owners.get(inode);
-        owner.is_some_and(|owner| {
-            processes::classify(&owner.name) == Some(ProcessClass::Kubelet)
-                && processes::is_of_the_host(owner.pid)
-        })
-    };
-    let addresses: BTreeSet<_> =
-        found.iter().filter(|(_, inode)| is_kubelet(inode)).map(|(ip, _)| *ip).collect();
-    addresses.into_iter().take(ADDRESSES).collect()
 }
 
 /// By which it shows that the files were changed or replaced.
@@ -338,6 +284,14 @@ pub(super) fn fuzz(text: &str) {
         conf.finalize();
         assert!(candidates("api.example.com", &conf).len() <= SEARCH + 1);
     }
+}
+
+/// A DNS response of any content.
+#[cfg(fuzzing)]
+pub(super) fn fuzz_response(bytes: &[u8]) {
+    let Ok(message) = Message::from_octets(bytes) else { return };
+    let _ = failure_in(&message);
+    assert!(addresses_in(&message).len() <= ADDRESSES);
 }
 
 #[cfg(test)]
@@ -377,36 +331,5 @@ mod tests {
         );
         let LookedUp { resolver, result } = look_up(&settings, "else").await;
         assert!(resolver == RESOLV_CONF && matches!(result, Err(NameFailure::Other { .. })), "{result:?}");
-    }
-
-    #[tokio::test]
-    async fn an_address_stays_while_answers_take_turns_and_a_failure_is_told_until_it_is_over() {
-        let named = Named {
-            name: "api.test".to_owned(),
-            port: 443,
-            source: "here".to_owned(),
-            whose: Whose::Kubelet,
-            services: Vec::new(),
-        };
-        let answer = |result| LookedUp { resolver: "10.0.0.2:53".to_owned(), result };
-        let found = |last| answer(Ok((vec![[10, 0, 0, last].into()], EVERY[0])));
-        let mut known = Known { addresses: BTreeMap::new(), due: Instant::now(), failed: false };
-        let kinds = |seen: Vec<Observation>| -> Vec<_> {
-            let kind = |observation: &Observation| match observation {
-                Observation::ApiTarget(target) => format!("+{}", target.addr),
-                Observation::ApiTargetGone { addr } => format!("-{addr}"),
-                Observation::NameLookup(lookup) => format!("{:?}", lookup.failure),
-                other => format!("{other:?}"),
-            };
-            seen.iter().map(kind).collect()
-        };
-        assert_eq!(kinds(known.take(&named, found(1))), ["+10.0.0.1:443"]);
-        assert_eq!(kinds(known.take(&named, found(2))), ["+10.0.0.2:443"]);
-        assert_eq!(kinds(known.take(&named, found(1))), [""; 0]);
-        for _ in 0..2 {
-            assert_eq!(kinds(known.take(&named, answer(Err(NameFailure::Silent)))), ["Some(Silent)"]);
-        }
-        known.addresses.insert([10, 0, 0, 2].into(), clock::now().minus(KEPT));
-        assert_eq!(kinds(known.take(&named, found(1))), ["-10.0.0.2:443", "None"]);
     }
 }

@@ -49,7 +49,7 @@ pub(crate) fn bound(settings: &Settings) -> BTreeSet<u32> {
 fn names(settings: &Settings) -> Names {
     // In a container the host's mounts are those of its first process.
     let mounts = fs::read_to_string(mountinfo(settings)).unwrap_or_default();
-    parse(&mounts, &settings.netns_dir)
+    parse(&mounts, &settings.cni.netns())
 }
 
 fn mountinfo(settings: &Settings) -> &'static str {
@@ -143,14 +143,15 @@ fn name(path: &str, inum: u32, state: NameState) -> Observation {
 /// Files where names should be, bound to nothing: after a crash, or after a reboot where the directory is on a
 /// disk.
 fn leftovers(settings: &Settings, names: &Names, told: &mut BTreeSet<String>, seen: &mut Vec<Observation>) {
-    let entries = fs::read_dir(settings.on_host(&settings.netns_dir)).into_iter().flatten().flatten();
+    let dir = settings.cni.netns();
+    let entries = fs::read_dir(settings.on_host(&dir)).into_iter().flatten().flatten();
     let old = |entry: &fs::DirEntry| {
         let changed = entry.metadata().ok().filter(fs::Metadata::is_file)?.modified().ok()?;
         Some(changed.elapsed().is_ok_and(|age| age >= BINDING))
     };
     let mut now = BTreeSet::new();
     for entry in entries.take(MOST).filter(|entry| old(entry).unwrap_or(false)) {
-        let path = clean(settings.netns_dir.join(entry.file_name()).as_os_str().as_bytes(), PATH);
+        let path = clean(dir.join(entry.file_name()).as_os_str().as_bytes(), PATH);
         let known = path.strip_prefix("/var").unwrap_or(&path);
         if names.contains_key(known) || is_nsfs(&entry.path()) {
             continue;

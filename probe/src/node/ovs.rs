@@ -33,7 +33,7 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Runs for ever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     let mut told = None;
-    // Why the agent may not read the database.
+    // Why the agent cannot read the database.
     let mut unread = None;
     // By datapath: its counters at the last look, and whether it lost packets then.
     let mut counts: BTreeMap<String, (Stats, bool)> = BTreeMap::new();
@@ -53,7 +53,11 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
         };
         // Until the families change: their numbers are the module's own.
         loop {
-            let (state, stats, denied) = look(&settings, &families).await;
+            // The datapaths cannot be read for a reason of the agent's own.
+            let Some((state, stats, denied)) = look(&settings, &families).await else {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            };
             let mut seen = Vec::new();
             if let Some(why) = denied.clone().filter(|_| denied != unread) {
                 seen.push(Observation::Gap(Gap { signal: OVS_DATABASE.to_owned(), why, blind: false }));
@@ -86,7 +90,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
             if !follow(&mut listener, &families, Instant::now() + LOOK, &feed).await {
                 return;
             }
-            if kernel::families().unwrap_or_default() != families {
+            if kernel::families().is_ok_and(|now| now != families) {
                 break;
             }
         }
@@ -132,9 +136,13 @@ fn run_dir(settings: &Settings) -> PathBuf {
     settings.ovs_run_dir.clone().or_else(there).unwrap_or_else(usual)
 }
 
-/// The state, the counters of each datapath, and why the agent may not read the database, if so.
-async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, Stats)>, Option<String>) {
-    let datapaths = families.datapaths().unwrap_or_default();
+/// Returns the state, the counters of each datapath, and why the agent cannot read the database, if so. `None` if the kernel does
+/// not answer.
+async fn look(
+    settings: &Settings,
+    families: &Families,
+) -> Option<(Ovs, Vec<(String, Stats)>, Option<String>)> {
+    let datapaths = families.datapaths().ok()?;
     let stats = datapaths.iter().map(|datapath| (datapath.name.clone(), datapath.stats)).collect();
     let socket = settings.on_host(&run_dir(settings).join(DATABASE));
     let (database, denied) = match database::read(&socket).await {
@@ -143,7 +151,7 @@ async fn look(settings: &Settings, families: &Families) -> (Ovs, Vec<(String, St
     };
     let module = families.datapath.is_some();
     let datapaths = datapaths.into_iter().map(|datapath| datapath.name).collect();
-    (Ovs { module, datapaths, database }, stats, denied)
+    Some((Ovs { module, datapaths, database }, stats, denied))
 }
 
 #[cfg(test)]

@@ -2,12 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
+use caps::Capability;
 use probe_common::COMM_LEN;
 use probe_engine::{Actor, ClientRole, Mono, ProcessClass, cnis};
 
+use super::provenance;
+use crate::privileges;
+use crate::settings::Settings;
 use crate::text::clean;
 
 /// Executable name → what it is. Matched against the file that a process executes, never against the
@@ -41,6 +46,8 @@ const SEVERAL: &[&str] = &["k3s"];
 
 /// Most processes that are looked at; `pid_max` is 4 million, a busy node has thousands.
 const PROCESSES: usize = 65_536;
+/// The bit of `CAP_NET_ADMIN` (include/uapi/linux/capability.h).
+const NET_ADMIN: u32 = 12;
 /// Longest executable name that is kept.
 const NAME: usize = 64;
 
@@ -91,17 +98,18 @@ pub(crate) fn comm(name: &[u8]) -> [u8; COMM_LEN] {
     comm
 }
 
-/// Processes of the table that run now, in this process' own network namespace: pods of the host's network
+/// Trusted processes of the table that run now in this process' own network namespace: pods of the host's network
 /// do, and another node on the same kernel (kind) does not.
-pub(crate) fn scan() -> Vec<Found> {
+pub(crate) fn scan(settings: &Settings) -> Vec<Found> {
     let own = netns_of("self");
     pids()
         .filter_map(|pid| {
             let name = executable(pid)?;
-            let class = classify(&name)?;
+            classify(&name)?;
             if netns_of(pid) != own {
                 return None;
             }
+            let class = provenance::class_of(settings, pid, &name)?;
             Some(Found { actor: Actor { pid, name }, class })
         })
         .collect()
@@ -167,30 +175,57 @@ pub(crate) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
 
 /// Whose a process is (proc_pid_status(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Owner {
+pub(super) struct Owner {
     /// Real and effective user, as this process' user namespace counts them. The owner of the process' directory in `/proc`
     /// says less: that is root, too, of one that cannot be dumped, and every user can have such a process.
     users: (u32, u32),
+    /// The capability bounding set (capabilities(7)).
+    bounding: u64,
     /// It is in a process-id namespace of its own or of a container's, below that of `/proc`.
     contained: bool,
 }
 
-/// `None` when it is gone.
-fn owner(pid: u32) -> Option<Owner> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let numbers = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.into_iter().flat_map(|numbers| numbers.split_whitespace().map(str::parse::<u32>))
-    };
-    let mut users = numbers("Uid:");
-    let users = (users.next()?.ok()?, users.next()?.ok()?);
-    Some(Owner { users, contained: numbers("NSpid:").count() != 1 })
+/// Reads the owner of a process; `None` if it has exited.
+pub(super) fn owner(pid: u32) -> Option<Owner> {
+    Owner::parse(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+impl Owner {
+    fn parse(status: &str) -> Option<Self> {
+        let words = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.into_iter().flat_map(str::split_whitespace)
+        };
+        let mut users = words("Uid:").map(str::parse);
+        let users = (users.next()?.ok()?, users.next()?.ok()?);
+        let bounding = u64::from_str_radix(words("CapBnd:").next()?, 16).ok()?;
+        Some(Self { users, bounding, contained: words("NSpid:").count() != 1 })
+    }
+
+    /// Returns whether both the real and the effective user are root.
+    pub(super) fn is_root(self) -> bool {
+        self.users == (0, 0)
+    }
+
+    /// Returns whether the bounding set includes `CAP_NET_ADMIN`.
+    pub(super) fn may_administer(self) -> bool {
+        self.bounding >> NET_ADMIN & 1 == 1
+    }
 }
 
 /// Returns whether only root can have started a process, and not in a container: what such a process says on its command
 /// line is the node's own configuration.
 pub(super) fn is_of_the_host(pid: u32) -> bool {
-    owner(pid) == Some(Owner { users: (0, 0), contained: false })
+    owner(pid).is_some_and(|owner| owner.is_root() && !owner.contained)
+}
+
+/// Inode numbers of the sockets that a process holds.
+pub(super) fn sockets_of(pid: u32) -> impl Iterator<Item = u32> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.filter_map(|descriptor| {
+        let target = fs::read_link(descriptor.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
 }
 
 /// Which process holds each of these sockets.
@@ -200,23 +235,40 @@ pub(super) fn socket_owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, Actor> {
         return owners;
     }
     for pid in pids() {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for descriptor in descriptors.flatten() {
-            let inode = fs::read_link(descriptor.path()).ok().and_then(|target| {
-                let text = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned();
-                text.parse::<u32>().ok()
-            });
-            if let Some(inode) = inode.filter(|inode| inodes.contains(inode)) {
-                owners
-                    .entry(inode)
-                    .or_insert_with(|| Actor { pid, name: executable(pid).unwrap_or_default() });
-            }
+        for inode in sockets_of(pid).filter(|inode| inodes.contains(inode)) {
+            owners.entry(inode).or_insert_with(|| Actor { pid, name: executable(pid).unwrap_or_default() });
         }
         if owners.len() == inodes.len() {
             break;
         }
     }
     owners
+}
+
+/// Returns why the processes of the host cannot be read; `None` if they can be.
+///
+/// Reading which file another process executes, and its namespaces, takes `CAP_SYS_PTRACE` for a process with more privileges
+/// (ptrace(2), `PTRACE_MODE_READ_FSCREDS`), and with `hidepid` even its directory is hidden without it.
+pub(crate) fn hidden() -> Option<String> {
+    if fs::exists("/proc/self").is_ok_and(|exists| !exists) {
+        return Some("/proc is not mounted".to_owned());
+    }
+    let own = std::process::id();
+    if own == 1 {
+        return Some("the agent runs in a PID namespace of its own (hostPID is not set)".to_owned());
+    }
+    if privileges::lacks(Capability::CAP_SYS_PTRACE) {
+        return Some("CAP_SYS_PTRACE is missing: other processes cannot be read".to_owned());
+    }
+    // A security module may deny one process to everybody: only a denial of all of them hides the host's.
+    let mut is_denied = false;
+    for pid in pids().filter(|pid| *pid != own) {
+        match fs::read_link(format!("/proc/{pid}/exe")) {
+            Ok(_) => return None,
+            Err(error) => is_denied |= error.kind() == ErrorKind::PermissionDenied,
+        }
+    }
+    is_denied.then(|| "a security module denies the agent access to other processes (EACCES)".to_owned())
 }
 
 fn pids() -> impl Iterator<Item = u32> {
@@ -267,6 +319,20 @@ mod tests {
         let earlier = stat(own.parent).expect("its parent");
         assert!(earlier.started <= own.started && own.started <= crate::clock::now());
         assert!(stat(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn rights_are_read_from_the_status_of_a_process() {
+        let rights = |status: &str| {
+            let owner = Owner::parse(status)?;
+            Some((owner.is_root(), owner.may_administer()))
+        };
+        let status = |users: &str, bounding: &str| format!("Name:\tx\nUid:\t{users}\nCapBnd:\t{bounding}\n");
+        assert_eq!(rights(&status("0\t0\t0\t0", "000001ffffffffff")), Some((true, true)));
+        // The default of containers.
+        assert_eq!(rights(&status("0\t0\t0\t0", "00000000a80425fb")), Some((true, false)));
+        assert_eq!(rights(&status("1000\t0\t0\t0", "0")), Some((false, false)));
+        assert_eq!(rights("Uid:\t0\n"), None);
     }
 
     #[test]

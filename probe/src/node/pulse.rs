@@ -9,6 +9,7 @@ use probe_engine::{Actor, Observation, ProcessClass, Stuck, StuckHow};
 use tokio::sync::watch;
 
 use super::processes::{self, RunState};
+use super::{cri, endpoint};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 
@@ -78,20 +79,36 @@ impl Pulse {
     }
 }
 
-/// Tells of processes that stop making progress, and of those that do again. Runs for ever.
-pub(crate) async fn watch(watched: watch::Receiver<Watched>, feed: Feed) {
+/// Reports processes that stop making progress, and those that make progress again. Runs forever.
+///
+/// Runtimes that do not listen on the kubelet's endpoint do not count: Docker beside another runtime may be idle for hours.
+pub(crate) async fn watch(
+    watched: watch::Receiver<Watched>,
+    endpoints: watch::Receiver<Option<cri::Endpoint>>,
+    feed: Feed,
+) {
     let mut pulses: BTreeMap<u32, Pulse> = BTreeMap::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        let watched = watched.borrow().clone();
-        pulses.retain(|pid, _| watched.contains_key(pid));
+        let mut watched = watched.borrow().clone();
+        let socket = endpoints.borrow().as_ref().map(|endpoint| endpoint.socket.clone());
+        let runtimes: Vec<_> = of_class(&watched, ProcessClass::Runtime).cloned().collect();
+        let unused = endpoint::unused(socket.as_deref(), &runtimes);
         let mut seen = Vec::new();
+        // One that was reported before the kubelet came to use another.
+        for pid in &unused {
+            let Some((process, class)) = watched.remove(pid) else { continue };
+            if pulses.remove(pid).is_some_and(|pulse| pulse.how.is_some()) {
+                seen.push(Stuck { process, class, how: None, for_ns: 0 });
+            }
+        }
+        pulses.retain(|pid, _| watched.contains_key(pid));
         // A kubelet calls its runtime many times a minute. Without one a runtime may be idle.
         let mut kubelet_works = false;
         for class in [ProcessClass::Kubelet, ProcessClass::Runtime] {
-            for (pid, (process, _)) in watched.iter().filter(|(_, (_, known))| *known == class) {
-                let pulse = pulses.entry(*pid).or_default();
-                let Some((state, work)) = look(*pid, pulse.work.0) else { continue };
+            for process in of_class(&watched, class) {
+                let pulse = pulses.entry(process.pid).or_default();
+                let Some((state, work)) = look(process.pid, pulse.work.0) else { continue };
                 let needed = class == ProcessClass::Kubelet || kubelet_works;
                 let is_news = pulse.look(Beat { state, work, needed });
                 kubelet_works |= class == ProcessClass::Kubelet && pulse.idle == 0;
@@ -109,6 +126,10 @@ pub(crate) async fn watch(watched: watch::Receiver<Watched>, feed: Feed) {
             }
         }
     }
+}
+
+fn of_class(watched: &Watched, class: ProcessClass) -> impl Iterator<Item = &Actor> {
+    watched.values().filter(move |(_, known)| *known == class).map(|(process, _)| process)
 }
 
 /// The state of a process and what it has done; its threads are asked only when it has used no processor time since

@@ -39,9 +39,18 @@ const ETCD_FILES: &[&str] = &[
     "/var/lib/etcd/member",
 ];
 
-/// The role, set or found, and the runtime. The addresses are left empty. `targets`: some address of an API server is
-/// known.
-pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discovery, targets: bool) -> Host {
+/// What else decides about the role of a host.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known {
+    /// Some address of an API server is known.
+    pub(crate) targets: bool,
+    /// Processes that run may be missing among those that were found.
+    pub(crate) hides_processes: bool,
+}
+
+/// The role, set or found, and the runtime. The addresses are left empty.
+pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discovery, known: Known) -> Host {
+    let Known { targets, hides_processes } = known;
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
     let runtime = runtime(settings, processes, discovery, exists);
@@ -72,6 +81,8 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discove
     let asked_for = targets || settings.on_host(&settings.cni.conf()).is_dir();
     let role = match (kubelet, api_server, etcd) {
         (_, true, _) => Role::ControlPlane,
+        // A kubelet that uses an API server may run unseen.
+        (false, false, _) | (true, false, true) if hides_processes && !(kubelet && targets) => Role::Unknown,
         // kubeadm runs an external etcd by a kubelet that knows no API server.
         (true, false, true) if !targets => Role::Etcd,
         (true, false, _) => Role::Worker,
@@ -120,6 +131,10 @@ mod tests {
 
     /// Of a host with these files and processes; `targets`: it knows an address of an API server.
     fn role(files: &[&str], processes: &[(&str, ProcessClass)], targets: bool) -> Role {
+        role_of(files, processes, Known { targets, ..Known::default() })
+    }
+
+    fn role_of(files: &[&str], processes: &[(&str, ProcessClass)], known: Known) -> Role {
         let root = tempfile::tempdir().expect("a directory");
         for file in files {
             let path = root.path().join(file.trim_start_matches('/'));
@@ -134,7 +149,7 @@ mod tests {
         };
         let processes: Vec<_> = processes.iter().map(found).collect();
         let discovery = Discovery::find(&settings, &[]);
-        find(&settings, &processes, &discovery, targets).role
+        find(&settings, &processes, &discovery, known).role
     }
 
     #[test]
@@ -168,5 +183,18 @@ mod tests {
         assert_eq!(role(&[], &[], false), Role::None);
         assert_eq!(role(&[], &[], true), Role::Unknown);
         assert_eq!(role(&[], &[CONTAINERD], false), Role::Unknown);
+    }
+
+    #[test]
+    fn hidden_processes_leave_the_absence_of_a_kubelet_unproven() {
+        let role = |files: &[&str], targets| role_of(files, &[], Known { targets, hides_processes: true });
+        let kubelet = "/var/lib/kubelet/config.yaml";
+        assert_eq!(role(&[], false), Role::Unknown);
+        assert_eq!(role(&["/etc/etcd.env"], false), Role::Unknown);
+        assert_eq!(role(&[kubelet, "/etc/etcd.env"], false), Role::Unknown);
+        // What files prove stays proven.
+        assert_eq!(role(&[kubelet], false), Role::Worker);
+        assert_eq!(role(&[kubelet, "/etc/etcd.env"], true), Role::Worker);
+        assert_eq!(role(&["/etc/kubernetes/pki/apiserver.crt"], false), Role::ControlPlane);
     }
 }

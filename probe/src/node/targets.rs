@@ -3,10 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use probe_engine::{ApiTarget, Gap, Range, TargetKind};
+use probe_engine::{ApiTarget, Gap, Range, TargetKind, cnis};
 use serde_json::Value;
 
 use super::discovery::Discovery;
+use super::discovery::proxy::Proxy;
 use super::file;
 use super::names::{self, Named};
 use crate::settings::{ApiServer, ServerHost, Settings};
@@ -24,9 +25,6 @@ pub(crate) struct Servers {
     /// A kubeconfig of the kubelet was read and names a server: an address that is not here is not used any more.
     pub(crate) is_whole: bool,
 }
-
-/// Kubeconfigs of CNI plugins, inside the configuration directory.
-const CNI_KUBECONFIGS: &[&str] = &["calico-kubeconfig", "multus.d/multus.kubeconfig"];
 
 /// What is missing where an address is not known.
 pub(crate) const SIGNAL: &str = "api.address";
@@ -54,9 +52,10 @@ pub(crate) fn find(settings: &Settings, discovery: &Discovery) -> Servers {
             found.kubeconfig(settings, discovery, &services, &path, Whose::Kubelet);
         }
         if let Some(addr) = service_in_environment() {
-            found.add(addr, TargetKind::Service, "KUBERNETES_SERVICE_HOST", None);
+            let source = "KUBERNETES_SERVICE_HOST".to_owned();
+            found.add(ApiTarget { addr, kind: TargetKind::Service, source, name: None, proxy: None });
         }
-        for name in CNI_KUBECONFIGS {
+        for (name, _) in cnis::kubeconfigs() {
             found.kubeconfig(settings, discovery, &services, &settings.cni.conf().join(name), Whose::Cni);
         }
     }
@@ -67,9 +66,9 @@ pub(crate) fn find(settings: &Settings, discovery: &Discovery) -> Servers {
 }
 
 impl Servers {
-    fn add(&mut self, addr: SocketAddr, kind: TargetKind, source: &str, name: Option<String>) {
-        if !self.targets.iter().any(|known| known.addr == addr) {
-            self.targets.push(ApiTarget { addr, kind, source: source.to_owned(), name });
+    fn add(&mut self, target: ApiTarget) {
+        if !self.targets.iter().any(|known| known.addr == target.addr) {
+            self.targets.push(target);
         }
     }
 
@@ -96,20 +95,40 @@ impl Servers {
         self.is_whole |= whose == Whose::Kubelet && !servers.is_empty();
         for server in servers {
             match parse(&server) {
-                // What a direct connection says is nothing that its clients would see.
-                Some((host, port))
-                    if whose == Whose::Kubelet && discovery.is_by_proxy(&host.to_string(), port) =>
-                {
-                    self.gap(format!(
-                        "the kubelet connects to {host} ({source}) through a proxy (HTTPS_PROXY), which is not observed; \
-                         if this host also has a direct route, name the server with --apiserver"
-                    ));
+                Some((host, port)) => {
+                    let by = discovery.kubelet.proxy_for(&host, port).filter(|_| whose == Whose::Kubelet);
+                    match by {
+                        Some(proxy) => self.proxy(settings, proxy, &source),
+                        None => self.server(settings, services, (host, port), &source, whose),
+                    }
                 }
-                Some(server) => self.server(settings, services, server, &source, whose),
                 None => {
                     self.gap(format!("{source}: server {:?} is not a URL", clean(server.as_bytes(), 100)));
                 }
             }
+        }
+    }
+
+    /// What a direct connection to the server says is nothing that the kubelet would see: it connects to the proxy.
+    fn proxy(&mut self, settings: &Settings, proxy: &Proxy, source: &str) {
+        if !proxy.can_ask(settings.kubelet_credentials) {
+            self.gap(format!(
+                "the kubelet reaches its API server through the proxy {}; only connections to the proxy are observed, \
+                 because requests through it would need TLS, SOCKS or the kubelet's user information",
+                proxy.url
+            ));
+        }
+        let named = Named {
+            name: proxy.host.to_string(),
+            port: proxy.port,
+            source: source.to_owned(),
+            whose: Whose::Kubelet,
+            services: Vec::new(),
+            proxy: Some(proxy.url.clone()),
+        };
+        match &proxy.host {
+            ServerHost::Address(ip) => self.add(ApiTarget { name: None, ..named.target(*ip) }),
+            ServerHost::Name(_) => self.name(settings, named),
         }
     }
 
@@ -125,17 +144,22 @@ impl Servers {
         match host {
             ServerHost::Address(ip) => {
                 let addr = SocketAddr::new(ip, port);
-                self.add(addr, whose.kind(services, addr), source, None);
+                let (kind, source) = (whose.kind(services, addr), source.to_owned());
+                self.add(ApiTarget { addr, kind, source, name: None, proxy: None });
             }
             ServerHost::Name(name) => {
-                let named =
-                    Named { name, port, source: source.to_owned(), whose, services: services.to_vec() };
-                for ip in names::in_table(settings, &named.name) {
-                    let ApiTarget { addr, kind, name, .. } = named.target(ip);
-                    self.add(addr, kind, source, name);
-                }
-                self.names.push(named);
+                let (source, services) = (source.to_owned(), services.to_vec());
+                self.name(settings, Named { name, port, source, whose, services, proxy: None });
             }
+        }
+    }
+
+    fn name(&mut self, settings: &Settings, named: Named) {
+        for ip in names::in_table(settings, &named.name) {
+            self.add(named.target(ip));
+        }
+        if !self.names.iter().any(|known| (&known.name, known.port) == (&named.name, named.port)) {
+            self.names.push(named);
         }
     }
 }
@@ -235,6 +259,7 @@ fn service_ranges(settings: &Settings, discovery: &Discovery) -> Vec<Range> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
 
     use probe_engine::ProcessClass;
@@ -264,29 +289,48 @@ mod tests {
     }
 
     #[test]
-    fn a_server_behind_a_proxy_is_no_address_of_the_kubelet_s() {
+    fn a_server_behind_a_proxy_is_reached_at_the_proxy_s_address() {
         let root = tempfile::tempdir().expect("a directory");
         fs::write(root.path().join("k"), "clusters: [{cluster: {server: 'https://10.0.0.1:6443'}}]")
             .expect("written");
         let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
-        let found = |exceptions: &str| {
-            let variables = [("HTTPS_PROXY", "set"), ("NO_PROXY", exceptions)];
+        let found = |proxy: &'static str, exceptions: &'static str| {
+            let variable = |name: &str| match name {
+                "HTTPS_PROXY" => Some(proxy),
+                "NO_PROXY" => Some(exceptions),
+                _ => None,
+            };
             let kubelet = Program {
                 name: "kubelet".to_owned(),
                 class: ProcessClass::Kubelet,
                 words: vec!["kubelet".to_owned(), "--kubeconfig=/k".to_owned()],
-                variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+                variables: BTreeMap::new(),
+                proxy: Proxy::of(variable),
             };
             find(&settings, &Discovery::find(&settings, &[kubelet]))
         };
-        let direct = found("10.0.0.0/8");
-        assert!(direct.gaps.is_empty() && direct.targets.len() == 1, "{direct:?}");
-        let behind = found("");
-        assert!(behind.targets.is_empty() && behind.names.is_empty(), "{behind:?}");
-        assert!(
-            behind.gaps[0].why.contains("the kubelet connects to 10.0.0.1 (/k) through a proxy"),
-            "{behind:?}"
+        let shown = |servers: &Servers| -> Vec<_> {
+            servers.targets.iter().map(|target| (target.addr.to_string(), target.proxy.clone())).collect()
+        };
+        let direct = found("http://10.0.9.9:3128", "10.0.0.0/8");
+        assert!(direct.gaps.is_empty(), "{direct:?}");
+        assert_eq!(shown(&direct), [("10.0.0.1:6443".to_owned(), None)]);
+        let behind = found("http://10.0.9.9:3128", "");
+        let url = "http://10.0.9.9:3128".to_owned();
+        assert_eq!(shown(&behind), [("10.0.9.9:3128".to_owned(), Some(url.clone()))]);
+        assert!(behind.gaps.is_empty() && behind.names.is_empty() && behind.is_whole, "{behind:?}");
+        let by_name = found("http://p.corp:3128", "");
+        assert!(by_name.targets.is_empty(), "{by_name:?}");
+        let named = &by_name.names[0];
+        assert_eq!((named.name.as_str(), named.port), ("p.corp", 3128));
+        let target = named.target([10, 0, 9, 9].into());
+        assert_eq!(
+            (target.name.as_deref(), target.proxy.as_deref()),
+            (Some("p.corp"), Some("http://p.corp:3128"))
         );
+        let by_tls = found("https://user:secret@10.0.9.9:3128", "");
+        assert_eq!(shown(&by_tls), [("10.0.9.9:3128".to_owned(), Some(url.replace("http", "https")))]);
+        assert!(by_tls.gaps[0].why.contains("through the proxy https://10.0.9.9:3128;"), "{by_tls:?}");
     }
 
     #[test]

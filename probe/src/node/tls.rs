@@ -6,21 +6,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::ext::ReasonPhrase;
+use hyper::header::PROXY_AUTHORIZATION;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use probe_engine::{Answer, Certificate, TlsFailure};
+use probe_engine::{Answer, TlsFailure, Untrusted};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::certificate;
+use super::discovery::proxy::Proxy;
+use super::trust::{Authorities, Chain};
 use crate::text::clean;
 
 /// Most of an answer that is read, its header and its body each: `/readyz` of a large control plane has about 3 KB.
@@ -30,29 +34,48 @@ const WORDS: usize = 200;
 /// Most failing checks that are named.
 const CHECKS: usize = 8;
 
+/// What the clients of a server expect of its certificate.
+pub(super) struct Expected<'a> {
+    /// The name that it is for; `None` for the address.
+    pub(super) name: Option<&'a str>,
+    /// One of these issued it; `None` where that is not known.
+    pub(super) authorities: Option<Arc<Authorities>>,
+}
+
 /// Requests `/readyz` anonymously, and `/livez/etcd` where that leaves etcd out (OpenShift). The server's certificate is
-/// recorded and not trusted, and nothing secret is sent. `name` is the server's name for its clients, when that is not its
-/// address; each request may take `patience`.
-pub(crate) async fn ask(stream: TcpStream, to: SocketAddr, name: Option<&str>, patience: Duration) -> Answer {
+/// recorded and judged but not required to be trusted, and nothing secret is sent. `name` is the server's name for its
+/// clients, when that is not its address; each request may take `patience`.
+pub(super) async fn ask(
+    stream: TcpStream,
+    to: SocketAddr,
+    name: Option<&str>,
+    (expected, provider): (&Expected<'_>, &Arc<CryptoProvider>),
+    patience: Duration,
+) -> (Answer, Chain) {
     let mut answer = unanswered(to);
     let shown = name.map_or_else(|| to.ip().to_string(), str::to_owned);
-    let seen = Arc::new(Seen::new());
+    let seen = Arc::new(Seen::new(Arc::clone(provider), expected.authorities.clone()));
     let asked = timeout(patience, async {
-        let stream = shake_hands(stream, to, name, &seen).await.map_err(|error| failure(&error))?;
+        let stream = shake_hands(stream, to, expected.name, &seen).await.map_err(|error| failure(&error))?;
         let (mut server, connection) = http(stream).await.map_err(|error| http_failure(&error))?;
         // Ends with the connection, which ends with its sender.
         tokio::spawn(connection);
-        let ready =
-            get(&mut server, &shown, "/readyz?verbose").await.map_err(|error| http_failure(&error))?;
-        Ok((server, ready))
+        let ready = get(&mut server, request(&shown, "/readyz?verbose")).await;
+        Ok((server, ready.map_err(|error| http_failure(&error))?))
     });
     let asked = asked.await.unwrap_or(Err(TlsFailure::Silent));
-    answer.certificate = seen.certificate(&shown);
+    let (der, chain) = seen.take().unwrap_or((Vec::new(), Chain::Unknown));
+    answer.certificate = certificate::read(&der, Some(expected.name.unwrap_or(&shown)));
+    if let (Chain::Untrusted, Some(authorities)) = (chain, &expected.authorities) {
+        let issuer = certificate::issuer(&der).unwrap_or_default();
+        let file = authorities.file.clone();
+        answer.untrusted = Some(Untrusted { file, issuer, kubelet_served: false });
+    }
     match asked {
         Ok((mut server, (status, body))) => {
             let names_etcd = read(status, &body, &mut answer);
             if answer.is_well() && !names_etcd {
-                let etcd = timeout(patience, get(&mut server, &shown, "/livez/etcd")).await;
+                let etcd = timeout(patience, get(&mut server, request(&shown, "/livez/etcd"))).await;
                 // Most servers do not let everybody ask.
                 let allowed = |status: &u16| !matches!(status, 401 | 403 | 404);
                 answer.etcd = etcd.ok().and_then(Result::ok).map(|(status, _)| status).filter(allowed);
@@ -60,12 +83,41 @@ pub(crate) async fn ask(stream: TcpStream, to: SocketAddr, name: Option<&str>, p
         }
         Err(failure) => answer.tls = Some(failure),
     }
-    answer
+    (answer, chain)
+}
+
+/// Returns what is to be said of the chain that a server shows; `None` when there is no handshake in time.
+pub(super) async fn chain(
+    stream: TcpStream,
+    to: SocketAddr,
+    (expected, provider): (&Expected<'_>, &Arc<CryptoProvider>),
+    patience: Duration,
+) -> Option<Chain> {
+    let seen = Arc::new(Seen::new(Arc::clone(provider), expected.authorities.clone()));
+    timeout(patience, shake_hands(stream, to, expected.name, &seen)).await.ok()?.ok()?;
+    seen.take().map(|(_, chain)| chain)
 }
 
 /// Of a server that has not said anything yet.
 pub(super) fn unanswered(to: SocketAddr) -> Answer {
-    Answer { to, tls: None, certificate: None, status: None, failing: Vec::new(), etcd: None }
+    Answer {
+        to,
+        tls: None,
+        certificate: None,
+        status: None,
+        failing: Vec::new(),
+        etcd: None,
+        untrusted: None,
+        kubelet: None,
+    }
+}
+
+/// The name that a certificate must be for.
+pub(super) fn server_name(to: SocketAddr, name: Option<&str>) -> ServerName<'static> {
+    match name.map(|name| ServerName::try_from(name.to_owned())) {
+        Some(Ok(name)) => name,
+        _ => ServerName::from(to.ip()),
+    }
 }
 
 async fn shake_hands(
@@ -74,29 +126,61 @@ async fn shake_hands(
     name: Option<&str>,
     seen: &Arc<Seen>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let server = match name.map(|name| ServerName::try_from(name.to_owned())) {
-        Some(Ok(name)) => name,
-        _ => ServerName::from(to.ip()),
-    };
-    TlsConnector::from(Arc::new(config(seen))).connect(server, stream).await
+    TlsConnector::from(Arc::new(config(seen))).connect(server_name(to, name), stream).await
 }
 
 type Server = SendRequest<Empty<Bytes>>;
 
-async fn http(
+pub(super) async fn http(
     stream: TlsStream<TcpStream>,
 ) -> hyper::Result<(Server, impl Future<Output = hyper::Result<()>> + Send + 'static)> {
     Builder::new().max_buf_size(ANSWER).handshake(TokioIo::new(stream)).await
 }
 
+const AGENT: &str = concat!("netready/", env!("CARGO_PKG_VERSION"));
+
+/// An anonymous request of this agent's.
+pub(super) fn request(host: &str, path: &str) -> Request<Empty<Bytes>> {
+    let request = Request::get(path).header("host", host).header("user-agent", AGENT);
+    request.body(Empty::new()).unwrap_or_default()
+}
+
+/// Has a proxy connect to `server` (host and port), as Go's HTTP client does: only 200 is a success.
+pub(super) async fn tunnel(stream: TcpStream, proxy: &Proxy, server: &str) -> Result<TcpStream, TlsFailure> {
+    let connected = Builder::new().max_buf_size(ANSWER).handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = connected.map_err(|error| http_failure(&error))?;
+    // Ends when the connection is handed on, or with its sender.
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::connect(server).header("host", server).header("user-agent", AGENT);
+    if let Some(authorization) = proxy.authorization() {
+        request = request.header(PROXY_AUTHORIZATION, authorization);
+    }
+    let other = |error: &dyn std::error::Error| TlsFailure::Other {
+        why: clean(format!("CONNECT {server}: {error}").as_bytes(), WORDS),
+    };
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| other(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| http_failure(&error))?;
+    let status = response.status();
+    if status != StatusCode::OK {
+        let named = response.extensions().get::<ReasonPhrase>().map(|phrase| phrase.as_bytes().to_vec());
+        let named = named.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().into());
+        let line = format!("{} {}", status.as_u16(), String::from_utf8_lossy(&named));
+        return Err(TlsFailure::Proxy { status: clean(proxy.redact(line.trim()).as_bytes(), WORDS) });
+    }
+    let upgraded = hyper::upgrade::on(response).await.map_err(|error| http_failure(&error))?;
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        // In TLS it is the client who speaks first.
+        Ok(parts) if parts.read_buf.is_empty() => Ok(parts.io.into_inner()),
+        _ => Err(TlsFailure::Other { why: "it sends bytes before the TLS handshake".to_owned() }),
+    }
+}
+
 /// The status and the body. What came of a body that broke off counts: many servers end a connection without TLS's own
 /// good-bye.
-async fn get(server: &mut Server, host: &str, path: &str) -> hyper::Result<(u16, Vec<u8>)> {
-    let request = Request::get(path)
-        .header("host", host)
-        .header("user-agent", concat!("netready/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::new())
-        .unwrap_or_default();
+pub(super) async fn get(
+    server: &mut Server,
+    request: Request<Empty<Bytes>>,
+) -> hyper::Result<(u16, Vec<u8>)> {
     let response = server.send_request(request).await?;
     let status = response.status().as_u16();
     let mut body = Limited::new(response.into_body(), ANSWER);
@@ -133,6 +217,19 @@ fn http_failure(error: &hyper::Error) -> TlsFailure {
     TlsFailure::Closed
 }
 
+/// The alert that ended a connection, or a request on it.
+pub(super) fn alert(error: &io::Error) -> Option<AlertDescription> {
+    let first = error.get_ref().map(|error| error as &(dyn std::error::Error + 'static));
+    let mut errors = std::iter::successors(first, |error| match error.downcast_ref::<io::Error>() {
+        Some(io) => io.get_ref().map(|error| error as &(dyn std::error::Error + 'static)),
+        None => error.source(),
+    });
+    errors.find_map(|error| match error.downcast_ref::<Error>() {
+        Some(Error::AlertReceived(alert)) => Some(*alert),
+        _ => None,
+    })
+}
+
 fn failure(error: &io::Error) -> TlsFailure {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match (error.kind(), tls) {
@@ -153,21 +250,26 @@ fn config(seen: &Arc<Seen>) -> ClientConfig {
     versions.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
 }
 
-/// Looks at the server's certificate instead of trusting it.
+/// Offered although ring cannot check it: a server with a P-521 key would refuse the handshake, and serves the node's
+/// clients. Nothing secret goes over this connection.
+const UNCHECKED: SignatureScheme = SignatureScheme::ECDSA_NISTP521_SHA512;
+
+/// Looks at the server's certificate, and never rejects it.
 #[derive(Debug)]
 struct Seen {
     provider: Arc<CryptoProvider>,
-    certificate: Mutex<Option<Vec<u8>>>,
+    authorities: Option<Arc<Authorities>>,
+    /// The certificate, and what is to be said of its chain.
+    certificate: Mutex<Option<(Vec<u8>, Chain)>>,
 }
 
 impl Seen {
-    fn new() -> Self {
-        Self { provider: Arc::new(ring::default_provider()), certificate: Mutex::new(None) }
+    fn new(provider: Arc<CryptoProvider>, authorities: Option<Arc<Authorities>>) -> Self {
+        Self { provider, authorities, certificate: Mutex::new(None) }
     }
 
-    fn certificate(&self, name: &str) -> Option<Certificate> {
-        let der = self.certificate.lock().ok()?.take()?;
-        certificate::read(&der, Some(name))
+    fn take(&self) -> Option<(Vec<u8>, Chain)> {
+        self.certificate.lock().ok()?.take()
     }
 }
 
@@ -175,13 +277,15 @@ impl ServerCertVerifier for Seen {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        let judge = |authorities: &Arc<Authorities>| authorities.judge(end_entity, intermediates, name);
+        let chain = self.authorities.as_ref().map_or(Chain::Unknown, judge);
         if let Ok(mut certificate) = self.certificate.lock() {
-            *certificate = Some(end_entity.to_vec());
+            *certificate = Some((end_entity.to_vec(), chain));
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -192,6 +296,9 @@ impl ServerCertVerifier for Seen {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        if signature.scheme == UNCHECKED {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls12_signature(message, certificate, signature, algorithms)
     }
@@ -202,12 +309,17 @@ impl ServerCertVerifier for Seen {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        if signature.scheme == UNCHECKED {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        let mut schemes = self.provider.signature_verification_algorithms.supported_schemes();
+        schemes.push(UNCHECKED);
+        schemes
     }
 }
 

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use super::program::Program;
 use super::{PATH, RuntimeConfig, absolute, files_below};
 use crate::node::file;
-use crate::settings::{Known, Settings};
+use crate::settings::{CniSettings, Known, Settings};
 use crate::text::clean;
 
 /// Its default files and its defaults (pkg/config/config_unix.go, config.go); the one of plugin directories is another in each
@@ -16,6 +16,8 @@ const FILE: &str = "/etc/crio/crio.conf";
 const DROP_INS: &str = "/etc/crio/crio.conf.d";
 const SOCKET: &str = "/var/run/crio/crio.sock";
 const CONF_DIR: &str = "/etc/cni/net.d";
+/// It binds network namespaces in `netns` inside (internal/config/nsmgr/nsmgr_linux.go).
+const NAMESPACES_DIR: &str = "/var/run";
 const DEFAULT: &str = "default of CRI-O";
 /// Most drop-ins that are read.
 const FILES: usize = 64;
@@ -60,10 +62,35 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
         .or_else(|| config("network", "plugin_dirs")?.filter_map(|value| listed(&value)));
     RuntimeConfig {
         endpoint: get("listen", "api", "listen", Some(SOCKET)),
-        conf_dir: path(get("cni-config-dir", "network", "network_dir", Some(CONF_DIR))),
-        bin_dirs,
+        cni: CniSettings {
+            conf_dir: path(get("cni-config-dir", "network", "network_dir", Some(CONF_DIR))),
+            bin_dirs,
+            // It uses the first that is good.
+            max_files: None,
+            netns_dir: path(get("namespaces-dir", "runtime", "namespaces_dir", Some(NAMESPACES_DIR)))
+                .map(|known| known.map(|dir| dir.join("netns"))),
+        },
         sandbox_image: get("pause-image", "image", "pause_image", None),
         cgroup_driver: get("cgroup-manager", "runtime", "cgroup_manager", Some("systemd")),
         without_cri: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::tests::host;
+
+    use super::*;
+
+    #[test]
+    fn network_namespaces_are_bound_where_a_drop_in_says() {
+        let drop_in = "[crio.runtime]\nnamespaces_dir = '/data/ns'\n";
+        for (files, wanted) in
+            [(&[("etc/crio/crio.conf.d/10.conf", drop_in)][..], "/data/ns/netns"), (&[], "/var/run/netns")]
+        {
+            let (settings, _root) = host(files);
+            let dir = find(&settings, None).cni.netns_dir.expect("known").value;
+            assert_eq!(dir, Path::new(wanted));
+        }
     }
 }

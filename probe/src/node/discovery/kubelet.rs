@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::distributions::Started;
 use super::program::flag;
+use super::proxy::Proxy;
 use super::{PATH, absolute, files_below};
 use crate::node::file;
-use crate::settings::{Known, Settings};
+use crate::settings::{Known, POD_LOGS, ServerHost, Settings};
 use crate::text::clean;
 
 /// Its defaults, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). The one of the
@@ -34,6 +35,9 @@ pub(super) struct Flags {
 
 impl Flags {
     fn known(&self, name: &str) -> Option<Known<String>> {
+        if name.is_empty() {
+            return None;
+        }
         let value = flag(&self.words, name).filter(|value| !value.is_empty())?;
         Some(Known::of(value.to_owned(), &format_args!("{} --{name}", self.source)))
     }
@@ -53,10 +57,14 @@ pub(crate) struct Kubelet {
     /// `systemd` or `cgroupfs`, whatever the runtime says.
     pub(crate) cgroup_driver: Option<Known<String>>,
     pub(crate) static_pods: Option<Known<PathBuf>>,
+    /// Where it keeps the logs of pods.
+    pub(crate) pod_logs: Option<Known<PathBuf>>,
     pub(crate) node_name: Option<Known<String>>,
     pub(crate) node_ip: Option<Known<String>>,
     pub(crate) cluster_domain: Option<Known<String>>,
     pub(crate) cluster_dns: Option<Known<Vec<IpAddr>>>,
+    /// The proxy of its environment.
+    pub(crate) proxy: Option<Proxy>,
 }
 
 impl Kubelet {
@@ -81,12 +89,24 @@ impl Kubelet {
             root,
             certificates,
             cgroup_driver: driver.filter(|known| matches!(known.value.as_str(), "systemd" | "cgroupfs")),
+            pod_logs: path("", "podLogsDir", Some(POD_LOGS)),
             static_pods: path("pod-manifest-path", "staticPodPath", None),
             node_name: text("hostname-override", ""),
             node_ip: text("node-ip", ""),
             cluster_domain: text("cluster-domain", "clusterDomain"),
             cluster_dns: sources.cluster_dns(),
+            proxy: None,
         }
+    }
+
+    /// The client certificate that it uses, where it rotates it.
+    pub(crate) fn client_certificate(&self) -> Option<PathBuf> {
+        Some(self.certificates.as_ref()?.value.join("kubelet-client-current.pem"))
+    }
+
+    /// Returns the proxy by which it reaches a server.
+    pub(crate) fn proxy_for(&self, host: &ServerHost, port: u16) -> Option<&Proxy> {
+        self.proxy.as_ref().filter(|proxy| proxy.is_for(host, port))
     }
 
     /// Those that it is started with, in the order in which it uses them.
@@ -105,7 +125,8 @@ struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// The value of a flag, else of a key of the configuration files, else the default. `key` is empty where there is none.
+    /// The value of a flag, else of a key of the configuration files, else the default. `name` and `key` are empty where there
+    /// is none.
     /// `None` where a file that may name another value cannot be read.
     fn get(&self, name: &str, key: &str, default: Option<&str>) -> Option<Known<String>> {
         if let Some(known) = self.flag(name) {

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::{Discovery, Program};
 use crate::node::processes::{self, Found};
 use crate::node::targets::Servers;
+use crate::node::trust::tests::Authority;
 use crate::node::{cni_config, role, targets};
 use crate::settings::tests::settings;
 use crate::settings::{Known, Settings};
@@ -28,6 +29,9 @@ struct Node {
     /// What the node's resolver knows.
     #[serde(default)]
     names: BTreeMap<String, IpAddr>,
+    /// Client certificates that the kubelet was given.
+    #[serde(default)]
+    certificates: Vec<PathBuf>,
     /// Names of the plugins in each directory.
     plugins: BTreeMap<String, Vec<String>>,
 }
@@ -65,7 +69,13 @@ impl Running {
         let is_of_the_host = !self.container && self.uid == 0;
         let matters = matches!(class, ProcessClass::Kubelet | ProcessClass::Runtime);
         let (words, variables) = (self.words.clone(), self.variables.clone());
-        (is_of_the_host && matters).then_some(Program { name: actor.name, class, words, variables })
+        (is_of_the_host && matters).then_some(Program {
+            name: actor.name,
+            class,
+            words,
+            variables,
+            proxy: None,
+        })
     }
 }
 
@@ -97,6 +107,16 @@ fn add_plugins(settings: &Settings, node: &Node) {
     }
 }
 
+/// Valid for two thousand years.
+fn add_certificates(settings: &Settings, node: &Node) {
+    for path in &node.certificates {
+        let path = settings.on_host(path);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        let identity = Authority::new("kubernetes").issue("system:node:node", None);
+        fs::write(path, identity.certificate + &identity.key).expect("written");
+    }
+}
+
 /// What is discovered, a line each.
 fn table(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> String {
     let mut text = String::new();
@@ -106,7 +126,7 @@ fn table(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &
     for (name, known) in discovery.rows(settings) {
         line(name, &known.value, &known.source);
     }
-    let host = role::find(settings, found, discovery, !targets.targets.is_empty());
+    let host = role::find(settings, found, discovery, known(targets));
     line("role", &format!("{:?}", host.role), "");
     line("runtime", &format!("{:?}", host.runtime), "");
     for target in &targets.targets {
@@ -122,6 +142,10 @@ fn table(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &
     text
 }
 
+fn known(targets: &Servers) -> role::Known {
+    role::Known { targets: !targets.targets.is_empty(), hides_processes: false }
+}
+
 /// Kubeconfig, directories of CNI and endpoint, wherever links lead.
 fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
     fn paths<T>(known: Option<&Known<T>>, of: impl Fn(&T) -> Vec<PathBuf>) -> Vec<PathBuf> {
@@ -131,8 +155,8 @@ fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
     let one = |path: &PathBuf| vec![settings.on_host(path)];
     [
         paths(kubelet.kubeconfig.as_ref(), one),
-        paths(runtime.conf_dir.as_ref(), one),
-        paths(runtime.bin_dirs.as_ref(), |dirs| dirs.iter().map(|dir| settings.on_host(dir)).collect()),
+        paths(runtime.cni.conf_dir.as_ref(), one),
+        paths(runtime.cni.bin_dirs.as_ref(), |dirs| dirs.iter().map(|dir| settings.on_host(dir)).collect()),
         paths(kubelet.runtime_endpoint.as_ref().or(runtime.endpoint.as_ref()), |socket| {
             vec![PathBuf::from(socket.replace("/var/run/", "/run/"))]
         }),
@@ -143,7 +167,7 @@ fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
 fn verdict(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> Reason {
     let second = |seconds: u64| Mono((3600 + seconds) * 1_000_000_000);
     let mut engine = Engine::new(Config::default(), second(0));
-    let mut host = role::find(settings, found, discovery, !targets.targets.is_empty());
+    let mut host = role::find(settings, found, discovery, known(targets));
     host.addresses = vec![[127, 0, 0, 1].into()];
     let process = |found: &Found| {
         let (process, class) = (found.actor.clone(), found.class);
@@ -168,6 +192,8 @@ fn verdict(settings: &Settings, discovery: &Discovery, found: &[Found], targets:
             status: Some(200),
             failing: Vec::new(),
             etcd: None,
+            untrusted: None,
+            kubelet: None,
         })
     };
     let listener = |local| {
@@ -209,11 +235,12 @@ fn every_distribution_s_node_is_discovered_and_healthy() {
         copy(&path.join("root"), root.path());
         let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
         add_plugins(&settings, &node);
+        add_certificates(&settings, &node);
         let found: Vec<_> = node.processes.iter().filter_map(Running::found).collect();
         let programs: Vec<_> = node.processes.iter().filter_map(Running::program).collect();
         let discovery = Discovery::find(&settings, &programs);
         let runtime = &discovery.runtime_config;
-        settings.cni.configure(runtime.conf_dir.clone(), runtime.bin_dirs.clone());
+        settings.cni.configure(runtime.cni.clone());
         let mut targets = targets::find(&settings, &discovery);
         for named in &targets.names {
             targets.targets.extend(node.names.get(&named.name).map(|ip| named.target(*ip)));

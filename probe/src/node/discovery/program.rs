@@ -5,15 +5,15 @@ use std::fs;
 
 use probe_engine::ProcessClass;
 
-use super::proxy;
-use crate::node::processes::{Found, is_of_the_host};
+use super::proxy::Proxy;
+use crate::node::processes::{self, Found, is_of_the_host};
 
 /// Longest command line that is read: a kubelet's has a few kilobytes.
 const COMMAND_LINE: usize = 128 * 1024;
 /// Most programs that are looked at; a node has a kubelet and one or two runtimes.
 const PROGRAMS: usize = 64;
-/// The variables that are read of an environment: where a distribution keeps its files. Besides those of a proxy nothing else
-/// of it is kept, for it may hold secrets.
+/// The variables that are kept of an environment: where a distribution keeps its files. Besides the proxy nothing else of it
+/// is kept, for it may hold secrets.
 const VARIABLES: &[&str] = &["K3S_DATA_DIR", "RKE2_DATA_DIR", "SNAP_COMMON", "SNAP_DATA"];
 
 /// One that only root can have started, and not in a container: a pod on the host network may run a program of any name.
@@ -25,6 +25,8 @@ pub(crate) struct Program {
     /// Its command line, the program first.
     pub(crate) words: Vec<String>,
     pub(crate) variables: BTreeMap<String, String>,
+    /// The proxy of its environment.
+    pub(crate) proxy: Option<Proxy>,
 }
 
 impl Program {
@@ -34,7 +36,9 @@ impl Program {
             matches!(found.class, ProcessClass::Kubelet | ProcessClass::Runtime)
                 && is_of_the_host(found.actor.pid)
         };
-        processes.iter().filter(matters).take(PROGRAMS).filter_map(Self::read).collect()
+        let mut programs: Vec<_> = processes.iter().filter(matters).collect();
+        oldest_first(&mut programs);
+        programs.into_iter().take(PROGRAMS).filter_map(Self::read).collect()
     }
 
     /// `None` when it is gone.
@@ -42,18 +46,13 @@ impl Program {
         let pid = found.actor.pid;
         let words = strings(pid, "cmdline")?;
         let environment = strings(pid, "environ").unwrap_or_default();
-        let wanted = |line: &String| {
-            let (name, value) = line.split_once('=')?;
-            let is_set = proxy::PROXY.contains(&name) && !value.is_empty();
-            let value = if is_set { "set" } else { value };
-            let is_wanted = is_set || proxy::EXCEPTIONS.contains(&name) || VARIABLES.contains(&name);
-            is_wanted.then(|| (name.to_owned(), value.to_owned()))
-        };
+        let kept = |name: &&str| Some(((*name).to_owned(), variable(&environment, name)?.to_owned()));
         Some(Self {
             name: found.actor.name.clone(),
             class: found.class,
             words,
-            variables: environment.iter().filter_map(wanted).collect(),
+            variables: VARIABLES.iter().filter_map(kept).collect(),
+            proxy: Proxy::of(|name| variable(&environment, name)),
         })
     }
 
@@ -61,6 +60,15 @@ impl Program {
     pub(super) fn flag(&self, name: &str) -> Option<&str> {
         flag(&self.words, name)
     }
+}
+
+/// Of several kubelets the oldest is the node's, which holds its ports: installers and scanners run `kubelet --version`.
+fn oldest_first(processes: &mut [&Found]) {
+    processes.sort_by_cached_key(|found| processes::stat(found.actor.pid).map(|stat| stat.started));
+}
+
+fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
+    environment.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// The NUL-terminated strings of a file of a process.
@@ -78,4 +86,24 @@ pub(super) fn flag<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
         Some((known, value)) => (known == name).then_some(value),
         None => (bare(word)? == name).then(|| words.get(at + 1).map(String::as_str)).flatten(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_engine::Actor;
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_of_several_kubelets_comes_first() {
+        let found =
+            |pid| Found { actor: Actor { pid, name: "kubelet".to_owned() }, class: ProcessClass::Kubelet };
+        let (own, parent) = (found(std::process::id()), found(std::os::unix::process::parent_id()));
+        let started = |found: &Found| processes::stat(found.actor.pid).expect("it runs").started;
+        assert!(started(&parent) < started(&own), "both started within 10 ms");
+        for mut order in [[&own, &parent], [&parent, &own]] {
+            oldest_first(&mut order);
+            assert_eq!(order.map(|found| found.actor.pid), [parent.actor.pid, own.actor.pid]);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use crate::node::file;
 use crate::text::clean;
 
 /// How long it may take to answer: it is one process on this host.
@@ -25,16 +26,16 @@ const ERROR: usize = 200;
 /// What it says, if there is a socket; what is wrong with it is part of the answer.
 ///
 /// # Errors
-/// The agent may not read it, which says nothing of the database.
+/// If this process cannot read it for a reason of its own, which shows nothing of the database.
 pub(super) async fn read(socket: &Path) -> io::Result<Option<OvsDatabase>> {
     let asked = match std::fs::symlink_metadata(socket) {
         Ok(_) => tokio::time::timeout(PATIENCE, ask(socket)).await,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        Err(error) if file::is_own(&error) => return Err(error),
         Err(_) => return Ok(None),
     };
     Ok(Some(match asked {
         Ok(Ok(answer)) => tables(&answer),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        Ok(Err(error)) if file::is_own(&error) => return Err(error),
         Ok(Err(error)) => failed(&error.to_string()),
         Err(_) => failed("it does not answer within 2 s"),
     }))
