@@ -1,0 +1,492 @@
+//! Which system calls the running agent may make (seccomp(2)), and what for.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use anyhow::{Context as _, Result, bail};
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+const ARCH: TargetArch = if cfg!(target_arch = "aarch64") { TargetArch::aarch64 } else { TargetArch::x86_64 };
+
+/// Memory of the process.
+const MEMORY: &[c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+];
+
+/// Threads, what they wait for, and their end. clone(2) is in [`LIMITED`].
+const THREADS: &[c_long] = &[
+    libc::SYS_clone3,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_gettid,
+    libc::SYS_membarrier,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+];
+
+/// Time, random numbers, who the process is.
+const FACTS: &[c_long] = &[
+    libc::SYS_capget,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getrandom,
+    libc::SYS_gettimeofday,
+    libc::SYS_getuid,
+    libc::SYS_nanosleep,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+];
+
+/// Files, as a rule to read; the agent writes its state, its journal, its lock and the file of its socket.
+const FILES: &[c_long] = &[
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_ioctl,
+    libc::SYS_lseek,
+    libc::SYS_mkdirat,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+    libc::SYS_unlinkat,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Waiting for descriptors, and what watches files.
+const WAITING: &[c_long] = &[
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_fanotify_init,
+    libc::SYS_fanotify_mark,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_pipe2,
+    libc::SYS_ppoll,
+];
+
+/// Sockets: netlink, the API server, the runtime, name servers, the agent's own pages. socket(2) is in [`LIMITED`].
+const SOCKETS: &[c_long] = &[
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_listen,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_socketpair,
+];
+
+/// The older forms of calls above, which only some architectures have and C libraries use there.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[c_long] = &[
+    libc::SYS_access,
+    libc::SYS_arch_prctl,
+    libc::SYS_chmod,
+    libc::SYS_epoll_wait,
+    libc::SYS_mkdir,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[c_long] = &[];
+
+/// What else starting a program that provides a credential takes, and what such programs make use of: they run with the same
+/// filter, which cannot be taken back. Nothing here takes a capability.
+const PROGRAMS: &[c_long] = &[
+    libc::SYS_capset,
+    libc::SYS_chdir,
+    libc::SYS_copy_file_range,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_fallocate,
+    libc::SYS_fchdir,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fgetxattr,
+    libc::SYS_futex_waitv,
+    libc::SYS_get_mempolicy,
+    libc::SYS_get_robust_list,
+    libc::SYS_getcpu,
+    libc::SYS_getgroups,
+    libc::SYS_getitimer,
+    libc::SYS_getpgid,
+    libc::SYS_getpriority,
+    libc::SYS_getresgid,
+    libc::SYS_getresuid,
+    libc::SYS_getrusage,
+    libc::SYS_getsid,
+    libc::SYS_getxattr,
+    libc::SYS_kill,
+    libc::SYS_linkat,
+    libc::SYS_memfd_create,
+    libc::SYS_mincore,
+    libc::SYS_msync,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pselect6,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_rt_sigpending,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sched_getattr,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sendfile,
+    libc::SYS_setitimer,
+    libc::SYS_setpgid,
+    libc::SYS_setrlimit,
+    libc::SYS_setsid,
+    libc::SYS_signalfd4,
+    libc::SYS_splice,
+    libc::SYS_symlinkat,
+    libc::SYS_timer_create,
+    libc::SYS_timer_delete,
+    libc::SYS_timer_getoverrun,
+    libc::SYS_timer_gettime,
+    libc::SYS_timer_settime,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_gettime,
+    libc::SYS_timerfd_settime,
+    libc::SYS_times,
+    libc::SYS_tkill,
+    libc::SYS_truncate,
+    libc::SYS_umask,
+    libc::SYS_utimensat,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+];
+
+/// The older forms of calls in [`PROGRAMS`].
+#[cfg(target_arch = "x86_64")]
+const OLDER_PROGRAMS: &[c_long] = &[
+    libc::SYS_alarm,
+    libc::SYS_chown,
+    libc::SYS_creat,
+    libc::SYS_dup2,
+    libc::SYS_epoll_create,
+    libc::SYS_eventfd,
+    libc::SYS_fork,
+    libc::SYS_getdents,
+    libc::SYS_getpgrp,
+    libc::SYS_getrlimit,
+    libc::SYS_link,
+    libc::SYS_lstat,
+    libc::SYS_open,
+    libc::SYS_pause,
+    libc::SYS_pipe,
+    libc::SYS_rmdir,
+    libc::SYS_select,
+    libc::SYS_stat,
+    libc::SYS_symlink,
+    libc::SYS_time,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_vfork,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER_PROGRAMS: &[c_long] = &[libc::SYS_getrlimit];
+
+/// A call that is allowed with some arguments only.
+struct Limited {
+    call: c_long,
+    /// Which argument decides.
+    argument: u8,
+    length: SeccompCmpArgLen,
+    allowed: Allowed,
+    /// Programs that provide credentials need it with any arguments.
+    free_for_programs: bool,
+}
+
+/// Which arguments.
+enum Allowed {
+    /// One of these.
+    OneOf(&'static [u64]),
+    /// None of these bits.
+    Without(u64),
+}
+
+/// clone(2): namespaces of one's own.
+const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWUTS) as u64;
+
+/// bpf(2), `enum bpf_cmd`: read and change entries of maps. Without `BPF_PROG_LOAD` and
+/// `BPF_MAP_CREATE`: everything is loaded by then.
+const MAPS: &[u64] = &[1, 2, 3, 4];
+
+/// prctl(2): `PR_SET_NAME` of new threads, `PR_GET_NAME`, and `PR_SET_VMA`, by which the allocator names its memory.
+const NAMES: &[u64] = &[15, 16, 0x5356_4d41];
+
+/// Families of sockets (socket(2)).
+const FAMILIES: &[u64] =
+    &[libc::AF_UNIX as u64, libc::AF_INET as u64, libc::AF_INET6 as u64, libc::AF_NETLINK as u64];
+
+const LIMITED: &[Limited] = &[
+    Limited {
+        call: libc::SYS_bpf,
+        argument: 0,
+        length: SeccompCmpArgLen::Dword,
+        allowed: Allowed::OneOf(MAPS),
+        free_for_programs: false,
+    },
+    Limited {
+        call: libc::SYS_clone,
+        argument: 0,
+        length: SeccompCmpArgLen::Qword,
+        allowed: Allowed::Without(NAMESPACES),
+        free_for_programs: false,
+    },
+    Limited {
+        call: libc::SYS_prctl,
+        argument: 0,
+        length: SeccompCmpArgLen::Dword,
+        allowed: Allowed::OneOf(NAMES),
+        free_for_programs: true,
+    },
+    // Limits are read; a new one is the third argument.
+    Limited {
+        call: libc::SYS_prlimit64,
+        argument: 2,
+        length: SeccompCmpArgLen::Qword,
+        allowed: Allowed::OneOf(&[0]),
+        free_for_programs: true,
+    },
+    Limited {
+        call: libc::SYS_socket,
+        argument: 0,
+        length: SeccompCmpArgLen::Dword,
+        allowed: Allowed::OneOf(FAMILIES),
+        free_for_programs: false,
+    },
+];
+
+impl Limited {
+    fn rules(&self) -> Result<Vec<SeccompRule>> {
+        let rule = |operator, value| {
+            let condition = SeccompCondition::new(self.argument, self.length.clone(), operator, value)?;
+            SeccompRule::new(vec![condition])
+        };
+        Ok(match self.allowed {
+            Allowed::OneOf(values) => {
+                values.iter().map(|value| rule(SeccompCmpOp::Eq, *value)).collect::<Result<_, _>>()?
+            }
+            Allowed::Without(bits) => vec![rule(SeccompCmpOp::MaskedEq(bits), 0)?],
+        })
+    }
+}
+
+/// The filters of the running agent, in the order of their installation. `runs_programs`: it may have to start programs that
+/// provide credentials.
+pub(super) fn filters(runs_programs: bool) -> Result<[Filter; 2]> {
+    let refused = |errno: libc::c_int| SeccompAction::Errno(errno.unsigned_abs());
+    // The flags of clone3(2) are in memory, where a filter cannot read them. C libraries use clone(2) where it is missing.
+    let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let without_clone3 =
+        SeccompFilter::new(without_clone3, SeccompAction::Allow, refused(libc::ENOSYS), ARCH)?;
+    let mut allowed: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let always = [MEMORY, THREADS, FACTS, FILES, WAITING, SOCKETS, OLDER];
+    let programs = [PROGRAMS, OLDER_PROGRAMS].into_iter().filter(|_| runs_programs);
+    for call in always.into_iter().chain(programs).flatten() {
+        allowed.insert(*call, Vec::new());
+    }
+    for limited in LIMITED {
+        let rules = if runs_programs && limited.free_for_programs { Vec::new() } else { limited.rules()? };
+        allowed.insert(limited.call, rules);
+    }
+    let allowed = SeccompFilter::new(allowed, refused(libc::EPERM), SeccompAction::Allow, ARCH)?;
+    // Refused calls appear in the kernel's log, with the audit type 1326 (`AUDIT_SECCOMP`); a missing clone3(2) is usual.
+    Ok([(without_clone3.try_into()?, 0), (allowed.try_into()?, libc::SECCOMP_FILTER_FLAG_LOG)])
+}
+
+/// A filter, and the flags of seccomp(2) that are its own.
+pub(super) type Filter = (BpfProgram, libc::c_ulong);
+
+/// Installs a filter for all threads of this process.
+pub(super) fn install((filter, flags): &Filter) -> Result<()> {
+    // The branch predictor need not be restrained: no part of the agent is code of others (spec_ctrl.rst in the kernel's
+    // documentation).
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).context("the filter is too long")?,
+        filter: filter.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: `program` names the instructions of `filter`, which has their layout; the kernel only reads them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    match result {
+        0 => Ok(()),
+        ..0 => Err(io::Error::last_os_error().into()),
+        thread => bail!("the thread {thread} has a filter of its own"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null;
+
+    use super::*;
+
+    /// The errno of a call in a child process with these filters; 0 if it succeeds.
+    fn errno_of(filters: &[Filter], call: impl FnOnce() -> c_long) -> i32 {
+        // SAFETY: until it exits the child makes system calls only, and allocates nothing.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: no memory is involved.
+            let mut is_ready = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == 0;
+            for filter in filters {
+                is_ready &= install(filter).is_ok();
+            }
+            let failed = || io::Error::last_os_error().raw_os_error().unwrap_or(255);
+            let errno = match () {
+                () if !is_ready => 255,
+                () if call() < 0 => failed(),
+                () => 0,
+            };
+            // SAFETY: it does not return.
+            unsafe { libc::_exit(errno) };
+        }
+        let mut status = 0;
+        // SAFETY: `status` is live.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status), "{status:#x}");
+        libc::WEXITSTATUS(status)
+    }
+
+    fn call(number: c_long, arguments: [u64; 4]) -> impl FnOnce() -> c_long + Copy {
+        let [first, second, third, fourth] = arguments;
+        // SAFETY: the arguments below are numbers, or pointers to nothing, which the kernel rejects.
+        move || unsafe { libc::syscall(number, first, second, third, fourth) }
+    }
+
+    /// A call that fails with this errno, or succeeds, where nothing forbids it.
+    const FORBIDDEN: &[(&str, c_long, [u64; 4])] = &[
+        ("ptrace(PTRACE_TRACEME)", libc::SYS_ptrace, [0; 4]),
+        ("process_vm_writev of nothing", libc::SYS_process_vm_writev, [1 << 30, 0, 0, 0]),
+        ("keyctl(KEYCTL_GET_KEYRING_ID)", libc::SYS_keyctl, [0, 0, 0, 0]),
+        ("unshare of nothing", libc::SYS_unshare, [0; 4]),
+        ("setns", libc::SYS_setns, [u64::MAX, 0, 0, 0]),
+        ("mount", libc::SYS_mount, [0; 4]),
+        ("init_module", libc::SYS_init_module, [0; 4]),
+        ("kexec_load", libc::SYS_kexec_load, [0, u64::MAX, 0, 0]),
+        ("perf_event_open", libc::SYS_perf_event_open, [0; 4]),
+        ("userfaultfd", libc::SYS_userfaultfd, [u64::MAX, 0, 0, 0]),
+        ("io_uring_setup", libc::SYS_io_uring_setup, [0; 4]),
+        ("personality", libc::SYS_personality, [0xffff_ffff, 0, 0, 0]),
+        ("bpf(BPF_PROG_LOAD)", libc::SYS_bpf, [5, 0, 0, 0]),
+        ("clone(CLONE_NEWUSER)", libc::SYS_clone, [libc::CLONE_NEWUSER as u64, u64::MAX, 0, 0]),
+        ("socket(AF_PACKET)", libc::SYS_socket, [libc::AF_PACKET as u64, u64::MAX, 0, 0]),
+    ];
+
+    #[test]
+    fn calls_that_the_agent_does_not_make_fail() {
+        for runs_programs in [false, true] {
+            let filters = filters(runs_programs).expect("filters");
+            for (what, number, arguments) in FORBIDDEN {
+                let errno = errno_of(&filters, call(*number, *arguments));
+                assert_eq!(errno, libc::EPERM, "{what}, runs_programs: {runs_programs}");
+            }
+            let errno = errno_of(&filters, call(libc::SYS_clone3, [0; 4]));
+            assert_eq!(errno, libc::ENOSYS, "clone3, runs_programs: {runs_programs}");
+        }
+    }
+
+    #[test]
+    fn only_an_agent_that_may_have_to_start_programs_can_do_so() {
+        let execute = call(libc::SYS_execve, [0; 4]);
+        for (runs_programs, wanted) in [(false, libc::EPERM), (true, libc::EFAULT)] {
+            assert_eq!(errno_of(&filters(runs_programs).expect("filters"), execute), wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_works_as_without_a_filter() {
+        let open = || {
+            // SAFETY: the path ends with a zero.
+            unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/proc/self/stat".as_ptr(), 0) }
+        };
+        // A command that reads a map, and no arguments.
+        let read_map = call(libc::SYS_bpf, [1, 0, 0, 0]);
+        let socket = call(libc::SYS_socket, [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0, 0]);
+        let limits = call(libc::SYS_prlimit64, [0, 7, 0, 0]);
+        let filters = filters(false).expect("filters");
+        assert_eq!(errno_of(&filters, open), 0);
+        assert_eq!(errno_of(&filters, socket), 0);
+        assert_eq!(errno_of(&filters, limits), 0);
+        assert_eq!(errno_of(&filters, read_map), errno_of(&[], read_map));
+        let raise = || {
+            // SAFETY: no memory is read: the address is not mapped.
+            unsafe { libc::syscall(libc::SYS_prlimit64, 0, 7, 8, null::<u8>()) }
+        };
+        assert_eq!(errno_of(&filters, raise), libc::EPERM);
+    }
+}
