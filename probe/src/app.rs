@@ -1,5 +1,8 @@
-//! The agent: sources in, engine, sinks out. It never thinks: what to say is the engine's.
+//! The half of the agent that watches: sources in, observations out. It never thinks: what to say is the engine's, and
+//! that is in the other half, [`Judge`].
 
+mod judge;
+mod looks;
 mod reread;
 mod sources;
 
@@ -8,9 +11,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use probe_common::Hook;
-use probe_engine::{Config, Effect, Engine, Mono, Observation, Remembered, Report};
+use probe_engine::{Config, Engine, Mono, Observation};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::bpf::{self, HookStatus, Kernel, Unsupported};
@@ -18,9 +22,15 @@ use crate::clock::{self, Wall};
 use crate::enrich::{DropReasons, Enricher, Sandboxes};
 use crate::feed::{Feed, Seen};
 use crate::node::ask::{Asked, Targets};
+use crate::node::discovery::Kubelet;
 use crate::node::names::{self, Named};
+use crate::node::{cri, pulse};
 use crate::settings::Settings;
 use crate::sinks::Sink;
+use crate::threads::Threads;
+
+use judge::Rereads;
+pub(crate) use judge::{About, Judge};
 
 /// How many observations may wait between the sources and the loop. The largest burst is the state of links
 /// at start: about three a pod.
@@ -33,12 +43,15 @@ const LOOK_FOR_LOSS: Duration = Duration::from_millis(250);
 const LOOK_FOR_LEFT_OUT: Duration = Duration::from_secs(5);
 /// How long the last look at the ring may take: many times what a full one needs.
 const LEAVE: Duration = Duration::from_secs(1);
+/// Most observations that the judge is given at once. A message wakes it, and so many take it well below a millisecond.
+const BATCH: usize = 128;
+/// How often the judge shows that it turns, and how late it was.
+const TURN: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub(crate) struct App {
     settings: Arc<Settings>,
-    wall: Wall,
-    engine: Engine,
+    threads: Threads,
     enricher: Enricher,
     sandboxes: Sandboxes,
     kernel: Option<Kernel>,
@@ -49,26 +62,37 @@ pub(crate) struct App {
     asked: mpsc::Receiver<Asked>,
     wake: mpsc::Sender<SocketAddr>,
     targets: watch::Sender<Targets>,
+    /// The container runtime that is called over CRI.
+    runtime: cri::Endpoints,
     /// Names of API servers that are looked up.
     names: watch::Sender<Vec<Named>>,
+    /// What the node's kubelet is configured for.
+    kubelet: watch::Sender<Kubelet>,
     addresses_changed: mpsc::Receiver<()>,
-    /// What was observed before the loop runs: the state at start.
-    early: Vec<Seen>,
+    /// What the threads that read files have read for this one.
+    looks: looks::Looks,
+    /// What was observed and is not with the judge yet.
+    out: Vec<Seen>,
+    judge: mpsc::Sender<Vec<Seen>>,
+    rereads: Rereads,
+    /// Whether the state at start is still to be read.
+    snapshot_due: bool,
+    /// SIGHUP, where it means that everything is to be read again.
+    hangup: Option<Signal>,
     /// Of one batch of the ring; empty between two, kept to reuse its memory.
     observations: Vec<(Mono, Observation)>,
     state: sources::State,
     tasks: tokio::task::JoinSet<()>,
-    started: Mono,
     /// Between two looks at the loss counters.
     look: Duration,
 }
 
 impl App {
-    /// Loads the kernel half and reads the present state. Where no program can be loaded the agent works
-    /// with what else there is: see [`Self::unsupported`].
-    pub(crate) async fn start(settings: Arc<Settings>) -> Result<Self> {
+    /// Loads the kernel half and starts the sources. Where no program can be loaded the agent works with what else there
+    /// is: see [`About::unsupported`]. Nothing is read before [`Self::run`].
+    pub(crate) fn start(settings: Arc<Settings>, threads: Threads) -> Result<(Self, Judge)> {
         let started = clock::now();
-        let (kernel, unsupported) = match bpf::load(settings.ring_bytes, settings.hooks, false) {
+        let (kernel, unsupported) = match bpf::load(&settings, false) {
             Ok(kernel) => (Some(kernel), None),
             Err(error) => match error.downcast_ref::<Unsupported>() {
                 Some(Unsupported::Kernel(why)) => (None, Some(why.clone())),
@@ -80,45 +104,81 @@ impl App {
             crate::commands::kernel_log::follow(&mut kernel.programs);
         }
         let (address_feed, addresses_changed) = mpsc::channel(1);
-        let mut app = Self::with(settings, kernel, unsupported, addresses_changed, started);
+        let (mut app, judge) =
+            Self::with(settings, threads, (kernel, unsupported), addresses_changed, (started, TURN));
+        app.snapshot_due = true;
+        app.follow_sources(address_feed);
+        Ok((app, judge))
+    }
+
+    fn follow_sources(&mut self, address_feed: mpsc::Sender<()>) {
         let sees_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
         let stands_in = sources::StandsIn {
-            routes: !app.hooks.iter().any(HookStatus::sees_routes),
-            drops: !app.hooks.iter().any(sees_drops),
+            routes: !self.hooks.iter().any(HookStatus::sees_routes),
+            drops: !self.hooks.iter().any(sees_drops),
         };
-        let watched = app.targets.subscribe();
-        let processes = app.state.processes();
-        sources::spawn(&mut app.tasks, &app.settings, &app.feed, address_feed, watched, processes, stands_in);
-        let names = app.names.subscribe();
-        app.tasks.spawn(names::watch(Arc::clone(&app.settings), names, app.feed.clone()));
-        app.snapshot().await?;
-        Ok(app)
+        let watched = self.targets.subscribe();
+        let processes = self.state.processes();
+        let node = (&mut self.tasks, &self.threads.node);
+        sources::spawn(node, &self.settings, &self.feed, address_feed, watched, processes, stands_in);
+        let asked = cri::watch(
+            Arc::clone(&self.settings),
+            self.runtime.subscribe(),
+            Arc::clone(self.state.happened()),
+            self.feed.clone(),
+        );
+        self.tasks.spawn_on(asked, &self.threads.net);
+        let (processes, runtime) = (self.state.processes().subscribe(), self.runtime.subscribe());
+        self.tasks.spawn_on(pulse::watch(processes, runtime, self.feed.clone()), &self.threads.node);
+        let (names, kubelet) = (self.names.subscribe(), self.kubelet.subscribe());
+        let names = names::watch(Arc::clone(&self.settings), names, kubelet, self.feed.clone());
+        self.tasks.spawn_on(names, &self.threads.net);
     }
 
     /// One that sees what it is told and what it asks for itself.
     fn with(
         settings: Arc<Settings>,
-        kernel: Option<Kernel>,
-        unsupported: Option<String>,
+        threads: Threads,
+        (kernel, unsupported): (Option<Kernel>, Option<String>),
         addresses_changed: mpsc::Receiver<()>,
-        started: Mono,
-    ) -> Self {
+        (started, turn): (Mono, Duration),
+    ) -> (Self, Judge) {
         let hooks = kernel.as_ref().map(|kernel| kernel.hooks.clone()).unwrap_or_default();
-        let config = engine_config(&settings);
         let (feed, queue) = mpsc::channel(QUEUE);
         let (done, asked) = mpsc::channel(QUEUE);
         let (wake, woken) = mpsc::channel(QUEUE);
+        let (to_judge, seen) = mpsc::channel(QUEUE / BATCH);
         let (targets, watched_targets) = watch::channel(Targets::new());
+        let kubelet = watch::Sender::<Kubelet>::default();
         let mut tasks = tokio::task::JoinSet::new();
         if settings.ask {
-            tasks.spawn(crate::node::ask::run(Arc::clone(&settings), watched_targets, woken, done));
+            let kubelet = kubelet.subscribe();
+            let asking = crate::node::ask::run(Arc::clone(&settings), kubelet, watched_targets, woken, done);
+            tasks.spawn_on(asking, &threads.net);
         }
         let drops = drop_reasons(kernel.as_ref());
         let host_netns = sources::own_netns().unwrap_or(0);
-        let enricher = Enricher::new(host_netns, std::process::id(), drops, Arc::clone(&settings));
-        Self {
-            wall: Wall::here(),
-            engine: Engine::new(config, started),
+        let enricher = Enricher::new(host_netns, drops, Arc::clone(&settings));
+        let rereads = Rereads::default();
+        let judge = Judge {
+            engine: Engine::new(engine_config(&settings), started),
+            seen,
+            rereads: Arc::clone(&rereads),
+            wake: wake.clone(),
+            hooks: hooks.clone(),
+            turn,
+            about: About {
+                wall: Wall::here(),
+                started,
+                unsupported: unsupported.clone(),
+                attach_took: kernel.as_ref().map(|kernel| kernel.took),
+                feed: feed.clone(),
+            },
+            begun: false,
+            watcher: None,
+            is_blind: false,
+        };
+        let app = Self {
             enricher,
             sandboxes: Sandboxes::default(),
             kernel,
@@ -129,146 +189,110 @@ impl App {
             asked,
             wake,
             targets,
+            runtime: watch::Sender::default(),
             names: watch::Sender::default(),
+            kubelet,
             addresses_changed,
-            early: Vec::new(),
+            looks: looks::Looks::new(threads.node.clone()),
+            threads,
+            out: Vec::new(),
+            judge: to_judge,
+            rereads,
+            snapshot_due: false,
+            hangup: None,
             observations: Vec::new(),
             state: sources::State::default(),
             tasks,
-            started,
             settings,
             look: LOOK_FOR_LOSS,
-        }
+        };
+        (app, judge)
     }
 
     /// One without a kernel half and without a host: `early` is all that it knows at start.
-    pub(crate) fn without_eyes(settings: Arc<Settings>, early: Vec<Observation>) -> Self {
-        let started = clock::now();
-        let mut app = Self::with(settings, None, None, mpsc::channel(1).1, started);
+    pub(crate) fn without_eyes(settings: Arc<Settings>, early: Vec<Observation>) -> (Self, Judge) {
         // It has no counters, and thousands of its kind share a processor.
-        app.look = Duration::from_secs(5);
+        const LOOK: Duration = Duration::from_secs(5);
+        let started = clock::now();
+        let addresses_changed = mpsc::channel(1).1;
+        let (mut app, judge) =
+            Self::with(settings, Threads::here(), (None, None), addresses_changed, (started, LOOK));
+        app.look = LOOK;
         for observation in early {
-            app.state.note(&observation);
-            app.early.push(Seen { at: started, observation });
+            app.deliver(started, observation);
         }
-        app.watch_targets();
-        app
+        (app, judge)
     }
 
-    /// Why there is no kernel half, on one line.
-    pub(crate) fn unsupported(&self) -> Option<&str> {
-        self.unsupported.as_deref()
+    /// From now on SIGHUP has everything read again, and does not end the process. On the runtime that watches.
+    pub(crate) fn reread_on_hangup(&mut self) -> Result<()> {
+        self.hangup = Some(signal(SignalKind::hangup()).context("watch for SIGHUP")?);
+        Ok(())
     }
 
-    /// Turns the engine's times into wall time.
-    pub(crate) fn wall(&self) -> Wall {
-        self.wall
-    }
-
-    /// When the agent started: the time that the engine was made with.
-    pub(crate) fn started(&self) -> Mono {
-        self.started
-    }
-
-    /// From the start of the process to the last attached program.
-    pub(crate) fn attach_took(&self) -> Option<Duration> {
-        self.kernel.as_ref().map(|kernel| kernel.took)
-    }
-
-    /// Where tasks of a command's own put what they observe.
-    pub(crate) fn feed(&self) -> Feed {
-        self.feed.clone()
-    }
-
-    /// What an earlier agent said last; before [`Self::run`].
-    pub(crate) fn remember(&mut self, remembered: Remembered) {
-        let observation = Observation::Remembered(remembered);
-        self.early.insert(0, Seen { at: self.started, observation });
-    }
-
-    /// Everything that is known now.
-    pub(crate) fn report(&self) -> Report {
-        self.engine.report()
-    }
-
-    /// The last observation, after [`Self::run`].
-    pub(crate) fn stop(&mut self, last: Seen, sinks: &mut [&mut dyn Sink]) {
-        self.deliver(last.at, last.observation, sinks);
-    }
-
-    /// Runs until `until` resolves and gives everything to the sinks.
+    /// Watches until `until` resolves; the judge has been given everything then.
     ///
     /// # Errors
     /// When the ring buffer cannot be read any more.
-    pub(crate) async fn run(
-        &mut self,
-        sinks: &mut [&mut dyn Sink],
-        until: impl Future<Output = ()>,
-    ) -> Result<()> {
-        for sink in sinks.iter_mut() {
-            sink.hooks(&self.hooks);
+    pub(crate) async fn run(&mut self, until: impl Future<Output = ()>) -> Result<()> {
+        if std::mem::take(&mut self.snapshot_due) {
+            self.snapshot().await?;
         }
-        let early = std::mem::take(&mut self.early);
-        for seen in early {
-            self.deliver(seen.at, seen.observation, sinks);
-        }
+        self.flush().await;
         tokio::pin!(until);
         let mut look = tokio::time::interval(self.look);
         let mut look_for_left_out = tokio::time::interval(LOOK_FOR_LEFT_OUT);
         loop {
-            let deadline = self.engine.next_deadline();
             tokio::select! {
                 () = &mut until => {
-                    self.take_waiting(sinks);
-                    self.tell_left_out(sinks);
-                    return self.look_for_loss(sinks).await;
+                    self.take_waiting().await;
+                    self.tell_left_out();
+                    self.look_for_loss().await?;
+                    self.flush().await;
+                    return Ok(());
                 }
                 ready = wait(&mut self.kernel) => {
                     ready?;
-                    let _more = self.take_events(sinks);
+                    let _more = self.take_events();
                 }
-                Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation, sinks),
-                Some(asked) = self.asked.recv() => self.take_answer(asked, sinks),
-                Some(()) = self.addresses_changed.recv() => self.look_at_addresses(sinks).await,
+                Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation),
+                Some(asked) = self.asked.recv() => self.take_answer(asked),
+                Some(look) = self.looks.next() => self.take_look(look),
+                Some(()) = self.addresses_changed.recv() => self.look_at_addresses().await,
+                () = hung_up(&mut self.hangup) => self.state.must_reread_all(),
                 _ = look.tick() => {
-                    for sink in sinks.iter_mut() {
-                        sink.turn(clock::now());
-                    }
-                    self.look_for_loss(sinks).await?;
-                    if self.state.take_role_due() {
-                        self.look_at_node(sinks);
-                    }
+                    self.look_for_loss().await?;
+                    self.look_at_node();
                 }
-                _ = look_for_left_out.tick() => self.tell_left_out(sinks),
-                () = clock::reached(deadline) => {
-                    self.engine.tick(clock::now());
-                    self.drain(clock::now(), false, sinks);
-                }
+                _ = look_for_left_out.tick() => self.tell_left_out(),
             }
+            self.flush().await;
         }
     }
 
     /// What was observed before the end counts, also when a busy machine left no time for it until now.
-    fn take_waiting(&mut self, sinks: &mut [&mut dyn Sink]) {
-        self.take_all_events(sinks);
+    async fn take_waiting(&mut self) {
+        self.take_all_events().await;
         while let Ok(seen) = self.queue.try_recv() {
-            self.deliver(seen.at, seen.observation, sinks);
+            self.deliver(seen.at, seen.observation);
         }
         while let Ok(asked) = self.asked.try_recv() {
-            self.take_answer(asked, sinks);
+            self.take_answer(asked);
         }
     }
 
     /// Everything that the kernel half saw until now.
-    fn take_all_events(&mut self, sinks: &mut [&mut dyn Sink]) {
+    async fn take_all_events(&mut self) {
         // A flood goes on meanwhile, and may be faster than this.
         let end = clock::now().plus(nanos(LEAVE));
-        while self.take_events(sinks) && clock::now() < end {}
+        while self.take_events() && clock::now() < end {
+            self.flush().await;
+        }
     }
 
     /// One batch of what the kernel half saw: what else there is to do has its turn between two. True when there may
     /// be more.
-    fn take_events(&mut self, sinks: &mut [&mut dyn Sink]) -> bool {
+    fn take_events(&mut self) -> bool {
         let Some(kernel) = &mut self.kernel else { return false };
         let mut observations = std::mem::take(&mut self.observations);
         let enricher = &mut self.enricher;
@@ -276,50 +300,41 @@ impl App {
             enricher.event(event, |at, observation| observations.push((at, observation)));
         });
         for (at, observation) in observations.drain(..) {
-            self.deliver(at, observation, sinks);
+            self.deliver(at, observation);
         }
         self.observations = observations;
+        self.identify();
         more
     }
 
-    /// One mutation, then drained, before the next.
-    fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
+    /// Passes on to the kernel programs which processes with watched names are components of the node.
+    fn identify(&mut self) {
+        let Some(kernel) = &mut self.kernel else { return };
+        for (pid, executed_ns, is_trusted) in self.enricher.take_identified() {
+            if let Err(error) = kernel.watch.identify(pid, executed_ns, is_trusted) {
+                self.state.gap("process.exit", format!("{error:#}"));
+            }
+        }
+    }
+
+    /// Takes an observation: it is with the judge after the next [`Self::flush`].
+    fn deliver(&mut self, at: Mono, observation: Observation) {
         self.state.note(&observation);
         self.sandboxes.note(at, &observation);
-        for sink in sinks.iter_mut() {
-            sink.observation(at, &observation);
-        }
-        // No effect follows from these, and the report is another one.
-        let tells = matches!(
-            observation,
-            Observation::Gap(_) | Observation::GapClosed { .. } | Observation::Writes(_)
-        );
         let is_target = matches!(observation, Observation::ApiTarget(_) | Observation::ApiTargetGone { .. });
-        self.engine.observe(at, observation);
-        self.drain(at, tells, sinks);
+        self.out.push(Seen { at, observation });
         if is_target {
             self.watch_targets();
         }
     }
 
-    fn drain(&mut self, at: Mono, mut changed: bool, sinks: &mut [&mut dyn Sink]) {
-        while let Some(effect) = self.engine.poll_effect() {
-            changed = true;
-            for sink in sinks.iter_mut() {
-                sink.effect(at, &effect);
-            }
-            match effect {
-                // A full queue means that this address is about to be asked anyway.
-                Effect::Ask(addr) => drop(self.wake.try_send(addr)),
-                Effect::Reread(scope) => self.state.must_reread(scope),
-                Effect::Verdict(_) | Effect::Condition(_) => {}
-            }
-        }
-        if changed {
-            let report = self.engine.report();
-            for sink in sinks.iter_mut() {
-                sink.report(at, &report);
-            }
+    /// Gives the judge what was observed, in its order. Waits where the judge is behind; the ring buffer holds what
+    /// happens meanwhile, and counts what it cannot hold.
+    async fn flush(&mut self) {
+        let mut out = std::mem::take(&mut self.out).into_iter();
+        while out.len() > 0 {
+            // Without a judge this half is about to be stopped, too.
+            let _ = self.judge.send(out.by_ref().take(BATCH).collect()).await;
         }
     }
 
@@ -340,12 +355,37 @@ impl App {
     }
 }
 
+/// Runs both halves on the current thread until `until` resolves.
+///
+/// # Errors
+/// As [`App::run`].
+pub(crate) async fn run(
+    (app, judge): (&mut App, &mut Judge),
+    sinks: &mut [&mut dyn Sink],
+    until: impl Future<Output = ()>,
+) -> Result<()> {
+    let watched = tokio::select! {
+        watched = app.run(until) => watched,
+        () = judge.run(sinks) => Ok(()),
+    };
+    judge.take_waiting(sinks);
+    watched
+}
+
 fn drop_reasons(kernel: Option<&Kernel>) -> DropReasons {
     let Some(kernel) = kernel else { return DropReasons::default() };
     let attached = |wanted| kernel.hooks.iter().any(|status| status.hook == wanted && status.attached());
     DropReasons {
         names: kernel.drop_reasons.clone(),
         by_silence: !attached(Hook::KfreeSkb) && attached(Hook::TcpRetransmitSkb),
+    }
+}
+
+/// Waits for SIGHUP; for ever where it has its usual meaning.
+async fn hung_up(hangup: &mut Option<Signal>) {
+    match hangup {
+        Some(hangup) => _ = hangup.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -395,12 +435,12 @@ mod tests {
         let settings = Arc::new(args.node.settings().expect("have defaults"));
         // Which of two things that are due comes first is left to chance: one try may pass by luck.
         for _ in 0..32 {
-            let mut app = App::without_eyes(Arc::clone(&settings), Vec::new());
+            let (mut app, mut judge) = App::without_eyes(Arc::clone(&settings), Vec::new());
             let (answers, asked) = mpsc::channel(1);
             app.asked = asked;
             let at = clock::now();
             let reread = Observation::Reread { scope: Scope::Sockets };
-            app.feed().try_send(Seen { at, observation: reread.clone() }).expect("the queue has room");
+            app.feed.try_send(Seen { at, observation: reread.clone() }).expect("the queue has room");
             let route = Route { to: [10, 0, 0, 1].into(), errno: 0 };
             let asked = Asked {
                 at,
@@ -414,7 +454,8 @@ mod tests {
             };
             answers.try_send(asked).expect("the queue has room");
             let mut told = Told::default();
-            app.run(&mut [&mut told], std::future::ready(())).await.expect("ends in peace");
+            let halves = (&mut app, &mut judge);
+            run(halves, &mut [&mut told], std::future::ready(())).await.expect("ends in peace");
             assert!(told.0.contains(&reread), "{:?}", told.0);
             assert!(told.0.contains(&Observation::Route(route)), "{:?}", told.0);
         }

@@ -9,7 +9,7 @@ use probe_engine::{Pod, Role, TargetKind};
 
 use crate::bpf::HookSet;
 use crate::node::targets;
-use crate::settings::{ApiServer, CniDirs, ServerHost, Settings};
+use crate::settings::{ApiServer, CniDirs, Learnt, POD_LOGS, ServerHost, Settings};
 use crate::sinks::trace::Topic;
 
 /// Says why a Kubernetes node is not ready, from inside the kernel.
@@ -188,9 +188,9 @@ pub(crate) struct NodeArgs {
     /// the runtime runs, else from its configuration.
     #[arg(long, value_name = "DIR", value_delimiter = ':', env = "NETREADY_CNI_BIN_DIR")]
     cni_bin_dir: Vec<PathBuf>,
-    /// Where runtimes bind network namespaces.
-    #[arg(long, value_name = "DIR", default_value = "/run/netns", env = "NETREADY_NETNS_DIR")]
-    netns_dir: PathBuf,
+    /// Where the runtime binds network namespaces; auto-detected from its configuration.
+    #[arg(long, value_name = "DIR", env = "NETREADY_NETNS_DIR")]
+    netns_dir: Option<PathBuf>,
     /// Where Open vSwitch has its sockets; auto-detected among /run/openvswitch and where a CNI keeps its own (Antrea).
     #[arg(long, value_name = "DIR", env = "NETREADY_OVS_RUN_DIR")]
     ovs_run_dir: Option<PathBuf>,
@@ -209,6 +209,10 @@ pub(crate) struct NodeArgs {
     /// Do not ask the API server; only watch its clients.
     #[arg(long, help_heading = "Tuning", env = "NETREADY_NO_ASK")]
     no_ask: bool,
+    /// Do not use the kubelet's client certificate or token. By default the agent reads the node's own Node object with it
+    /// every five minutes, to see whether the API server accepts it.
+    #[arg(long, help_heading = "Tuning", env = "NETREADY_NO_KUBELET_CREDENTIALS")]
+    no_kubelet_credentials: bool,
     /// How long one question to the API server may take; neighbour discovery alone takes 3 s.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "4s", help_heading = "Tuning", env = "NETREADY_ASK_TIMEOUT")]
     ask_timeout: Duration,
@@ -224,6 +228,9 @@ pub(crate) struct NodeArgs {
     /// Size of the ring buffer: a power of two, at least 4096.
     #[arg(long, value_name = "BYTES", value_parser = ring, default_value_t = probe_common::RING_BYTES, help_heading = "Tuning", env = "NETREADY_RING_BYTES")]
     ring_bytes: u32,
+    /// Most processes that are watched at once, at least 64; each takes 100 bytes of kernel memory.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(64..=i64::from(probe_common::MAX_PROCESSES)), default_value_t = probe_common::MAX_PROCESSES, help_heading = "Tuning", env = "NETREADY_MAX_PROCESSES")]
+    max_processes: u32,
     /// How much watching may cost the machine.
     #[arg(long, value_enum, default_value_t = HookSet::Full, help_heading = "Tuning", env = "NETREADY_HOOKS")]
     hooks: HookSet,
@@ -255,8 +262,9 @@ impl NodeArgs {
             apiservers: Vec::new(),
             only_named: !self.apiserver.is_empty(),
             kubeconfig: self.kubeconfig,
-            cni: CniDirs::new(self.cni_conf_dir, self.cni_bin_dir),
-            netns_dir: self.netns_dir,
+            cni: CniDirs::new(self.cni_conf_dir, self.cni_bin_dir, self.netns_dir),
+            cgroup_driver: Learnt::new(None, "", None),
+            pod_logs: Learnt::new(None, "", PathBuf::from(POD_LOGS)),
             runtime_endpoint: self.runtime_endpoint,
             role: match self.role {
                 RoleArg::Auto => None,
@@ -267,8 +275,10 @@ impl NodeArgs {
             },
             host_root: self.host_root,
             ring_bytes: self.ring_bytes,
+            max_processes: self.max_processes,
             hooks: self.hooks,
             ask: !self.no_ask,
+            kubelet_credentials: !self.no_kubelet_credentials,
             ask_timeout: self.ask_timeout,
             ask_every: ASK_EVERY,
             ask_again: ASK_AGAIN,

@@ -5,9 +5,11 @@
 
 use crate::commands::replay::read;
 pub use crate::enrich::fuzz::{plugin_output, record};
-pub use crate::node::fuzz::{cni_config, kubeconfig, netlink, node_config, ovsdb};
+pub use crate::node::fuzz::{cni_config, cri, dns, kubeconfig, netlink, node_config, ovsdb};
 
 use probe_engine::{Engine, Line, RecordingHeader};
+
+use crate::text::{HIDDEN, clean, redact};
 
 /// A recording, as `probe replay` reads it: every line that is one, through the engine.
 pub fn recording(bytes: &[u8]) {
@@ -28,6 +30,15 @@ pub fn recording(bytes: &[u8]) {
             assert!(said.message.len() <= 512 && is_clean(&said.message), "{:?}", said.message);
         }
     }
+}
+
+/// A text from outside, redacted once and twice: it does not become much longer.
+pub fn text(bytes: &[u8]) {
+    let shown = clean(bytes, 1 << 20);
+    assert!(is_clean(&shown), "{shown:?}");
+    let once = redact(bytes);
+    assert!(once.len() <= bytes.len() * 4 + HIDDEN.len());
+    assert!(redact(&once).len() <= once.len() * 4 + HIDDEN.len());
 }
 
 /// Nothing that a terminal would obey.

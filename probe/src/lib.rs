@@ -16,13 +16,16 @@ mod feed;
 pub mod fuzz;
 #[cfg(not(fuzzing))]
 mod kube;
+mod lock;
 mod node;
+mod privileges;
 mod report;
 mod settings;
 #[cfg(not(fuzzing))]
 pub mod simulation;
 mod sinks;
 mod text;
+mod threads;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -36,6 +39,7 @@ use crate::exit::Exit;
 /// The program, from its arguments to its exit code.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| warn(&format!("internal error: {panic}").replace('\n', " "))));
+    threads::share_memory();
     // Wrong use ends here, with clap's own message and exit code 2.
     let cli = Cli::parse();
     match cli.color {
@@ -76,13 +80,19 @@ fn dispatch(command: Command) -> anyhow::Result<Exit> {
     }
 }
 
-/// One thread: everything waits most of the time, and the order of events stays what it was.
+/// One thread: everything waits most of the time, and the order of events stays what it was. Only the agent has more.
 fn with_loop(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+    let runtime = threads::runtime()?;
+    let exit = runtime.block_on(command);
+    // A thread that reads from a disk that does not respond is not waited for.
+    runtime.shutdown_background();
+    exit
 }
 
-/// One line on standard error: the only place that writes there.
+/// One line on standard error: the only place that writes there. Errors of libraries, and the kernel half's log with `-v`,
+/// were not made safe before.
 pub(crate) fn warn(text: &str) {
+    let text = text::redact_text(text);
     // Nobody to tell when this fails.
     let _ = writeln!(anstream::stderr().lock(), "probe: {text}");
 }

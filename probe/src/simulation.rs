@@ -12,8 +12,9 @@ use clap::Parser as _;
 use probe_engine::{
     ApiTarget, CniConfig, ConfContent, ConfFile, Host, Observation, Remembered, Role, TargetKind,
 };
+use tokio::runtime::Handle;
 
-use crate::app::App;
+use crate::app::{self, App};
 use crate::cli::{Cli, Command};
 use crate::commands::run::write_conditions;
 use crate::sinks::metrics::WriteMetrics;
@@ -37,9 +38,11 @@ pub async fn agent(node: &str, kubeconfig: &Path, api: SocketAddr, writes: Write
         anyhow::bail!("run is a command of the program");
     };
     let settings = Arc::new(args.node.settings()?);
-    let mut app = App::without_eyes(Arc::clone(&settings), well(api));
-    let (mut conditions, _) = write_conditions(&app, &settings, writes.0, &Remembered::default());
-    app.run(&mut [&mut conditions], std::future::pending())
+    let (mut app, mut judge) = App::without_eyes(Arc::clone(&settings), well(api));
+    let here = Handle::current();
+    let (mut conditions, _) =
+        write_conditions(&here, judge.about(), &settings, writes.0, &Remembered::default());
+    app::run((&mut app, &mut judge), &mut [&mut conditions], std::future::pending())
         .await
         .with_context(|| format!("the agent of {node}"))
 }
@@ -55,6 +58,7 @@ fn well(api: SocketAddr) -> Vec<Observation> {
             kind: TargetKind::Direct,
             source: "--kubeconfig".to_owned(),
             name: None,
+            proxy: None,
         }),
         Observation::CniConfig(CniConfig {
             dir: "/etc/cni/net.d".to_owned(),

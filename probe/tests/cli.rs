@@ -62,7 +62,7 @@ fn bad_addresses_and_paths_are_named() {
 
 #[test]
 fn explain_knows_every_reason_and_helps_with_half_a_name() {
-    assert!(stdout(&probe(&["explain"])).lines().filter(|line| line.starts_with("API")).count() == 18);
+    assert!(stdout(&probe(&["explain"])).lines().filter(|line| line.starts_with("API")).count() == 19);
     let one = stdout(&probe(&["explain", "apitimeout"]));
     assert!(one.starts_with("APITimeout  (api)") && one.contains("look at"), "{one}");
     is_usage_error(&probe(&["explain", "Exhausted"]), "did you mean IPAMExhausted, ConntrackExhausted");

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use probe_engine::{Gap, Host, Observation, Process, ProcessClass, ProcessEvent, Scope};
-use tokio::sync::{mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::feed::Feed;
@@ -29,7 +30,7 @@ pub(super) struct StandsIn {
 
 /// Starts the sources that run for ever.
 pub(super) fn spawn(
-    tasks: &mut JoinSet<()>,
+    (tasks, node): (&mut JoinSet<()>, &Handle),
     settings: &Arc<Settings>,
     feed: &Feed,
     addresses_changed: mpsc::Sender<()>,
@@ -37,20 +38,39 @@ pub(super) fn spawn(
     processes: &watch::Sender<Watched>,
     stands_in: StandsIn,
 ) {
-    tasks.spawn(node::cni_config::watch(Arc::clone(settings), feed.clone()));
-    tasks.spawn(node::conf_access::watch(Arc::clone(settings), feed.clone()));
-    tasks.spawn(node::limits::watch(Arc::clone(settings), feed.clone(), stands_in.drops));
-    tasks.spawn(node::connections::watch(targets, feed.clone()));
-    tasks.spawn(node::pulse::watch(processes.subscribe(), feed.clone()));
-    tasks.spawn(node::cni_dirs::watch(Arc::clone(settings), processes.subscribe(), feed.clone()));
-    tasks.spawn(node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, stands_in.routes));
-    tasks.spawn(node::ovs::watch(Arc::clone(settings), feed.clone()));
-    tasks.spawn(node::namespaces::watch(Arc::clone(settings), feed.clone()));
+    tasks.spawn_on(node::cni_config::watch(Arc::clone(settings), feed.clone()), node);
+    tasks.spawn_on(node::conf_access::watch(Arc::clone(settings), feed.clone()), node);
+    tasks.spawn_on(node::limits::watch(Arc::clone(settings), feed.clone(), stands_in.drops), node);
+    tasks.spawn_on(node::connections::watch(Arc::clone(settings), targets, feed.clone()), node);
+    tasks.spawn_on(node::cni_dirs::watch(Arc::clone(settings), processes.subscribe(), feed.clone()), node);
+    tasks.spawn_on(
+        node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, stands_in.routes),
+        node,
+    );
+    tasks.spawn_on(node::ovs::watch(Arc::clone(settings), feed.clone()), node);
+    tasks.spawn_on(node::namespaces::watch(Arc::clone(settings), feed.clone()), node);
 }
 
 /// Inode number of the agent's own network namespace.
 pub(super) fn own_netns() -> Option<u32> {
     processes::netns_of("self")
+}
+
+/// Returns whether the container runtime's answers can depend on this.
+fn concerns_runtime(observation: &Observation) -> bool {
+    match observation {
+        Observation::CniConfig(_) | Observation::SocketConnect(_) => true,
+        Observation::CniEnd(end) => !end.exit.success(),
+        Observation::Process(process) => process.class == ProcessClass::Runtime,
+        _ => false,
+    }
+}
+
+/// Why the node is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Changed,
+    Asked,
 }
 
 /// What was observed last, where a re-read has to be compared with it.
@@ -59,20 +79,29 @@ pub(super) struct State {
     targets: Targets,
     listeners: BTreeSet<SocketAddr>,
     pub(super) host: Option<Host>,
+    /// The processes of the host cannot be read: [`processes::hidden`].
+    pub(super) hides_processes: bool,
     /// A process started that shows what the host is for.
     role_due: bool,
+    /// Somebody asked for a look at everything.
+    asked: bool,
     reread: BTreeSet<Scope>,
     gaps: Vec<Gap>,
     /// Kubelets and runtimes that run.
     processes: watch::Sender<Watched>,
+    /// Notified of events that the container runtime's answers can depend on.
+    happened: Arc<Notify>,
 }
 
 impl State {
     /// Keeps what is needed of an observation on its way to the engine.
     pub(super) fn note(&mut self, observation: &Observation) {
+        if concerns_runtime(observation) {
+            self.happened.notify_one();
+        }
         match observation {
             Observation::ApiTarget(target) => {
-                self.targets.insert(target.addr, target.name.clone());
+                self.targets.insert(target.addr, target.clone());
             }
             Observation::ApiTargetGone { addr } => {
                 self.targets.remove(addr);
@@ -114,6 +143,11 @@ impl State {
         });
     }
 
+    /// Returns what is notified of events that the container runtime's answers can depend on.
+    pub(super) fn happened(&self) -> &Arc<Notify> {
+        &self.happened
+    }
+
     /// Kubelets and runtimes that run.
     pub(super) fn processes(&self) -> &watch::Sender<Watched> {
         &self.processes
@@ -127,9 +161,20 @@ impl State {
         &self.listeners
     }
 
-    /// Was the host's role to be looked at again? Not any more.
-    pub(super) fn take_role_due(&mut self) -> bool {
-        std::mem::take(&mut self.role_due)
+    /// Returns whether the node is to be looked at again: because it may have changed, or because somebody asked for it.
+    pub(super) fn is_look_due(&self) -> Option<Due> {
+        if self.asked { Some(Due::Asked) } else { self.role_due.then_some(Due::Changed) }
+    }
+
+    /// The node is being looked at.
+    pub(super) fn is_looked_at(&mut self) {
+        (self.role_due, self.asked) = (false, false);
+    }
+
+    /// Everything must be read again as soon as the loop comes to it.
+    pub(super) fn must_reread_all(&mut self) {
+        self.asked = true;
+        self.reread.extend([Scope::Sockets, Scope::Processes, Scope::Cni, Scope::Links]);
     }
 
     /// Something must be read again as soon as the loop comes to it.

@@ -12,11 +12,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
 use super::until_stopped;
-use crate::app::App;
+use crate::app::{self, About, App};
 use crate::cli::{CheckArgs, Output};
 use crate::exit::Exit;
 use crate::report::{Context, Document, Link};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
+use crate::threads::Threads;
 
 /// How long a running agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,10 +32,10 @@ pub(crate) async fn run(args: CheckArgs) -> Result<Exit> {
         (document, None)
     } else {
         let node = settings.node.clone();
-        let mut app = App::start(Arc::new(settings)).await?;
-        app.run(&mut [], until_stopped(Some(args.watch))?).await?;
-        let document = Document::new(&app.report(), &Context::here(&node, app.wall()));
-        (document, app.unsupported().map(str::to_owned))
+        let (mut app, mut judge) = App::start(Arc::new(settings), Threads::here())?;
+        app::run((&mut app, &mut judge), &mut [], until_stopped(Some(args.watch))?).await?;
+        let About { wall, unsupported, .. } = judge.about().clone();
+        (Document::new(&judge.report(), &Context::here(&node, wall)), unsupported)
     };
     if let Some(why) = &unsupported {
         crate::warn(&format!("{why}; this answer is made without eBPF"));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use probe_common::Hook;
+use probe_engine::Gap;
 use serde::Serialize;
 
 use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported};
@@ -11,7 +12,7 @@ use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
 use crate::node::discovery::Discovery;
 use crate::node::names::{self, LookedUp};
-use crate::node::{cni_config, processes, targets};
+use crate::node::{cni_config, cri, processes, targets};
 use crate::settings::{Known, Settings};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 
@@ -28,7 +29,7 @@ struct Findings {
     attached_in_ms: Option<u128>,
     watched_for_ms: u128,
     hooks: Vec<HookFinding>,
-    /// What attached programs cannot see here.
+    /// What the agent cannot see here although all programs are attached.
     less: Vec<Less>,
     /// What the node uses.
     discovered: Vec<Discovered>,
@@ -49,7 +50,7 @@ struct Discovered {
 #[derive(Debug, Serialize)]
 struct Less {
     signal: &'static str,
-    why: &'static str,
+    why: String,
 }
 
 /// One hook.
@@ -95,25 +96,33 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
         discovered: Vec::new(),
         notes: Vec::new(),
     };
-    let processes = processes::scan();
+    let processes = processes::scan(&settings);
     let discovery = Discovery::followed(&settings, &processes);
     findings.notes.clone_from(&discovery.notes);
+    let hidden = processes::hidden().map(|why| Less { signal: Gap::PROCESS_TABLE, why });
+    findings.less.extend(hidden);
     // Held until the end: closing it ends the measuring.
     let measure = || aya::sys::enable_stats(aya::sys::Stats::RunTime);
     let _stats = args.stats.then(measure).transpose().context("let the kernel measure its eBPF programs")?;
-    match bpf::load(settings.ring_bytes, settings.hooks, true) {
+    match bpf::load(&settings, true) {
         Ok(mut kernel) => {
             findings.attached_in_ms = Some(kernel.took.as_millis());
             let events = watch(&settings, &mut kernel, (&processes, &discovery), args.watch).await?;
             findings.hooks = hooks(&mut kernel, &events)?;
-            findings.less = kernel.less.iter().map(|(signal, why)| Less { signal, why }).collect();
+            let less = kernel.less.iter().map(|(signal, why)| Less { signal, why: (*why).to_owned() });
+            findings.less.extend(less);
         }
         Err(error) => findings.unsupported = Some(error.downcast::<Unsupported>()?.to_string()),
     }
     // After the loading, whose time is counted from the start.
+    let runtime = match cri::Endpoint::of(&settings, &discovery) {
+        Some(endpoint) => Some(container_runtime(&settings, &endpoint).await),
+        None => None,
+    };
     let servers = api_servers(&settings, &discovery).await;
-    let rows =
-        discovery.rows(&settings).into_iter().chain(servers.into_iter().map(|row| ("API server", row)));
+    let rows = discovery.rows(&settings).into_iter();
+    let rows = rows.chain(runtime.map(|row| ("container runtime", row)));
+    let rows = rows.chain(servers.into_iter().map(|row| ("API server", row)));
     let row = |(setting, Known { value, source })| Discovered { setting, value, source };
     findings.discovered = rows.map(row).collect();
     match args.output {
@@ -121,6 +130,12 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
         Output::Text => print(&findings),
     }
     Ok(if findings.unsupported.is_none() { Exit::Ready } else { Exit::Unsupported })
+}
+
+/// Returns the container runtime's answer over CRI.
+async fn container_runtime(settings: &Settings, endpoint: &cri::Endpoint) -> Known<String> {
+    let value = endpoint.ask(settings).await.map_or_else(|why| why, |answer| answer.words());
+    Known::of(value, &format_args!("CRI at {}", endpoint.socket))
 }
 
 /// The API servers: addresses, and names with the result of looking them up.
@@ -175,8 +190,9 @@ async fn watch(
 }
 
 fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFinding>> {
-    let mut losses = kernel.skips.take_skipped()?;
-    losses.extend(kernel.skips.take_left_out());
+    let mut missed = kernel.skips.take_skipped()?;
+    missed.retain(|missed| missed.how == bpf::How::Lost);
+    missed.extend(kernel.skips.take_left_out());
     let rows = kernel.hooks.iter().zip(HOOKS);
     let finding = |(status, row): (&bpf::HookStatus, &bpf::Row)| {
         let mut finding = HookFinding {
@@ -187,7 +203,7 @@ fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFi
             why: None,
             cost: None,
             events: events.get(&status.hook).copied().unwrap_or(0),
-            lost: losses.iter().filter(|loss| loss.hook == status.hook).map(|loss| loss.count).sum(),
+            lost: missed.iter().filter(|missed| missed.hook == status.hook).map(|missed| missed.count).sum(),
             ns_per_run: None,
             runs: None,
         };
@@ -235,6 +251,7 @@ fn print(findings: &Findings) {
     anstream::println!("lockdown  {}", findings.lockdown);
     if let Some(why) = &findings.unsupported {
         anstream::println!("{}", paint(BAD, &format!("eBPF      {why}")));
+        print_less(findings);
         return;
     }
     anstream::println!(
@@ -262,9 +279,13 @@ fn print(findings: &Findings) {
             }
         }
     }
+    print_less(findings);
+}
+
+fn print_less(findings: &Findings) {
     for less in &findings.less {
         anstream::println!("{}", paint(UNSURE, less.signal));
-        for line in wrap(less.why, width().saturating_sub(4)) {
+        for line in wrap(&less.why, width().saturating_sub(4)) {
             anstream::println!("    {}", paint(FAINT, &line));
         }
     }

@@ -124,3 +124,6 @@ fn next_line(input: &mut dyn BufRead) -> Result<Option<Vec<u8>>, String> {
     }
     Ok((size > 0).then_some(bytes))
 }
+
+#[cfg(test)]
+mod tests;

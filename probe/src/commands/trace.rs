@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use probe_engine::{Config, RecordingHeader};
 
 use super::until_stopped;
-use crate::app::{App, engine_config};
+use crate::app::{self, About, App, Judge, engine_config};
 use crate::cli::{Output, TraceArgs, UsageError};
 use crate::exit::Exit;
 use crate::report::Context;
@@ -16,6 +16,7 @@ use crate::sinks::layout::width;
 use crate::sinks::record::Recorder;
 use crate::sinks::trace::{Filter, Timeline};
 use crate::sinks::trace_json::JsonLines;
+use crate::threads::Threads;
 
 /// See the module.
 pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
@@ -23,23 +24,24 @@ pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
     let node = settings.node.clone();
     let config = engine_config(&settings);
     let filter = Filter { only: args.only, pod: args.pod };
-    let mut app = App::start(Arc::new(settings)).await?;
-    if let Some(why) = app.unsupported() {
+    let (mut app, mut judge) = App::start(Arc::new(settings), Threads::here())?;
+    let about = judge.about().clone();
+    if let Some(why) = &about.unsupported {
         crate::warn(&format!("{why}; only what can be seen without eBPF is shown"));
     }
-    let context = Context::here(&node, app.wall());
+    let context = Context::here(&node, about.wall);
     let mut recorder =
-        args.record.as_deref().map(|path| recorder(path, &app, &context, config)).transpose()?;
+        args.record.as_deref().map(|path| recorder(path, &about, &context, config)).transpose()?;
     let stop = until_stopped(args.watch)?;
     let broken = match args.output {
         Output::Text => {
-            let mut timeline = Timeline::new(anstream::stdout(), app.wall(), width(), filter);
-            deliver(&mut app, &mut timeline, recorder.as_mut(), stop).await?;
+            let mut timeline = Timeline::new(anstream::stdout(), about.wall, width(), filter);
+            deliver((&mut app, &mut judge), &mut timeline, recorder.as_mut(), stop).await?;
             timeline.broken
         }
         Output::Json => {
             let mut lines = JsonLines::new(std::io::stdout(), context, filter);
-            deliver(&mut app, &mut lines, recorder.as_mut(), stop).await?;
+            deliver((&mut app, &mut judge), &mut lines, recorder.as_mut(), stop).await?;
             lines.broken
         }
     };
@@ -53,27 +55,27 @@ pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
 }
 
 async fn deliver(
-    app: &mut App,
+    halves: (&mut App, &mut Judge),
     shown: &mut dyn Sink,
     recorder: Option<&mut Recorder>,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
     match recorder {
-        Some(recorder) => app.run(&mut [shown, recorder], stop).await,
-        None => app.run(&mut [shown], stop).await,
+        Some(recorder) => app::run(halves, &mut [shown, recorder], stop).await,
+        None => app::run(halves, &mut [shown], stop).await,
     }
 }
 
-fn recorder(path: &Path, app: &App, context: &Context, config: Config) -> Result<Recorder> {
+fn recorder(path: &Path, about: &About, context: &Context, config: Config) -> Result<Recorder> {
     let header = RecordingHeader {
         netready_recording: 1,
         node: context.node.clone(),
         boot_id: context.boot_id.clone(),
-        started: app.started(),
+        started: about.started,
         config,
         composed: false,
         source: String::new(),
-        wall_offset_ns: app.wall().offset_ns,
+        wall_offset_ns: about.wall.offset_ns,
     };
     Recorder::create(path, &header)
         .map_err(|error| UsageError(format!("--record {}: {error}", path.display())).into())

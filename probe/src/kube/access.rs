@@ -17,7 +17,9 @@ use kube::{Client, Config};
 use probe_engine::TargetKind;
 use serde_json::Value;
 
+use super::helper;
 use super::schedule::Failure;
+use crate::clock;
 use crate::node::discovery::Discovery;
 use crate::node::{file, names, processes, targets};
 use crate::settings::{ServerHost, Settings};
@@ -72,11 +74,20 @@ pub(crate) struct Access {
     marks: BTreeMap<PathBuf, Mark>,
     /// What could not be used, one line each.
     unusable: Vec<String>,
+    /// When programs provide credentials: the second since 1970 from which on they are run again.
+    renew: Option<i64>,
 }
 
 impl Access {
     pub(crate) fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, ways: Vec::new(), good: 0, marks: BTreeMap::new(), unusable: Vec::new() }
+        Self {
+            settings,
+            ways: Vec::new(),
+            good: 0,
+            marks: BTreeMap::new(),
+            unusable: Vec::new(),
+            renew: None,
+        }
     }
 
     /// The way in use, for people.
@@ -99,6 +110,9 @@ impl Access {
                 Ok(Err(met)) => {
                     // What the server says of an account counts more than another way's silence.
                     let said = met.status.is_some();
+                    if met.status == Some(401) {
+                        self.renew = self.renew.map(|_| 0);
+                    }
                     let met = Problem { why: format!("{}: {}", way.name, met.why), ..met };
                     if problem.is_none() || said {
                         problem = Some(met);
@@ -132,15 +146,22 @@ impl Access {
 
     /// Builds the ways again when that is so.
     async fn refresh(&mut self) {
-        if !self.has_changed() && !self.ways.is_empty() {
+        let is_over = self.renew.is_some_and(|at| clock::unix_now() >= at);
+        if !self.has_changed() && !self.ways.is_empty() && !is_over {
             return;
         }
         let good = self.name().map(str::to_owned);
-        let mut found =
-            Found { settings: &self.settings, ways: Vec::new(), files: Vec::new(), unusable: Vec::new() };
+        let mut found = Found {
+            settings: &self.settings,
+            ways: Vec::new(),
+            files: Vec::new(),
+            unusable: Vec::new(),
+            renew: None,
+        };
         found.all().await;
         self.marks = found.files.into_iter().map(|path| (path.clone(), mark(&path))).collect();
         self.unusable = found.unusable;
+        self.renew = found.renew;
         self.ways = found.ways;
         self.good = self.ways.iter().position(|way| Some(&way.name) == good.as_ref()).unwrap_or(0);
     }
@@ -191,11 +212,12 @@ struct Found<'a> {
     ways: Vec<Way>,
     files: Vec<PathBuf>,
     unusable: Vec<String>,
+    renew: Option<i64>,
 }
 
 impl Found<'_> {
     fn discovery(&self) -> Discovery {
-        Discovery::of(self.settings, &processes::scan())
+        Discovery::of(self.settings, &processes::scan(self.settings))
     }
 
     /// In the order in which they are tried.
@@ -217,7 +239,9 @@ impl Found<'_> {
         if !token.is_file() {
             return false;
         }
-        let found = targets::find(self.settings, &self.discovery()).targets;
+        let mut found = targets::find(self.settings, &self.discovery()).targets;
+        // Pods do not have the kubelet's environment.
+        found.retain(|target| target.proxy.is_none());
         let service = found.iter().filter(|target| target.kind == TargetKind::Service);
         let direct = found.iter().filter(|target| target.kind != TargetKind::Service);
         for target in service.chain(direct) {
@@ -250,7 +274,9 @@ impl Found<'_> {
     /// The configuration that a kubeconfig describes, one for each address of its server, with its files looked for on the
     /// host; and the server.
     async fn read(&mut self, path: &Path, text: &str) -> Result<(Vec<Config>, String), String> {
-        let mut kubeconfig = Kubeconfig::from_yaml(text).map_err(|error| error.to_string())?;
+        // Only its first line: the others quote the file.
+        let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
+        let mut kubeconfig = Kubeconfig::from_yaml(text).map_err(|error| first_line(error.to_string()))?;
         let dir = path.parent().unwrap_or(Path::new("/"));
         let mut place = |file: &mut Option<String>| {
             if let Some(file) = file {
@@ -263,11 +289,6 @@ impl Found<'_> {
             place(&mut user.client_certificate);
             place(&mut user.client_key);
             place(&mut user.token_file);
-            if user.exec.is_some() && self.settings.host_root != Path::new("/") {
-                return Err(
-                    "its account comes from a program, which is not run from inside a container".to_owned()
-                );
-            }
         }
         for cluster in kubeconfig.clusters.iter_mut().filter_map(|cluster| cluster.cluster.as_mut()) {
             place(&mut cluster.certificate_authority);
@@ -277,6 +298,7 @@ impl Found<'_> {
         }
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         let mut config = config.map_err(|error| chain(&error))?;
+        self.provide(&mut config, dir).await?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         // Names are looked up as the host does: the resolver of this process may be another's.
         let shown = clean(server.as_bytes(), WORDS);
@@ -298,6 +320,23 @@ impl Found<'_> {
         Ok((configs, shown))
     }
 
+    /// Has the program run that provides the account's credential, if there is one.
+    async fn provide(&mut self, config: &mut Config, dir: &Path) -> Result<(), String> {
+        if config.auth_info.auth_provider.is_some() {
+            return Err("its account has an auth-provider, which Kubernetes 1.26 removed".to_owned());
+        }
+        let Some(exec) = config.auth_info.exec.take() else { return Ok(()) };
+        if self.settings.host_root != Path::new("/") {
+            let why = "its account comes from a program, which is not run from inside a container";
+            return Err(why.to_owned());
+        }
+        let expires = helper::replace(&mut config.auth_info, &exec, dir).await?;
+        // One that does not expire may be refused all the same.
+        let expires = expires.unwrap_or(i64::MAX);
+        self.renew = Some(self.renew.map_or(expires, |known| known.min(expires)));
+        Ok(())
+    }
+
     fn add(&mut self, name: String, mut config: Config) {
         config.connect_timeout = Some(CONNECT);
         // The schedule tries again, with an eye on the whole fleet.
@@ -305,6 +344,54 @@ impl Found<'_> {
         match Client::try_from(config) {
             Ok(client) => self.ways.push(Way { name, client }),
             Err(error) => self.unusable.push(clean(format!("{name}: {}", chain(&error)).as_bytes(), WORDS)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// Returns why nothing can be written with a kubeconfig of this server, with these further lines of its cluster and
+    /// its user.
+    async fn why(server: &str, cluster: &str, user: &str) -> String {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("kubeconfig");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: '{server}'{cluster}}}}}]\nusers: [{{name: u, user: {user}}}]\n"
+        );
+        fs::write(&path, text).expect("writes");
+        let args = ["probe", "run", "--kubeconfig", path.to_str().expect("a text")];
+        let Command::Run(args) = Cli::try_parse_from(args).expect("a command line").command else {
+            panic!("run is a command")
+        };
+        let mut access = Access::new(Arc::new(args.node.settings().expect("settings")));
+        let request = Request::get("/readyz").body(Vec::new()).expect("a request");
+        access.send(&request).await.expect_err("there is no server").why
+    }
+
+    #[tokio::test]
+    async fn no_problem_with_a_kubeconfig_shows_its_secrets() {
+        // Nothing listens there.
+        let server = "https://127.0.0.1:1";
+        for (server, cluster, user, shown) in [
+            ("https://user:canary42@127.0.0.1:1", "", "{}", " at https://[redacted]@127.0.0.1:1"),
+            ("https://user:canary42@x y", "", "{}", "invalid"),
+            (server, ", proxy-url: 'socks5://user:canary42@127.0.0.1:1'", "{}", "[redacted]@127.0.0.1:1"),
+            (server, ", proxy-url: 'user:canary42@ x'", "{}", ""),
+            (server, "", "{token: [canary42]}", ""),
+            (server, "", "{client-key-data: [canary42]}", ""),
+            (server, "", "canary42", "failed to parse kubeconfig YAML: error: line 6"),
+            (server, "", "{client-certificate-data: canary42, client-key-data: canary42}", ""),
+            (server, "", "{exec: canary42}", "failed to parse kubeconfig YAML"),
+        ] {
+            let why = why(server, cluster, user).await;
+            assert!(!why.contains("canary42") && why.contains(shown), "{server} {cluster} {user}: {why}");
+            assert!(!why.contains("contexts:"), "quotes the file: {why}");
         }
     }
 }

@@ -2,10 +2,10 @@
 //! knows. All of it may fail for as long as it likes; nothing else waits for it.
 
 mod access;
+mod helper;
 mod patch;
 mod reads;
 mod schedule;
 mod writer;
 
-pub(crate) use patch::is_node_name;
 pub(crate) use writer::{News, run};

@@ -96,15 +96,6 @@ fn seconds(wall: Wall, at: Mono) -> String {
     timestamp(wall, at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// A node's name is a DNS subdomain (RFC 1123); anything else would end up in the path of a request.
-pub(crate) fn is_node_name(name: &str) -> bool {
-    let label = |label: &str| {
-        let inner = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
-}
-
 #[cfg(test)]
 mod tests {
     use probe_engine::{ConditionType, Reason};
@@ -144,15 +135,5 @@ mod tests {
         let again = event.again(WALL);
         assert_eq!(again.uri(), "/api/v1/namespaces/default/events/worker-3.1");
         assert!(!String::from_utf8_lossy(again.body()).contains("firstTimestamp"));
-    }
-
-    #[test]
-    fn a_name_that_is_no_node_s_gets_into_no_path() {
-        for good in ["worker-3", "ip-10-0-0-1.eu-west-1.compute.internal", "a"] {
-            assert!(is_node_name(good), "{good}");
-        }
-        for bad in ["", "a/b", "../x", "A", "-a", "a..b", "a b", "a\n"] {
-            assert!(!is_node_name(bad), "{bad}");
-        }
     }
 }

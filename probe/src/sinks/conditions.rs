@@ -1,11 +1,13 @@
 //! Tells the writer of the Node object what the conditions say.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use probe_engine::{
     Condition, ConditionType, Effect, Finding, Mono, Observation, ProcessClass, ProcessEvent, Reason,
     Remembered, Report, Side, Status,
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 
 use super::Sink;
@@ -19,13 +21,20 @@ pub(crate) struct Conditions {
     status: BTreeMap<ConditionType, Status>,
     /// Not told yet, because the writer is behind.
     late: Option<Vec<Condition>>,
+    /// Changes that the writer never hears of, because it is behind.
+    dropped: Counter,
 }
 
 impl Conditions {
     /// `remembered` is what an earlier agent said: the same again is no change.
     pub(crate) fn new(news: mpsc::Sender<News>, remembered: &Remembered) -> Self {
         let status = remembered.conditions.iter().map(|known| (known.condition, known.status)).collect();
-        Self { news, shown: Vec::new(), status, late: None }
+        Self { news, shown: Vec::new(), status, late: None, dropped: Counter::default() }
+    }
+
+    /// Counts there the changes that the writer never hears of.
+    pub(crate) fn counting(self, dropped: Counter) -> Self {
+        Self { dropped, ..self }
     }
 
     fn tell(&mut self) {
@@ -72,8 +81,10 @@ impl Sink for Conditions {
         if matches!(condition.reason, Reason::Learning | Reason::AgentStopping) {
             return;
         }
-        if self.status.insert(condition.condition, condition.status) != Some(condition.status) {
-            let _ = self.news.try_send(News::Changed(condition.clone()));
+        if self.status.insert(condition.condition, condition.status) != Some(condition.status)
+            && self.news.try_send(News::Changed(condition.clone())).is_err()
+        {
+            self.dropped.inc();
         }
     }
 
@@ -85,7 +96,7 @@ impl Sink for Conditions {
         }
     }
 
-    fn turn(&mut self, _at: Mono) {
+    fn turn(&mut self, _at: Mono, _late: Duration) {
         self.tell();
     }
 }

@@ -1,41 +1,92 @@
 //! `/metrics`, `/livez`, `/readyz`: enough HTTP for a scraper, and no more.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::metrics::Shared;
 use crate::clock;
 
 /// Largest request that is read: a scraper's has a few hundred bytes.
 const REQUEST: usize = 8 * 1024;
-/// Most connections at once; further ones wait.
+/// Most connections at once from this host, and from elsewhere.
 const CONNECTIONS: usize = 16;
 /// A client that is slower than this is left.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The loop turns four times a second; ten seconds without a turn mean that it hangs.
+/// The judge turns ten times a second; ten seconds without a turn mean that it hangs.
 const DEAD_AFTER_NS: u64 = 10_000_000_000;
+/// Between two tries to serve.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Between two looks at what may be blocked.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// Answers for ever.
-pub(crate) async fn serve(listener: TcpListener, shared: Shared) {
-    static PLACES: Semaphore = Semaphore::const_new(CONNECTIONS);
-    loop {
-        let Ok(place) = PLACES.acquire().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, answer(stream, shared)).await;
-                    drop(place);
-                });
-            }
-            // Out of descriptors: wait for some to come back.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+/// Answers for ever; tries again for as long as the address belongs to somebody else.
+pub(crate) async fn serve(address: SocketAddr, shared: Shared) {
+    let what = format!("serve metrics on {address}");
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => shared.fails(&what, &format!("{error}; it is tried again every 5 s")),
         }
+        tokio::time::sleep(AGAIN).await;
+    };
+    shared.works(&what);
+    let (mut here, mut elsewhere) = (Places::default(), Places::default());
+    loop {
+        let Ok((stream, peer)) = listener.accept().await else {
+            // Out of descriptors: connections hold some of them.
+            elsewhere.make_room(elsewhere.0.len() / 2);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        // The kubelet's probe must not share its places with whoever can reach this port.
+        let is_own = |local: SocketAddr| local.ip() == peer.ip();
+        let is_here = peer.ip().is_loopback() || stream.local_addr().is_ok_and(is_own);
+        let places = if is_here { &mut here } else { &mut elsewhere };
+        places.make_room(CONNECTIONS - 1);
+        let shared = shared.clone();
+        places.0.push_back(tokio::spawn(async move {
+            let _ = tokio::time::timeout(PATIENCE, answer(stream, shared)).await;
+        }));
+    }
+}
+
+/// Connections, the oldest first.
+#[derive(Default)]
+struct Places(VecDeque<JoinHandle<()>>);
+
+impl Places {
+    /// Closes the oldest connections until at most `most` are left. A client that is answered at once is never the oldest for
+    /// long; one that says nothing is, and must not keep others out.
+    fn make_room(&mut self, most: usize) {
+        self.0.retain(|connection| !connection.is_finished());
+        while self.0.len() > most {
+            if let Some(oldest) = self.0.pop_front() {
+                oldest.abort();
+            }
+        }
+    }
+}
+
+/// Reports in the log what is blocked, and when it is no longer. Runs for ever.
+pub(crate) async fn watch_blocked(shared: Shared) {
+    let mut known = BTreeSet::new();
+    loop {
+        let now: BTreeSet<_> = shared.blocked.lines().into_iter().collect();
+        for line in now.difference(&known) {
+            crate::warn(line);
+        }
+        for line in known.difference(&now) {
+            crate::warn(&format!("{line} no longer"));
+        }
+        known = now;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -87,7 +138,8 @@ fn page(path: &str, shared: &Shared) -> (&'static str, &'static str, String) {
         }
         "/readyz" => {
             let ready = shared.ready.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let mut wrong = ready.wrong;
+            let lines = ready.wrong.into_iter().map(|(what, why)| format!("{what}: {why}"));
+            let mut wrong: Vec<_> = lines.chain(shared.blocked.lines()).collect();
             if !ready.snapshot {
                 wrong.push("the state at start is not read yet".to_owned());
             }

@@ -7,9 +7,13 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use probe_engine::{Condition, Effect, Mono, Reason, Remembered};
+use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::Sink;
+use super::metrics::Shared;
+use super::writing::{self, Writing};
 use crate::report::{Context, rfc3339};
 
 /// One file is at most this long; the older of the two is replaced when the newer is full. About 4,000 changes
@@ -34,48 +38,96 @@ enum Entry {
     Verdict { reason: Reason, subject: String, message: String },
 }
 
+/// Most lines that wait for the disk: half an hour of a change every ten seconds.
+const WAITING: usize = 256;
+
 /// See the module.
 pub(crate) struct Journal {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-    context: Context,
     /// The last verdict that was written: its evidence may change without it.
     verdict: Option<(Reason, String)>,
-    said: bool,
+    writing: Writing<(Mono, Entry)>,
 }
 
 impl Journal {
-    /// Opens the newer file for appending, makes the directory when it is not there, and says that an agent
-    /// starts.
-    pub(crate) fn open(path: PathBuf, context: Context, at: Mono) -> io::Result<Self> {
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
-        let bytes = file.metadata()?.len();
-        if bytes > 0 {
-            // An agent that was killed may have left half a line.
-            file.write_all(b"\n")?;
-        }
-        let mut journal = Self { path, file, bytes, context, verdict: None, said: false };
-        journal.write(at, Entry::Started { version: env!("CARGO_PKG_VERSION").to_owned() })?;
-        Ok(journal)
+    /// Starts the thread that keeps the journal. It reads what an earlier agent on this boot said, which is returned, then
+    /// writes that an agent starts. `dropped` counts lines for which there was no room while the disk did not respond.
+    pub(crate) fn start(
+        path: PathBuf,
+        context: Context,
+        at: Mono,
+        shared: &Shared,
+        dropped: Counter,
+    ) -> io::Result<(Self, oneshot::Receiver<Remembered>)> {
+        let what = format!("keep the journal {}", path.display());
+        let (tell, known) = oneshot::channel();
+        let mut tell = Some(tell);
+        let mut lines = Lines { path, context, file: None };
+        let write = move |(at, entry): &(Mono, Entry)| {
+            // Before this agent writes to it.
+            if let Some(tell) = tell.take() {
+                let _ = tell.send(remembered(&lines.path, &lines.context.boot_id));
+            }
+            lines.write(*at, entry)
+        };
+        let writing = Writing::start(("journal", what), (WAITING, dropped), shared, write)?;
+        writing.put((at, Entry::Started { version: env!("CARGO_PKG_VERSION").to_owned() }));
+        Ok((Self { verdict: None, writing }, known))
     }
 
-    fn write(&mut self, at: Mono, entry: Entry) -> io::Result<()> {
-        let line = Line { at: rfc3339(self.context.wall, at), boot_id: self.context.boot_id.clone(), entry };
+    /// Waits a while for the last line to be written.
+    pub(crate) async fn finish(self) {
+        self.writing.finish().await;
+    }
+}
+
+/// The files, on the thread that writes them.
+struct Lines {
+    path: PathBuf,
+    context: Context,
+    /// The newer one and its length; `None` until it is opened, and after a failure.
+    file: Option<(File, u64)>,
+}
+
+impl Lines {
+    /// The newer file, opened for appending. Makes the directory when it is not there.
+    fn open(&mut self) -> io::Result<&mut (File, u64)> {
+        if self.file.is_none() {
+            if let Some(dir) = self.path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let mut file = writing::open(&self.path, OpenOptions::new().append(true).create(true))?;
+            let bytes = file.metadata()?.len();
+            if bytes > 0 {
+                // An agent that was killed, or a disk that was full, may have left half a line.
+                file.write_all(b"\n")?;
+            }
+            self.file = Some((file, bytes));
+        }
+        self.file.as_mut().ok_or_else(|| io::Error::other("not open"))
+    }
+
+    fn write(&mut self, at: Mono, entry: &Entry) -> io::Result<()> {
+        let boot_id = self.context.boot_id.clone();
+        let line = Line { at: rfc3339(self.context.wall, at), boot_id, entry: entry.clone() };
         let mut bytes = serde_json::to_vec(&line)?;
         bytes.push(b'\n');
-        let length = u64::try_from(bytes.len()).unwrap_or(FILE);
-        if self.bytes + length > FILE {
-            fs::rename(&self.path, older(&self.path))?;
-            self.file = OpenOptions::new().append(true).create(true).open(&self.path)?;
-            self.bytes = 0;
+        let written = self.append(&bytes);
+        if written.is_err() {
+            self.file = None;
         }
+        written
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let more = u64::try_from(bytes.len()).unwrap_or(FILE);
+        if self.open()?.1 + more > FILE {
+            fs::rename(&self.path, older(&self.path))?;
+            self.file = None;
+        }
+        let (file, length) = self.open()?;
         // One call: a reader sees whole lines.
-        self.file.write_all(&bytes)?;
-        self.bytes += length;
+        file.write_all(bytes)?;
+        *length += more;
         Ok(())
     }
 }
@@ -95,15 +147,7 @@ impl Sink for Journal {
             }
             Effect::Reread(_) | Effect::Ask(_) => return,
         };
-        if let Err(error) = self.write(at, entry)
-            && !self.said
-        {
-            self.said = true;
-            crate::warn(&format!(
-                "write the journal {}: {error}; lines are missing there",
-                self.path.display()
-            ));
-        }
+        self.writing.put((at, entry));
     }
 }
 
@@ -113,7 +157,7 @@ fn older(path: &Path) -> PathBuf {
 
 /// What the conditions said last on this boot, if an agent ran: not what it said while it learned or stopped.
 /// A file that cannot be read, or lines that are none, are as if they were not there.
-pub(crate) fn remembered(path: &Path, boot_id: &str) -> Remembered {
+fn remembered(path: &Path, boot_id: &str) -> Remembered {
     let mut last: Vec<Condition> = Vec::new();
     for path in [older(path), path.to_owned()] {
         for line in read(&path).split(|byte| *byte == b'\n') {
@@ -134,7 +178,7 @@ pub(crate) fn remembered(path: &Path, boot_id: &str) -> Remembered {
 
 fn read(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    if let Ok(file) = File::open(path) {
+    if let Ok(file) = writing::open(path, OpenOptions::new().read(true)) {
         // What could be read counts.
         let _ = file.take(2 * FILE).read_to_end(&mut bytes);
     }
@@ -152,31 +196,33 @@ mod tests {
         Context { node: "n".into(), boot_id: boot_id.into(), wall: Wall { offset_ns: 0 } }
     }
 
-    fn condition(status: Status, reason: Reason, since: u64, message: &str) -> Effect {
+    fn lines(path: &Path, boot_id: &str) -> Lines {
+        Lines { path: path.to_owned(), context: context(boot_id), file: None }
+    }
+
+    fn condition(status: Status, reason: Reason, since: u64, message: &str) -> Entry {
         let condition = ConditionType::APIServerReachable;
-        Effect::Condition(Condition {
-            condition,
-            status,
-            reason,
-            message: message.into(),
-            since: Mono(since),
-        })
+        Entry::Condition(Condition { condition, status, reason, message: message.into(), since: Mono(since) })
     }
 
     #[test]
     fn what_was_said_last_on_this_boot_is_remembered() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state/journal.jsonl");
-        let mut journal = Journal::open(path.clone(), context("old"), Mono(1)).expect("opens");
-        journal.effect(Mono(2), &condition(Status::True, Reason::NetworkReady, 2, "fine"));
-        let mut journal = Journal::open(path.clone(), context("new"), Mono(3)).expect("opens");
+        let mut journal = lines(&path, "old");
+        journal.write(Mono(2), &condition(Status::True, Reason::NetworkReady, 2, "fine")).expect("writes");
+        let mut journal = lines(&path, "new");
         assert_eq!(remembered(&path, "new").conditions, []);
-        journal.effect(Mono(4), &condition(Status::False, Reason::APITimeout, 4, "no answer"));
-        journal.effect(Mono(5), &condition(Status::Unknown, Reason::AgentStopping, 5, "stops"));
+        journal
+            .write(Mono(4), &condition(Status::False, Reason::APITimeout, 4, "no answer"))
+            .expect("writes");
+        journal
+            .write(Mono(5), &condition(Status::Unknown, Reason::AgentStopping, 5, "stops"))
+            .expect("writes");
         // Half a line, as a killed agent leaves it.
-        journal.file.write_all(b"{\"at\":\"2026").expect("writes");
-        let mut journal = Journal::open(path.clone(), context("new"), Mono(6)).expect("opens");
-        journal.effect(Mono(7), &condition(Status::Unknown, Reason::Learning, 7, ""));
+        journal.open().expect("is open").0.write_all(b"{\"at\":\"2026").expect("writes");
+        let mut journal = lines(&path, "new");
+        journal.write(Mono(7), &condition(Status::Unknown, Reason::Learning, 7, "")).expect("writes");
         let known = remembered(&path, "new").conditions;
         assert_eq!(known.len(), 1);
         assert_eq!((known[0].status, known[0].since), (Status::False, Mono(4)));
@@ -187,10 +233,12 @@ mod tests {
     fn its_size_is_bounded_and_the_newest_stays() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("journal.jsonl");
-        let mut journal = Journal::open(path.clone(), context("b"), Mono(1)).expect("opens");
+        let mut journal = lines(&path, "b");
         let long = "x".repeat(500);
         for at in 0..6000 {
-            journal.effect(Mono(at), &condition(Status::False, Reason::APITimeout, at, &long));
+            journal
+                .write(Mono(at), &condition(Status::False, Reason::APITimeout, at, &long))
+                .expect("writes");
         }
         let sizes = [older(&path), path.clone()].map(|path| fs::metadata(path).expect("is there").len());
         assert!(sizes.iter().all(|size| *size <= FILE), "{sizes:?}");

@@ -3,13 +3,15 @@
 mod labels;
 mod recent;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use probe_engine::{
-    ClientRole, ConditionType, ConfContent, Effect, Link, Mono, Observation, Outcome, ProcessEvent, Reason,
-    Report, Status, errno_name,
+    ClientRole, ConditionType, ConfContent, Effect, Gap, Link, Mono, Observation, Outcome, ProcessEvent,
+    Reason, Report, Status, errno_name,
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -22,10 +24,11 @@ use prometheus_client::registry::Registry;
 use super::Sink;
 use crate::bpf::HookStatus;
 use crate::clock;
+use crate::threads::Blocked;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
-    ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, PLUGINS, StateLabels, VerdictLabels,
-    class, closed, kind,
+    ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, PLUGINS, SinkLabels, StateLabels,
+    VerdictLabels, class, closed, kind,
 };
 use recent::Recent;
 
@@ -37,6 +40,11 @@ fn connect_times() -> Histogram {
 fn cni_times() -> Histogram {
     // A bare ADD takes 30 ms, one through an agent 300 ms; agents' own limits lie at 30 to 90 s.
     Histogram::new([0.05, 0.2, 1.0, 5.0, 30.0])
+}
+
+fn turn_times() -> Histogram {
+    // A timer is exact to 1 ms; 10 ms is the budget, and seconds are what a blocked judge would show.
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0])
 }
 
 /// The sink; the registry is shared with the server.
@@ -53,16 +61,20 @@ pub(crate) struct Metrics {
     netlink_errors: Family<ErrnoLabels, Counter>,
     upcalls: Family<OutcomeLabels, Counter>,
     links: Family<KindLabels, Gauge>,
-    known_links: std::collections::BTreeMap<u32, &'static str>,
+    known_links: BTreeMap<u32, &'static str>,
     files: Family<StateLabels, Gauge>,
     exits: Family<ExitLabels, Counter>,
     events: Recent<KindLabels, Counter>,
     lost: Family<HookLabels, Counter>,
+    throttled: Family<HookLabels, Counter>,
     attached: Family<HookLabels, Gauge<i64>>,
     writes: WriteMetrics,
     own: Vec<IpAddr>,
+    turns: Histogram,
+    dropped: Family<SinkLabels, Counter>,
     alive: Arc<AtomicU64>,
     ready: Arc<Mutex<Readiness>>,
+    blocked: Blocked,
 }
 
 /// What the writer of the Node object counts.
@@ -110,8 +122,8 @@ pub(crate) struct Readiness {
     pub(crate) snapshot: bool,
     /// At least one hook is attached.
     pub(crate) hooks: bool,
-    /// What else is wrong, one line each.
-    pub(crate) wrong: Vec<String>,
+    /// What else is wrong: what does not work, and why.
+    pub(crate) wrong: BTreeMap<String, String>,
 }
 
 /// What the server needs of the sink.
@@ -121,9 +133,31 @@ pub(crate) struct Shared {
     /// When the loop last turned; boot clock, nanoseconds.
     pub(crate) alive: Arc<AtomicU64>,
     pub(crate) ready: Arc<Mutex<Readiness>>,
+    /// What may have been blocked for too long.
+    pub(crate) blocked: Blocked,
 }
 
 impl Shared {
+    /// Something does not work: `/readyz` says so until [`Self::works`]. The log says it once.
+    pub(crate) fn fails(&self, what: &str, why: &str) {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = ready.wrong.insert(what.to_owned(), why.to_owned()).is_none();
+        drop(ready);
+        if is_news {
+            crate::warn(&format!("{what}: {why}"));
+        }
+    }
+
+    /// Something works, or works again.
+    pub(crate) fn works(&self, what: &str) {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = ready.wrong.remove(what).is_some();
+        drop(ready);
+        if failed {
+            crate::warn(&format!("{what}: works again"));
+        }
+    }
+
     /// The text of `/metrics`.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
@@ -150,18 +184,25 @@ impl Metrics {
             netlink_errors: Family::default(),
             upcalls: Family::default(),
             links: Family::default(),
-            known_links: std::collections::BTreeMap::new(),
+            known_links: BTreeMap::new(),
             files: Family::default(),
             exits: Family::default(),
             events: Recent::of(Family::default()),
             lost: Family::default(),
+            throttled: Family::default(),
             attached: Family::default(),
             writes: WriteMetrics::default(),
             own: Vec::new(),
-            alive: Arc::default(),
+            turns: turn_times(),
+            dropped: Family::default(),
+            alive: Arc::new(AtomicU64::new(clock::now().0)),
             ready: Arc::default(),
+            blocked: Blocked::default(),
         };
         metrics.register();
+        for sink in ["journal", "node"] {
+            metrics.dropped(sink);
+        }
         for condition in ConditionType::ALL {
             metrics.set_condition(condition.as_str(), Status::Unknown);
         }
@@ -201,9 +242,21 @@ impl Metrics {
             "Events that a hook could not report, and runs of it that the kernel left out",
             self.lost.clone(),
         );
+        r.register(
+            "events_throttled",
+            "Events of processes outside the node's components that a hook did not record because they exceeded their budget",
+            self.throttled.clone(),
+        );
         r.register("hook_attached", "1 when the hook is in use", self.attached.clone());
+        r.register("loop_latency_seconds", "How late the judge was when it turned", self.turns.clone());
+        r.register("sink_dropped", "What a sink could not take in time, by sink", self.dropped.clone());
         self.writes.register(r);
         r.register("build", "Version of the agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    }
+
+    /// Counts what this sink could not take in time; `sink` is one of a closed set.
+    pub(crate) fn dropped(&self, sink: &'static str) -> Counter {
+        self.dropped.get_or_create(&SinkLabels { sink }).clone()
     }
 
     /// For the writer of the Node object.
@@ -217,6 +270,7 @@ impl Metrics {
             registry: Arc::clone(&self.registry),
             alive: Arc::clone(&self.alive),
             ready: Arc::clone(&self.ready),
+            blocked: self.blocked.clone(),
         }
     }
 
@@ -263,6 +317,7 @@ impl Sink for Metrics {
             let attached = i64::from(status.attached());
             self.attached.get_or_create(&HookLabels { hook: status.hook.name() }).set(attached);
             self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
+            self.throttled.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
         }
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         ready.hooks = hooks.iter().any(HookStatus::attached);
@@ -330,11 +385,8 @@ impl Sink for Metrics {
                 let errno = errno_name(error.errno).unwrap_or("other");
                 self.netlink_errors.get_or_create(&ErrnoLabels { errno }).inc();
             }
-            Observation::Lost(lost) => {
-                if let Some(hook) = probe_common::Hook::ALL.iter().find(|hook| hook.name() == lost.hook) {
-                    self.lost.get_or_create(&HookLabels { hook: hook.name() }).inc_by(lost.count);
-                }
-            }
+            Observation::Lost(lost) => count(&self.lost, &lost.hook, lost.count),
+            Observation::Throttled(throttled) => count(&self.throttled, &throttled.hook, throttled.count),
             _ => {}
         }
     }
@@ -351,14 +403,60 @@ impl Sink for Metrics {
 
     fn report(&mut self, _at: Mono, report: &Report) {
         self.set_verdict(report.verdict.reason);
+        let losing = report.gaps.iter().filter(|gap| gap.signal == Gap::EVENTS_LOST);
+        let losing: Vec<_> = losing.map(|gap| gap.why.as_str()).collect();
+        if losing.is_empty() {
+            self.shared().works(Gap::EVENTS_LOST);
+        } else {
+            self.shared().fails(Gap::EVENTS_LOST, &losing.join("; "));
+        }
     }
 
-    fn turn(&mut self, at: Mono) {
+    fn turn(&mut self, at: Mono, late: Duration) {
+        self.turns.observe(late.as_secs_f64());
         self.alive.store(at.0, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+fn count(family: &Family<HookLabels, Counter>, hook: &str, count: u64) {
+    if let Some(hook) = probe_common::Hook::ALL.iter().find(|known| known.name() == hook) {
+        family.get_or_create(&HookLabels { hook: hook.name() }).inc_by(count);
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a duration in seconds needs no more than 52 bits")]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_engine::{Config, Engine, Lost, Scope};
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_keeps_losing_events_is_not_ready() {
+        let mut metrics = Metrics::new();
+        let mut engine = Engine::new(Config::default(), Mono(0));
+        let shared = metrics.shared();
+        let mut wrong = |engine: &Engine, at| {
+            metrics.report(at, &engine.report());
+            shared.ready.lock().expect("is not poisoned").wrong.get(Gap::EVENTS_LOST).cloned()
+        };
+        let second = |second: u64| Mono(second * 1_000_000_000);
+        for at in (0..=10).map(second) {
+            assert_eq!(wrong(&engine, at), None);
+            let hook = "sched_process_exec".to_owned();
+            let lost = Lost { hook, scope: Scope::Processes, count: 1, left_out: false };
+            engine.observe(at, Observation::Lost(lost));
+            engine.observe(at, Observation::Reread { scope: Scope::Processes });
+        }
+        assert_eq!(
+            wrong(&engine, second(10)),
+            Some("events of processes and CNI runs keep being lost, for 10 s now".to_owned())
+        );
+        engine.tick(second(15));
+        assert_eq!(wrong(&engine, second(15)), None);
+    }
 }

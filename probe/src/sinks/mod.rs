@@ -12,6 +12,9 @@ pub(crate) mod state;
 pub(crate) mod trace;
 pub(crate) mod trace_json;
 mod trace_node;
+pub(crate) mod writing;
+
+use std::time::Duration;
 
 use probe_engine::{Effect, Mono, Observation, Report};
 
@@ -31,6 +34,6 @@ pub(crate) trait Sink {
     /// Called after each drain in which something changed: the state as it stands now.
     fn report(&mut self, _at: Mono, _report: &Report) {}
 
-    /// The loop is alive; several times a second.
-    fn turn(&mut self, _at: Mono) {}
+    /// The judge is alive; ten times a second. `late`: by how much this is after its time.
+    fn turn(&mut self, _at: Mono, _late: Duration) {}
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use anstyle::Style;
 use probe_engine::{
     Access, Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome,
-    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, socket_errno,
+    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, http_status, socket_errno,
 };
 
 use super::Sink;
@@ -76,9 +76,10 @@ fn topic(observation: &Observation) -> Option<Topic> {
         | Observation::OvsUpcalls(_)
         | Observation::PacketsDropped(_)
         | Observation::RouteGone(_) => Topic::Link,
-        Observation::Process(_) | Observation::SocketConnect(_) | Observation::CgroupDrivers(_) => {
-            Topic::Process
-        }
+        Observation::Process(_)
+        | Observation::SocketConnect(_)
+        | Observation::Cri(_)
+        | Observation::CgroupDrivers(_) => Topic::Process,
         _ => return None,
     })
 }
@@ -96,6 +97,8 @@ pub(crate) struct Timeline<W> {
     /// How the agent's own questions ended last: only a change is worth a line.
     asked: BTreeMap<SocketAddr, Outcome>,
     pub(super) ready: bool,
+    /// What the container runtime answered last: only a change is worth a line.
+    runtime: String,
     said: Option<Finding>,
     /// The first failure of the output; the command ends with it.
     pub(crate) broken: Option<std::io::Error>,
@@ -112,6 +115,7 @@ impl<W: Write> Timeline<W> {
             own: Vec::new(),
             asked: BTreeMap::new(),
             ready: false,
+            runtime: String::new(),
             said: None,
             broken: None,
         }
@@ -171,11 +175,21 @@ impl<W: Write> Timeline<W> {
             (Some(TlsFailure::Closed), _) => (BAD, "ends the connection before an answer".to_owned()),
             (Some(TlsFailure::Silent), _) => (BAD, "is silent after the handshake of TCP".to_owned()),
             (Some(TlsFailure::Alert { alert }), _) => (BAD, format!("TLS alert {alert}")),
+            (Some(TlsFailure::Proxy { status }), _) => (BAD, format!("refuses CONNECT: {status}")),
             (Some(TlsFailure::Other { why }), _) => (BAD, format!("TLS: {why}")),
             (None, Some(status @ 500..)) => (BAD, format!("/readyz {status} {}", answer.failing.join(", "))),
             (None, status) => (GOOD, format!("/readyz {}", status.unwrap_or(0))),
         };
-        self.line(at, "api", &format!("asked {}", answer.to), style, &how);
+        let what = format!("asked {}", answer.to);
+        self.line(at, "api", &what, style, &how);
+        if let Some(untrusted) = &answer.untrusted {
+            self.line(at, "api", &what, BAD, &format!("not issued by the CAs in {}", untrusted.file));
+        }
+        if let Some(kubelet) = &answer.kubelet {
+            let style = if kubelet.accepts() { FAINT } else { BAD };
+            let said = kubelet.alert.clone().or_else(|| kubelet.status.map(http_status)).unwrap_or_default();
+            self.line(at, "cred", &kubelet.file, style, &format!("{} answers {said}", answer.to));
+        }
     }
 
     /// Only what is worth a line: an end without an answer, and silence.
@@ -318,6 +332,13 @@ impl<W: Write> Sink for Timeline<W> {
                 };
                 self.line(at, "dns", &lookup.name, style, &end);
             }
+            Observation::Cri(cri) => {
+                let (style, words) = (if cri.answer.is_well() { GOOD } else { BAD }, cri.answer.words());
+                if self.runtime != words {
+                    self.line(at, "cri", &cri.socket, style, &words);
+                    self.runtime = words;
+                }
+            }
             Observation::Listener(listener) if self.ready && listener.host_netns => {
                 let what = format!("{}[{}]", listener.process.name, listener.process.pid);
                 let (style, verb) = if listener.up { (GOOD, "listens on") } else { (UNSURE, "no longer on") };
@@ -348,6 +369,13 @@ impl<W: Write> Sink for Timeline<W> {
             }
             Observation::Lost(lost) => {
                 self.line(at, "lost", &lost.hook, BAD, &format!("{}; the state is read again", lost.words()));
+            }
+            Observation::Throttled(throttled) => {
+                let text = format!(
+                    "{} events of processes outside the node's components not recorded",
+                    throttled.count
+                );
+                self.line(at, "limit", &throttled.hook, FAINT, &text);
             }
             Observation::Gap(gap) => self.line(at, "gap", &gap.signal, UNSURE, &gap.why),
             other => self.of_node(at, other),

@@ -56,6 +56,11 @@ pub(super) struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SinkLabels {
+    pub(super) sink: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ErrnoLabels {
     pub(super) errno: &'static str,
 }
@@ -105,6 +110,7 @@ pub(super) const fn kind(observation: &Observation) -> &'static str {
         Observation::Answer(_) => "answer",
         Observation::Connection(_) => "connection",
         Observation::SocketConnect(_) => "socket_connect",
+        Observation::Cri(_) => "cri",
         Observation::Listener(_) => "listener",
         Observation::NameLookup(_) => "name_lookup",
         Observation::Route(_) => "route",
@@ -134,6 +140,7 @@ pub(super) const fn kind(observation: &Observation) -> &'static str {
         Observation::Process(_) => "process",
         Observation::Stuck(_) => "stuck",
         Observation::Lost(_) => "lost",
+        Observation::Throttled(_) => "throttled",
         Observation::Reread { .. } => "reread",
         Observation::Gap(_) => "gap",
         Observation::GapClosed { .. } => "gap_closed",
