@@ -81,19 +81,23 @@ pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> 
     let Some(dir) = std::env::var_os("NETREADY_E2E_RECORD").map(PathBuf::from) else { return Ok(None) };
     fs::create_dir_all(&dir)?;
     let name = scene.to_lowercase().replace(' ', "-");
-    let recording = dir.join(format!("{name}.jsonl"));
+    trace(cluster, &dir.join(format!("{name}.jsonl")), &dir.join(format!("{name}.txt"))).map(Some)
+}
+
+/// Starts a trace for people beside the agent that also records what it is told.
+pub(crate) fn trace(cluster: &Cluster, recording: &Path, text: &Path) -> Result<Running> {
     // A recording is never written over by the program itself.
-    let _ = fs::remove_file(&recording);
+    let _ = fs::remove_file(recording);
     let mut command = cluster.place.command(probe_binary()?)?;
-    command.args(["trace", "--node-name", NODE, "--record"]).arg(&recording);
+    command.args(["trace", "--node-name", NODE, "--record"]).arg(recording);
     command.env_remove("KUBERNETES_SERVICE_HOST");
-    let recorder = Running::start(&mut command, &dir.join(format!("{name}.txt")))?;
+    let recorder = Running::start(&mut command, text)?;
     // What happens before it has read the state at start is no story any more.
     until("the recorder is ready", Duration::from_secs(20), || {
-        let ready = fs::read_to_string(&recording).is_ok_and(|text| text.contains("\"answer\""));
+        let ready = fs::read_to_string(recording).is_ok_and(|text| text.contains("\"answer\""));
         Ok(ready.then_some(()))
     })?;
-    Ok(Some(recorder))
+    Ok(recorder)
 }
 
 /// What the agent says on its own host.

@@ -51,6 +51,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it has exited by itself.
+    pub(crate) fn has_exited(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: no precondition; the process is our child and was not waited for.
@@ -179,9 +184,7 @@ impl Cluster {
         }
         install_plugins(&dialect::plugins(), &self.place.path("/opt/cni/bin"))?;
         self.kubelet_identity(VALID)?;
-        let user = json!({"client-certificate": CERTIFICATE, "client-key": CERTIFICATE});
-        let config = pki::kubeconfig(&server, &self.authority, &user);
-        pki::write(&self.place.path("/etc/kubernetes/kubelet.conf"), &config)?;
+        self.kubelet_trusts(&self.authority)?;
         let mut config = json!({
             "kind": "KubeletConfiguration",
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -215,6 +218,19 @@ impl Cluster {
         let user = format!("system:node:{NODE}");
         let identity = self.authority.client(&user, "system:nodes", left)?;
         self.put_identity(&identity)
+    }
+
+    /// The kubelet's kubeconfig, with the CA of `authority`.
+    pub(crate) fn kubelet_trusts(&self, authority: &Authority) -> Result<()> {
+        let user = json!({"client-certificate": CERTIFICATE, "client-key": CERTIFICATE});
+        let config = pki::kubeconfig(&format!("https://{API}"), authority, &user);
+        pki::write(&self.place.path("/etc/kubernetes/kubelet.conf"), &config).map(|_| ())
+    }
+
+    /// As [`Self::kubelet_identity`], signed by an authority that the API server does not know.
+    pub(crate) fn unknown_identity(&self) -> Result<()> {
+        let user = format!("system:node:{NODE}");
+        self.put_identity(&Authority::new()?.client(&user, "system:nodes", VALID)?)
     }
 
     fn put_identity(&self, identity: &Identity) -> Result<()> {
@@ -288,6 +304,7 @@ impl Cluster {
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
+            "--enable-bootstrap-token-auth",
             "--disable-admission-plugins=ServiceAccount",
             "--allow-privileged=true",
         ]);
@@ -313,6 +330,15 @@ impl Cluster {
     /// A containerd that reads its networks from `conf_dir` takes over.
     pub(crate) fn restart_runtime(&mut self, conf_dir: &str) -> Result<()> {
         self.read_networks_from(conf_dir)?;
+        self.runtime.take().context("it runs")?.stop()?;
+        self.start_runtime()
+    }
+
+    /// Restarts containerd with CRI disabled.
+    pub(crate) fn restart_runtime_without_cri(&mut self) -> Result<()> {
+        let file = self.file("containerd.toml");
+        let config = fs::read_to_string(&file).context("read containerd's configuration")?;
+        pki::write(&file, &format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{config}"))?;
         self.runtime.take().context("it runs")?.stop()?;
         self.start_runtime()
     }
@@ -395,6 +421,11 @@ impl Cluster {
 
     /// The kubelet.
     pub(crate) fn start_kubelet(&mut self) -> Result<()> {
+        self.start_kubelet_with(&[])
+    }
+
+    /// The kubelet with further flags.
+    pub(crate) fn start_kubelet_with(&mut self, flags: &[&str]) -> Result<()> {
         let mut command = self.place.command(self.asset("kubelet"))?;
         command.args([
             "--config=/var/lib/kubelet/config.yaml",
@@ -402,9 +433,15 @@ impl Cluster {
             "--node-ip=10.99.0.2",
             &format!("--hostname-override={NODE}"),
         ]);
-        command.args(self.dialect.kubelet_flags());
+        command.args(self.dialect.kubelet_flags()).args(flags);
         self.kubelet = Some(Running::start(&mut command, &self.file("kubelet.log"))?);
         Ok(())
+    }
+
+    /// Another kubelet takes over, with the files as they are now.
+    pub(crate) fn restart_kubelet(&mut self) -> Result<()> {
+        self.kubelet.take().context("it runs")?.stop()?;
+        self.start_kubelet()
     }
 
     /// The controllers that make pods of DaemonSets.

@@ -1,6 +1,7 @@
 //! The scenes, in the order of their stories.
 
 mod api;
+mod bootstrap;
 mod life;
 mod network;
 mod node;
@@ -35,6 +36,9 @@ const STORIES: [&[(&str, Scene)]; 4] = [
         ("etcd killed", api::etcd_killed),
         ("etcd frozen", api::etcd_frozen),
         ("credentials expired", api::credentials),
+        ("kubeconfig with another CA", api::another_authority),
+        ("certificate of another CA", api::unknown_certificate),
+        ("bootstrap token expired", bootstrap::expired),
         ("API server stopped and configuration removed", api::both_at_once),
         ("node deleted", node::deleted),
         ("agent restarted", node::restarted),
@@ -47,6 +51,7 @@ const STORIES: [&[(&str, Scene)]; 4] = [
         ("configuration broken", network::broken),
         ("configuration shadowed", network::shadowed),
         ("configuration elsewhere", network::elsewhere),
+        ("configuration where distributions have it", network::of_distributions),
         ("plugin missing", network::missing),
         ("plugin not executable", network::not_executable),
         ("plugin of another machine", network::of_another_machine),
@@ -58,8 +63,10 @@ const STORIES: [&[(&str, Scene)]; 4] = [
     ],
     &[
         ("healthy life", life::healthy),
+        ("kubelet restarted beside one runtime of several", life::one_runtime),
         ("containerd killed, namespaces gone", node::runtime_killed),
         ("containerd frozen", node::runtime_frozen),
+        ("containerd without CRI", node::without_cri),
         ("kubelet stopped", node::kubelet_stopped),
         ("kubelet frozen", node::kubelet_frozen),
         ("sandbox image gone", node::image_gone),

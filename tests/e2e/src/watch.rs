@@ -108,6 +108,15 @@ impl Watch {
         self.from.elapsed()
     }
 
+    /// Fails if this reason was reported at any time.
+    pub(crate) fn never_said(&self, reason: &str) -> Result<()> {
+        let samples = self.samples();
+        let said = |sample: &Sample| sample.root == reason || sample.beside.contains(reason);
+        let wrong = samples.iter().any(|(_, sample)| said(sample));
+        ensure!(!wrong, "{reason} was reported:\n{}", listing(&samples));
+        Ok(())
+    }
+
     /// Fails if a condition was False at any time.
     pub(crate) fn was_well(&self) -> Result<()> {
         let samples = self.samples();

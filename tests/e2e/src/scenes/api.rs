@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::agent::{self, Wanted};
 use crate::cluster::{CERTIFICATE, Cluster, Running, SERVICE, VALID, until};
 use crate::image;
+use crate::pki::Authority;
 use crate::stage::{NETWORK, PROOF, REACHABLE, RETURN, Stage, good};
 use crate::watch::Expected;
 
@@ -167,12 +168,47 @@ pub(super) fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
 
 pub(super) fn credentials(stage: &mut Stage<'_>) -> Result<()> {
     stage.hold(
-        Expected::new("certificate expired", API_SIDE, &["CredentialExpired"]).unwritten(),
+        Expected::new("certificate expired", API_SIDE, &["CredentialExpired"])
+            .beside(&["CredentialRefused"])
+            .unwritten(),
         |stage| stage.cluster.kubelet_identity(-time::Duration::hours(1)),
         |stage| stage.cluster.kubelet_identity(VALID),
     )?;
     ensure!(stage.cluster.place.path(CERTIFICATE).exists(), "the certificate is there");
     Ok(())
+}
+
+/// The kubelet reads its files only when it starts, and does not exit because of what is in these.
+fn of_another_kubelet(
+    stage: &mut Stage<'_>,
+    expected: Expected,
+    fault: impl FnOnce(&Cluster) -> Result<()>,
+    repair: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<()> {
+    stage.hold(
+        expected.beside(&["KubeletDown"]).unwritten(),
+        |stage| {
+            fault(stage.cluster)?;
+            stage.cluster.restart_kubelet()
+        },
+        |stage| {
+            repair(stage.cluster)?;
+            stage.cluster.restart_kubelet()
+        },
+    )
+}
+
+pub(super) fn another_authority(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("the kubeconfig names another CA", API_SIDE, &["APITLSFailed"])
+        .says("none of the CAs in /etc/kubernetes/kubelet.conf issued");
+    let fault = |cluster: &Cluster| cluster.kubelet_trusts(&Authority::new()?);
+    of_another_kubelet(stage, expected, fault, |cluster| cluster.kubelet_trusts(&cluster.authority))
+}
+
+pub(super) fn unknown_certificate(stage: &mut Stage<'_>) -> Result<()> {
+    let expected = Expected::new("the certificate is of another CA", API_SIDE, &["CredentialRefused"])
+        .says("401 Unauthorized");
+    of_another_kubelet(stage, expected, Cluster::unknown_identity, |cluster| cluster.kubelet_identity(VALID))
 }
 
 /// A stranger removes the configuration: that is not a consequence of the API server's absence.

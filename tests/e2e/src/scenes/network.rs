@@ -3,11 +3,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use crate::cluster::{CONF_DIR, network};
+use crate::agent;
+use crate::cluster::{CONF_DIR, network, until};
 use crate::stage::{NETWORK, Stage};
 use crate::watch::Expected;
 
@@ -59,6 +61,36 @@ pub(super) fn elsewhere(stage: &mut Stage<'_>) -> Result<()> {
         |stage| stage.cluster.restart_runtime(ELSEWHERE),
         |stage| stage.cluster.restart_runtime(CONF_DIR),
     )
+}
+
+/// Directories in which the runtimes of k3s and MicroK8s read network configurations.
+const OF_DISTRIBUTIONS: [&str; 2] =
+    ["/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/snap/microk8s/current/args/cni-network"];
+
+/// Lets the runtime read its network from the directories of other distributions.
+pub(super) fn of_distributions(stage: &mut Stage<'_>) -> Result<()> {
+    const FILE: &str = "10-pods.conflist";
+    for dir in OF_DISTRIBUTIONS {
+        let path = |dir| stage.cluster.place.path(dir);
+        fs::create_dir_all(path(dir))?;
+        fs::copy(path(CONF_DIR).join(FILE), path(dir).join(FILE))?;
+        let watch = stage.watch();
+        stage.cluster.restart_runtime(dir)?;
+        until("the agent follows the runtime", Duration::from_secs(30), || {
+            let state = agent::state(stage.cluster)?;
+            let message = state["verdict"]["message"].as_str();
+            Ok(message.is_some_and(|message| message.contains(dir)).then_some(()))
+        })?;
+        stage.cluster.remove_network(FILE)?;
+        stage.a_pod_runs("elsewhere")?;
+        stage.on_the_node_all_is_well()?;
+        stage.cluster.install_network("10.244.0.0/24")?;
+        stage.cluster.restart_runtime(CONF_DIR)?;
+        stage.a_pod_runs("back")?;
+        stage.on_the_node_all_is_well()?;
+        watch.was_well()?;
+    }
+    Ok(())
 }
 
 fn portmap(stage: &Stage<'_>) -> PathBuf {

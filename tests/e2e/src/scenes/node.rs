@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kernel_tests::run;
 
 use crate::agent::{self, Wanted};
-use crate::cluster::{Cluster, NODE, Running, until};
+use crate::cluster::{CONF_DIR, Cluster, NODE, Running, until};
 use crate::image;
 use crate::place::LAYERS;
 use crate::stage::{NETWORK, PROOF, REACHABLE, Stage, good, now_s};
@@ -54,6 +54,15 @@ fn frozen(
 
 pub(super) fn runtime_frozen(stage: &mut Stage<'_>) -> Result<()> {
     frozen(stage, fault("containerd frozen", &["RuntimeDown"]), |cluster| cluster.runtime.as_ref())
+}
+
+pub(super) fn without_cri(stage: &mut Stage<'_>) -> Result<()> {
+    stage.hold(
+        // While containerd restarts, its socket is missing.
+        fault("containerd without CRI", &["RuntimeDown"]).steady_after(10).says("disables it"),
+        |stage| stage.cluster.restart_runtime_without_cri(),
+        |stage| stage.cluster.restart_runtime(CONF_DIR),
+    )
 }
 
 pub(super) fn kubelet_frozen(stage: &mut Stage<'_>) -> Result<()> {
