@@ -1,4 +1,6 @@
-//! Pages that are made from the code.
+//! Pages that are generated from the code.
+
+mod inventory;
 
 use std::process::Command;
 
@@ -6,19 +8,23 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{build, top};
 
-/// Writes `docs/reasons.md`, or says whether it is what would be written.
+/// Writes `docs/reasons.md` and `docs/unsafe.md`, or returns whether they are what would be written.
 pub(crate) fn run(check: bool) -> Result<bool> {
     let probe = build::release()?;
-    let output = Command::new(probe).args(["explain", "--markdown"]).output().context("run probe explain")?;
-    ensure!(output.status.success(), "probe explain failed");
-    let path = top().join("docs/reasons.md");
-    if !check {
-        std::fs::write(&path, output.stdout)?;
-        return Ok(true);
+    let reasons =
+        Command::new(probe).args(["explain", "--markdown"]).output().context("run probe explain")?;
+    ensure!(reasons.status.success(), "probe explain failed");
+    let mut are_same = true;
+    for (page, text) in
+        [("docs/reasons.md", reasons.stdout), ("docs/unsafe.md", inventory::page()?.into_bytes())]
+    {
+        let path = top().join(page);
+        if !check {
+            std::fs::write(&path, text).with_context(|| format!("write {page}"))?;
+        } else if std::fs::read(&path).unwrap_or_default() != text {
+            println!("{page} is not what the code says: run `cargo xtask docs`");
+            are_same = false;
+        }
     }
-    let same = std::fs::read(&path).unwrap_or_default() == output.stdout;
-    if !same {
-        println!("docs/reasons.md is not what the code says: run `cargo xtask docs`");
-    }
-    Ok(same)
+    Ok(are_same)
 }

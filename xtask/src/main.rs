@@ -1,8 +1,9 @@
-//! What one does with this repository: `cargo xtask setup | build | demo | test | vm | e2e | fuzz | bench | docs`.
+//! What one does with this repository: `cargo xtask setup | build | demo | test | attack | vm | e2e | fuzz | bench | docs`.
 #![expect(clippy::print_stderr, reason = "a tool for developers talks on its terminal")]
 #![expect(clippy::print_stdout, reason = "as above")]
 
 mod apt;
+mod attack;
 mod bench;
 mod build;
 mod demo;
@@ -46,6 +47,12 @@ enum Task {
         #[arg(long)]
         no_matrix: bool,
     },
+    /// Attack agents as an unprivileged user and as a pod, and print what it came to; needs root.
+    Attack {
+        /// How long each attack lasts before the first fault, in seconds.
+        #[arg(long = "for", value_name = "SECONDS", default_value_t = 10)]
+        seconds: u64,
+    },
     /// Run the live tests inside machines with other kernels; needs root.
     Vm {
         /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confid.` (with lockdown=confidentiality), `6.1-arm64`
@@ -84,7 +91,7 @@ enum Task {
         #[arg(long, hide = true, value_name = "PROBE")]
         inside: Option<PathBuf>,
     },
-    /// Write docs/reasons.md.
+    /// Write docs/reasons.md and docs/unsafe.md.
     Docs {
         /// Fail when it is not what would be written.
         #[arg(long)]
@@ -124,6 +131,10 @@ fn run(task: &Task) -> Result<bool> {
             demo::run()
         }
         Task::Test { no_matrix } => test::run(!no_matrix),
+        Task::Attack { seconds } => {
+            root("the attacks run in network namespaces, on agents that load eBPF programs")?;
+            attack::run(*seconds)
+        }
         Task::Vm { kernels, filter } => {
             root("the machines' file systems are made of files that only root may read")?;
             vm::command(kernels, filter.as_deref())

@@ -39,8 +39,11 @@ const TOOLS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("sysctl", "procps"),
+    ("setpriv", "util-linux"),
     ("/usr/sbin/ovs-vswitchd", "openvswitch-switch"),
     ("/usr/sbin/dnsmasq", "dnsmasq-base"),
+    ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
+    ("/usr/bin/tinyproxy", "tinyproxy-bin"),
 ];
 
 /// Debian's compiler with the source of its own `core`.

@@ -28,7 +28,7 @@ const SIDE_BY_SIDE: usize = 2;
 #[derive(Debug, Default)]
 pub(crate) struct Matrix {
     pub(crate) columns: Vec<Column>,
-    /// Broken when a machine ended without a result.
+    /// A machine without a result counts as a failed test.
     pub(crate) counts: Counts,
 }
 
@@ -95,8 +95,9 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
         match said {
             Ok(said) => {
                 let mut column = column(*series, &said.text);
-                // A runner that was ended in the middle has no failed test.
-                matrix.counts.broken |= !said.text.contains("machine: exit 0") && column.failed().is_empty();
+                // A runner that was killed has no failed test.
+                let is_broken = !said.text.contains("machine: exit 0") && column.failed().is_empty();
+                matrix.counts.failed += u64::from(is_broken);
                 let mut text = said.text.as_str();
                 if let Some(Ok(alone)) = alone {
                     let before = column.failed();
@@ -122,7 +123,7 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
                 matrix.columns.push(column);
             }
             Err(error) => {
-                matrix.counts.broken = true;
+                matrix.counts.failed += 1;
                 println!("Linux {}: {error:#}", series.name);
             }
         }

@@ -124,6 +124,22 @@ impl Cgroup {
         Ok(made)
     }
 
+    /// Creates a cgroup named like that of a pod: `pod` and a UID.
+    pub fn of_pod() -> Result<Self> {
+        let root = cgroup2().or_else(|| mounted(" - cgroup ", "pids")).context("find a mount of cgroups")?;
+        let number = std::process::id();
+        let dir = root.join(format!("pod{number:08x}-0000-4000-8000-000000000000"));
+        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Creates the cgroup of a service of Talos, where the kernel has the unified hierarchy.
+    pub fn of_talos(service: &str) -> Result<Self> {
+        let dir = cgroup2().context("find a cgroup2 mount")?.join("podruntime").join(service);
+        std::fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
     /// An empty one below `root`.
     fn new(root: &Path) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -142,6 +158,9 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir(&self.dir);
+        if let Some(parent) = self.dir.parent().filter(|parent| parent.ends_with("podruntime")) {
+            let _ = std::fs::remove_dir(parent);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything that is made here has a name that starts with `nrlab-`, is removed when it is dropped, and is
 //! swept away by the next run when its maker was killed. All of it needs root, and says so.
 
+mod agent;
 mod cgroup;
 mod cni;
 mod netns;
@@ -11,6 +12,7 @@ mod ovs;
 mod probe;
 pub mod tls;
 
+pub use agent::{Agent, PAGES, connect};
 pub use cgroup::Cgroup;
 pub use cni::Sandbox;
 pub use netns::{Namespace, run, spawn};

@@ -113,9 +113,15 @@ impl Node {
 
     /// A client on this node, whose executable has this name.
     pub fn client(&self, name: &str, dial: &Dial<'_>) -> Result<Client> {
+        self.client_with(name, dial, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn client_with(&self, name: &str, dial: &Dial<'_>, variables: &[(&str, &str)]) -> Result<Client> {
         let verb = if dial.to.starts_with('/') { "unix" } else { "dial" };
         let mut command = self.netns.command(self.helper_as(name)?)?;
         command.arg(verb).arg(dial.to).args(dial.flags).stdout(Stdio::piped());
+        command.envs(variables.iter().copied());
         let mut child = spawn(&mut command)?;
         let lines = BufReader::new(child.stdout.take().context("the client has an output")?).lines();
         Ok(Client { child, lines })

@@ -55,7 +55,12 @@ pub fn probe_command(node: &Node, verb: &str, args: &[&str]) -> Result<Command> 
     command.args(["--start-grace", "2s", "--node-name", "lab"]).args(args);
     if verb == "run" {
         // This host may be a node: its object and its journal are not ours.
-        command.args(["--no-conditions", "--journal"]).arg(node.dir().join("journal.jsonl"));
+        if !args.contains(&"--kubeconfig") {
+            command.arg("--no-conditions");
+        }
+        if !args.contains(&"--journal") {
+            command.arg("--journal").arg(node.dir().join("journal.jsonl"));
+        }
         // Where the processor is emulated a handshake takes seconds: a server that needs them is not silent. Checks and
         // traces have tests of their own for how long they ask.
         command.arg("--ask-timeout").arg(format!("{}s", 4 * patience()));
@@ -187,14 +192,17 @@ impl Trace {
                         RecvTimeoutError::Timeout => "did not come in time",
                         RecvTimeoutError::Disconnected => "did not come before the trace ended",
                     };
-                    let last: Vec<_> = self.seen.iter().rev().take(12).rev().map(Value::to_string).collect();
+                    // Tests that run beside this one make namespaces all the time.
+                    let tells = |line: &&Value| line["kind"] != "netns" && line["kind"] != "netns_name";
+                    let last: Vec<_> =
+                        self.seen.iter().rev().filter(tells).take(20).map(Value::to_string).collect();
                     let verdict = self.seen.iter().rev().find(|line| line["kind"] == "verdict");
                     let verdict = verdict.map(|line| &line["verdict"]);
                     let (lost, left_out) = (self.lost(), self.left_out());
                     bail!(
                         "{what} {why}; {lost} events were lost and {left_out} runs left out; the last verdict was \
                          {verdict:?}, the last lines:\n{}",
-                        last.join("\n")
+                        last.into_iter().rev().collect::<Vec<_>>().join("\n")
                     );
                 }
             }

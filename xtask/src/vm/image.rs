@@ -17,12 +17,16 @@ const PROGRAMS: &[&str] = &[
     "/usr/sbin/ip",
     "/usr/sbin/nft",
     "/usr/bin/curl",
+    "/usr/bin/setpriv",
+    "/usr/bin/unshare",
     "/usr/sbin/sysctl",
     "/usr/sbin/ovs-vswitchd",
     "/usr/sbin/ovsdb-server",
     "/usr/bin/ovs-vsctl",
     "/usr/bin/ovsdb-tool",
     "/usr/sbin/dnsmasq",
+    "/usr/sbin/mkfs.ext4",
+    "/usr/bin/tinyproxy",
 ];
 
 /// Debian's packages of them, and of busybox and the plugins.
@@ -32,8 +36,11 @@ pub(super) const PACKAGES: &[&str] = &[
     "nftables",
     "curl",
     "procps",
+    "util-linux",
     "openvswitch-switch",
     "dnsmasq-base",
+    "e2fsprogs",
+    "tinyproxy-bin",
     "busybox-static",
     "containernetworking-plugins",
 ];
@@ -42,8 +49,10 @@ pub(super) const PACKAGES: &[&str] = &[
 const DATA: &[&str] = &["/usr/share/openvswitch/vswitch.ovsschema"];
 
 /// What the start script needs from busybox. Not its `ip` and `sh`: they shadow the real ones.
-const APPLETS: &[&str] =
-    &["cat", "echo", "insmod", "ls", "mkdir", "mount", "poweroff", "ps", "sleep", "stty", "timeout", "uname"];
+const APPLETS: &[&str] = &[
+    "cat", "echo", "insmod", "ls", "mkdir", "mount", "poweroff", "ps", "sleep", "stty", "timeout", "umount",
+    "uname",
+];
 
 /// Modules that Debian's cloud kernels do not have built in and the tests use. What the kernel asks for by
 /// itself comes with them as a dependency.
@@ -82,6 +91,8 @@ const MODULES: &[&str] = &[
     "inet_diag",
     "unix_diag",
     "netlink_diag",
+    "loop",
+    "ext4",
 ];
 
 /// Where the live tests look for the reference plugins.

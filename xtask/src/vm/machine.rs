@@ -13,7 +13,7 @@ use super::kernel::{Kernel, Series};
 
 /// Longest that a machine may run: more than twice what the slowest takes. That of another architecture is emulated
 /// more slowly.
-const PATIENCE: Duration = Duration::from_mins(16);
+const PATIENCE: Duration = Duration::from_mins(30);
 const PATIENCE_ACROSS: Duration = Duration::from_hours(1);
 /// Memory in MiB: the file system, two tests and their agents at a time.
 const MEMORY: &str = "1536";
@@ -38,18 +38,15 @@ pub(super) fn run(
     // Now and then QEMU's emulation of cmpxchg16b ends a kernel with a double fault: not the kernel's doing.
     for attempt in 1.. {
         let said = boot(kernel, series, clock, archives, dir)?;
-        let console = fs::read(dir.join("console.log")).unwrap_or_default();
-        let console = String::from_utf8_lossy(&console).into_owned();
+        let console = read(&dir.join("console.log"));
         if said.text.contains("machine: exit ") {
             return Ok(said);
         }
         if attempt > 1 || !console.contains("double fault") {
-            let last: Vec<_> = console.lines().rev().take(12).collect();
-            let last: Vec<_> = last.into_iter().rev().collect();
             bail!(
                 "the machine ended without a result; its console is in {}:\n{}",
                 dir.display(),
-                last.join("\n")
+                last_lines(&console)
             );
         }
     }
@@ -99,11 +96,26 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
         if started.elapsed() > patience {
             let _ = qemu.kill();
             let _ = qemu.wait();
-            bail!("the machine did not end within {} s; see {}", patience.as_secs(), dir.display());
+            bail!(
+                "the machine did not end within {} s; see {}. Its results end with:\n{}\nIts console ends with:\n{}",
+                patience.as_secs(),
+                dir.display(),
+                last_lines(&read(&result)),
+                last_lines(&read(&console))
+            );
         }
         std::thread::sleep(Duration::from_millis(200));
     }
     let _ = fs::remove_file(&initrd);
-    let text = String::from_utf8_lossy(&fs::read(&result).unwrap_or_default()).into_owned();
-    Ok(Said { text, took: started.elapsed() })
+    Ok(Said { text: read(&result), took: started.elapsed() })
+}
+
+/// Returns the text of a log; an absent one is empty.
+fn read(log: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+}
+
+fn last_lines(text: &str) -> String {
+    let last: Vec<_> = text.lines().rev().take(12).collect();
+    last.into_iter().rev().collect::<Vec<_>>().join("\n")
 }

@@ -15,17 +15,23 @@
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
 //!   same answers.
 //! - `lab-helper unix PATH --rename` gives a file the name that agents give to those of others, and stays.
+//! - `lab-helper unix PATH --listen` listens there, and accepts nothing.
 //! - `lab-helper unix / --inotify` asks for inotify instances beyond its limit, with the same answers.
 //! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
 //!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true; first it
 //!   waits for `sleep` milliseconds.
 //! - `lab-helper unix / --grow` takes memory until it is ended.
+//! - `lab-helper dial ADDR --hold N` keeps N connections open until it is killed; prints 0 once all are established.
+//!   `serve ADDR --hold` accepts them and does nothing else.
+//! - `lab-helper crowd N PROGRAM ARG…` starts N processes of a program that is called busybox, with its own standard input,
+//!   prints `there`, and waits for them.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -38,6 +44,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
+        [_, "crowd", many, program, args @ ..] => crowd(many, program, args),
         _ if std::env::var_os("CNI_COMMAND").is_some() => plugin(),
         [_, "serve", on, flags @ ..] => serve(on, flags),
         [_, "dial", to, flags @ ..] => dial(to, flags),
@@ -45,6 +52,7 @@ fn main() -> ExitCode {
         [_, "unix", _, "--inotify"] => inotify(),
         [_, "unix", _, "--grow", flags @ ..] => grow(flags),
         [_, "unix", path, "--rename"] => rename(path),
+        [_, "unix", path, "--listen"] => listen(path),
         [_, "unix", path, flags @ ..] if flags.contains(&"--read") => read(path, flags),
         [_, "unix", path, flags @ ..] => unix(path, flags),
         _ => Err(io::Error::other("usage: serve ADDR | dial ADDR | unix PATH")),
@@ -69,9 +77,17 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
         Arc::new(LazyLock::new(move || tls::config(addr.ip(), health).map_err(|error| error.to_string())));
     let (silent, echo, once) = (has("--silent"), has("--answer"), has("--answer-once"));
     let (close, reset, byte) = (has("--close"), has("--reset"), has("--byte"));
+    let mut held = Vec::new();
+    if has("--hold") {
+        allow_many_descriptors()?;
+    }
     writeln!(io::stdout(), "listening")?;
     loop {
         let (mut connection, _) = listener.accept()?;
+        if has("--hold") {
+            held.push(connection);
+            continue;
+        }
         if reset {
             // What it does not read makes the end a reset.
             let mut first = [0; 1];
@@ -119,9 +135,12 @@ fn plugin() -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(ms));
     }
     let answer = config["socket"].as_str().map_or(Ok(()), |path| UnixStream::connect(path).map(drop));
-    let words = match &answer {
-        Ok(()) => r#"{"cniVersion":"0.4.0","interfaces":[]}"#.to_owned(),
-        Err(error) => format!(r#"{{"code":11,"msg":"RPC failed: {error}"}}"#),
+    // What a plugin prints that fails by itself.
+    let says = config["says"].as_str();
+    let words = match (&answer, says) {
+        (Ok(()), Some(says)) => serde_json::json!({"code": 11, "msg": says, "details": says}).to_string(),
+        (Ok(()), None) => r#"{"cniVersion":"0.4.0","interfaces":[]}"#.to_owned(),
+        (Err(error), _) => format!(r#"{{"code":11,"msg":"RPC failed: {error}"}}"#),
     };
     if config["writev"] == true {
         let (head, tail) = words.as_bytes().split_at(9);
@@ -131,7 +150,7 @@ fn plugin() -> io::Result<()> {
         io::stdout().write_all(words.as_bytes())?;
     }
     io::stdout().flush()?;
-    if answer.is_err() {
+    if answer.is_err() || says.is_some() {
         std::process::exit(1);
     }
     Ok(())
@@ -183,6 +202,14 @@ fn rename(path: &str) -> io::Result<()> {
     }
 }
 
+fn listen(path: &str) -> io::Result<()> {
+    let _listener = UnixListener::bind(path)?;
+    writeln!(io::stdout(), "0")?;
+    loop {
+        std::thread::park();
+    }
+}
+
 fn read(path: &str, flags: &[&str]) -> io::Result<()> {
     loop {
         let errno = std::fs::read(path).map_or_else(|error| error.raw_os_error().unwrap_or(-1), |_| 0);
@@ -218,12 +245,22 @@ fn listen_mptcp(addr: SocketAddr) -> io::Result<TcpListener> {
 
 fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
     let addr: SocketAddr = to.parse().map_err(io::Error::other)?;
+    if flags.contains(&"--hold") {
+        allow_many_descriptors()?;
+    }
     if flags.contains(&"--nobody") {
         // SAFETY: no memory is involved.
         check(unsafe { libc::setuid(65534) })?;
     }
     if let Some(dir) = value(flags, "--cgroup") {
         std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string())?;
+    }
+    if let Some(many) = number(flags, "--hold") {
+        let held = (0..many).map(|_| TcpStream::connect(addr)).collect::<io::Result<Vec<_>>>()?;
+        writeln!(io::stdout(), "0")?;
+        io::copy(&mut io::stdin(), &mut io::sink())?;
+        drop(held);
+        return Ok(());
     }
     if let Some(many) = number(flags, "--at-once") {
         return at_once(addr, many);
@@ -247,6 +284,24 @@ fn dial(to: &str, flags: &[&str]) -> io::Result<()> {
         if !every.is_zero() {
             std::thread::sleep(every);
         }
+    }
+    Ok(())
+}
+
+fn allow_many_descriptors() -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 20_000, rlim_max: 20_000 };
+    // SAFETY: `limit` is live.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}
+
+fn crowd(many: &str, program: &str, args: &[&str]) -> io::Result<()> {
+    let mut crowd = Vec::new();
+    for _ in 0..many.parse().map_err(io::Error::other)? {
+        crowd.push(Command::new(program).arg0("busybox").args(args).stdout(Stdio::null()).spawn()?);
+    }
+    writeln!(io::stdout(), "there")?;
+    for mut child in crowd {
+        child.wait()?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Who reads and writes the runtime's configuration. Needs root.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Client, Dial, Node, Trace};
+use kernel_tests::{API, Agent, Client, Dial, Node, Trace};
 use serde_json::Value;
 
 /// A process that is called like a runtime and reads one file now and then, as the helper does it.
@@ -151,5 +153,27 @@ fn a_file_that_another_cni_renames_away_is_told_until_it_is_back() -> Result<()>
     drop(agent);
     std::fs::rename(format!("{path}.cilium_bak"), &path)?;
     trace.wait_for_verdict("NetworkReady")?;
+    Ok(())
+}
+
+/// What an agent found out at its start may have been replaced since.
+#[test]
+fn an_agent_reads_its_configuration_again_on_sighup() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let path = node.dir().join("kubeconfig");
+    let write = |server: &str| {
+        let text = format!("clusters: [{{name: c, cluster: {{server: 'https://{server}'}}}}]\n");
+        std::fs::write(&path, text).context("write the kubeconfig")
+    };
+    write(API)?;
+    let kubeconfig = path.to_str().context("a text")?;
+    let agent = Agent::start(&node, &["--kubeconfig", kubeconfig, "--no-conditions"])?;
+    agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
+    write("10.99.0.1:7443")?;
+    // SAFETY: a signal to our own child.
+    ensure!(unsafe { libc::kill(i32::try_from(agent.pid())?, libc::SIGHUP) } == 0);
+    agent.wait_for_verdict("APIServerRefused", Duration::from_secs(10))?;
+    let report = agent.report().context("a report")?;
+    ensure!(report["verdict"]["subject"] == "10.99.0.1:7443", "{report}");
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Links, routes and rules: what the kernel refuses, who takes them away. Needs root.
 
+use std::process::Stdio;
+
 use anyhow::{Result, ensure};
 use kernel_tests::{API, Dial, Namespace, Node, Sandbox, Trace, spawn};
 use serde_json::Value;
@@ -43,16 +45,24 @@ fn a_tunnel_that_another_cni_left_behind_is_a_conflict() -> Result<()> {
     node.netns.ip("link add cilium_vxlan type vxlan external dstport 8472")?;
     let agent = node.dir().join("cilium-agent");
     std::fs::copy("/usr/sbin/ip", &agent)?;
-    for (command, signal, words) in [
-        ("link set cilium_vxlan up", "link.error.errno", "the same port"),
-        ("link add cilium_1 type vxlan id 1 dstport 8472", "link.error.text", "the same VNI"),
+    for (command, refusal, signal, words) in [
+        ("link set cilium_vxlan up", "Address already in use", "link.error.errno", "the same port"),
+        (
+            "link add cilium_1 type vxlan id 1 dstport 8472",
+            "with the specified VNI",
+            "link.error.text",
+            "the same VNI",
+        ),
     ] {
         let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
         if trace.gap(signal).is_some() {
             continue;
         }
-        let tried = spawn(node.netns.command(&agent)?.args(command.split(' ')))?.wait()?;
-        ensure!(!tried.success(), "{command} worked");
+        let mut tried = node.netns.command(&agent)?;
+        tried.args(command.split(' ')).stderr(Stdio::piped());
+        let tried = spawn(&mut tried)?.wait_with_output()?;
+        let said = String::from_utf8_lossy(&tried.stderr);
+        ensure!(said.contains(refusal), "{command}: {}, it says {said:?}", tried.status);
         let line = trace.wait_for_verdict("LinkConflict")?.line;
         let message = line["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains(words) && message.contains("cilium-agent"), "{message}");

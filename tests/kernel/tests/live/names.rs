@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{Node, Server, Trace, poll, spawn};
+use kernel_tests::{Dial, Node, Server, Trace, patience, poll, spawn};
 use serde_json::Value;
 
 /// Where the other host serves names.
@@ -18,6 +19,10 @@ struct Dns(Child);
 impl Dns {
     /// One that knows names below `nrlab.test`, with these answers (dnsmasq(8)).
     fn start(node: &Node, answers: &[&str]) -> Result<Self> {
+        Self::start_at(node, 53, answers)
+    }
+
+    fn start_at(node: &Node, port: u16, answers: &[&str]) -> Result<Self> {
         let mut command = node.peer.command("dnsmasq")?;
         command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]);
         command.args([
@@ -28,13 +33,20 @@ impl Dns {
             "--listen-address",
             RESOLVER,
         ]);
-        command.args(answers).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("--port")
+            .arg(port.to_string())
+            .args(answers)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let dns = Self(spawn(&mut command)?);
         let listens = || {
             let mut sockets = node.peer.command("cat").ok()?;
             let table = sockets.arg("/proc/net/udp").output().ok()?.stdout;
-            // 10.99.0.1:53 as the kernel prints it.
-            String::from_utf8_lossy(&table).contains("0100630A:0035").then_some(())
+            // The address as the kernel prints it.
+            let wanted = format!("0100630A:{port:04X}");
+            String::from_utf8_lossy(&table).contains(&wanted).then_some(())
         };
         poll("dnsmasq's socket", listens)?;
         Ok(dns)
@@ -54,7 +66,7 @@ impl Drop for Dns {
 }
 
 /// Makes the node's directory a root of its own: there is its resolver's configuration, and a kubeconfig by a short name.
-fn with_root(node: &Node) -> Result<String> {
+pub(super) fn with_root(node: &Node) -> Result<String> {
     let root = node.dir();
     fs::create_dir(root.join("etc"))?;
     touch(root)?;
@@ -81,7 +93,11 @@ fn said(line: &Value) -> &str {
     line["verdict"]["message"].as_str().unwrap_or_default()
 }
 
-/// NXDOMAIN, a server that cannot find out, silence, and then an address.
+/// The key of the root zone (IANA's root-anchors.xml, key 20326): with it nothing that this laboratory serves validates.
+const ROOT_KEY: &str =
+    "--trust-anchor=.,20326,8,2,E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D";
+
+/// NXDOMAIN, SERVFAIL, silence, and then an address.
 #[test]
 fn a_name_without_an_address_is_told_with_the_resolver_s_answer() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -100,6 +116,15 @@ fn a_name_without_an_address_is_told_with_the_resolver_s_answer() -> Result<()> 
     );
     ensure!(verdict.line["verdict"]["status"] == "False", "{}", verdict.line);
     drop(none);
+    // A resolver that validates answers what it cannot validate with SERVFAIL (RFC 4035 section 5.5).
+    let signed = Dns::start_at(&node, 5353, &[local, "--address=/api.nrlab.test/10.99.0.1"])?;
+    let fails = Dns::start(&node, &["--server=10.99.0.1#5353", "--dnssec", ROOT_KEY])?;
+    touch(Path::new(&root))?;
+    trace.wait_for("the failure of the resolver", |line| {
+        said(line).contains("10.99.0.1:53 returned SERVFAIL")
+            && line["verdict"]["reason"] == "APINameUnresolved"
+    })?;
+    drop((signed, fails));
     let silent = Dns::start(&node, &[local])?;
     silent.signal(libc::SIGSTOP);
     touch(Path::new(&root))?;
@@ -108,6 +133,36 @@ fn a_name_without_an_address_is_told_with_the_resolver_s_answer() -> Result<()> 
     let _knows = Dns::start(&node, &[local, "--address=/api.nrlab.test/10.99.0.1"])?;
     let verdict = trace.wait_for_verdict("NetworkReady")?;
     ensure!(said(&verdict.line).contains("10.99.0.1:6443"), "{}", verdict.line);
+    Ok(())
+}
+
+/// What the kubelet has resolved in another way than the agent is watched as well, as soon as its connection lasts, and not
+/// what others connect to.
+#[test]
+fn an_address_that_only_the_kubelet_knows_is_watched_while_it_is_used() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    node.peer.ip("addr add 10.99.0.3/24 dev eth0")?;
+    node.peer.ip("addr add 10.99.0.4/24 dev eth0")?;
+    let _other = Server::start(&node.peer, "10.99.0.3:6443", &["--answer-once"])?;
+    let _strangers = Server::start(&node.peer, "10.99.0.4:6443", &["--answer"])?;
+    let root = with_root(&node)?;
+    let _dns = Dns::start(&node, &["--local=/nrlab.test/", "--address=/api.nrlab.test/10.99.0.1"])?;
+    let talks = ["--pause", "1000"];
+    let _stranger = node.client("curl", &Dial { to: "10.99.0.4:6443", flags: &talks })?;
+    let _forged =
+        node.client("kubelet", &Dial { to: "10.99.0.4:6443", flags: &["--nobody", "--pause", "1000"] })?;
+    let kubelet = node.client("kubelet", &Dial { to: "10.99.0.3:6443", flags: &["--pause", "600000"] })?;
+    let mut trace = Trace::start(&node, &["--host-root", &root, "--kubeconfig", "/kube.conf"])?;
+    trace.wait_for_verdict("NetworkReady")?;
+    let target = |line: &Value| line["kind"] == "api_target" && line["addr"] == "10.99.0.3:6443";
+    let (_, line) = trace.wait(Duration::from_mins(1) * patience(), "the kubelet's address", target)?;
+    ensure!(line["name"] == "api" && line["source"] == "/kube.conf", "{line}");
+    drop(kubelet);
+    let wrong = trace.seen.iter().find(|line| {
+        line["verdict"]["status"] == "False"
+            || line["kind"] == "api_target" && line["addr"] == "10.99.0.4:6443"
+    });
+    ensure!(wrong.is_none(), "{wrong:?}");
     Ok(())
 }
 

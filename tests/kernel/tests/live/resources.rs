@@ -47,7 +47,10 @@ fn a_kubelet_that_gets_no_inotify_instance_is_told() -> Result<()> {
 fn an_expired_token_of_a_plugin_is_told_with_its_file() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     // {"alg":"none"} and {"exp":1000}
-    let kubeconfig = "users:\n- name: calico\n  user: {token: eyJhbGciOiJub25lIn0.eyJleHAiOjEwMDB9.x}\n";
+    let kubeconfig = "contexts: [{name: c, context: {cluster: local, user: calico}}]\n\
+                      clusters: [{name: local, cluster: {server: 'https://10.96.0.1'}}]\n\
+                      users: [{name: calico, user: {token: eyJhbGciOiJub25lIn0.eyJleHAiOjEwMDB9.x}}]\n\
+                      current-context: c\n";
     std::fs::write(node.conf_dir().join("calico-kubeconfig"), kubeconfig)?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let verdict = trace.wait_for_verdict("CredentialExpired")?;

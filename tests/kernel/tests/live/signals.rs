@@ -66,7 +66,7 @@ fn control_characters_never_reach_the_terminal() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let evil = "ku\u{1b}[31mbe\u{7}";
-    let mut trace = Agent(probe(&node, "trace", &["--apiserver", API])?);
+    let mut trace = Killed(probe(&node, "trace", &["--apiserver", API])?);
     let mut output = trace.0.stdout.take().context("an output")?;
     let mut client = node.client(evil, &Dial { to: API, flags: &[] })?;
     client.errno()?;
@@ -101,12 +101,17 @@ fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
     // would be a fault of its own.
     let mut clients = Vec::new();
     for name in ["kube-proxy", "other-client"] {
-        clients.push(node.client(name, &Dial { to: API, flags: &["--every", "0"] })?);
+        let mut client = node.netns.command(node.helper_as(name)?)?;
+        client.args(["dial", API, "--every", "0"]).stdout(Stdio::null());
+        clients.push(Killed(spawn(&mut client)?));
     }
     trace.wait_for("a counted loss", |line| line["kind"] == "lost" && line["count"].as_u64() > Some(0))?;
     trace.wait_for("the read state", |line| line["kind"] == "reread" && line["scope"] == "sockets")?;
-    drop(clients);
     let _server = node.serve_api()?;
+    // What keeps being lost is not made up for by reading the state.
+    let verdict = trace.wait_for_verdict("ProbeDegraded")?;
+    ensure!(verdict.line["verdict"]["message"].to_string().contains("keep being lost"), "{}", verdict.line);
+    drop(clients);
     trace.wait_for_verdict("NetworkReady")?;
     Ok(())
 }
@@ -174,7 +179,7 @@ fn the_agent_serves_what_it_promises() -> Result<()> {
     let _server = node.serve_api()?;
     let state = node.dir().join("state/state.json");
     let socket = node.dir().join("probe.sock");
-    let mut agent = Agent(probe(
+    let mut agent = Killed(probe(
         &node,
         "run",
         &[
@@ -245,7 +250,7 @@ fn what_cannot_be_served_is_said_once_and_stops_nothing_else() -> Result<()> {
         "--socket",
     ];
     let args = [&args[..], &[socket.to_str().context("a text")?]].concat();
-    let mut agent = Agent(probe(&node, "run", &args)?);
+    let mut agent = Killed(probe(&node, "run", &args)?);
     poll("the right answer on the socket", || {
         let mut answer = String::new();
         UnixStream::connect(&socket).ok()?.read_to_string(&mut answer).ok()?;
@@ -294,6 +299,30 @@ fn a_stopped_kubelet_is_down_until_it_continues() -> Result<()> {
     trace.wait_for_verdict("NetworkReady").map(|_| ())
 }
 
+/// Docker beside another runtime is idle whenever nobody uses it.
+#[test]
+fn a_stopped_runtime_that_the_kubelet_does_not_use_is_no_fault() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let path = |name: &str| node.dir().join(name).display().to_string();
+    let [other, endpoint] = [path("docker.sock"), path("containerd.sock")];
+    let listen = |name, to| -> Result<_> {
+        let mut runtime = node.client(name, &Dial { to, flags: &["--listen"] })?;
+        ensure!(runtime.errno()? == 0, "{name} does not listen");
+        Ok(runtime)
+    };
+    // In the order of their process ids, in which they are looked at.
+    let docker = listen("dockerd", &other)?;
+    let containerd = listen("containerd", &endpoint)?;
+    let mut trace = Trace::start(&node, &["--apiserver", API, "--runtime-endpoint", &endpoint])?;
+    // SAFETY: the process that this test started.
+    let stop = |pid: u32| unsafe { libc::kill(pid.cast_signed(), libc::SIGSTOP) };
+    stop(docker.pid());
+    stop(containerd.pid());
+    let (_, line) = trace.wait_for("what makes no progress", |line| line["kind"] == "stuck")?;
+    ensure!(line["process"]["pid"] == containerd.pid(), "{line}");
+    Ok(())
+}
+
 /// As `systemctl restart kubelet` does it.
 #[test]
 fn a_kubelet_that_is_stopped_three_times_does_not_crash() -> Result<()> {
@@ -325,10 +354,10 @@ fn probe(node: &Node, verb: &str, args: &[&str]) -> Result<Child> {
     Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
-/// An agent that is ended with the test.
-struct Agent(Child);
+/// A process; killed when dropped.
+struct Killed(Child);
 
-impl Drop for Agent {
+impl Drop for Killed {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -341,7 +370,7 @@ fn a_slow_or_rude_scraper_does_not_hold_up_the_others() -> Result<()> {
     let node = Node::new()?;
     let socket = node.dir().join("probe.sock");
     let state = node.dir().join("state.json");
-    let _agent = Agent(probe(
+    let _agent = Killed(probe(
         &node,
         "run",
         &[
