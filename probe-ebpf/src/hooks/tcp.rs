@@ -17,7 +17,7 @@ use crate::layout::{
     SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, SOCK_DADDR, SOCK_DPORT, SOCK_ERR, SOCK_ERR_SOFT,
     SOCK_ERROR_QUEUE_PREV, SOCK_ERROR_QUEUE_QLEN, SOCK_EXTERR_EE, SOCK_FAMILY, SOCK_NET, SOCK_NUM,
     SOCK_PROTOCOL, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, TCP_BYTES_ACKED, TCP_BYTES_RECEIVED,
-    TCP_BYTES_SENT, get,
+    TCP_BYTES_SENT, TCP_SEGS_IN, get,
 };
 use crate::maps::Pending;
 use crate::origin;
@@ -28,6 +28,8 @@ const TCP_ESTABLISHED: i32 = 1;
 const TCP_SYN_SENT: i32 = 2;
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
+/// include/uapi/asm-generic/errno.h
+const ECONNREFUSED: u32 = 111;
 /// include/uapi/linux/in.h. The full 16 bits count: IPPROTO_MPTCP is 262, and 262 & 0xff is 6.
 const IPPROTO_TCP: u16 = 6;
 
@@ -190,6 +192,8 @@ fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
         unsafe {
             (*pending).established_ns = now();
             (*pending).retransmits = 0;
+            // Left over from an earlier socket at this address, if the kernel skipped the programs that would have reported it.
+            (*pending).rst = 0;
         }
         return done;
     }
@@ -282,11 +286,29 @@ fn report_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), 
         (&raw mut (*r)._pad2).write(0);
         if state == TCP_CLOSE {
             flags |= write_icmp(sk, r);
+            if was_reset(sk) {
+                flags |= ConnectEnd::RST;
+            }
         }
         (&raw mut (*r).flags).write(flags);
     }
     entry.submit(0);
     Ok(())
+}
+
+/// Returns whether a segment refused the connect, and not an ICMP message. The kernel may have skipped [`tcp_receive_reset`] for
+/// it.
+///
+/// # Safety
+/// `sk` is the typed argument.
+#[inline(always)]
+unsafe fn was_reset(sk: *const u8) -> bool {
+    // SAFETY: by the caller; the helper takes any socket and returns a typed pointer or null.
+    unsafe {
+        let tcp = bpf_skc_to_tcp_sock(sk as *mut _) as *const u8;
+        let error: u32 = field(sk, &SOCK_ERR);
+        error == ECONNREFUSED && !tcp.is_null() && field::<u32>(tcp, &TCP_SEGS_IN) != 0
+    }
 }
 
 /// Copies the newest entry of the socket's error queue: for a non-blocking connect that was answered while

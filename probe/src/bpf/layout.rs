@@ -72,6 +72,7 @@ const FIELDS: &[Field] = &[
     Field("TCP_BYTES_RECEIVED", "tcp_sock", &["bytes_received"]),
     Field("TCP_BYTES_ACKED", "tcp_sock", &["bytes_acked"]),
     Field("TCP_BYTES_SENT", "tcp_sock", &["bytes_sent"]),
+    Field("TCP_SEGS_IN", "tcp_sock", &["segs_in"]),
     Field("SIGINFO_CODE", "kernel_siginfo", &["si_code"]),
     Field("QDISC_DEV_QUEUE", "Qdisc", &["dev_queue"]),
     Field("DEV_QUEUE_DEV", "netdev_queue", &["dev"]),
