@@ -111,6 +111,11 @@ impl Engine {
         self.rejudge();
     }
 
+    /// Returns the newest time that it was given.
+    pub const fn now(&self) -> Mono {
+        self.now
+    }
+
     /// When [`Self::tick`] must be called next, if nothing is observed before.
     pub fn next_deadline(&self) -> Option<Mono> {
         let held =

@@ -148,6 +148,9 @@ impl Judge {
 
     /// One mutation, then drained, before the next.
     fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
+        // A deadline may have been reached before this was taken. A recording holds the time at which it was judged, so that it
+        // replays to the same verdicts.
+        let at = at.max(self.engine.now());
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
         }
@@ -192,13 +195,40 @@ mod tests {
     use super::*;
     use crate::app::App;
     use crate::cli::{Cli, Command};
+    use crate::settings::Settings;
     use crate::threads::Blocked;
+
+    fn settings() -> Arc<Settings> {
+        let command = Cli::try_parse_from(["probe", "check", "--no-ask"]).expect("is a command").command;
+        let Command::Check(args) = command else { unreachable!("check was asked for") };
+        Arc::new(args.node.settings().expect("have defaults"))
+    }
+
+    /// The times of what it was given.
+    #[derive(Default)]
+    struct Times(Vec<Mono>);
+
+    impl Sink for Times {
+        fn observation(&mut self, at: Mono, _observation: &Observation) {
+            self.0.push(at);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_after_a_deadline_is_recorded_with_the_time_at_which_it_was_judged() {
+        let (_app, mut judge) = App::without_eyes(settings(), Vec::new());
+        let deadline = clock::now().plus(1_000_000_000);
+        judge.engine.tick(deadline);
+        let mut times = Times::default();
+        let seen = |at| Seen { at, observation: Observation::SnapshotDone };
+        let before = seen(deadline.minus(1));
+        judge.take(vec![before, seen(deadline.plus(1))], &mut [&mut times]);
+        assert_eq!(times.0, [deadline, deadline.plus(1)]);
+    }
 
     #[tokio::test]
     async fn what_a_blocked_watcher_saw_proves_nothing_until_it_has_read_everything_again() {
-        let command = Cli::try_parse_from(["probe", "check", "--no-ask"]).expect("is a command").command;
-        let Command::Check(args) = command else { unreachable!("check was asked for") };
-        let settings = Arc::new(args.node.settings().expect("have defaults"));
+        let settings = settings();
         let content = ConfContent::Network { network: "pods".to_owned(), plugins: Vec::new() };
         let file = ConfFile { name: "10-pods.conflist".to_owned(), size: 1, content };
         let early = vec![
