@@ -196,12 +196,16 @@ impl Trace {
                     let tells = |line: &&Value| line["kind"] != "netns" && line["kind"] != "netns_name";
                     let last: Vec<_> =
                         self.seen.iter().rev().filter(tells).take(20).map(Value::to_string).collect();
-                    let verdict = self.seen.iter().rev().find(|line| line["kind"] == "verdict");
-                    let verdict = verdict.map(|line| &line["verdict"]);
+                    let verdicts = self.seen.iter().filter(|line| line["kind"] == "verdict");
+                    let verdicts = verdicts.map(|line| {
+                        let verdict = &line["verdict"];
+                        format!("{} {}: {}\n", line["at"], verdict["reason"], verdict["message"])
+                    });
+                    let verdicts: String = verdicts.rev().take(20).collect();
                     let (lost, left_out) = (self.lost(), self.left_out());
                     bail!(
-                        "{what} {why}; {lost} events were lost and {left_out} runs left out; the last verdict was \
-                         {verdict:?}, the last lines:\n{}",
+                        "{what} {why}; {lost} events were lost and {left_out} runs left out; the last verdicts, newest \
+                         first:\n{verdicts}the last lines:\n{}",
                         last.into_iter().rev().collect::<Vec<_>>().join("\n")
                     );
                 }

@@ -50,8 +50,8 @@ const DATA: &[&str] = &["/usr/share/openvswitch/vswitch.ovsschema"];
 
 /// What the start script needs from busybox. Not its `ip` and `sh`: they shadow the real ones.
 const APPLETS: &[&str] = &[
-    "cat", "echo", "insmod", "ls", "mkdir", "mount", "poweroff", "ps", "sleep", "stty", "timeout", "umount",
-    "uname",
+    "cat", "cut", "echo", "insmod", "ls", "mkdir", "mount", "poweroff", "ps", "sleep", "stty", "timeout",
+    "tr", "umount", "uname",
 ];
 
 /// Modules that Debian's cloud kernels do not have built in and the tests use. What the kernel asks for by

@@ -33,6 +33,15 @@ fi
 echo 'machine: doctor'
 /lab/probe doctor -o json
 echo 'machine: end'
+# What hangs is named while the machine still can: the name of a test is that of its thread.
+(
+    sleep "$unfinished"
+    echo 'machine: unfinished'
+    for task in /proc/[0-9]*/task/[0-9]*; do
+        command=$(tr '\0' ' ' <"${task%/task/*}/cmdline")
+        [ -z "$command" ] || echo "$(cat "$task/comm"), $(cat "$task/wchan"): $command" | cut -c -160
+    done 2>/dev/null
+) &
 failed=0
 for test in /lab/tests/*; do
     "$test" --include-ignored --test-threads $threads $(cat /lab/filter) || failed=1

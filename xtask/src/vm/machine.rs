@@ -15,6 +15,8 @@ use super::kernel::{Kernel, Series};
 /// more slowly.
 const PATIENCE: Duration = Duration::from_mins(30);
 const PATIENCE_ACROSS: Duration = Duration::from_hours(1);
+/// How long before that it prints what it still runs.
+const UNFINISHED: Duration = Duration::from_mins(2);
 /// Memory in MiB: the file system, two tests and their agents at a time.
 const MEMORY: &str = "1536";
 
@@ -83,7 +85,9 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
         // What the kernel does not know itself goes into the environment of its first process. QEMU keeps what it has
         // translated by the program's own addresses: where these are the same each time, all takes half as long.
         .arg(format!(
-            "console={port} results={results} panic=-1 quiet mitigations=off init_on_alloc=0 norandmaps {append}"
+            "console={port} results={results} unfinished={} panic=-1 quiet mitigations=off init_on_alloc=0 \
+             norandmaps {append}",
+            patience.saturating_sub(UNFINISHED).as_secs()
         ))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -100,7 +104,7 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
                 "the machine did not end within {} s; see {}. Its results end with:\n{}\nIts console ends with:\n{}",
                 patience.as_secs(),
                 dir.display(),
-                last_lines(&read(&result)),
+                end_of_results(&read(&result)),
                 last_lines(&read(&console))
             );
         }
@@ -113,6 +117,14 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
 /// Returns the text of a log; an absent one is empty.
 fn read(log: &Path) -> String {
     String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+}
+
+/// Returns what a machine that did not end still ran, or else its last results.
+fn end_of_results(text: &str) -> String {
+    match text.split_once("machine: unfinished") {
+        Some((_, unfinished)) => unfinished.lines().take(60).collect::<Vec<_>>().join("\n"),
+        None => last_lines(text),
+    }
 }
 
 fn last_lines(text: &str) -> String {

@@ -83,13 +83,16 @@ impl Arena {
 
     /// The verdict has been `NetworkReady` since it was for the first time.
     fn stays_ready(&mut self) -> Result<()> {
-        let said = judged(&mut self.trace, &self.node)?;
-        let mut since = said.iter().skip_while(|reason| *reason != "NetworkReady");
+        let verdicts = judged(&mut self.trace, &self.node)?;
+        let mut since = verdicts.iter().skip_while(|verdict| verdict["reason"] != "NetworkReady");
         // Newer kernels skip runs of a program while another task is interrupted inside it, which is a loss until the state is
         // read again.
         let is_loss = self.trace.left_out() > 0;
-        let is_fine = |reason: &String| reason == "NetworkReady" || is_loss && reason == "ProbeDegraded";
-        ensure!(since.all(is_fine), "{said:?}");
+        let is_wrong = |verdict: &&Value| {
+            verdict["reason"] != "NetworkReady" && !(is_loss && verdict["reason"] == "ProbeDegraded")
+        };
+        let wrong = since.find(is_wrong);
+        ensure!(wrong.is_none(), "{}", wrong.cloned().unwrap_or_default());
         Ok(())
     }
 }
@@ -197,9 +200,9 @@ fn open_connections_to_the_api_servers_port() -> Result<()> {
     let mut holder = arena.node.client("holder", &Dial { to: ELSEWHERE, flags: &flags })?;
     ensure!(holder.errno()? == 0, "they are not established");
     // Without end: newer kernels skip runs of a program while another task is interrupted inside it.
-    let kubelet = arena.node.client("kubelet", &Dial { to: API, flags: &["--every", "10"] })?;
+    let kubelet = arena.node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
     let pid = kubelet.pid();
-    for _ in 0..100 {
+    for _ in 0..20 {
         arena.trace.wait_for("connects of the kubelet", |line| {
             line["kind"] == "connect" && line["client"]["pid"] == pid
         })?;

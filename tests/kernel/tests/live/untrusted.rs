@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Cgroup, Node, Trace, spawn};
+use serde_json::Value;
 
 /// Components whose crash loops are faults of the node, and a plugin.
 const NAMES: &[&str] = &["kubelet", "etcd", "kube-apiserver", "ovs-vswitchd", "bridge"];
@@ -50,15 +51,19 @@ pub(super) fn pose_as_components(node: &Node, flags: &[&str], cgroup: Option<&Pa
     Ok(())
 }
 
-/// Returns the reasons of all verdicts up to now.
-pub(super) fn judged(trace: &mut Trace, node: &Node) -> Result<Vec<String>> {
+/// Returns all verdicts up to now.
+pub(super) fn judged(trace: &mut Trace, node: &Node) -> Result<Vec<Value>> {
     node.write_config("99-marker.conf", b"{}")?;
     trace.wait_for("the marker", |line| {
         line["kind"] == "cni_config" && line.to_string().contains("99-marker")
     })?;
     fs::remove_file(node.conf_dir().join("99-marker.conf"))?;
-    let of = |line: &serde_json::Value| Some(line["verdict"]["reason"].as_str()?.to_owned());
-    Ok(trace.seen.iter().filter_map(of).collect())
+    Ok(trace
+        .seen
+        .iter()
+        .filter(|line| line["kind"] == "verdict")
+        .map(|line| line["verdict"].clone())
+        .collect())
 }
 
 pub(super) fn healthy() -> Result<(Node, kernel_tests::Server)> {
@@ -80,8 +85,10 @@ fn failed_connects_of_an_unprivileged_user_are_shown_and_not_judged() -> Result<
     let errnos = String::from_utf8_lossy(&output.stdout);
     ensure!(errnos.lines().count() == 5 && errnos.lines().all(|errno| errno != "0"), "{errnos}");
     trace.wait_for("its connect", |line| line["kind"] == "connect" && line["role"] == "untrusted")?;
-    let said = judged(&mut trace, &node)?;
-    ensure!(!said.iter().any(|reason| reason.starts_with("API")), "{said:?}");
+    let verdicts = judged(&mut trace, &node)?;
+    let is_of_api =
+        |verdict: &Value| verdict["reason"].as_str().is_some_and(|reason| reason.starts_with("API"));
+    ensure!(!verdicts.iter().any(is_of_api), "{verdicts:?}");
     Ok(())
 }
 
