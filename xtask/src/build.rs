@@ -50,8 +50,12 @@ pub(crate) fn static_lab(arch: Arch) -> Result<(PathBuf, Vec<PathBuf>)> {
         "json",
     ]);
     arch.cargo(&mut cargo);
-    // Copied into the memory of small machines.
-    cargo.env("CARGO_PROFILE_DEV_STRIP", "true").stderr(Stdio::inherit());
+    // Copied into the memory of small machines, whose processor is emulated: making a key takes seconds there if it is not
+    // optimized.
+    cargo
+        .env("CARGO_PROFILE_DEV_STRIP", "true")
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .stderr(Stdio::inherit());
     let output = cargo.current_dir(top()).output().context("build the live tests")?;
     ensure!(output.status.success(), "the live tests do not build");
     let (mut helper, mut tests) = (None, Vec::new());
