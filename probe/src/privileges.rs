@@ -52,6 +52,14 @@ pub(crate) fn lacks(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).is_ok_and(|has| !has)
 }
 
+/// Has the kernel refuse to this thread to open files, for as long as it runs.
+///
+/// # Errors
+/// If the kernel has no seccomp.
+pub(crate) fn forbid_files() -> Result<()> {
+    Ok(seccompiler::apply_filter(&calls::no_files()?)?)
+}
+
 /// Has the kernel refuse to all threads the system calls that the agent does not make once its programs are attached.
 /// `runs_programs`: it may have to start programs that provide credentials.
 ///

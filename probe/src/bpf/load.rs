@@ -10,8 +10,8 @@ use super::btf::VMLINUX;
 use super::hooks::{self, Attach, HOOKS, HookSet, Row, Source};
 use super::layout::Layout;
 use super::{HookState, HookStatus, Reader, Skips, Unsupported, Watch, tracefs};
-use crate::clock;
 use crate::settings::Settings;
+use crate::{clock, privileges};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-ebpf"));
 
@@ -49,16 +49,11 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
             "read the kernel's type information {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
         ))
     })?;
-    // Two passes over the same type information, one of them inside the library: side by side.
-    let (mut loader, layout) = std::thread::scope(|scope| {
-        let layout = scope.spawn(|| Layout::read(&data, probe_read(), &hooks::places()));
-        let loader = EbpfLoader::new();
-        let lost = |_| anyhow!("a loader thread ended early");
-        Ok::<_, anyhow::Error>((loader, layout.join().map_err(lost)??))
-    })
-    .with_context(|| format!("read {VMLINUX}"))?;
-    let btf = Btf::parse(&layout.places, Endianness::default()).context("read the places of programs")?;
+    let layout =
+        Layout::read(&data, probe_read(), &hooks::places()).with_context(|| format!("read {VMLINUX}"))?;
     drop(data);
+    let btf = Btf::parse(&layout.places, Endianness::default()).context("read the places of programs")?;
+    let mut loader = loader()?;
 
     let log = if verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE };
     loader.verifier_log_level(log).map_max_entries("EVENTS", settings.ring_bytes);
@@ -103,6 +98,17 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
     let less = hooks::less(layout.abilities).into_iter().chain(in_use).collect();
     let drop_reasons = layout.drop_reasons;
     Ok(Kernel { programs, hooks, less, drop_reasons, reader, skips, watch, took })
+}
+
+/// Makes a loader that has not read the kernel's type information. The library reads it whenever it makes one, into objects that
+/// take 20 MB, and uses it only for relocations, which the programs do not have: their offsets are globals. So the thread that
+/// makes the loader cannot open files. Where the kernel has no seccomp, the loader is a larger one.
+fn loader() -> Result<EbpfLoader<'static>> {
+    let make = || {
+        let _ = privileges::forbid_files();
+        EbpfLoader::new()
+    };
+    std::thread::spawn(make).join().map_err(|_| anyhow!("the thread that makes the loader panicked"))
 }
 
 /// One place in so many of the process table is for processes that are not known to be components of the node.

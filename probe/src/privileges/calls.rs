@@ -348,7 +348,6 @@ impl Limited {
 /// The filters of the running agent, in the order of their installation. `runs_programs`: it may have to start programs that
 /// provide credentials.
 pub(super) fn filters(runs_programs: bool) -> Result<[Filter; 2]> {
-    let refused = |errno: libc::c_int| SeccompAction::Errno(errno.unsigned_abs());
     // The flags of clone3(2) are in memory, where a filter cannot read them. C libraries use clone(2) where it is missing.
     let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let without_clone3 =
@@ -366,6 +365,16 @@ pub(super) fn filters(runs_programs: bool) -> Result<[Filter; 2]> {
     let allowed = SeccompFilter::new(allowed, refused(libc::EPERM), SeccompAction::Allow, ARCH)?;
     // Refused calls appear in the kernel's log, with the audit type 1326 (`AUDIT_SECCOMP`); a missing clone3(2) is usual.
     Ok([(without_clone3.try_into()?, 0), (allowed.try_into()?, libc::SECCOMP_FILTER_FLAG_LOG)])
+}
+
+/// Returns a filter that allows everything but to open files.
+pub(super) fn no_files() -> Result<BpfProgram> {
+    let calls = BTreeMap::from([(libc::SYS_openat, Vec::new())]);
+    Ok(SeccompFilter::new(calls, SeccompAction::Allow, refused(libc::EPERM), ARCH)?.try_into()?)
+}
+
+fn refused(errno: libc::c_int) -> SeccompAction {
+    SeccompAction::Errno(errno.unsigned_abs())
 }
 
 /// A filter, and the flags of seccomp(2) that are its own.
@@ -446,6 +455,17 @@ mod tests {
         ("clone(CLONE_NEWUSER)", libc::SYS_clone, [libc::CLONE_NEWUSER as u64, u64::MAX, 0, 0]),
         ("socket(AF_PACKET)", libc::SYS_socket, [libc::AF_PACKET as u64, u64::MAX, 0, 0]),
     ];
+
+    #[test]
+    fn only_a_thread_without_files_cannot_open_them() {
+        let open = || std::fs::File::open("/proc/self/status").map(drop).map_err(|error| error.kind());
+        let limited = std::thread::spawn(move || {
+            crate::privileges::forbid_files().expect("has seccomp");
+            open()
+        });
+        assert_eq!(limited.join().expect("does not panic"), Err(io::ErrorKind::PermissionDenied));
+        assert_eq!(open(), Ok(()));
+    }
 
     #[test]
     fn calls_that_the_agent_does_not_make_fail() {

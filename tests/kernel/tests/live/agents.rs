@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Agent, Node, Trace, poll, probe_command};
+use kernel_tests::{API, Agent, Cgroup, Node, Trace, poll, probe_command};
 
 use super::privileges::{
     BPF, DAC_OVERRIDE, DAC_READ_SEARCH, NET_ADMIN, NET_BROADCAST, PERFMON, SYS_ADMIN, SYS_PTRACE,
@@ -51,6 +51,19 @@ fn a_running_agent_has_given_up_the_privileges_that_it_does_not_use() -> Result<
         core.iter().all(|line| line.split_whitespace().nth(4) == Some("0")) && core.len() == 1,
         "{limits}"
     );
+    Ok(())
+}
+
+/// Most memory is used at the start, to find the offsets of kernel fields.
+#[test]
+fn a_cgroup_of_32_mib_is_enough_to_start() -> Result<()> {
+    let (node, _server) = Node::healthy()?;
+    let cgroup = Cgroup::that_limits_memory(32 << 20)?;
+    let trace = probe_command(&node, "trace", &["-o", "json", "--apiserver", API])?;
+    let mut command = node.netns.command("sh")?;
+    command.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup.dir());
+    command.arg(trace.get_program()).args(trace.get_args()).env_remove("KUBERNETES_SERVICE_HOST");
+    Trace::start_command(command)?.wait_for_verdict("NetworkReady")?;
     Ok(())
 }
 
