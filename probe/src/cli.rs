@@ -10,7 +10,7 @@ use probe_engine::{Pod, Role, TargetKind};
 use crate::bpf::HookSet;
 use crate::node::targets;
 use crate::settings::{ApiServer, CniDirs, Learnt, POD_LOGS, ServerHost, Settings};
-use crate::sinks::trace::Topic;
+use crate::sinks::topic::Topic;
 
 /// Says why a Kubernetes node is not ready, from inside the kernel.
 #[derive(Debug, Parser)]

@@ -15,7 +15,8 @@ use crate::exit::Exit;
 use crate::report::{Context, Document};
 use crate::sinks::Sink;
 use crate::sinks::layout::width;
-use crate::sinks::trace::{Filter, Timeline};
+use crate::sinks::topic::Filter;
+use crate::sinks::trace::Timeline;
 use crate::sinks::trace_json::JsonLines;
 use crate::text::clean;
 

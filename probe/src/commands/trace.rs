@@ -14,7 +14,8 @@ use crate::report::Context;
 use crate::sinks::Sink;
 use crate::sinks::layout::width;
 use crate::sinks::record::Recorder;
-use crate::sinks::trace::{Filter, Timeline};
+use crate::sinks::topic::Filter;
+use crate::sinks::trace::Timeline;
 use crate::sinks::trace_json::JsonLines;
 use crate::threads::Threads;
 

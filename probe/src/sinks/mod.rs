@@ -9,6 +9,7 @@ pub(crate) mod metrics;
 pub(crate) mod record;
 pub(crate) mod socket;
 pub(crate) mod state;
+pub(crate) mod topic;
 pub(crate) mod trace;
 pub(crate) mod trace_json;
 mod trace_node;

@@ -7,82 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use anstyle::Style;
 use probe_engine::{
     Access, Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome,
-    Pod, Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, http_status, socket_errno,
+    Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, http_status, socket_errno,
 };
 
 use super::Sink;
 use super::layout::{BAD, FAINT, GOOD, UNSURE, paint, shorten, took, wrap};
+use super::topic::Filter;
 use crate::clock::Wall;
 use crate::report::time_of_day;
-
-/// What a timeline shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub(crate) enum Topic {
-    /// Connects to the API server, its listeners and addresses.
-    Api,
-    /// CNI runs and configuration.
-    Cni,
-    /// Network namespaces.
-    Netns,
-    /// Links.
-    Link,
-    /// Processes that matter.
-    Process,
-}
-
-/// Which lines are wanted; the verdict is always shown.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Filter {
-    /// Empty: all topics.
-    pub(crate) only: Vec<Topic>,
-    /// Only CNI runs for this pod.
-    pub(crate) pod: Option<Pod>,
-}
-
-impl Filter {
-    /// Is this observation wanted?
-    pub(crate) fn wants(&self, observation: &Observation) -> bool {
-        if let (Some(pod), Observation::CniEnd(end)) = (&self.pod, observation)
-            && !end.start.pod.as_ref().is_some_and(|own| own.has_name_of(pod))
-        {
-            return false;
-        }
-        match topic(observation) {
-            Some(topic) => self.only.is_empty() || self.only.contains(&topic),
-            None => true,
-        }
-    }
-}
-
-fn topic(observation: &Observation) -> Option<Topic> {
-    Some(match observation {
-        Observation::Answer(_)
-        | Observation::Connect(_)
-        | Observation::Connection(_)
-        | Observation::Listener(_)
-        | Observation::ApiTarget(_) => Topic::Api,
-        Observation::CniConfig(_)
-        | Observation::ConfAccess(_)
-        | Observation::CniStart(_)
-        | Observation::CniEnd(_)
-        | Observation::PluginFile(_)
-        | Observation::Leases(_)
-        | Observation::Sandbox(_) => Topic::Cni,
-        Observation::Netns(_) | Observation::NetnsName(_) => Topic::Netns,
-        Observation::Link(_)
-        | Observation::NetlinkError(_)
-        | Observation::Ovs(_)
-        | Observation::OvsPort(_)
-        | Observation::OvsUpcalls(_)
-        | Observation::PacketsDropped(_)
-        | Observation::RouteGone(_) => Topic::Link,
-        Observation::Process(_)
-        | Observation::SocketConnect(_)
-        | Observation::Cri(_)
-        | Observation::CgroupDrivers(_) => Topic::Process,
-        _ => return None,
-    })
-}
 
 /// Width of the time and the topic: `03:04:05.678  api    `.
 const MARGIN: usize = 21;

@@ -7,7 +7,7 @@ use probe_engine::{Effect, Mono, Observation, Outcome};
 use serde_json::{Map, Value, json};
 
 use super::Sink;
-use super::trace::Filter;
+use super::topic::Filter;
 use crate::report::{Context, Document, rfc3339};
 
 /// Writes one object a line: an observation under its own kind (connects with their `outcome`), or

@@ -71,14 +71,14 @@ impl<W: Write> Timeline<W> {
             Observation::Stuck(stuck) => {
                 let who = format!("{}[{}]", stuck.process.name, stuck.process.pid);
                 match stuck.how {
-                    Some(how) => self.line(at, "process", &who, BAD, how.words()),
-                    None => self.line(at, "process", &who, GOOD, "makes progress again"),
+                    Some(how) => self.line(at, "proc", &who, BAD, how.words()),
+                    None => self.line(at, "proc", &who, GOOD, "makes progress again"),
                 }
             }
             Observation::CgroupDrivers(drivers) => {
                 let agree = drivers.kubelet == drivers.runtime;
                 let what = format!("kubelet {}, runtime {}", drivers.kubelet, drivers.runtime);
-                self.line(at, "process", "cgroup drivers", if agree { FAINT } else { BAD }, &what);
+                self.line(at, "proc", "cgroup drivers", if agree { FAINT } else { BAD }, &what);
             }
             Observation::Leases(leases) => {
                 let what = format!("{} leases for {} namespaces", leases.held, leases.namespaces);
