@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use probe_common::Hook;
-use probe_engine::{Config, Engine, Mono, Observation};
+use probe_engine::{Config, Engine, Lost, Mono, Observation};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::bpf::{self, HookStatus, Kernel, Unsupported};
 use crate::clock::{self, Wall};
 use crate::enrich::{DropReasons, Enricher, Sandboxes};
-use crate::feed::{Feed, Seen};
+use crate::feed::{Feed, RING_BUFFER, Seen};
 use crate::node::ask::{Asked, Targets};
 use crate::node::discovery::Kubelet;
 use crate::node::names::{self, Named};
@@ -299,10 +299,16 @@ impl App {
         let more = kernel.reader.take_batch(|event| {
             enricher.event(event, |at, observation| observations.push((at, observation)));
         });
+        let undecodable = kernel.reader.take_undecodable();
         for (at, observation) in observations.drain(..) {
             self.deliver(at, observation);
         }
         self.observations = observations;
+        if undecodable > 0 {
+            for lost in Lost::of_any_event(RING_BUFFER, undecodable) {
+                self.deliver(clock::now(), Observation::Lost(lost));
+            }
+        }
         self.identify();
         more
     }

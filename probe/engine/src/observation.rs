@@ -11,7 +11,7 @@ mod sandbox;
 mod trust;
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
@@ -208,7 +208,7 @@ pub struct Throttled {
 /// See [`Observation::Lost`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
-    /// The hook that lost them.
+    /// The hook, or another source of events, that lost them.
     pub hook: String,
     /// What can no longer be trusted.
     pub scope: Scope,
@@ -220,6 +220,16 @@ pub struct Lost {
 }
 
 impl Lost {
+    /// Returns losses of a source that reports events of every kind, one for each scope; the first has the count.
+    pub fn of_any_event(source: &str, count: u64) -> [Self; 3] {
+        [(Scope::Sockets, count), (Scope::Processes, 0), (Scope::Cni, 0)].map(|(scope, count)| Self {
+            hook: source.to_string(),
+            scope,
+            count,
+            left_out: false,
+        })
+    }
+
     /// How many of what, as people read it.
     pub fn words(&self) -> String {
         let what = if self.left_out { "runs left out by the kernel" } else { "events lost" };

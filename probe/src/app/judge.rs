@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::bpf::HookStatus;
 use crate::clock::{self, Wall};
-use crate::feed::{Feed, Seen};
+use crate::feed::{Feed, Seen, WATCHER};
 use crate::sinks::Sink;
 use crate::threads::Operation;
 
@@ -36,9 +36,6 @@ pub(crate) struct Judge {
     pub(super) watcher: Option<Arc<Operation>>,
     pub(super) is_blind: bool,
 }
-
-/// What a gap is about while the watcher is blocked.
-const SIGNAL: &str = "watcher";
 
 /// What the sinks need to know of the agent.
 #[derive(Clone)]
@@ -120,15 +117,14 @@ impl Judge {
             return;
         }
         self.is_blind = line.is_some();
-        let (now, signal) = (clock::now(), SIGNAL.to_owned());
+        let (now, signal) = (clock::now(), WATCHER.to_owned());
         let Some(line) = line else {
             self.deliver(now, Observation::GapClosed { signal }, sinks);
             return;
         };
         let why = format!("{line}: nothing new is seen");
         self.deliver(now, Observation::Gap(Gap { signal: signal.clone(), why, blind: true }), sinks);
-        for scope in [Scope::Sockets, Scope::Processes, Scope::Cni] {
-            let lost = Lost { hook: signal.clone(), scope, count: 0, left_out: false };
+        for lost in Lost::of_any_event(&signal, 0) {
             self.deliver(now, Observation::Lost(lost), sinks);
         }
     }

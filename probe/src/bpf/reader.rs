@@ -30,8 +30,8 @@ pub(crate) struct Reader {
     /// When a wake-up's records are to be taken. Kept here because the wait may be given up half-way, and
     /// the kernel does not wake a reader a second time for what it has not read.
     due: Option<Instant>,
-    /// Records that were none: counted, never silent.
-    pub(crate) undecodable: u64,
+    /// Records since the last [`Self::take_undecodable`] that could not be decoded.
+    undecodable: u64,
 }
 
 impl Reader {
@@ -57,6 +57,11 @@ impl Reader {
         }
         self.due = None;
         Ok(())
+    }
+
+    /// Returns how many records could not be decoded since the last call. None, if the programs are those of this build.
+    pub(crate) fn take_undecodable(&mut self) -> u64 {
+        std::mem::take(&mut self.undecodable)
     }
 
     /// Takes up to one batch, sorted by time (CPUs write side by side, each a little after its clock was

@@ -22,7 +22,7 @@ use super::namespaces::Ids;
 use super::netlink::{self, Came};
 use super::processes;
 use crate::clock;
-use crate::feed::{Feed, Seen};
+use crate::feed::{Feed, RTNETLINK, Seen};
 use crate::settings::Settings;
 use crate::text::clean;
 
@@ -216,7 +216,7 @@ async fn try_watch(
         let mut seen = Vec::new();
         match listener.next().await.context("read netlink")? {
             Came::Lost => {
-                let hook = "rtnetlink multicast".to_owned();
+                let hook = RTNETLINK.to_owned();
                 let lost = Lost { hook, scope: Scope::Links, count: 1, left_out: false };
                 seen.push(Observation::Lost(lost));
             }

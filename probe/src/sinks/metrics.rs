@@ -24,6 +24,7 @@ use prometheus_client::registry::Registry;
 use super::Sink;
 use crate::bpf::HookStatus;
 use crate::clock;
+use crate::feed::LOSERS;
 use crate::threads::Blocked;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
@@ -319,6 +320,9 @@ impl Sink for Metrics {
             self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
             self.throttled.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
         }
+        for hook in LOSERS {
+            self.lost.get_or_create(&HookLabels { hook }).inc_by(0);
+        }
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         ready.hooks = hooks.iter().any(HookStatus::attached);
     }
@@ -419,8 +423,9 @@ impl Sink for Metrics {
 }
 
 fn count(family: &Family<HookLabels, Counter>, hook: &str, count: u64) {
-    if let Some(hook) = probe_common::Hook::ALL.iter().find(|known| known.name() == hook) {
-        family.get_or_create(&HookLabels { hook: hook.name() }).inc_by(count);
+    let mut known = probe_common::Hook::ALL.iter().map(|hook| hook.name()).chain(LOSERS);
+    if let Some(hook) = known.find(|known| *known == hook) {
+        family.get_or_create(&HookLabels { hook }).inc_by(count);
     }
 }
 
@@ -434,6 +439,19 @@ mod tests {
     use probe_engine::{Config, Engine, Lost, Scope};
 
     use super::*;
+    use crate::feed::{RING_BUFFER, RTNETLINK, WATCHER};
+
+    #[test]
+    fn losses_of_every_source_are_counted() {
+        let mut metrics = Metrics::new();
+        metrics.hooks(&[]);
+        let links = Lost { hook: RTNETLINK.to_owned(), scope: Scope::Links, count: 1, left_out: false };
+        for lost in Lost::of_any_event(RING_BUFFER, 2).into_iter().chain([links]) {
+            metrics.observation(Mono(0), &Observation::Lost(lost));
+        }
+        let count = |hook| metrics.lost.get_or_create(&HookLabels { hook }).get();
+        assert_eq!([RING_BUFFER, RTNETLINK, WATCHER].map(count), [2, 1, 0]);
+    }
 
     #[test]
     fn an_agent_that_keeps_losing_events_is_not_ready() {
