@@ -338,6 +338,28 @@ pub fn kubeconfigs() -> impl Iterator<Item = (&'static str, &'static str)> {
     own.map(|cni| (cni.kubeconfig, cni.name))
 }
 
+/// Reference plugins that serve any CNI, <https://github.com/containernetworking/plugins>, version 1.9.
+const FOR_ANY: [&str; 13] = [
+    "bandwidth",
+    "dhcp",
+    "dummy",
+    "firewall",
+    "host-local",
+    "loopback",
+    "portmap",
+    "sbr",
+    "static",
+    "tap",
+    "tuning",
+    "vlan",
+    "vrf",
+];
+
+/// Every plugin that is known by its name.
+pub fn plugins() -> impl Iterator<Item = &'static str> {
+    CNIS.iter().flat_map(|cni| cni.plugins).copied().chain(FOR_ANY)
+}
+
 /// Executables of every agent.
 pub fn executables() -> impl Iterator<Item = &'static str> {
     CNIS.iter().flat_map(|cni| cni.executables).copied()

@@ -28,8 +28,8 @@ use crate::feed::LOSERS;
 use crate::threads::Blocked;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
-    ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, PLUGINS, SinkLabels, StateLabels,
-    VerdictLabels, class, closed, kind,
+    ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, SinkLabels, StateLabels, VerdictLabels,
+    class, closed, kind, plugin,
 };
 use recent::Recent;
 
@@ -346,7 +346,7 @@ impl Sink for Metrics {
             }
             Observation::CniEnd(end) => {
                 let command = closed(&COMMANDS, &end.start.command);
-                let plugin = closed(&PLUGINS, &end.start.plugin);
+                let plugin = plugin(&end.start.plugin);
                 let outcome = if end.exit.success() { "ok" } else { "failed" };
                 self.cni.get_or_create(&CniLabels { command, plugin, outcome }).inc();
                 self.cni_times

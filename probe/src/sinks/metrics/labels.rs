@@ -1,6 +1,6 @@
 //! Label sets, and the closed tables that their values come from.
 
-use probe_engine::Observation;
+use probe_engine::{Observation, cnis};
 use prometheus_client::encoding::EncodeLabelSet;
 
 /// Label sets are closed: every value is a name from our own tables.
@@ -76,21 +76,6 @@ pub(super) struct ExitLabels {
     pub(super) cause: &'static str,
 }
 
-/// The reference plugins and the common CNIs' own; every other plugin is `other`.
-pub(super) const PLUGINS: [&str; 12] = [
-    "bridge",
-    "host-local",
-    "loopback",
-    "portmap",
-    "ptp",
-    "macvlan",
-    "ipvlan",
-    "calico",
-    "cilium-cni",
-    "flannel",
-    "multus",
-    "kube-ovn",
-];
 /// SPEC.md, "CNI operations".
 pub(super) const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "VERSION", "STATUS", "GC"];
 /// Kinds that container networks use; every other link is `other`.
@@ -99,6 +84,11 @@ pub(super) const LINK_KINDS: [&str; 9] =
 
 pub(super) fn closed(known: &[&'static str], value: &str) -> &'static str {
     known.iter().find(|name| **name == value).copied().unwrap_or("other")
+}
+
+/// Returns a plugin by its name, if that is known; every other plugin is `other`.
+pub(super) fn plugin(name: &str) -> &'static str {
+    cnis::plugins().find(|known| *known == name).unwrap_or("other")
 }
 
 pub(super) const fn kind(observation: &Observation) -> &'static str {
