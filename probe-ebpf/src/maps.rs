@@ -97,8 +97,11 @@ pub(crate) struct Pending {
     pub(crate) asked_port: u16,
     pub(crate) asked_family: u16,
     /// Since it started, then since it is established.
-    pub(crate) retransmits: u32,
-    pub(crate) rst: u32,
+    pub(crate) retransmits: u16,
+    pub(crate) rst: u16,
+    /// Ports of the socket as it keeps them: the remote one in network byte order, and the local one, 0 while it is under way.
+    pub(crate) dport: u16,
+    pub(crate) sport: u16,
     /// As in `ConnectEnd`.
     pub(crate) dropped: u32,
 }

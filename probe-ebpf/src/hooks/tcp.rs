@@ -114,6 +114,10 @@ fn connect_started(sk: *const u8) -> Result<(), Skip> {
     let id = unsafe { bpf_get_current_pid_tgid() };
     let tgid = (id >> 32) as u32;
     if !address_watched(address, port) && !address_watched(asked, asked_port) && !process_watched(tgid) {
+        // Of an earlier socket at this address, if the kernel skipped the program that would have seen its end.
+        if connects::find(sk as u64).is_some() {
+            connects::remove(sk as u64);
+        }
         return Ok(());
     }
     // SAFETY: no precondition.
@@ -137,6 +141,8 @@ fn connect_started(sk: *const u8) -> Result<(), Skip> {
         asked_family: asked.family,
         retransmits: 0,
         rst: 0,
+        dport: port.to_be(),
+        sport: 0,
         dropped: 0,
     };
     let is_unlimited = origin::is_unlimited();
@@ -181,9 +187,14 @@ fn asked() -> (Address, u16) {
 #[inline(always)]
 fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
     let Some(pending) = connects::find(sk as u64) else { return Ok(()) };
-    let done = report_end(sk, state, pending);
     // SAFETY: a live map value; only this socket's own transitions write it.
-    let port = unsafe { (*pending).asked_port };
+    let (port, sport) = unsafe { ((*pending).asked_port, (*pending).sport) };
+    // SAFETY: the typed argument, and a live map value.
+    if sport != 0 || !unsafe { is_of(sk, pending) } {
+        connects::remove(sk as u64);
+        return Ok(());
+    }
+    let done = report_end(sk, state, pending);
     // SAFETY: the typed argument.
     let dport = u16::from_be(unsafe { field(sk, &SOCK_DPORT) });
     if state == TCP_ESTABLISHED && (port_watched(dport) || port_watched(port)) {
@@ -192,8 +203,8 @@ fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
         unsafe {
             (*pending).established_ns = now();
             (*pending).retransmits = 0;
-            // Left over from an earlier socket at this address, if the kernel skipped the programs that would have reported it.
             (*pending).rst = 0;
+            (*pending).sport = field(sk, &SOCK_NUM);
         }
         return done;
     }
@@ -205,9 +216,25 @@ fn connect_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
 #[inline(always)]
 fn connection_ended(sk: *const u8, state: i32) -> Result<(), Skip> {
     let Some(pending) = connects::find(sk as u64) else { return Ok(()) };
-    let done = report_connection_end(sk, state, pending);
+    // SAFETY: the typed argument, and a live map value. A socket that is closed at once has given its port back.
+    let is_same = unsafe {
+        let sport: u16 = field(sk, &SOCK_NUM);
+        is_of(sk, pending) && (*pending).sport != 0 && (sport == 0 || sport == (*pending).sport)
+    };
+    let done = if is_same { report_connection_end(sk, state, pending) } else { Ok(()) };
     connects::remove(sk as u64);
     done
+}
+
+/// Returns whether this is known of the socket itself, and not of an earlier one at its address: the kernel may have skipped the
+/// program that would have seen the end of that one.
+///
+/// # Safety
+/// `sk` is the typed argument, `pending` a live map value.
+#[inline(always)]
+unsafe fn is_of(sk: *const u8, pending: *const Pending) -> bool {
+    // SAFETY: by the caller.
+    unsafe { (*pending).dport == field::<u16>(sk, &SOCK_DPORT) }
 }
 
 #[inline(always)]
@@ -231,7 +258,7 @@ fn report_connection_end(sk: *const u8, state: i32, pending: *const Pending) -> 
         (&raw mut (*r).flags).write(flags(pending));
         (&raw mut (*r).sport).write(field(sk, &SOCK_NUM));
         (&raw mut (*r).sk_err).write(field(sk, &SOCK_ERR));
-        (&raw mut (*r).retransmits).write((*pending).retransmits);
+        (&raw mut (*r).retransmits).write(u32::from((*pending).retransmits));
         (&raw mut (*r).bytes_received).write(field(tcp, &TCP_BYTES_RECEIVED));
         (&raw mut (*r).bytes_acked).write(field(tcp, &TCP_BYTES_ACKED));
         (&raw mut (*r).bytes_sent).write(field(tcp, &TCP_BYTES_SENT));
@@ -276,7 +303,7 @@ fn report_end(sk: *const u8, state: i32, pending: *const Pending) -> Result<(), 
         (&raw mut (*r).state).write(state as u8);
         (&raw mut (*r).sk_err).write(field(sk, &SOCK_ERR));
         (&raw mut (*r).sk_err_soft).write(field(sk, &SOCK_ERR_SOFT));
-        (&raw mut (*r).retransmits).write((*pending).retransmits);
+        (&raw mut (*r).retransmits).write(u32::from((*pending).retransmits));
         (&raw mut (*r).icmp_origin).cast::<u32>().write(0);
         (&raw mut (*r).icmp_from).cast::<u32>().write(0);
         (&raw mut (*r).asked).cast::<[u64; 2]>().write((*pending).asked);
