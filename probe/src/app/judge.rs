@@ -144,11 +144,10 @@ impl Judge {
 
     /// One mutation, then drained, before the next.
     fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
-        // A deadline may have been reached before this was taken. A recording holds the time at which it was judged, so that it
-        // replays to the same verdicts.
-        let at = at.max(self.engine.now());
+        let judged = at.max(self.engine.now());
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
+            sink.judged(judged, &observation);
         }
         // No effect follows from these, and the report is another one.
         let tells = matches!(
@@ -205,7 +204,7 @@ mod tests {
     struct Times(Vec<Mono>);
 
     impl Sink for Times {
-        fn observation(&mut self, at: Mono, _observation: &Observation) {
+        fn judged(&mut self, at: Mono, _observation: &Observation) {
             self.0.push(at);
         }
     }

@@ -29,6 +29,10 @@ pub(crate) trait Sink {
     /// An observation, before the engine judges it.
     fn observation(&mut self, _at: Mono, _observation: &Observation) {}
 
+    /// The same observation, with the time that the engine takes it for: later than that of the event where a deadline was reached
+    /// first. Only with these times a recording replays to the same verdicts.
+    fn judged(&mut self, _at: Mono, _observation: &Observation) {}
+
     /// An effect of the engine, after the observation or the tick that caused it.
     fn effect(&mut self, _at: Mono, _effect: &Effect) {}
 

@@ -25,7 +25,7 @@ impl Recorder {
 }
 
 impl Sink for Recorder {
-    fn observation(&mut self, at: Mono, observation: &Observation) {
+    fn judged(&mut self, at: Mono, observation: &Observation) {
         let bytes = line(&Line { at, observation: observation.clone() });
         if let (Err(error), None) = (self.file.write_all(&bytes), &self.broken) {
             self.broken = Some(error);

@@ -169,6 +169,7 @@ async fn outputs(
             }
             for sink in sinks.iter_mut() {
                 sink.observation(at, &line.observation);
+                sink.judged(at, &line.observation);
             }
             engine.observe(at, line.observation);
             effects.extend(std::iter::from_fn(|| engine.poll_effect()));
