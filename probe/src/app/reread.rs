@@ -17,7 +17,7 @@ use crate::clock;
 use crate::enrich::plugin_of;
 use crate::node::ask::Asked;
 use crate::node::discovery::Discovery;
-use crate::node::{cni_config, cri, links, namespaces, processes, provenance, role, sockets, targets};
+use crate::node::{cni_config, cri, file, links, namespaces, processes, provenance, role, sockets, targets};
 
 impl App {
     /// Everything there is at start, in an order that needs no second thoughts: what the host is for, which
@@ -319,9 +319,13 @@ impl App {
         }
     }
 
-    /// Tells what was lost and what shows with time, and reads again what is not known any more.
+    /// Reports what was lost and what shows with time, and reads again what is not known any more.
     pub(super) async fn look_for_loss(&mut self) -> Result<()> {
-        self.tell_skipped()?;
+        match self.tell_skipped() {
+            // The counters are read again with the next look.
+            Err(error) if is_shortage(&error) => {}
+            told => told?,
+        }
         let now = clock::now();
         for missing in self.enricher.missing_modules(now) {
             self.deliver(now, Observation::ModuleMissing(missing));
@@ -491,4 +495,9 @@ impl App {
         }
         Ok(runs)
     }
+}
+
+/// See [`file::is_shortage`].
+fn is_shortage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(file::is_shortage))
 }

@@ -70,7 +70,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     health.spawn(http::watch_blocked(shared.clone()));
     let threads = Threads::start(&shared.blocked)?;
     let writer = threads.writer.clone();
-    let (mut judge, mut watcher) = watch(Arc::clone(&settings), threads, &shared).await?;
+    let (mut judge, watcher) = watch(Arc::clone(&settings), threads, &shared).await?;
     // A kubeconfig's programs are run on the host only.
     let runs_programs = !args.no_conditions && settings.host_root == Path::new("/");
     if let Err(error) = privileges::limit_calls(runs_programs) {
@@ -98,8 +98,11 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     }
     drop(watcher.stop);
     // What was observed before the end counts.
-    let _ = tokio::time::timeout(LAST_LOOK, judge.run(&mut sinks)).await;
-    if let Ok(watched) = watcher.ended.try_recv() {
+    let ended = async {
+        judge.run(&mut sinks).await;
+        watcher.ended.await
+    };
+    if let Ok(Ok(watched)) = tokio::time::timeout(LAST_LOOK, ended).await {
         watched?;
     }
 

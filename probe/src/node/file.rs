@@ -28,7 +28,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Returns whether an operation failed because this process has no descriptor or memory left, which shows nothing of what it was
 /// for.
-pub(super) fn is_shortage(error: &io::Error) -> bool {
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
