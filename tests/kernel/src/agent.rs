@@ -75,7 +75,23 @@ impl Agent {
             }
             std::thread::park_timeout(Duration::from_millis(10));
         }
-        bail!("the verdict {reason} did not come in time; the last report: {}", last.unwrap_or_default())
+        bail!(
+            "the verdict {reason} did not come in time; the last report: {}; the agent's threads: {}",
+            last.unwrap_or_default(),
+            self.threads()
+        )
+    }
+
+    /// What each of its threads waits for.
+    fn threads(&self) -> String {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let read = |task: &Path, file: &str| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let of_task = |task: std::fs::DirEntry| {
+            let task = task.path();
+            let state = read(&task, "stat").rsplit(") ").next().and_then(|rest| rest.chars().next());
+            format!("{} {} {}", read(&task, "comm").trim(), state.unwrap_or('?'), read(&task, "wchan"))
+        };
+        tasks.map(of_task).collect::<Vec<_>>().join(", ")
     }
 
     /// Fetches a page from `from`: status and body.

@@ -16,6 +16,6 @@ pub use agent::{Agent, PAGES, connect};
 pub use cgroup::Cgroup;
 pub use cni::Sandbox;
 pub use netns::{Namespace, run, spawn};
-pub use node::{API, Client, Dial, Node, PLUGINS, Server, install_plugins};
+pub use node::{API, Client, Dial, ELSEWHERE, Node, PLUGINS, Server, install_plugins};
 pub use ovs::OpenVSwitch;
 pub use probe::{Check, Trace, Verdict, now_ns, patience, poll, probe_binary, probe_command};

@@ -13,6 +13,9 @@ use crate::netns::{Namespace, spawn};
 /// Where the other host serves the API.
 pub const API: &str = "10.99.0.1:6443";
 
+/// The API server's port at another address: its clients are watched at every address.
+pub const ELSEWHERE: &str = "127.0.0.1:6443";
+
 /// Where Debian puts the reference plugins.
 pub const PLUGINS: &str = "/usr/lib/cni";
 

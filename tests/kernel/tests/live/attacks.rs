@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace, now_ns, patience, spawn};
+use kernel_tests::{API, Cgroup, Dial, ELSEWHERE, Node, Server, Trace, now_ns, patience, spawn};
 use serde_json::{Value, json};
 
 use super::untrusted::{NOBODY, fails, healthy, judged, pose_as_components};
@@ -20,8 +20,6 @@ const CROWD: &str = "200";
 const CONNECTIONS: &str = "9000";
 /// How often something is done until it is seen.
 const ATTEMPTS: usize = 3;
-/// The API server's port at another address: its clients are watched at every address.
-const ELSEWHERE: &str = "127.0.0.1:6443";
 
 /// A healthy node under attack, and what the agent there reported.
 struct Arena {

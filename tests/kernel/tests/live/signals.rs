@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Dial, Node, Sandbox, Server, Trace, poll, probe_binary, probe_command, spawn};
+use kernel_tests::{
+    API, Dial, ELSEWHERE, Node, Sandbox, Server, Trace, poll, probe_binary, probe_command, spawn,
+};
 use serde_json::Value;
 
 #[test]
@@ -99,12 +101,13 @@ fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
     node.install_config()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--ring-bytes", "4096"])?;
     trace.wait_for_verdict("APIServerRefused")?;
-    // 4096 bytes hold about thirty records; these come without a pause, until they are ended. No kubelet: its end
-    // would be a fault of its own.
+    // 4096 bytes hold about thirty records; these come without a pause, until they are killed. They connect to the port of the
+    // API server elsewhere: a server that they flood is no healthy one.
+    let _elsewhere = Server::start(&node.netns, ELSEWHERE, &["--close"])?;
     let mut clients = Vec::new();
-    for name in ["kube-proxy", "other-client"] {
+    for name in ["one-client", "other-client"] {
         let mut client = node.netns.command(node.helper_as(name)?)?;
-        client.args(["dial", API, "--every", "0"]).stdout(Stdio::null());
+        client.args(["dial", ELSEWHERE, "--every", "0"]).stdout(Stdio::null());
         clients.push(Killed(spawn(&mut client)?));
     }
     trace.wait_for("a counted loss", |line| line["kind"] == "lost" && line["count"].as_u64() > Some(0))?;
