@@ -18,4 +18,4 @@ pub use cni::Sandbox;
 pub use netns::{Namespace, run, spawn};
 pub use node::{API, Client, Dial, ELSEWHERE, Node, PLUGINS, Server, install_plugins};
 pub use ovs::OpenVSwitch;
-pub use probe::{Check, Trace, Verdict, now_ns, patience, poll, probe_binary, probe_command};
+pub use probe::{Check, Trace, Verdict, now_ns, patience, poll, poll_for, probe_binary, probe_command};

@@ -37,8 +37,13 @@ pub fn patience() -> u32 {
 }
 
 /// Asks until there is an answer, for ten seconds on a machine of its own.
-pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(10) * patience();
+pub fn poll<T>(what: &str, ask: impl FnMut() -> Option<T>) -> Result<T> {
+    poll_for(Duration::from_secs(10), what, ask)
+}
+
+/// Asks until there is an answer, for this long on a machine of its own.
+pub fn poll_for<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + limit * patience();
     while Instant::now() < deadline {
         if let Some(answer) = ask() {
             return Ok(answer);
