@@ -47,16 +47,6 @@ impl Series {
         if self.append.is_empty() { version } else { version / 2 }
     }
 
-    /// While a task is interrupted inside a program, this kernel leaves that program out for every other task of the
-    /// CPU, tracepoints among them (from Linux 7 on).
-    pub(super) fn leaves_out(&self) -> bool {
-        self.version()
-            .split('.')
-            .next()
-            .and_then(|major| major.parse().ok())
-            .is_some_and(|major: u32| major >= 7)
-    }
-
     /// `6.12` of `6.12-confidentiality`.
     fn version(&self) -> &'static str {
         self.name.split('-').next().unwrap_or(self.name)
@@ -200,14 +190,6 @@ fn numbers(release: &str) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn newer_kernels_leave_out() {
-        let named = |name: &str| MATRIX.iter().find(|series| series.name == name).expect("known");
-        assert!(
-            named("7.2").leaves_out() && !named("6.12").leaves_out() && !named("6.12-confid.").leaves_out()
-        );
-    }
 
     #[test]
     fn releases_are_compared_by_their_numbers() {
