@@ -12,12 +12,14 @@ pub(crate) struct Seen {
     pub(crate) observation: Observation,
 }
 
-/// What loses events beside the hooks, as [`probe_engine::Lost::hook`] names it: the ring buffer, whose records may not be decodable; the kernel's
-/// multicast messages about links; the thread that watches, while it is blocked.
+/// The ring buffer, whose records may not be decodable, as [`probe_engine::Lost::hook`] names it.
 pub(crate) const RING_BUFFER: &str = "ring buffer";
+/// The kernel's multicast messages about links.
 pub(crate) const RTNETLINK: &str = "rtnetlink multicast";
+/// The thread that watches, while it is blocked.
 pub(crate) const WATCHER: &str = "watcher";
-pub(crate) const LOSERS: [&str; 3] = [RING_BUFFER, RTNETLINK, WATCHER];
+/// Every source of losses that is not a hook.
+pub(crate) const LOSS_SOURCES: [&str; 3] = [RING_BUFFER, RTNETLINK, WATCHER];
 
 /// Sending half. Bounded: a source that is too fast waits.
 pub(crate) type Feed = mpsc::Sender<Seen>;

@@ -321,10 +321,11 @@ impl App {
 
     /// Reports what was lost and what shows with time, and reads again what is not known any more.
     pub(super) async fn look_for_loss(&mut self) -> Result<()> {
-        match self.tell_skipped() {
-            // The counters are read again with the next look.
-            Err(error) if is_shortage(&error) => {}
-            told => told?,
+        // After a shortage the counters are read again with the next look.
+        if let Err(error) = self.tell_skipped()
+            && !is_shortage(&error)
+        {
+            return Err(error);
         }
         let now = clock::now();
         for missing in self.enricher.missing_modules(now) {

@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 use super::Sink;
 use crate::bpf::HookStatus;
 use crate::clock;
-use crate::feed::LOSERS;
+use crate::feed::LOSS_SOURCES;
 use crate::threads::Blocked;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
@@ -320,7 +320,7 @@ impl Sink for Metrics {
             self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
             self.throttled.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
         }
-        for hook in LOSERS {
+        for hook in LOSS_SOURCES {
             self.lost.get_or_create(&HookLabels { hook }).inc_by(0);
         }
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
@@ -423,7 +423,7 @@ impl Sink for Metrics {
 }
 
 fn count(family: &Family<HookLabels, Counter>, hook: &str, count: u64) {
-    let mut known = probe_common::Hook::ALL.iter().map(|hook| hook.name()).chain(LOSERS);
+    let mut known = probe_common::Hook::ALL.iter().map(|hook| hook.name()).chain(LOSS_SOURCES);
     if let Some(hook) = known.find(|known| *known == hook) {
         family.get_or_create(&HookLabels { hook }).inc_by(count);
     }
