@@ -57,8 +57,6 @@ pub const FILES: usize = 64;
 pub const LOAD: u64 = 10 * SECOND;
 /// Things that are full, or missing, that are remembered.
 pub const FULL: usize = 64;
-/// Settings of the kernel that are remembered.
-pub const SYSCTLS: usize = 256;
 /// Names of API servers without an address that are remembered: kubeconfigs hold one or two.
 pub const NAMES: usize = 16;
 /// Route look-ups that are remembered.

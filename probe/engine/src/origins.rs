@@ -4,8 +4,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
+use crate::memory::Seen;
 use crate::observation::{Mono, ProcessClass};
 use crate::reason::Reason;
 use crate::rules::{self, Fault};
@@ -31,8 +32,8 @@ pub(crate) fn etcd(facts: &Facts) -> Option<Finding> {
     let (name, life, (at, event)) = away.max_by_key(|(_, _, (at, _))| *at)?;
     let often = if life.loops(facts.now) { ", again and again" } else { "" };
     let mut message = format!("{name} ended {}{often}", event.how()?);
-    let full = facts.full.values().find(|(limit, _)| matches!(limit.what.as_str(), "disk" | "inodes"));
-    if let Some((limit, _)) = full {
+    let full = facts.full.values().find(|full| matches!(full.value.what.as_str(), "disk" | "inodes"));
+    if let Some(Seen { value: limit, .. }) = full {
         message.push_str(&format!("; the {} of {} is full", limit.what, limit.subject));
     }
     Some(finding(Reason::EtcdDown, name, message, *at))

@@ -91,7 +91,7 @@ impl CriAnswer {
                     None => format!("{runtime} serves CRI {api}, ready"),
                 }
             }
-            Self::Unreachable { errno } => crate::evidence::socket_errno(*errno),
+            Self::Unreachable { errno } => crate::facts::socket_errno(*errno),
             Self::Unimplemented { disabled_by: None } => "does not serve CRI".into(),
             Self::Unimplemented { disabled_by: Some(file) } => {
                 format!("does not serve CRI: {file} disables it")

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::Fault;
 use crate::cnis;
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::observation::ProcessClass;
 use crate::reason::Reason;
 

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 
 use super::{Fault, causes};
 use crate::Mono;
-use crate::evidence::{Facts, Ledger};
+use crate::facts::{Facts, Ledger};
 use crate::limits;
+use crate::memory::{Seen, UNTIL_CHANGED};
 use crate::observation::{Answer, Certificate, TlsFailure, http_status};
 use crate::outcome::is_own;
 use crate::reason::Reason;
@@ -19,7 +20,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             if !ledger.has_answer(facts.now) {
                 return None;
             }
-            let said = |(answer, since, _): &(Answer, Mono, Mono)| {
+            let said = |Seen { value: answer, since, .. }: &Seen<Answer, UNTIL_CHANGED>| {
                 let (reason, words) = verdict(answer, ledger)?;
                 Some((reason, words, *since))
             };
@@ -78,7 +79,7 @@ fn verdict(answer: &Answer, ledger: &Ledger) -> Option<(Reason, String)> {
 /// comes first, because it says more.
 fn unanswered(ledger: &Ledger) -> Option<(Reason, String, Mono)> {
     let silence = ledger.unanswered.as_ref()?;
-    let asked_since = ledger.answer.as_ref().is_some_and(|(.., at)| *at >= silence.since);
+    let asked_since = ledger.answer.as_ref().is_some_and(|answer| answer.last >= silence.since);
     let enough = if asked_since { limits::UNANSWERED } else { limits::UNANSWERED_ALONE };
     if ledger.broken.is_some() || ledger.stalled.is_some() || silence.lasted() < enough {
         return None;

@@ -8,7 +8,7 @@ use core::net::SocketAddr;
 use super::api_listener::{end_of_service, nobody_listens};
 use super::api_route::no_route;
 use super::{Fault, causes};
-use crate::evidence::{Facts, Failure, Ledger};
+use crate::facts::{Facts, Failure, Ledger};
 use crate::limits;
 use crate::observation::{ProcessClass, TargetKind};
 use crate::outcome::{Outcome, is_own};

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::{Fault, causes};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::observation::ProcessClass;
 use crate::reason::Reason;
 

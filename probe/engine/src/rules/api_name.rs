@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::Fault;
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::reason::Reason;
 
 /// A working connection proves that the name resolved: clients keep their connections for hours.

@@ -9,7 +9,7 @@ use super::cni_config::{path, winner};
 use super::{Fault, depth};
 use crate::cnis;
 use crate::errno::{EACCES, ENOENT, ENOEXEC, EPERM, ETXTBSY, errno_words};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{DeniedBy, Mono, PluginFile, Runtime, UnusablePlugin};
 use crate::reason::Reason;

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::{Fault, causes, depth};
 use crate::cnis;
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{
     Access, Actor, CniConfig, ConfContent, ConfFile, CriStatus, Mono, ProcessClass, Runtime,

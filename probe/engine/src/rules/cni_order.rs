@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::cni_config::{network, path, winner};
 use super::{Fault, causes};
 use crate::cnis::{self, Cni};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{CniConfig, ConfFile};
 use crate::reason::Reason;

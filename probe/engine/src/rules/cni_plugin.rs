@@ -8,7 +8,7 @@ use core::net::SocketAddr;
 use super::{Fault, causes, depth};
 use crate::cnis::{self, Cni};
 use crate::errno::{EADDRINUSE, EEXIST};
-use crate::evidence::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
+use crate::facts::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
 use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
 use crate::reason::{Reason, Side};
 

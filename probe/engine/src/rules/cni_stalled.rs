@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{Fault, causes, depth};
-use crate::evidence::Facts;
+use crate::facts::{Facts, RunningPlugin};
 use crate::limits::{self, SECOND};
 use crate::observation::ProcessClass;
 use crate::reason::Reason;
@@ -20,10 +20,10 @@ fn waiting(facts: &Facts) -> Vec<Fault> {
     let mut faults = Vec::new();
     for waits in config.waits_for.iter().filter(|waits| !waits.present) {
         let failed = facts.plugins.get(&waits.plugin).map(|failure| failure.since);
-        let runs = facts.running.values().filter(|(start, since)| {
-            start.plugin == waits.plugin && facts.now.since(*since) >= limits::WAITS
+        let runs = facts.running.values().filter(|running| {
+            running.start.plugin == waits.plugin && facts.now.since(running.since) >= limits::WAITS
         });
-        let Some(since) = runs.map(|(_, since)| *since).chain(failed).min() else { continue };
+        let Some(since) = runs.map(|running| running.since).chain(failed).min() else { continue };
         let message = format!(
             "{} waits for {}, which the default network's agent has not written",
             waits.plugin, waits.file
@@ -37,12 +37,9 @@ fn waiting(facts: &Facts) -> Vec<Fault> {
 }
 
 fn stalled(facts: &Facts) -> Vec<Fault> {
-    let stalled = facts.running.values().filter_map(|(start, since)| {
-        let limit = facts.plugin_limit(&start.plugin);
-        (facts.now.since(*since) >= limit).then_some((start, *since, limit))
-    });
+    let stalled = facts.running.values().filter(|running| facts.now.since(running.since) >= running.limit_ns);
     stalled
-        .map(|(start, since, limit)| {
+        .map(|RunningPlugin { start, since, limit_ns }| {
             let pod = start.pod.as_ref().map(|pod| format!(" for {pod}"));
             let message = format!(
                 "plugin {}[{}] {}{} runs for more than {} s, longer than it waits for anything",
@@ -50,9 +47,9 @@ fn stalled(facts: &Facts) -> Vec<Fault> {
                 start.pid,
                 start.command,
                 pod.unwrap_or_default(),
-                limit / SECOND
+                limit_ns / SECOND
             );
-            let fault = Fault::new(Reason::CNIPluginStalled, start.plugin.as_str(), message, since);
+            let fault = Fault::new(Reason::CNIPluginStalled, start.plugin.as_str(), message, *since);
             fault.state().at_depth(depth::PLUGIN).may_come_from(causes::OF_DEFAULT_NETWORK)
         })
         .collect()

@@ -6,7 +6,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{Mono, Process, ProcessClass, ProcessEvent};
 use crate::outcome::is_own;
@@ -14,7 +14,7 @@ use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut ends: BTreeMap<&str, Vec<_>> = BTreeMap::new();
-    for (at, process) in &facts.exits {
+    for (at, process) in facts.exits.iter() {
         if matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd) {
             ends.entry(&process.process.name).or_default().push((*at, process));
         }

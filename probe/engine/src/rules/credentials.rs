@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::{Fault, causes};
-use crate::evidence::{Facts, Ledger};
+use crate::facts::{Facts, Ledger};
 use crate::observation::{CredentialAnswer, http_status};
 use crate::reason::Reason;
 
@@ -20,7 +20,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 
 fn untrusted(addr: &SocketAddr, ledger: &Ledger) -> Option<Fault> {
     let mismatch = ledger.mismatch()?;
-    let (answer, ..) = ledger.answer.as_ref()?;
+    let answer = &ledger.answer.as_ref()?.value;
     let subject = answer.certificate.as_ref().map(|certificate| certificate.subject.as_str());
     let message = format!(
         "{} shows a certificate that none of the CAs in {} issued ({}, issued by {})",

@@ -5,13 +5,14 @@ use alloc::vec::Vec;
 
 use super::Fault;
 use crate::cnis;
-use crate::evidence::{Facts, is_taken_vni, refusal};
+use crate::facts::{Facts, is_taken_vni, refusal};
+use crate::memory::Seen;
 use crate::observation::{Mono, NetlinkError};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = dropped(facts);
-    faults.extend(facts.refused_links.values().map(|(error, since, _)| refused(error, *since)));
+    faults.extend(facts.refused_links.values().map(|known| refused(&known.value, known.since)));
     faults
 }
 
@@ -27,7 +28,7 @@ fn dropped(facts: &Facts) -> Vec<Fault> {
     // On any other link a spoofed packet is the filter's ordinary work.
     let of_pods = facts.dropping.iter().filter(|(device, _)| cnis::of_link(device).is_some());
     of_pods
-        .map(|(device, (dropped, since, _))| {
+        .map(|(device, Seen { value: dropped, since, .. })| {
             let message = format!(
                 "packets that come in on {device} are dropped by the reverse path filter ({}); \
                  net.ipv4.conf.{device}.rp_filter or net.ipv4.conf.all.rp_filter is on",

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::observation::{ProcessClass, Role, Scope};
 use crate::reason::Reason;
 

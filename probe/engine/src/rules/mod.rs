@@ -28,7 +28,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::Mono;
 use crate::reason::{Reason, Side};

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::cni_config::winner;
 use super::{Fault, causes, depth};
 use crate::cnis;
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{OVS_DATABASE, ProcessClass};
 use crate::reason::Reason;
@@ -52,10 +52,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                 let message = format!("Open vSwitch has no bridge {bridge}, which {plugin} needs");
                 fault(bridge, message, *since);
             }
-            if facts.behind.is_some_and(|since| facts.now.since(since) >= limits::BEHIND) {
+            if facts.behind.is_some_and(|behind| facts.now.since(behind.since) >= limits::BEHIND) {
                 let message =
                     "ovs-vswitchd does not make the changes that it was asked for (cur_cfg < next_cfg)";
-                fault("ovs-vswitchd", message.into(), facts.behind.unwrap_or(*since));
+                fault("ovs-vswitchd", message.into(), facts.behind.map_or(*since, |behind| behind.since));
             }
             for failed in database.failed.iter().filter(|failed| TUNNELS.contains(&failed.port_kind.as_str()))
             {

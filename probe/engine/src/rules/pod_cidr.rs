@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::Fault;
 use super::cni_config::winner;
 use crate::cnis::{self, Cni};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::observation::Mono;
 use crate::reason::Reason;
 

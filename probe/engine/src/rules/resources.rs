@@ -5,15 +5,16 @@ use alloc::vec::Vec;
 
 use super::{Fault, depth};
 use crate::errno::errno_words;
-use crate::evidence::Facts;
+use crate::facts::{Facts, ReadCredential};
 use crate::limits::SECOND;
+use crate::memory::{Seen, UNTIL_CHANGED};
 use crate::observation::{CONNTRACK, Limit, Mono, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = Vec::new();
     faults.extend(credentials(facts));
-    for (hit, since, _) in facts.hits.values() {
+    for Seen { value: hit, since, .. } in facts.hits.values() {
         let message = format!(
             "{}[{}] asked for {} and got none ({}): the limit is reached",
             hit.process.name,
@@ -24,7 +25,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         let fault = Fault::new(Reason::RuntimeLimitExceeded, hit.what.as_str(), message, *since);
         faults.push(fault.at_depth(depth::RUNTIME));
     }
-    for (limit, since) in facts.full.values() {
+    for Seen { value: limit, since, .. } in facts.full.values() {
         if limit.what == CONNTRACK {
             let message = format!(
                 "the connection tracking table is full: {} of {} entries (net.netfilter.nf_conntrack_max); new \
@@ -37,7 +38,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     }
     faults.extend(space(facts));
     faults.extend(inotify(facts));
-    for (missing, since, _) in facts.modules.values() {
+    for Seen { value: missing, since, .. } in facts.modules.values() {
         let message = format!(
             "the kernel asked for the module {} for {}[{}] and did not get it",
             missing.name, missing.process.name, missing.process.pid
@@ -50,11 +51,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 
 /// File systems without space for what runtime, kubelet and IPAM write: no sandbox is made without it.
 fn space(facts: &Facts) -> Vec<Fault> {
-    let full = facts.full.values().filter(|(limit, _)| {
+    let full = facts.full.values().filter(|Seen { value: limit, .. }| {
         let is_space = matches!(limit.what.as_str(), "disk" | "inodes");
         is_space && limit.class.is_some_and(|class| class != ProcessClass::Etcd)
     });
-    let fault = |(limit, since): &(Limit, Mono)| {
+    let fault = |Seen { value: limit, since, .. }: &Seen<Limit, UNTIL_CHANGED>| {
         let what = if limit.what == "inodes" { "inodes" } else { "bytes" };
         let message = format!(
             "the file system of {} is full: {} of {} {what} used; the runtime cannot create sandboxes",
@@ -69,7 +70,7 @@ fn space(facts: &Facts) -> Vec<Fault> {
 /// Running out of instances does not affect processes that have one. It is a fault only while the kubelet or the runtime
 /// fails, which need one to start.
 fn inotify(facts: &Facts) -> Option<Fault> {
-    let (limit, since) = facts.full.values().find(|(limit, _)| limit.what == "inotify")?;
+    let Seen { value: limit, since, .. } = facts.full.values().find(|known| known.value.what == "inotify")?;
     let needs = |class| matches!(class, ProcessClass::Kubelet | ProcessClass::Runtime);
     let fails = facts.lives_of(|_, class| needs(class)).any(|(_, life)| life.loops(facts.now));
     if facts.hits.contains_key("inotify") || !fails && facts.dead_endpoint().is_none() {
@@ -90,7 +91,7 @@ fn credentials(facts: &Facts) -> Vec<Fault> {
         credential.saturating_sub(passed)
     };
     let mut faults = Vec::new();
-    for (credential, at) in facts.credentials.values() {
+    for ReadCredential { credential, at } in facts.credentials.values() {
         let (owner, file) = (&credential.owner, &credential.file);
         let message = if seconds(credential.valid_in_s, *at) > 0 {
             format!("the credential of {owner} in {file} is not valid yet: this host's clock may be wrong")

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 
 use super::Fault;
 use crate::cnis;
-use crate::evidence::Facts;
+use crate::facts::Facts;
+use crate::memory::Seen;
 use crate::observation::RouteGone;
 use crate::reason::Reason;
 
@@ -13,9 +14,9 @@ use crate::reason::Reason;
 const MANAGERS: &[&str] = &["NetworkManager", "systemd-network"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let foreign = facts.routes_gone.values().filter(|(gone, _)| is_foreign(facts, gone));
+    let foreign = facts.routes_gone.values().filter(|known| is_foreign(facts, &known.value));
     foreign
-        .map(|(gone, since)| {
+        .map(|Seen { value: gone, since, .. }| {
             let (what, who) = (gone.words(), gone.process.who());
             let message = format!("{who} removed {what}, and nobody has put it back");
             Fault::new(Reason::RoutesRemoved, gone.object.as_str(), message, *since)

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::evidence::{Facts, RuntimeAnswer, socket_errno};
+use crate::facts::{Facts, RuntimeAnswer, socket_errno};
 use crate::limits;
 use crate::observation::{CriAnswer, Mono, ProcessClass};
 use crate::reason::Reason;

@@ -5,7 +5,7 @@ use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
 use super::{Fault, causes};
-use crate::evidence::Facts;
+use crate::facts::Facts;
 use crate::limits;
 use crate::observation::SandboxImage;
 use crate::reason::Reason;
@@ -13,7 +13,7 @@ use crate::reason::Reason;
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // As often as an end is a loop: once, a pod was deleted; twice, by chance.
     let often = |times: u32| usize::try_from(times).is_ok_and(|times| times >= limits::CRASHES);
-    let failing = facts.sandboxes_given_up().filter(|(_, known)| often(known.times));
+    let failing = facts.sandboxes.given_up(facts.now).filter(|(_, known)| often(known.times));
     let Some((pod, known)) = failing.min_by_key(|(_, known)| known.since) else { return Vec::new() };
     let image = facts.runtime_status().and_then(|(status, _)| status.sandbox_image.as_ref());
     let why = match image {

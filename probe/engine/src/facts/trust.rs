@@ -7,6 +7,7 @@ use core::net::SocketAddr;
 use super::Facts;
 use super::api::Ledger;
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::{Answer, ClientRole, Connection, CredentialAnswer, Mono, Untrusted, http_status};
 
 /// The newest finding of its kind, and since when it is the same.
@@ -27,9 +28,26 @@ impl<T> Repeated<T> {
         self.last.since(self.since) >= limits::CONFIRMED
     }
 
-    /// Until when it counts without being found again.
-    pub(super) const fn until(&self) -> Mono {
+    /// Returns until when it counts without being found again.
+    const fn counts_until(&self) -> Mono {
         self.last.plus(limits::CONNECT_FAILURE)
+    }
+}
+
+impl Memory for Repeated<Untrusted> {
+    fn until(&self) -> Option<Mono> {
+        Some(self.counts_until())
+    }
+}
+
+impl Memory for Repeated<CredentialAnswer> {
+    /// An acceptance is kept: whether it still counts is for its reader to decide.
+    fn until(&self) -> Option<Mono> {
+        (!self.what.accepts()).then(|| self.counts_until())
+    }
+
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        at(if self.what.accepts() { self.last.plus(limits::ACCEPTED) } else { self.counts_until() });
     }
 }
 
@@ -51,23 +69,9 @@ impl Ledger {
         Some((&known.what, known.last.plus(limits::ACCEPTED)))
     }
 
-    /// Forgets what was not found again. Returns whether anything was forgotten.
-    pub(super) fn expire_trust(&mut self, now: Mono) -> bool {
-        let untrusted = self.untrusted.take_if(|known| known.until() <= now).is_some();
-        let is_old = |known: &mut Repeated<CredentialAnswer>| !known.what.accepts() && known.until() <= now;
-        untrusted | self.credential.take_if(is_old).is_some()
-    }
-
     /// Forgets that the credential in `file` was refused.
     pub(super) fn forget_refusal(&mut self, file: &str) {
         self.credential.take_if(|known| known.what.refuses() && known.what.file == file);
-    }
-
-    /// When [`Self::expire_trust`] forgets something, or an acceptance ceases to count.
-    pub(super) fn trust_deadlines(&self) -> impl Iterator<Item = Mono> {
-        let untrusted = self.untrusted.iter().map(Repeated::until);
-        let credential = self.credential.iter().map(Repeated::until);
-        untrusted.chain(credential).chain(self.accepted_until().map(|(_, until)| until))
     }
 
     /// Whoever rejects a certificate closes the connection at once: a kubelet whose connection lasts has accepted it.

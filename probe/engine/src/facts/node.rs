@@ -6,6 +6,7 @@ use alloc::string::{String, ToString as _};
 use super::Facts;
 use crate::errno::{EACCES, EPERM};
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::{
     Actor, CONNTRACK, Credential, Gap, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass,
     ProcessEvent, Role, Runtime, SocketConnect,
@@ -20,6 +21,28 @@ pub(crate) struct SocketFailure {
     pub(crate) tries: u32,
     pub(crate) since: Mono,
     pub(crate) last: Mono,
+}
+
+/// A credential as it was when its file was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadCredential {
+    pub(crate) credential: Credential,
+    pub(crate) at: Mono,
+}
+
+impl Memory for ReadCredential {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        for seconds in [self.credential.valid_in_s, self.credential.expires_in_s] {
+            let seconds = u64::try_from(seconds).unwrap_or_default();
+            at(self.at.plus(seconds.saturating_mul(limits::SECOND)));
+        }
+    }
+}
+
+impl Memory for SocketFailure {
+    fn until(&self) -> Option<Mono> {
+        Some(self.last.plus(limits::CONNECT_FAILURE))
+    }
 }
 
 impl SocketFailure {
@@ -63,16 +86,13 @@ impl Facts {
         if !limit.is_full() {
             // What could not be written then says nothing of now.
             if self.full.remove(&key).is_some() && limit.class.is_some() {
-                self.given_up.clear();
+                self.sandboxes.clear();
             }
             return;
         }
-        if self.full.len() < limits::FULL || self.full.contains_key(&key) {
-            let text = format!("{} {} is full: {} of {}", limit.what, limit.subject, limit.used, limit.max);
-            self.line(at, "limit", text);
-            let since = self.full.get(&key).map_or(at, |(_, since)| *since);
-            self.full.insert(key, (limit, since));
-        }
+        let text = format!("{} {} is full: {} of {}", limit.what, limit.subject, limit.used, limit.max);
+        self.line(at, "limit", text);
+        self.full.see(key, limit, at);
     }
 
     pub(super) fn limit_hit(&mut self, at: Mono, hit: LimitHit) {
@@ -81,16 +101,13 @@ impl Facts {
         }
         let who = &hit.process;
         self.line(at, "limit", format!("{}[{}] got no {}: errno {}", who.name, who.pid, hit.what, hit.errno));
-        let since = self.hits.get(&hit.what).map_or(at, |(_, since, _)| *since);
-        self.hits.insert(hit.what.clone(), (hit, since, at));
+        self.hits.see(hit.what.clone(), hit, at);
     }
 
     pub(super) fn credential(&mut self, at: Mono, credential: Credential) {
         // Told when the file changed: what was refused was the credential before.
         self.targets.values_mut().for_each(|ledger| ledger.forget_refusal(&credential.file));
-        if self.credentials.len() < limits::FILES || self.credentials.contains_key(&credential.file) {
-            self.credentials.insert(credential.file.clone(), (credential, at));
-        }
+        self.credentials.put(credential.file.clone(), ReadCredential { credential, at });
     }
 
     pub(super) fn module(&mut self, at: Mono, missing: ModuleMissing) {
@@ -101,10 +118,7 @@ impl Facts {
         let who = &missing.process;
         let text = format!("module {} did not come; {}[{}] needs it", missing.name, who.name, who.pid);
         self.line(at, "module.request", text);
-        if self.modules.len() < limits::FULL || self.modules.contains_key(&missing.name) {
-            let since = self.modules.get(&missing.name).map_or(at, |(_, since, _)| *since);
-            self.modules.insert(missing.name.clone(), (missing, since, at));
-        }
+        self.modules.see(missing.name.clone(), missing, at);
     }
 
     /// The CRI socket as the kubelet finds it.
@@ -192,17 +206,12 @@ impl Facts {
         let serves =
             matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy);
         if serves && (by_runtime || !process.event.is_stop()) {
-            if self.exits.len() >= limits::EXITS {
-                self.exits.pop_front();
-            }
-            self.exits.push_back((at, process));
+            self.exits.push(at, process);
         }
     }
 
     pub(super) fn gap(&mut self, gap: Gap) {
-        if self.gaps.len() < limits::GAPS || self.gaps.contains_key(&gap.signal) {
-            self.gaps.insert(gap.signal.clone(), gap);
-        }
+        self.gaps.put(gap.signal.clone(), gap);
     }
 
     /// Returns whether processes that were already running when the agent started may be unknown.

@@ -7,6 +7,7 @@ use core::net::SocketAddr;
 
 use super::Facts;
 use crate::limits;
+use crate::memory::{Memory, Seen};
 use crate::observation::{Actor, Keeper, Mono, Process, ProcessClass, ProcessEvent, Stuck, StuckHow};
 use crate::outcome::is_own;
 
@@ -71,13 +72,45 @@ impl Life {
         let (at, event) = self.ended.as_ref()?;
         Some((*at, event.stopped_by_keeper()?))
     }
+}
 
-    /// When any of this changes by time alone.
-    pub(super) fn deadlines(&self) -> impl Iterator<Item = Mono> {
+impl Memory for Life {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
         let settled = self.settled();
         let rested = self.ended.as_ref().map(|(at, _)| at.plus(limits::CRASH_REST));
         let forgotten = self.crashes.front().map(|at| at.plus(limits::CRASH_WINDOW));
-        settled.into_iter().chain(rested).chain(forgotten).chain(self.up_again_from())
+        settled.into_iter().chain(rested).chain(forgotten).chain(self.up_again_from()).for_each(at);
+    }
+}
+
+/// The newest exits of components that serve others, oldest first, apart from orderly stops.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Exits(VecDeque<(Mono, Process)>);
+
+impl Exits {
+    /// Returns them, oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Mono, Process)> {
+        self.0.iter()
+    }
+
+    pub(super) fn push(&mut self, at: Mono, process: Process) {
+        if self.0.len() >= limits::EXITS {
+            self.0.pop_front();
+        }
+        self.0.push_back((at, process));
+    }
+}
+
+impl Memory for Exits {
+    fn expire(&mut self, now: Mono) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(at, _)| now.since(*at) < limits::CRASH_WINDOW);
+        self.0.len() != before
+    }
+
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        self.0.front().iter().for_each(|(oldest, _)| at(oldest.plus(limits::CRASH_WINDOW)));
+        self.0.back().iter().for_each(|(newest, _)| at(newest.plus(limits::CRASH_REST)));
     }
 }
 
@@ -92,21 +125,15 @@ fn push<T>(newest: &mut VecDeque<T>, one: T) {
 impl Facts {
     pub(super) fn life(&mut self, at: Mono, process: &Process) {
         let name = &process.process.name;
-        if !self.lives.contains_key(name) {
-            if self.lives.len() >= limits::LIVES {
-                return;
-            }
-            let life = Life {
-                class: process.class,
-                pids: BTreeSet::new(),
-                started: None,
-                ended: None,
-                crashes: VecDeque::new(),
-                lived_ns: VecDeque::new(),
-            };
-            self.lives.insert(name.clone(), life);
-        }
-        let Some(life) = self.lives.get_mut(name) else { return };
+        let new = || Life {
+            class: process.class,
+            pids: BTreeSet::new(),
+            started: None,
+            ended: None,
+            crashes: VecDeque::new(),
+            lived_ns: VecDeque::new(),
+        };
+        let Some(life) = self.lives.get_or_insert_with(name.clone(), new) else { return };
         match &process.event {
             ProcessEvent::Started | ProcessEvent::Found => {
                 if process.event == ProcessEvent::Started {
@@ -135,20 +162,18 @@ impl Facts {
             self.stuck.remove(&pid);
             return;
         };
-        let known = self.stuck.get(&pid).map(|(_, since)| *since);
+        let known = self.stuck.get(&pid).map(|known| known.since);
         if known.is_none() {
             self.line(at, "process.stuck", format!("{}[{pid}] {}", stuck.process.name, how.words()));
         }
-        if self.stuck.len() < limits::LIVES || known.is_some() {
-            let since = known.unwrap_or_else(|| at.minus(stuck.for_ns));
-            self.stuck.insert(pid, (stuck, since));
-        }
+        let since = known.unwrap_or_else(|| at.minus(stuck.for_ns));
+        self.stuck.put(pid, Seen { value: stuck, since, last: at });
     }
 
     /// The process of this class that runs and makes no progress: who, how, since when.
     pub(crate) fn stuck_of(&self, class: ProcessClass) -> Option<(&Actor, StuckHow, Mono)> {
-        let mut stuck = self.stuck.values().filter(|(stuck, _)| stuck.class == class);
-        stuck.find_map(|(stuck, since)| Some((&stuck.process, stuck.how?, *since)))
+        let mut stuck = self.stuck.values().filter(|known| known.value.class == class);
+        stuck.find_map(|known| Some((&known.value.process, known.value.how?, known.since)))
     }
 
     /// Lives of these, by name.

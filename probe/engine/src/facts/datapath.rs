@@ -7,9 +7,22 @@ use alloc::vec::Vec;
 use super::Facts;
 use crate::errno::EADDRINUSE;
 use crate::limits;
+use crate::memory::{Memory, Seen};
 use crate::observation::{
     Link, Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
 };
+
+/// Changes that ovs-vswitchd was asked for are pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Behind {
+    pub(crate) since: Mono,
+}
+
+impl Memory for Behind {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        at(self.since.plus(limits::BEHIND));
+    }
+}
 
 /// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
 pub(crate) const ERRNOS: &[(u32, &str)] = &[
@@ -60,21 +73,19 @@ impl Facts {
         // start. A port or a VNI that a link of another name has is taken for good.
         let agent = error.class == Some(ProcessClass::CniAgent);
         let is_port = error.errno == EADDRINUSE && matches!(error.request.as_str(), "newlink" | "setlink");
-        let known = self.refused_links.get(&error.object).map(|(_, since, _)| *since);
-        if agent
-            && (is_port || is_taken_vni(error))
-            && (known.is_some() || self.refused_links.len() < limits::FULL)
-        {
-            self.refused_links.insert(error.object.clone(), (error.clone(), known.unwrap_or(at), at));
+        if agent && (is_port || is_taken_vni(error)) {
+            self.refused_links.see(error.object.clone(), error.clone(), at);
         }
     }
 
-    /// A link that is up was made after all.
-    pub(super) fn link(&mut self, link: &Link) {
-        if link.present && link.up && link.netns.is_none() {
-            self.refused_links.remove(&link.name);
-            self.refused_links.remove(&format!("#{}", link.index));
+    /// A link that is up was created after all. Returns whether it had been refused.
+    pub(super) fn link(&mut self, link: &Link) -> bool {
+        if self.refused_links.is_empty() || !(link.present && link.up && link.netns.is_none()) {
+            return false;
         }
+        let by_name = self.refused_links.remove(&link.name);
+        let by_index = self.refused_links.remove(&format!("#{}", link.index));
+        by_name.or(by_index).is_some()
     }
 
     pub(super) fn route_gone(&mut self, at: Mono, gone: &RouteGone) {
@@ -87,21 +98,20 @@ impl Facts {
         if who.pid != 0 {
             self.line(at, "route.gone", format!("{}[{}] removed {}", who.name, who.pid, gone.words()));
         }
-        if self.routes_gone.len() < limits::FULL || self.routes_gone.contains_key(&key) {
-            // One source knows who did it, another where it led.
-            let (known, _) = self.routes_gone.entry(key).or_insert_with(|| (gone.clone(), at));
-            if known.process.pid == 0 {
-                known.process.clone_from(who);
-            }
-            if known.device.is_empty() {
-                known.device.clone_from(&gone.device);
-            }
+        let removed = || Seen::new(gone.clone(), at);
+        let Some(known) = self.routes_gone.get_or_insert_with(key, removed) else { return };
+        // One source knows the process, another one the device.
+        if known.value.process.pid == 0 {
+            known.value.process.clone_from(who);
+        }
+        if known.value.device.is_empty() {
+            known.value.device.clone_from(&gone.device);
         }
     }
 
     pub(super) fn ovs(&mut self, at: Mono, ovs: Ovs) {
         let behind = ovs.database.as_ref().is_some_and(|database| database.behind);
-        self.behind = behind.then(|| self.behind.unwrap_or(at));
+        self.behind = behind.then(|| self.behind.unwrap_or(Behind { since: at }));
         let known = self.ovs.as_ref().and_then(|(known, _)| known.database.as_ref());
         let known: Vec<_> = known.into_iter().flat_map(|known| known.failed.clone()).collect();
         let failed = ovs.database.iter().flat_map(|database| &database.failed);
@@ -128,13 +138,10 @@ impl Facts {
     }
 
     pub(super) fn packets_dropped(&mut self, at: Mono, dropped: PacketsDropped) {
-        let known = self.dropping.get(&dropped.device).map(|(_, since, _)| *since);
-        if known.is_none() {
+        if !self.dropping.contains_key(&dropped.device) {
             let PacketsDropped { reason, device, count } = &dropped;
             self.line(at, "packet.drop", format!("{count} packets dropped on {device}: {reason}"));
         }
-        if self.dropping.len() < limits::FULL || known.is_some() {
-            self.dropping.insert(dropped.device.clone(), (dropped, known.unwrap_or(at), at));
-        }
+        self.dropping.see(dropped.device.clone(), dropped, at);
     }
 }

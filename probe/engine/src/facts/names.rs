@@ -5,6 +5,7 @@ use alloc::string::String;
 
 use super::{Facts, Ledger};
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::{Mono, NameFailure, NameLookup};
 
 /// A name that does not resolve.
@@ -17,7 +18,13 @@ pub(crate) struct Unresolved {
     /// The URL of the proxy whose name it is.
     pub(crate) proxy: Option<String>,
     pub(crate) since: Mono,
-    pub(super) last: Mono,
+    last: Mono,
+}
+
+impl Memory for Unresolved {
+    fn until(&self) -> Option<Mono> {
+        Some(self.last.plus(limits::CONNECT_FAILURE))
+    }
 }
 
 impl Facts {
@@ -30,14 +37,11 @@ impl Facts {
             return;
         };
         let known = self.unresolved.get(&name);
-        if known.is_none() && self.unresolved.len() >= limits::NAMES {
-            return;
-        }
         let since = known.map_or(at, |known| known.since);
         if known.is_none_or(|known| known.failure != failure) {
             self.line(at, "dns", format!("{name}: {resolver} {}", failure.words()));
         }
-        self.unresolved.insert(name, Unresolved { resolver, failure, proxy, since, last: at });
+        self.unresolved.put(name, Unresolved { resolver, failure, proxy, since, last: at });
     }
 
     /// Returns whether clients can connect to an address of this name.

@@ -1,6 +1,5 @@
 //! API addresses: how connects to them end, what they say, who listens.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -9,9 +8,10 @@ use core::net::{IpAddr, SocketAddr};
 use super::phases::{Cure, Phases};
 use super::responses::{Unanswered, keeps_connections};
 use super::trust::Repeated;
-use super::{Facts, LOCAL_PORTS};
+use super::{Facts, LOCAL_PORTS, Taken};
 use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
+use crate::memory::{Bounded, Memory, Seen, UNTIL_CHANGED, memory};
 use crate::observation::{
     Actor, Admission, Answer, ApiTarget, CONNTRACK, ClientRole, Connect, CredentialAnswer, LimitHit,
     Listener, Mono, ProcessClass, Route, Scope, TargetKind, Untrusted,
@@ -31,6 +31,40 @@ pub(crate) struct Failure {
     /// First and newest occurrence in a row.
     pub(crate) since: Mono,
     pub(crate) last: Mono,
+}
+
+impl Ledger {
+    /// Returns an address that is not known yet, the `order`-th that was named.
+    fn new(order: usize) -> Self {
+        Self {
+            kind: TargetKind::default(),
+            source: String::new(),
+            is_clients_name: false,
+            name: None,
+            proxy: None,
+            order,
+            last_ok: None,
+            answer: None,
+            last_end: None,
+            told: None,
+            is_unverified: false,
+            failure: None,
+            broken: None,
+            stalled: None,
+            denied: Bounded::default(),
+            unanswered: None,
+            cure: None,
+            phases: Phases::default(),
+            untrusted: None,
+            credential: None,
+        }
+    }
+}
+
+impl Memory for Failure {
+    fn until(&self) -> Option<Mono> {
+        Some(self.last.plus(limits::CONNECT_FAILURE))
+    }
 }
 
 impl Ledger {
@@ -56,15 +90,7 @@ impl Ledger {
 
     /// The server said itself that it cannot serve.
     pub(super) fn is_unwell(&self) -> bool {
-        self.answer.as_ref().is_some_and(|(answer, ..)| !answer.is_well())
-    }
-
-    /// Will [`Facts::note`] learn nothing but the time of this?
-    pub(super) fn knows(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
-        match outcome {
-            Outcome::Ok | Outcome::Denied | Outcome::NoPort => false,
-            _ => self.failure.as_ref().is_some_and(|known| known.tells(connect, outcome, dropped)),
-        }
+        self.answer.as_ref().is_some_and(|known| !known.value.is_well())
     }
 }
 
@@ -88,46 +114,52 @@ fn is_policy(reason: &str) -> bool {
     ["NETFILTER_DROP", "TC_EGRESS", "BPF_CGROUP_EGRESS", "XFRM_POLICY", "unknown"].contains(&reason)
 }
 
-/// One API address and how the newest connects to it ended.
-#[derive(Clone, Debug)]
-pub(crate) struct Ledger {
-    pub(crate) kind: TargetKind,
-    pub(crate) source: String,
-    /// Clients use exactly this address or name: it stands in a kubeconfig.
-    pub(crate) is_clients_name: bool,
-    /// The name that clients use, where it is not the address.
-    pub(super) name: Option<String>,
-    /// The URL of the proxy that this address belongs to, where clients reach the API server by one.
-    pub(crate) proxy: Option<String>,
-    /// Order in which the addresses were named: the first is the one that clients use first.
-    pub(crate) order: usize,
-    pub(crate) last_ok: Option<Mono>,
-    /// On the network: disproved by anybody's success.
-    pub(crate) failure: Option<Failure>,
-    /// After the handshake: disproved only by bytes that come back.
-    pub(crate) broken: Option<Failure>,
-    /// What it said when it was asked, since when it says that, and when it said so last.
-    pub(crate) answer: Option<(Answer, Mono, Mono)>,
-    /// Requests of the node's clients that get no response in time.
-    pub(crate) unanswered: Option<Unanswered>,
-    /// A connection that worked and is not acknowledged any more: disproved only by a look at those that are
-    /// left, for a new one says nothing of it.
-    pub(crate) stalled: Option<Failure>,
-    pub(super) cure: Option<Cure>,
-    /// What it looked like before.
-    pub(super) phases: Phases,
-    /// When the server last ended a connection on which it had answered.
-    pub(super) last_end: Option<Mono>,
-    /// Whose connect was the newest line of evidence, and when.
-    told: Option<(u32, Mono)>,
-    /// Before the network: disproved only by a success of the same kind of client.
-    pub(crate) denied: BTreeMap<ClientRole, Failure>,
-    /// It accepts connections again after a failure, and no certificate was verified since: anything may listen there.
-    pub(super) is_unverified: bool,
-    /// The kubelet's CAs did not issue the certificate of this address.
-    pub(super) untrusted: Option<Repeated<Untrusted>>,
-    /// The answer to the kubelet's own credential.
-    pub(super) credential: Option<Repeated<CredentialAnswer>>,
+memory! {
+    /// One API address and how the newest connects to it ended.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Ledger {
+        plain {
+            pub(crate) kind: TargetKind,
+            pub(crate) source: String,
+            /// Clients use exactly this address or name: it stands in a kubeconfig.
+            pub(crate) is_clients_name: bool,
+            /// The name that clients use, where it is not the address.
+            pub(super) name: Option<String>,
+            /// The URL of the proxy that this address belongs to, where clients reach the API server by one.
+            pub(crate) proxy: Option<String>,
+            /// Order in which the addresses were named: the first is the one that clients use first.
+            pub(crate) order: usize,
+            pub(crate) last_ok: Option<Mono>,
+            /// The newest answer to the agent's own questions; its times are those of the same answer in a row.
+            pub(crate) answer: Option<Seen<Answer, UNTIL_CHANGED>>,
+            /// When the server last ended a connection on which it had answered.
+            pub(super) last_end: Option<Mono>,
+            /// The process whose connect was the newest line of evidence, and when.
+            told: Option<(u32, Mono)>,
+            /// It accepts connections again after a failure, and no certificate was verified since: anything may listen there.
+            pub(super) is_unverified: bool,
+        }
+        timed {
+            /// On the network: disproved by a success of any client.
+            pub(crate) failure: Option<Failure>,
+            /// After the handshake: disproved only by bytes that come back.
+            pub(crate) broken: Option<Failure>,
+            /// A connection that worked and is no longer acknowledged: disproved only by a look at the connections that are
+            /// left, because a new one shows nothing of it.
+            pub(crate) stalled: Option<Failure>,
+            /// Before the network, by kind of client, of which there are few: disproved only by a success of the same kind.
+            pub(crate) denied: Bounded<ClientRole, Failure, { usize::MAX }>,
+            /// Requests of the node's clients that get no response in time.
+            pub(crate) unanswered: Option<Unanswered>,
+            pub(super) cure: Option<Cure>,
+            /// What it looked like before.
+            pub(super) phases: Phases,
+            /// The kubelet's CAs did not issue the certificate of this address.
+            pub(super) untrusted: Option<Repeated<Untrusted>>,
+            /// The answer to the kubelet's own credential.
+            pub(super) credential: Option<Repeated<CredentialAnswer>>,
+        }
+    }
 }
 
 /// How the newest connect of a process of the control plane to an address ended.
@@ -163,76 +195,61 @@ pub(super) const fn same(one: Outcome, other: Outcome) -> bool {
 
 impl Facts {
     pub(super) fn target(&mut self, target: ApiTarget) {
-        if let Some(known) = self.targets.get_mut(&target.addr) {
-            known.kind = target.kind;
-            known.is_clients_name = target.source.starts_with('/');
-            known.name = target.name;
-            known.proxy = target.proxy;
-            known.source = target.source;
-        } else if self.targets.len() < limits::TARGETS {
-            let ledger = Ledger {
-                kind: target.kind,
-                is_clients_name: target.source.starts_with('/'),
-                name: target.name,
-                proxy: target.proxy,
-                source: target.source,
-                order: self.next_order,
-                last_ok: None,
-                failure: None,
-                broken: None,
-                stalled: None,
-                cure: None,
-                answer: None,
-                unanswered: None,
-                phases: Phases::default(),
-                last_end: None,
-                told: None,
-                denied: BTreeMap::new(),
-                is_unverified: false,
-                untrusted: None,
-                credential: None,
-            };
+        let order = self.next_order;
+        let Some(ledger) = self.targets.get_or_insert_with(target.addr, || Ledger::new(order)) else {
+            return;
+        };
+        if ledger.order == order {
             self.next_order += 1;
-            self.targets.insert(target.addr, ledger);
         }
+        ledger.kind = target.kind;
+        ledger.is_clients_name = target.source.starts_with('/');
+        ledger.name = target.name;
+        ledger.proxy = target.proxy;
+        ledger.source = target.source;
     }
 
-    pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
+    /// Takes the end of a connect. A failure is a reason to question the address, and so is a connection of a client that
+    /// keeps its connections for hours.
+    pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Taken {
         // A pod or an untrusted process can fail to connect for reasons of its own.
         if !connect.host_netns || connect.role == ClientRole::Untrusted {
-            return None;
+            return Taken { is_news: false, ask: None };
         }
         if !self.targets.contains_key(&connect.to) {
             return match connect.role {
                 ClientRole::ControlPlane => self.elsewhere(at, connect),
-                _ => None,
+                _ => Taken { is_news: false, ask: None },
             };
         }
         let mut outcome = Outcome::of(connect, &self.host.addresses);
+        let mut is_news = false;
         match outcome {
-            Outcome::NoPort => self.no_port(at, connect),
-            // Who gets through has a port and a way.
+            Outcome::NoPort => {
+                self.no_port(at, connect);
+                is_news = true;
+            }
+            // A client that gets through has a port and a route.
             Outcome::Ok => {
-                self.hits.remove(LOCAL_PORTS);
-                self.routes.remove(&connect.to.ip());
+                is_news |= self.hits.remove(LOCAL_PORTS).is_some();
+                is_news |= self.routes.remove(&connect.to.ip()).is_some_and(|route| route.value != 0);
             }
             _ => {}
         }
         // EACCES is also the answer of a `prohibit` route, EPERM never: the look-up tells them apart.
         if outcome == Outcome::Denied
             && connect.end.early_errno != EPERM
-            && self.routes.get(&connect.to.ip()).is_some_and(|(errno, _)| *errno != 0)
+            && self.routes.get(&connect.to.ip()).is_some_and(|route| route.value != 0)
         {
             outcome = Outcome::NoRoute;
         }
-        let first = self.note(at, connect, outcome);
-        if self.is_worth_a_line(at, connect, first) {
+        let changes = self.note(at, connect, outcome);
+        if self.is_worth_a_line(at, connect, changes) {
             self.connect_line(at, connect, outcome);
         }
-        // A kubelet or an agent keeps its connections for hours: that it opens one is news of the server, too.
-        let asked = outcome.is_failure() && connect.role != ClientRole::Probe
+        let asks = outcome.is_failure() && connect.role != ClientRole::Probe
             || outcome == Outcome::Ok && keeps_connections(connect.role);
-        asked.then_some(connect.to)
+        Taken { is_news: is_news || changes, ask: asks.then_some(connect.to) }
     }
 
     /// The same from the same client is worth one line a second: a client that tries thousands of times would push out
@@ -251,11 +268,9 @@ impl Facts {
 
     /// What a look-up of the way to an address said.
     pub(super) fn route(&mut self, at: Mono, route: &Route) {
-        if self.routes.len() < limits::ROUTES || self.routes.contains_key(&route.to) {
-            let known = self.routes.get(&route.to).filter(|(errno, _)| *errno == route.errno);
-            let since = known.map_or(at, |(_, since)| *since);
-            self.routes.insert(route.to, (route.errno, since));
-        }
+        let known = self.routes.get(&route.to).filter(|known| known.value == route.errno);
+        let since = known.map_or(at, |known| known.since);
+        self.routes.put(route.to, Seen { value: route.errno, since, last: at });
         if route.errno != 0 {
             self.no_way(route.to);
         }
@@ -284,16 +299,17 @@ impl Facts {
 
     /// The control plane's own connects, to other than API addresses. What it does not reach, etcd above all, it may not
     /// be able to answer without: a reason to ask it.
-    fn elsewhere(&mut self, at: Mono, connect: &Connect) -> Option<SocketAddr> {
+    fn elsewhere(&mut self, at: Mono, connect: &Connect) -> Taken {
+        let is_news = self.is_backend(&connect.to);
         let outcome = Outcome::of(connect, &self.host.addresses);
         let known = self.unreached.get(&connect.to);
         let between = known.is_some_and(|known| is_between_messages(known.outcome, known.last, at));
         if matches!(outcome, Outcome::Cancelled | Outcome::NoPort) || is_silence(outcome) && between {
-            return None;
+            return Taken { is_news: false, ask: None };
         }
         let known = self.unreached.remove(&connect.to);
         if !outcome.is_failure() {
-            return None;
+            return Taken { is_news, ask: None };
         }
         if self.unreached.len() >= limits::UNREACHED {
             let oldest =
@@ -301,10 +317,10 @@ impl Facts {
             oldest.map(|addr| self.unreached.remove(&addr));
         }
         self.unreached.insert(connect.to, Unreached { client: connect.client.clone(), outcome, last: at });
-        if self.is_backend(&connect.to) && known.is_none_or(|known| known.outcome != outcome) {
+        if is_news && known.is_none_or(|known| known.outcome != outcome) {
             self.connect_line(at, connect, outcome);
         }
-        self.targets_in_order().first().map(|(addr, _)| **addr)
+        Taken { is_news, ask: self.targets_in_order().first().map(|(addr, _)| **addr) }
     }
 
     /// A webhook that blocks pods is served there.
@@ -354,9 +370,11 @@ impl Facts {
                 ledger.denied.remove(&connect.role).is_some() || cured || first
             }
             Outcome::Denied => {
-                let entry = ledger.denied.entry(connect.role);
-                let first = matches!(entry, alloc::collections::btree_map::Entry::Vacant(_));
-                entry.or_insert(fresh).last = at;
+                let first = !ledger.denied.contains_key(&connect.role);
+                let known = ledger.denied.get_or_insert_with(connect.role, || fresh);
+                if let Some(known) = known {
+                    known.last = at;
+                }
                 first
             }
             _ if is_silence(outcome) && is_old_silence(ledger, at, connect.took_ns) => false,

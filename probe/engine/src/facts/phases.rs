@@ -6,6 +6,7 @@ use core::mem;
 
 use super::api::{Failure, Ledger, same};
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::Mono;
 use crate::outcome::Outcome;
 
@@ -24,9 +25,15 @@ impl Cure {
         Self { at, failure, served: false }
     }
 
-    /// Until when a server that starts may take connections that it does not answer.
-    pub(super) fn until(&self) -> Mono {
+    /// Returns until when a server that starts may accept connections that it does not answer.
+    fn grace_until(&self) -> Mono {
         self.at.plus(limits::RESTART)
+    }
+}
+
+impl Memory for Cure {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        at(self.grace_until());
     }
 }
 
@@ -227,12 +234,13 @@ impl Phases {
         let failures = episodes.iter().map(|episode| episode.failures.len()).sum();
         Some(Instability { failure, failures, until })
     }
+}
 
-    /// When [`Self::instability`] answers differently by time alone.
-    pub(super) fn deadlines(&self, now: Mono) -> impl Iterator<Item = Mono> {
+impl Memory for Phases {
+    fn deadlines(&self, now: Mono, at: &mut dyn FnMut(Mono)) {
         let until = self.instability(now).map(|unstable| unstable.until);
         let ends = self.0.iter().skip(1).map(|(end, _)| end.plus(limits::UNSTABLE_WINDOW));
-        ends.chain(until)
+        ends.chain(until).for_each(at);
     }
 }
 
@@ -240,7 +248,7 @@ impl Ledger {
     /// How connects failed until a moment ago, where they are accepted again and the server does not serve yet: one that
     /// starts listens before it answers.
     pub(crate) fn starting(&self, now: Mono) -> Option<&Failure> {
-        let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.until())?;
+        let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.grace_until())?;
         let serves = self.broken.is_none() && self.unanswered.is_none() && !self.is_unwell();
         (self.failure.is_none() && !serves).then_some(&cure.failure)
     }

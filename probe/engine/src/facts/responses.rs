@@ -7,6 +7,7 @@ use core::net::SocketAddr;
 use super::Facts;
 use super::api::{Failure, Ledger};
 use crate::limits;
+use crate::memory::{Memory, Seen};
 use crate::observation::{Actor, Answer, ClientRole, Connection, Mono, REQUEST_BYTES, TlsFailure};
 use crate::outcome::Outcome;
 
@@ -19,7 +20,13 @@ pub(crate) struct Unanswered {
     /// The longest, nanoseconds.
     longest_ns: u64,
     /// When the newest report of it came.
-    pub(super) last: Mono,
+    last: Mono,
+}
+
+impl Memory for Unanswered {
+    fn until(&self) -> Option<Mono> {
+        Some(self.last.plus(limits::UNANSWERED_FORGOTTEN))
+    }
 }
 
 impl Unanswered {
@@ -65,8 +72,8 @@ impl Facts {
             cure.served |= !starts;
         }
         let kind = |answer: &Answer| (answer.tls.clone(), answer.status, answer.failing.clone(), answer.etcd);
-        let known = ledger.answer.as_ref().filter(|(known, ..)| kind(known) == kind(&answer));
-        let (since, first) = known.map_or((at, true), |(_, since, _)| (*since, false));
+        let known = ledger.answer.as_ref().filter(|known| kind(&known.value) == kind(&answer));
+        let (since, first) = known.map_or((at, true), |known| (known.since, false));
         if first {
             let text = match (&answer.tls, answer.status) {
                 (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
@@ -83,7 +90,7 @@ impl Facts {
             self.line(at, "api.answer", format!("{} {text}", answer.to));
         }
         if let Some(ledger) = self.targets.get_mut(&answer.to) {
-            ledger.answer = Some((answer, since, at));
+            ledger.answer = Some(Seen { value: answer, since, last: at });
         }
     }
 

@@ -5,6 +5,7 @@ use alloc::format;
 use super::Facts;
 use super::is_same_path;
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::{Cri, CriAnswer, CriStatus, Mono};
 
 /// A CRI answer and how long it has been the same.
@@ -17,9 +18,9 @@ pub(crate) struct RuntimeAnswer {
     pub(crate) times: u32,
 }
 
-impl RuntimeAnswer {
-    /// Returns when the answer no longer counts; `None` if the runtime was ready, which lasts until the next answer.
-    pub(super) fn until(&self) -> Option<Mono> {
+impl Memory for RuntimeAnswer {
+    /// That the runtime is ready counts until the next answer.
+    fn until(&self) -> Option<Mono> {
         (!self.cri.answer.is_well()).then(|| self.last.plus(limits::CRI_ANSWER))
     }
 }

@@ -6,6 +6,7 @@ use alloc::string::ToString as _;
 
 use super::Facts;
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::{Gap, Lost, Mono, Scope};
 
 /// Losses of one scope.
@@ -86,12 +87,14 @@ impl LossLedger {
             Gap { signal: Gap::EVENTS_LOST.to_string(), why, blind: true }
         })
     }
+}
 
-    /// Returns the times at which [`Self::blinds`] changes without another loss.
-    pub(super) fn deadlines(&self) -> impl Iterator<Item = Mono> {
-        let unread =
-            self.0.values().filter_map(|losses| losses.unread).map(|since| since.plus(limits::REREAD));
-        unread.chain(self.0.values().filter_map(Losses::stands_until))
+impl Memory for LossLedger {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        for losses in self.0.values() {
+            losses.unread.iter().for_each(|since| at(since.plus(limits::REREAD)));
+            losses.stands_until().into_iter().for_each(&mut *at);
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
-use alloc::vec::Vec;
 
 use super::Facts;
 use crate::cnis;
 use crate::errno::errno_words;
 use crate::limits;
+use crate::memory::Memory;
 use crate::observation::{
     Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Gap, Mono,
     NetlinkError, NetnsSeen, PluginFile, Pod, ProcessClass, Sandbox, Step, StepKind,
@@ -53,27 +53,39 @@ pub(crate) struct PluginFailure {
     pub(crate) until: Mono,
 }
 
-/// Sandboxes of one pod (one UID) that were removed soon after their network was set up.
+/// A plugin that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct GivenUp {
-    /// How many in a row.
-    pub(crate) times: u32,
-    /// `CNI_CONTAINERID` of the newest of them.
-    newest: String,
-    /// The longest that one of them lived, nanoseconds.
-    longest_ns: u64,
-    /// Since when there is one that was not removed yet.
-    lives: Option<Mono>,
+pub(crate) struct RunningPlugin {
+    pub(crate) start: CniStart,
     pub(crate) since: Mono,
-    /// When the newest was removed.
-    last: Mono,
+    /// For how long it may run, nanoseconds.
+    pub(crate) limit_ns: u64,
 }
 
-impl RefusedFile {
-    /// Returns when it expires unless it is repeated: the runtime retries with the pod, an installer when its container
-    /// restarts.
-    pub(super) fn until(&self) -> Mono {
-        self.last.plus(if self.file.write { limits::CONNECT_FAILURE } else { limits::SANDBOX_RETRY })
+impl Memory for RunningPlugin {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        at(self.since.plus(limits::WAITS));
+        at(self.since.plus(self.limit_ns));
+    }
+}
+
+impl Memory for Accesses {
+    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+        self.changed.iter().for_each(|(changed, ..)| at(changed.plus(limits::LOAD)));
+    }
+}
+
+impl Memory for PluginFailure {
+    fn until(&self) -> Option<Mono> {
+        Some(self.until)
+    }
+}
+
+impl Memory for RefusedFile {
+    /// The runtime retries with the pod, an installer when its container restarts.
+    fn until(&self) -> Option<Mono> {
+        let lifetime = if self.file.write { limits::CONNECT_FAILURE } else { limits::SANDBOX_RETRY };
+        Some(self.last.plus(lifetime))
     }
 }
 
@@ -85,11 +97,9 @@ impl Facts {
         let text = format!("{}[{}] cannot {what} {}: {errno}", who.name, who.pid, file.plugin);
         self.line(at, "cni.binary", text);
         let known = self.files.get(&file.plugin);
-        if self.files.len() < limits::PLUGINS || known.is_some() {
-            let (since, times) = known.map_or((at, 0), |known| (known.since, known.times));
-            let plugin = file.plugin.clone();
-            self.files.insert(plugin, RefusedFile { file, since, last: at, times: times.saturating_add(1) });
-        }
+        let (since, times) = known.map_or((at, 0), |known| (known.since, known.times));
+        let plugin = file.plugin.clone();
+        self.files.put(plugin, RefusedFile { file, since, last: at, times: times.saturating_add(1) });
     }
 
     pub(super) fn configuration(&mut self, at: Mono, config: CniConfig) {
@@ -101,11 +111,8 @@ impl Facts {
         self.gaps.remove(Gap::CNI_CONFIG_DENIED);
         for file in &config.files {
             let ConfContent::Network { plugins, .. } = &file.content else { continue };
-            let known = self.owners.contains_key(&file.name);
-            if let Some(cni) = cnis::of_config(&file.name, plugins)
-                && (known || self.owners.len() < limits::FILES)
-            {
-                self.owners.insert(file.name.clone(), cni);
+            if let Some(cni) = cnis::of_config(&file.name, plugins) {
+                self.owners.put(file.name.clone(), cni);
             }
         }
         let had_files = self.config.as_ref().is_some_and(|(known, _)| !known.files.is_empty());
@@ -130,10 +137,7 @@ impl Facts {
 
     pub(super) fn access(&mut self, at: Mono, access: ConfAccess) {
         let ConfAccess { process, class, file, access } = access;
-        if self.accesses.len() >= limits::FILES && !self.accesses.contains_key(&file) {
-            return;
-        }
-        let known = self.accesses.entry(file.clone()).or_default();
+        let Some(known) = self.accesses.get_or_insert_with(file.clone(), Accesses::default) else { return };
         match access {
             Access::Opened => {
                 if class == Some(ProcessClass::Runtime) {
@@ -154,21 +158,34 @@ impl Facts {
         self.line(at, "cni.config", format!("{}[{}] {what} {file}", process.name, process.pid));
     }
 
-    pub(super) fn plugin_started(&mut self, at: Mono, start: CniStart) {
-        // It runs: what could not be executed can be.
+    /// Takes the start of a plugin. Returns whether it may change the judgement.
+    pub(super) fn plugin_started(&mut self, at: Mono, start: CniStart) -> bool {
+        // One that has run for too long is found when its limit has passed.
+        let is_news =
+            start.running_ns > 0 || self.running.contains_key(&start.pid) || self.is_suspect(&start.plugin);
+        // It runs, so its file can be executed.
         self.files.retain(|plugin, refused| refused.file.write || *plugin != start.plugin);
         self.unsure.remove(&start.pid);
-        if self.ran.len() < limits::PLUGINS || self.ran.contains_key(&start.plugin) {
-            self.ran.insert(start.plugin.clone(), at);
-        }
-        if self.running.len() < limits::RUNNING || self.running.contains_key(&start.pid) {
-            let since = at.minus(start.running_ns);
-            self.running.insert(start.pid, (start, since));
-        }
+        self.ran.put(start.plugin.clone(), at);
+        let (since, limit_ns) = (at.minus(start.running_ns), self.plugin_limit(&start.plugin));
+        self.running.put(start.pid, RunningPlugin { start, since, limit_ns });
+        is_news
     }
 
-    pub(super) fn plugin(&mut self, at: Mono, end: &CniEnd) {
-        self.running.remove(&end.start.pid);
+    /// Returns whether something shows that the plugin cannot run.
+    fn is_suspect(&self, plugin: &str) -> bool {
+        let of_config = self.config.as_ref().is_some_and(|(config, _)| {
+            let unusable = config.unusable_plugins.iter().map(|unusable| &unusable.plugin);
+            config.missing_plugins.iter().chain(unusable).any(|known| known == plugin)
+        });
+        of_config || self.files.contains_key(plugin)
+    }
+
+    /// Takes the exit of a plugin. Returns whether it may change the judgement.
+    pub(super) fn plugin(&mut self, at: Mono, end: &CniEnd) -> bool {
+        let ran = self.running.remove(&end.start.pid);
+        // The verdict may have said that it waits.
+        let was_late = ran.is_some_and(|ran| at.since(ran.since) >= limits::WAITS);
         // The next try takes as long.
         let until = at.plus(limits::SANDBOX_RETRY).plus(end.took_ns);
         // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up. But while the DEL after a failed ADD
@@ -178,13 +195,14 @@ impl Facts {
                 let of_pod = self.plugins.values_mut().filter(|known| known.pod == end.start.pod);
                 of_pod.for_each(|known| known.until = known.until.max(until));
             }
-            return;
+            return was_late;
         }
         let name = &end.start.plugin;
         if end.exit.success() {
-            self.plugins.remove(name);
+            let failed_before = self.plugins.remove(name).is_some();
             self.contradict(at, end);
-            return;
+            // Without a configuration no plugin should run.
+            return was_late || failed_before || !self.has_network();
         }
         let spoken = end.delegates.iter().rev().find(|delegate| delegate.error.is_some());
         let error = spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone());
@@ -214,9 +232,12 @@ impl Facts {
             "cni.exec",
             format!("{name}[{}] ADD{pod} exit {}: {words}", end.start.pid, end.exit.code),
         );
-        if self.plugins.len() < limits::PLUGINS || self.plugins.contains_key(name) {
-            self.plugins.insert(name.clone(), failure);
-        }
+        self.plugins.put(name.clone(), failure);
+        true
+    }
+
+    fn has_network(&self) -> bool {
+        self.config.as_ref().is_some_and(|(config, _)| winner(config, self.host.runtime).is_some())
     }
 
     /// A runtime that runs the plugins of a network long after its configuration was gone, or broken, reads another one.
@@ -240,89 +261,22 @@ impl Facts {
         !refused && config.is_none_or(whole)
     }
 
-    /// A sandbox whose network was set up and that was removed soon after: what failed came after CNI. A failed ADD of
-    /// any plugin means that CNI failed, whatever else succeeded.
-    pub(super) fn sandbox(&mut self, at: Mono, sandbox: Sandbox) {
+    /// Takes a sandbox that has come to rest. A failed ADD of any plugin means that CNI failed, whatever else succeeded.
+    pub(super) fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
         let Some(pod) = &sandbox.pod else { return };
         let adds = || sandbox.steps.iter().filter(|step: &&Step| step.step == StepKind::Add);
         if adds().any(|step| !step.ok) || !self.whole_chain_runs() {
-            self.given_up.remove(pod);
+            self.sandboxes.forget(pod);
             return;
         }
         // Every runtime runs `loopback` beside the network's plugins. By itself it is not a network.
-        if !adds().any(|step| !cnis::is_loopback(&step.what)) {
-            return;
+        if adds().any(|step| !cnis::is_loopback(&step.what)) {
+            self.sandboxes.take(at, pod, sandbox);
         }
-        if self.given_up.len() >= limits::FULL && !self.given_up.contains_key(pod) {
-            return;
-        }
-        let known = self.given_up.entry(pod.clone()).or_insert_with(|| GivenUp {
-            times: 0,
-            newest: String::new(),
-            longest_ns: 0,
-            lives: None,
-            since: at,
-            last: at,
-        });
-        let removed = sandbox.steps.iter().any(|step| step.step == StepKind::Del && step.ok);
-        if !removed {
-            known.lives = Some(at);
-        } else if known.newest != sandbox.container_id {
-            known.lives = None;
-            known.last = at;
-            known.newest = sandbox.container_id;
-            if sandbox.took_ns < limits::GIVEN_UP {
-                known.times = known.times.saturating_add(1);
-                known.longest_ns = known.longest_ns.max(sandbox.took_ns);
-            } else {
-                known.times = 0;
-            }
-        }
-    }
-
-    /// How long a sandbox must live to count as one that works: longer than any that was removed.
-    fn sandbox_works_after(&self) -> u64 {
-        let longest = self.given_up.values().map(|known| known.longest_ns).max().unwrap_or_default();
-        limits::SANDBOX_WORKS.max(longest.saturating_add(limits::SANDBOX_WORKS / 2))
-    }
-
-    /// Since when the newest sandbox that works lives.
-    fn newest_working(&self) -> Option<Mono> {
-        let after = self.sandbox_works_after();
-        let lives = self.given_up.values().filter_map(|known| known.lives);
-        lives.filter(|since| self.now.since(*since) >= after).max()
-    }
-
-    /// Pods whose sandboxes are removed repeatedly, in no order that means anything. A sandbox that works, of any pod,
-    /// ends the evidence of those before it, and so does a pod that is not tried again.
-    pub(crate) fn sandboxes_given_up(&self) -> impl Iterator<Item = (&Pod, &GivenUp)> {
-        let working = self.newest_working();
-        self.given_up.iter().filter(move |(_, known)| self.sandbox_counts(known, working))
-    }
-
-    fn sandbox_counts(&self, known: &GivenUp, working: Option<Mono>) -> bool {
-        let tried = known.lives.is_some() || self.now.since(known.last) < limits::SANDBOX_RETRY;
-        tried && working.is_none_or(|working| known.last > working)
-    }
-
-    pub(super) fn expire_sandboxes(&mut self) {
-        let working = self.newest_working();
-        let counts: Vec<_> =
-            self.given_up.values().map(|known| self.sandbox_counts(known, working)).collect();
-        let mut counts = counts.into_iter();
-        self.given_up.retain(|_, _| counts.next().unwrap_or_default());
-    }
-
-    pub(super) fn sandbox_deadlines(&self) -> impl Iterator<Item = Mono> {
-        let after = self.sandbox_works_after();
-        self.given_up.values().map(move |known| match known.lives {
-            Some(since) => since.plus(after),
-            None => known.last.plus(limits::SANDBOX_RETRY),
-        })
     }
 
     /// How long a plugin may run.
-    pub(crate) fn plugin_limit(&self, plugin: &str) -> u64 {
+    fn plugin_limit(&self, plugin: &str) -> u64 {
         self.plugin_limit_ns.unwrap_or_else(|| {
             let known = cnis::of_plugin(plugin).filter(|cni| cni.plugin_limit_s > 0);
             known.map_or(limits::PLUGIN_RUN, |cni| cni.plugin_limit_s * limits::SECOND)
