@@ -1,27 +1,28 @@
-//! From faults to one root with what follows from it.
+//! The causal chain: one root, its consequences, and independent faults.
 
 use alloc::vec::Vec;
 
 use crate::limits;
 use crate::rules::Fault;
 
-/// Faults in their order of telling.
+/// Faults in the order in which they are reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) root: Fault,
-    /// What the root is the cause of, also by way of others.
+    /// Direct and indirect consequences of the root.
     pub(crate) consequences: Vec<Fault>,
-    /// What has another cause.
+    /// Faults with another cause.
     pub(crate) also: Vec<Fault>,
 }
 
 impl Chain {
-    /// Of faults in the order of the contract. The root is the last cause of the first of them: a cause beats its
-    /// consequences, and of independent ones the one whose consequences reach nearest to the ground is told.
+    /// Returns the chain of `faults`, which are in the order of the contract; `None` without faults. The root is the ultimate
+    /// cause of the first fault: a cause precedes its consequences, and of independent chains the one that reaches the lowest
+    /// layer comes first.
     pub(crate) fn new(mut faults: Vec<Fault>) -> Option<Self> {
         let causes: Vec<_> = faults.iter().map(|fault| cause(fault, &faults)).collect();
         let top = |mut index: usize| {
-            // Causes never run in a ring, but a wrong row must not hang a node's agent.
+            // Causes are acyclic, but an error in their table must not hang the agent.
             for _ in 0..faults.len() {
                 let Some(next) = causes[index] else { break };
                 index = next;
@@ -36,18 +37,18 @@ impl Chain {
         Some(Self { root: faults.swap_remove(root), consequences, also })
     }
 
-    /// Every fault, the root first.
+    /// Returns all faults, the root first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Fault> {
         core::iter::once(&self.root).chain(&self.consequences).chain(&self.also)
     }
 
-    /// Is this what follows from the root?
+    /// Returns whether `fault` is a consequence of the root.
     pub(crate) fn follows(&self, fault: &Fault) -> bool {
         self.consequences.contains(fault)
     }
 }
 
-/// The first of `faults` that may be the cause of this one. What began well after it is none.
+/// Returns the index of the first of `faults` that may be the cause of `fault`. A fault that began well after it is not.
 fn cause(fault: &Fault, faults: &[Fault]) -> Option<usize> {
     let latest = fault.finding.since.plus(limits::CAUSE_SEEN_LATE);
     faults.iter().position(|other| {

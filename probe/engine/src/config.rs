@@ -1,4 +1,4 @@
-//! The engine's times.
+//! Times of the engine that can be configured.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,15 +8,15 @@ use crate::limits::SECOND;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Config {
-    /// How long an agent without proof says `Learning`. Default 60 s.
+    /// How long an agent without any proof reports `Learning`. Default 60 s.
     pub start_grace_ns: u64,
-    /// How long a failure that retries must hold before a condition goes False. Default 5 s.
+    /// How long a failure that is retried must last before a condition goes False. Default 5 s.
     pub fail_hold_ns: u64,
     /// How long a side must be clean before its condition goes True again. Default 10 s.
     pub clean_ns: u64,
     /// A condition's status changes at most once in this time. Default 10 s.
     pub min_change_ns: u64,
-    /// How long any plugin may run, instead of each one's own limit. Default none.
+    /// How long any plugin may run; replaces the limits of the individual plugins. Default none.
     pub plugin_limit_ns: Option<u64>,
 }
 

@@ -16,10 +16,10 @@ use crate::observation::{Mono, Observation, Scope};
 use crate::reason::Reason;
 use crate::verdict::{ConditionType, Effect, Report};
 
-/// Clients' failures make the agent ask for itself, at most this often for one address.
+/// The shortest time between two requests to probe one address, nanoseconds. Failures of clients cause them.
 const ASK_AGAIN: u64 = SECOND;
 
-/// See the crate's documentation for the order of calls.
+/// The engine. See the crate's documentation for the order of calls.
 #[derive(Clone, Debug)]
 pub struct Engine {
     config: Config,
@@ -31,12 +31,12 @@ pub struct Engine {
     effects: VecDeque<Effect>,
     asked: BTreeMap<SocketAddr, Mono>,
     rereads: Vec<Scope>,
-    /// When the judgement may change by time alone.
+    /// When the judgement may change although nothing is observed.
     due: Option<Mono>,
 }
 
 impl Engine {
-    /// An engine that knows nothing yet.
+    /// Returns an engine for an agent that is started at `start`.
     pub fn new(config: Config, start: Mono) -> Self {
         let facts = Facts { plugin_limit_ns: config.plugin_limit_ns, ..Facts::default() };
         let judged = Judgement::of(&facts, &config, start, start);
@@ -58,11 +58,11 @@ impl Engine {
         engine
     }
 
-    /// Takes one fact. A time before the newest one counts as the newest: time never runs back.
+    /// Takes one observation. A time before the newest one counts as the newest: time never runs backwards.
     pub fn observe(&mut self, at: Mono, observation: Observation) {
         self.now = self.now.max(at);
         if let Observation::Lost(lost) = &observation {
-            // Asked for anew with every loss: a re-read that is under way may have missed this one.
+            // One request covers later losses until the state was read.
             if !self.rereads.contains(&lost.scope) {
                 self.rereads.push(lost.scope);
                 self.effects.push_back(Effect::Reread(lost.scope));
@@ -89,19 +89,19 @@ impl Engine {
         }
     }
 
-    /// Lets time pass.
+    /// Advances time to `now`.
     pub fn tick(&mut self, now: Mono) {
         self.now = self.now.max(now);
         self.facts.expire(self.now);
         self.rejudge();
     }
 
-    /// Returns the newest time that it was given.
+    /// Returns the newest time that was passed in.
     pub const fn now(&self) -> Mono {
         self.now
     }
 
-    /// When [`Self::tick`] must be called next, if nothing is observed before.
+    /// Returns when [`Self::tick`] has to be called next, if nothing is observed before.
     pub fn next_deadline(&self) -> Option<Mono> {
         let held =
             self.held.iter().zip(&self.judged.wanted).filter_map(|(h, w)| h.next_deadline(w, &self.config));
@@ -110,12 +110,12 @@ impl Engine {
         held.chain(grace).chain(self.facts.next_deadline()).filter(|at| *at > self.now).min()
     }
 
-    /// What is to be done; call until it answers `None`.
+    /// Returns the next thing to do. Call it until it returns `None`.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
     }
 
-    /// Everything that is known now.
+    /// Returns everything that is known now.
     pub fn report(&self) -> Report {
         Report {
             role: self.facts.host.role,
@@ -132,7 +132,7 @@ impl Engine {
         }
     }
 
-    /// Returns the reason whose remedy fits: where connects to a proxy fail, it is not the API server that needs a repair.
+    /// Returns the reason whose remedy fits: if connects to a proxy fail, the proxy needs the repair and not the API server.
     fn to_explain(&self) -> Reason {
         let root = &self.judged.root;
         let addr: Option<SocketAddr> = root.subject.parse().ok();
@@ -162,7 +162,7 @@ impl Engine {
         self.hold();
         if changed {
             let report = Box::new(self.report());
-            // The verdict before the conditions that follow from it.
+            // The verdict precedes the conditions that follow from it.
             self.effects.insert(before, Effect::Verdict(report));
         }
         self.due = self.next_deadline();

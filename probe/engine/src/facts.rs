@@ -1,4 +1,4 @@
-//! What is known now: the newest facts, bounded, without judgement of their causes.
+//! What is known now: the newest observations, bounded, without judgement.
 
 mod api;
 mod cni;
@@ -40,11 +40,11 @@ use crate::observation::{
 };
 use crate::verdict::Evidence;
 
-/// A limit that shows as an errno of connect(2): `net.ipv4.ip_local_port_range` towards one address is used up.
+/// A limit that shows as an errno of connect(2): every port of `net.ipv4.ip_local_port_range` is in use towards one address.
 const LOCAL_PORTS: &str = "local ports";
 
 memory! {
-    /// Everything that is known of the node.
+    /// Everything that is known about the node.
     #[derive(Clone, Debug, Default)]
     pub(crate) struct Facts {
         plain {
@@ -265,7 +265,7 @@ impl Facts {
         }
     }
 
-    /// Adds a line of evidence; the oldest goes.
+    /// Adds a line of evidence. The oldest one is removed if there is no room.
     pub(crate) fn line(&mut self, at: Mono, signal: &str, text: String) {
         if self.lines.len() >= limits::EVIDENCE {
             self.lines.pop_front();

@@ -1,8 +1,12 @@
-//! From observations to one verdict: the root cause, its origin, its consequences.
+//! Turns observations of a node into one verdict: the root cause, its origin and its consequences.
 //!
-//! Pure and deterministic: time comes in through the door, same input, same output. The only door is
-//! [`Engine`]: [`Engine::observe`] and [`Engine::tick`] mutate, then drain [`Engine::poll_effect`] until it
-//! is empty before the next mutation, and call again no later than [`Engine::next_deadline`].
+//! It is pure and deterministic: time is an argument, and the same input gives the same output. The entry point is [`Engine`].
+//! After each call of [`Engine::observe`] or [`Engine::tick`], drain [`Engine::poll_effect`]; call [`Engine::tick`] no later
+//! than [`Engine::next_deadline`].
+//!
+//! `observation` defines what goes in, `facts` what is remembered of it and for how long (`memory`), `rules` which faults the
+//! facts prove, `chain` which fault is the cause of which, `judge` the verdict, `hold` the damping of conditions, and `verdict`
+//! what comes out.
 #![no_std]
 #![forbid(unsafe_code)]
 

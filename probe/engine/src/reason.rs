@@ -1,4 +1,4 @@
-//! The closed vocabulary: reasons, sides, statuses. Public API: it only grows.
+//! The closed vocabulary of verdicts: reasons, sides, statuses. It is a public interface and only grows.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ impl Side {
     /// Every side.
     pub const ALL: [Self; 5] = [Self::Api, Self::Cni, Self::Datapath, Self::Runtime, Self::None];
 
-    /// As it is written.
+    /// Returns its name in metrics and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Api => "api",
@@ -34,14 +34,14 @@ impl Side {
     }
 }
 
-/// A condition's status: three answers, not two.
+/// The status of a verdict or condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Status {
-    /// Good, and proven.
+    /// Proven to be good.
     True,
     /// A fault is proven.
     False,
-    /// Neither.
+    /// Neither is proven.
     Unknown,
 }
 
@@ -49,7 +49,7 @@ impl Status {
     /// Every status.
     pub const ALL: [Self; 3] = [Self::True, Self::False, Self::Unknown];
 
-    /// As it is written.
+    /// Returns its name in conditions, metrics and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::True => "True",
@@ -61,7 +61,7 @@ impl Status {
 
 macro_rules! reasons {
     ($($name:ident $side:ident,)*) => {
-        /// Why the verdict is what it is. Meanings: `docs/reasons.md`, `probe explain`.
+        /// The reason of a verdict. `docs/reasons.md` and `probe explain` give the meaning of each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[expect(missing_docs, reason = "each one's meaning, evidence and remedy stand in explain.rs")]
         pub enum Reason { $($name,)* }
@@ -70,12 +70,12 @@ macro_rules! reasons {
             /// Every reason, in the order of the contract.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// As it is written in conditions, metrics and JSON.
+            /// Returns its name in conditions, metrics and JSON.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
             }
 
-            /// Which side it belongs to.
+            /// Returns the side that it belongs to.
             pub const fn side(self) -> Side {
                 match self { $(Self::$name => Side::$side,)* }
             }

@@ -1,4 +1,4 @@
-//! The format of recordings: JSON lines, first a header, then observations in the order of their arrival.
+//! The format of recordings: JSON lines, a header followed by observations in the order in which they were judged.
 
 use alloc::string::String;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::observation::{Mono, Observation};
 
-/// First line of a recording.
+/// The first line of a recording.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordingHeader {
@@ -16,18 +16,18 @@ pub struct RecordingHeader {
     /// Name of the node.
     #[serde(default)]
     pub node: String,
-    /// `/proc/sys/kernel/random/boot_id`
+    /// `/proc/sys/kernel/random/boot_id`.
     #[serde(default)]
     pub boot_id: String,
-    /// When the agent started; the engine is created with this time.
+    /// When the agent started, boot time. The engine is created with this time.
     pub started: Mono,
-    /// The times that the engine worked with.
+    /// The configuration of the engine.
     #[serde(default)]
     pub config: Config,
-    /// Made event by event from the source, not recorded.
+    /// Whether it was composed from `source` instead of recorded.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub composed: bool,
-    /// Where the story is told: a report, or the test that shows it on a real kernel.
+    /// Where the case is described: a report, or the test that plays it on a real kernel.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Wall clock minus [`Mono`], nanoseconds since 1970; replays print recorded time with it.
@@ -35,12 +35,12 @@ pub struct RecordingHeader {
     pub wall_offset_ns: u64,
 }
 
-/// Every further line: `{"at":123,"kind":"connect",…}`.
+/// Each further line: `{"at":123,"kind":"connect",…}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// When it was seen.
+    /// When it was judged, boot time.
     pub at: Mono,
-    /// What was seen.
+    /// What was observed.
     #[serde(flatten)]
     pub observation: Observation,
 }

@@ -1,4 +1,4 @@
-//! What the engine says.
+//! The output of the engine.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -8,33 +8,33 @@ use serde::{Deserialize, Serialize};
 use crate::observation::{Gap, Mono, Role, Writes};
 use crate::reason::{Reason, Status};
 
-/// One finding in words.
+/// A finding in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Which one.
+    /// Its reason.
     pub reason: Reason,
     /// What it is about: an address, a file, a plugin, a process. May be empty.
     pub subject: String,
-    /// One line, at most 512 bytes, the same for the same state: no times, no counts that run.
+    /// One line of at most 512 bytes, the same for the same state: it holds no times and no running counts.
     pub message: String,
-    /// Since when it holds.
+    /// Since when it has held, boot time.
     pub since: Mono,
 }
 
 /// One of the two conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {
-    /// Can this node set up pod networks?
+    /// Whether this node can set up pod networks.
     NodeNetworkReady,
-    /// Can this node's own clients reach the API server?
+    /// Whether this node's own clients can reach the API server.
     APIServerReachable,
 }
 
 impl ConditionType {
-    /// Both.
+    /// Both types.
     pub const ALL: [Self; 2] = [Self::NodeNetworkReady, Self::APIServerReachable];
 
-    /// Without the domain prefix.
+    /// Returns its name without the domain prefix.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NodeNetworkReady => "NodeNetworkReady",
@@ -46,68 +46,68 @@ impl ConditionType {
 /// A condition, damped by hold times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// Which one.
+    /// Its type.
     pub condition: ConditionType,
     /// Its status.
     pub status: Status,
-    /// Why.
+    /// The reason for the status.
     pub reason: Reason,
-    /// One line, at most 512 bytes.
+    /// One line of at most 512 bytes.
     pub message: String,
-    /// When `status` last changed.
+    /// When `status` last changed, boot time.
     pub since: Mono,
 }
 
-/// One line of proof.
+/// One line of evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// When it was seen.
+    /// When it was observed, boot time.
     pub at: Mono,
     /// `tcp.connect`, `cni.exec`, `cni.config`, `process.exit`, `tcp.listen`, …
     pub signal: String,
-    /// For people: `kubelet[812] → 10.0.0.1:6443 no answer, 3 SYN, 7.2 s`.
+    /// The observation in words: `kubelet[812] → 10.0.0.1:6443 no answer, 3 SYN, 7.2 s`.
     pub text: String,
 }
 
-/// Everything that is known at one time. Undamped, but for `conditions`.
+/// Everything that is known at one time. Only `conditions` are damped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The host's role.
     pub role: Role,
     /// The root cause, or `NetworkReady`, `Learning`, `ProbeDegraded`, `NotApplicable`, `AgentStopping`.
     pub verdict: Finding,
-    /// Its status: True for `NetworkReady`, and for `CNIConfigDisplaced` while another network takes its place; False
-    /// for a proven fault; else Unknown.
+    /// Its status: True for `NetworkReady`, and for `CNIConfigDisplaced` while another network is configured; False for a
+    /// proven fault; otherwise Unknown.
     pub status: Status,
-    /// What to look at first, and what not to restart.
+    /// What to inspect first, and what not to restart.
     pub remedy: String,
-    /// What stands behind the root, nearest first.
+    /// Origins of the root, nearest first.
     pub because: Vec<Finding>,
-    /// What hangs from the root.
+    /// Consequences of the root.
     pub consequences: Vec<Finding>,
     /// Faults that are independent of the root.
     pub also: Vec<Finding>,
     /// The two conditions.
     pub conditions: Vec<Condition>,
-    /// Newest last, at most [`crate::limits::EVIDENCE`].
+    /// The newest evidence, oldest first, at most [`crate::limits::EVIDENCE`] lines.
     pub evidence: Vec<Evidence>,
-    /// What could not be seen.
+    /// Signals that are not observed.
     pub gaps: Vec<Gap>,
-    /// How the conditions reach the Node object; `None` when nobody has tried yet.
+    /// How the conditions are written to the Node object; `None` before the first attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writes: Option<Writes>,
 }
 
-/// What the engine wants done. It does nothing itself.
+/// What the caller of the engine has to do. The engine itself does no IO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// The verdict, its chain or its message changed.
+    /// The verdict, its chain or its message changed: publish the report.
     Verdict(alloc::boxed::Box<Report>),
-    /// A condition changed its status, reason or message.
+    /// The status, reason or message of a condition changed: write it.
     Condition(Condition),
-    /// State must be read again after a loss; answer with [`crate::Observation::Reread`].
+    /// Events were lost: read the state again and observe [`crate::Observation::Reread`].
     Reread(crate::observation::Scope),
-    /// Someone's connect to this API address failed: ask it now.
+    /// A client has trouble with this API address: probe it now.
     Ask(core::net::SocketAddr),
 }

@@ -1,4 +1,4 @@
-//! API addresses: how connects to them end, what they say, who listens.
+//! API addresses: how connects to them end, what their servers answer, and which processes listen.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -18,23 +18,23 @@ use crate::observation::{
 };
 use crate::outcome::{Outcome, is_own};
 
-/// A failure that was not disproved since.
+/// A failure that has not been disproved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) outcome: Outcome,
-    /// Who sent the ICMP message, when one did and the kernel kept it.
+    /// The sender of the ICMP message, if there was one and the kernel kept it.
     pub(crate) from: Option<IpAddr>,
-    /// Why this host dropped what was sent, when it did.
+    /// The kernel's reason for dropping the packet on this host, if it did.
     pub(crate) dropped: Option<String>,
-    /// Of a connect that failed before a packet left; 0 for any other.
+    /// The errno of a connect that failed before a packet was sent; 0 for any other.
     pub(super) early_errno: u32,
-    /// First and newest occurrence in a row.
+    /// The first and the newest of consecutive occurrences.
     pub(crate) since: Mono,
     pub(crate) last: Mono,
 }
 
 impl Ledger {
-    /// Returns an address that is not known yet, the `order`-th that was named.
+    /// Returns an address of which nothing is known but that it was the `order`-th to be named.
     fn new(order: usize) -> Self {
         Self {
             kind: TargetKind::default(),
@@ -68,13 +68,13 @@ impl Memory for Failure {
 }
 
 impl Ledger {
-    /// Clients get through, and nothing that they or the agent found out later says otherwise.
+    /// Returns whether clients get through and no later observation contradicts that.
     pub(super) fn works(&self) -> bool {
         let failed = self.failure.is_some() || self.broken.is_some() || self.stalled.is_some();
         self.last_ok.is_some() && !failed && !self.is_unwell() && self.denied.is_empty()
     }
 
-    /// Returns the address as messages name it: with the proxy, where it is one's.
+    /// Returns the address as messages name it: with the proxy if it belongs to one.
     pub(crate) fn label(&self, addr: &SocketAddr) -> String {
         match &self.proxy {
             Some(proxy) => format!("API server through the proxy {proxy} ({addr})"),
@@ -82,20 +82,20 @@ impl Ledger {
         }
     }
 
-    /// Whether what the address answered last still says something: not while it cannot be reached, is reached only now
-    /// and then, or starts.
+    /// Returns whether the newest answer still counts: not while the address cannot be reached, is reached only
+    /// intermittently, or has a server that is starting.
     pub(crate) fn has_answer(&self, now: Mono) -> bool {
         self.failure.is_none() && self.starting(now).is_none() && self.instability(now).is_none()
     }
 
-    /// The server said itself that it cannot serve.
+    /// Returns whether the server answered that it cannot serve.
     pub(super) fn is_unwell(&self) -> bool {
         self.answer.as_ref().is_some_and(|known| !known.value.is_well())
     }
 }
 
 impl Failure {
-    /// Everything that this end of a connect could add.
+    /// Returns whether this already holds everything that the end of `connect` could add.
     fn tells(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
         same(self.outcome, outcome)
@@ -103,13 +103,14 @@ impl Failure {
             && (self.dropped.is_some() || dropped.is_none())
     }
 
-    /// Dropped by something that is configured to: netfilter, tc, eBPF, XFRM.
+    /// Returns whether the packet was dropped by policy: netfilter, tc, eBPF or XFRM.
     pub(crate) fn is_policy(&self) -> bool {
         self.dropped.as_deref().is_some_and(is_policy)
     }
 }
 
-/// The kernel's names of drops by netfilter, tc, eBPF and XFRM, and what stands for them where it names none.
+/// Returns whether this is the kernel's name of a drop by netfilter, tc, eBPF or XFRM, or `unknown`, which is used for these
+/// on kernels that name no reason.
 fn is_policy(reason: &str) -> bool {
     ["NETFILTER_DROP", "TC_EGRESS", "BPF_CGROUP_EGRESS", "XFRM_POLICY", "unknown"].contains(&reason)
 }
@@ -121,40 +122,42 @@ memory! {
         plain {
             pub(crate) kind: TargetKind,
             pub(crate) source: String,
-            /// Clients use exactly this address or name: it stands in a kubeconfig.
+            /// Whether clients use exactly this address or name because a kubeconfig names it.
             pub(crate) is_clients_name: bool,
-            /// The name that clients use, where it is not the address.
+            /// The name that clients use, if they do not use the address.
             pub(super) name: Option<String>,
-            /// The URL of the proxy that this address belongs to, where clients reach the API server by one.
+            /// The URL of the proxy that this address belongs to, if clients reach the API server through one.
             pub(crate) proxy: Option<String>,
-            /// Order in which the addresses were named: the first is the one that clients use first.
+            /// The order in which the addresses were named. Clients try the first one first.
             pub(crate) order: usize,
             pub(crate) last_ok: Option<Mono>,
             /// The newest answer to the agent's own questions; its times are those of the same answer in a row.
             pub(crate) answer: Option<Seen<Answer, UNTIL_CHANGED>>,
-            /// When the server last ended a connection on which it had answered.
+            /// When the server last closed a connection on which it had answered.
             pub(super) last_end: Option<Mono>,
             /// The process whose connect was the newest line of evidence, and when.
             told: Option<(u32, Mono)>,
-            /// It accepts connections again after a failure, and no certificate was verified since: anything may listen there.
+            /// Whether it accepts connections again after a failure and no certificate has been verified since: any process
+            /// may listen there.
             pub(super) is_unverified: bool,
         }
         timed {
-            /// On the network: disproved by a success of any client.
+            /// A failure on the network. A success of any client disproves it.
             pub(crate) failure: Option<Failure>,
-            /// After the handshake: disproved only by bytes that come back.
+            /// A failure after the handshake. Only received bytes disprove it.
             pub(crate) broken: Option<Failure>,
-            /// A connection that worked and is no longer acknowledged: disproved only by a look at the connections that are
-            /// left, because a new one shows nothing of it.
+            /// A connection that worked and is no longer acknowledged. Only the state of the remaining connections disproves it:
+            /// a new connection proves nothing about an old one.
             pub(crate) stalled: Option<Failure>,
-            /// Before the network, by kind of client, of which there are few: disproved only by a success of the same kind.
+            /// Failures before the network, by kind of client (a small closed set). Only a success of the same kind disproves
+            /// one.
             pub(crate) denied: Bounded<ClientRole, Failure, { usize::MAX }>,
-            /// Requests of the node's clients that get no response in time.
+            /// Requests of the node's clients without a timely response.
             pub(crate) unanswered: Option<Unanswered>,
             pub(super) cure: Option<Cure>,
-            /// What it looked like before.
+            /// Earlier states.
             pub(super) phases: Phases,
-            /// The kubelet's CAs did not issue the certificate of this address.
+            /// A certificate of this address that none of the kubelet's CAs issued.
             pub(super) untrusted: Option<Repeated<Untrusted>>,
             /// The answer to the kubelet's own credential.
             pub(super) credential: Option<Repeated<CredentialAnswer>>,
@@ -162,7 +165,7 @@ memory! {
     }
 }
 
-/// How the newest connect of a process of the control plane to an address ended.
+/// The newest failed connect of a control-plane process to an address.
 #[derive(Clone, Debug)]
 pub(crate) struct Unreached {
     client: Actor,
@@ -170,25 +173,26 @@ pub(crate) struct Unreached {
     last: Mono,
 }
 
-/// A silence of `took_ns` until `at` that tells nothing new of an address.
+/// Returns whether a silence of `took_ns` until `at` proves nothing new about an address.
 fn is_old_silence(ledger: &Ledger, at: Mono, took_ns: u64) -> bool {
-    // Somebody has got through since it began: it tells of a time that is over.
+    // A client got through after the silence began.
     let over = ledger.last_ok.is_some_and(|ok| at.since(ok) <= took_ns);
     let known = ledger.failure.as_ref();
     over || known.is_some_and(|known| is_between_messages(known.outcome, known.last, at))
 }
 
-/// A host that rejects says so once a second at the most (`icmp_ratelimit`), and is silent in between.
+/// Returns whether a silence falls between two ICMP messages of a host that rejects connections: it sends at most one per
+/// second (`icmp_ratelimit`).
 fn is_between_messages(known: Outcome, last: Mono, at: Mono) -> bool {
     matches!(known, Outcome::FilteredIcmp | Outcome::RefusedIcmp) && at.since(last) < limits::ICMP_SILENCE
 }
 
-/// Who lost patience first does not matter.
+/// Returns whether there was no reply, whichever side gave up first.
 const fn is_silence(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Timeout | Outcome::GaveUp)
 }
 
-/// Two names for one thing.
+/// Returns whether two outcomes are the same failure.
 pub(super) const fn same(one: Outcome, other: Outcome) -> bool {
     is_silence(one) && is_silence(other) || one as u8 == other as u8
 }
@@ -209,10 +213,10 @@ impl Facts {
         ledger.source = target.source;
     }
 
-    /// Takes the end of a connect. A failure is a reason to question the address, and so is a connection of a client that
-    /// keeps its connections for hours.
+    /// Takes the end of a connect. A failure is a reason to probe the address, and so is a new connection of a client that
+    /// normally keeps its connections for hours.
     pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Taken {
-        // A pod or an untrusted process can fail to connect for reasons of its own.
+        // Pods and untrusted processes can fail to connect for reasons that do not concern the node.
         if !connect.host_netns || connect.role == ClientRole::Untrusted {
             return Taken { is_news: false, ask: None };
         }
@@ -236,7 +240,7 @@ impl Facts {
             }
             _ => {}
         }
-        // EACCES is also the answer of a `prohibit` route, EPERM never: the look-up tells them apart.
+        // EACCES is also what a `prohibit` route returns (EPERM never is): the route look-up tells them apart.
         if outcome == Outcome::Denied
             && connect.end.early_errno != EPERM
             && self.routes.get(&connect.to.ip()).is_some_and(|route| route.value != 0)
@@ -252,8 +256,8 @@ impl Facts {
         Taken { is_news: is_news || changes, ask: asks.then_some(connect.to) }
     }
 
-    /// The same from the same client is worth one line a second: a client that tries thousands of times would push out
-    /// everything else.
+    /// Limits repeated outcomes of one client to one line per second, so that a client that tries thousands of times does not
+    /// displace all other evidence.
     fn is_worth_a_line(&mut self, at: Mono, connect: &Connect, first: bool) -> bool {
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let pid = connect.client.pid;
@@ -266,7 +270,7 @@ impl Facts {
         true
     }
 
-    /// What a look-up of the way to an address said.
+    /// Takes the result of a route look-up.
     pub(super) fn route(&mut self, at: Mono, route: &Route) {
         let known = self.routes.get(&route.to).filter(|known| known.value == route.errno);
         let since = known.map_or(at, |known| known.since);
@@ -276,7 +280,7 @@ impl Facts {
         }
     }
 
-    /// The kernel has no way there: what looked like a denial before that was known is the answer of a `prohibit` route.
+    /// Corrects earlier denials now that the kernel is known to have no route: they came from a `prohibit` route.
     fn no_way(&mut self, to: IpAddr) {
         for (_, ledger) in self.targets.iter_mut().filter(|(addr, _)| addr.ip() == to) {
             let of_route = |denied: &Failure| denied.early_errno != EPERM;
@@ -290,15 +294,15 @@ impl Facts {
         }
     }
 
-    /// Says nothing of the API server: every local port towards it is in use.
+    /// Takes a connect that found every local port in use, which is no evidence about the API server.
     fn no_port(&mut self, at: Mono, connect: &Connect) {
         let class = (connect.role == ClientRole::Kubelet).then_some(ProcessClass::Kubelet);
         let process = connect.client.clone();
         self.limit_hit(at, LimitHit { process, class, what: LOCAL_PORTS.to_string(), errno: EADDRNOTAVAIL });
     }
 
-    /// The control plane's own connects, to other than API addresses. What it does not reach, etcd above all, it may not
-    /// be able to answer without: a reason to ask it.
+    /// Takes a connect of the control plane to an address other than the API server's. An API server that cannot reach its
+    /// backends, etcd above all, may be unable to answer, so it is probed.
     fn elsewhere(&mut self, at: Mono, connect: &Connect) -> Taken {
         let is_news = self.is_backend(&connect.to);
         let outcome = Outcome::of(connect, &self.host.addresses);
@@ -323,21 +327,21 @@ impl Facts {
         Taken { is_news, ask: self.targets_in_order().first().map(|(addr, _)| **addr) }
     }
 
-    /// A webhook that blocks pods is served there.
+    /// Returns whether a webhook that blocks pods is served at this address.
     pub(super) fn is_backend(&self, addr: &SocketAddr) -> bool {
         let mut blocked = self.admission.iter().flat_map(|(admission, _)| &admission.blocked);
         blocked.any(|blocked| blocked.backend == Some(*addr))
     }
 
-    /// Why this host dropped what a connect sent. A full connection tracking table drops by netfilter, too, and is no
-    /// policy.
+    /// Returns the kernel's reason for dropping the packets of a connect. Drops of a full connection tracking table carry the
+    /// same reason as those of netfilter rules but are not policy.
     pub(super) fn dropped<'a>(&self, at: Mono, connect: &'a Connect) -> Option<&'a str> {
         let was_full = self.conntrack_full.is_some_and(|full| at.since(full) < limits::CONNTRACK_SEEN_LATE);
         let is_full = self.full.keys().any(|(what, _)| what == CONNTRACK);
         connect.end.dropped.as_deref().filter(|reason| !(is_policy(reason) && (was_full || is_full)))
     }
 
-    /// The table was full a moment ago already: it is looked at now and then.
+    /// Attributes recent drops to the connection tracking table: it is only polled, and was full before that was noticed.
     pub(super) fn blame_conntrack(&mut self, at: Mono) {
         for failure in self.targets.values_mut().filter_map(|ledger| ledger.failure.as_mut()) {
             if failure.is_policy() && at.since(failure.last) < limits::CONNTRACK_SEEN_LATE {
@@ -346,7 +350,7 @@ impl Facts {
         }
     }
 
-    /// Enters the outcome; true when it changes what is known of the address.
+    /// Records the outcome. Returns whether it changes what is known about the address.
     pub(super) fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
         let dropped = self.dropped(at, connect);
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
@@ -362,7 +366,7 @@ impl Facts {
                 let failure = ledger.failure.take();
                 let cured = failure.is_some();
                 if let Some(failure) = failure {
-                    // Established connections learn of it only with their next retransmission.
+                    // Established connections recover only with their next retransmission.
                     ledger.stalled = None;
                     ledger.is_unverified = true;
                     ledger.cure = Some(Cure::new(at, failure));
@@ -386,7 +390,7 @@ impl Facts {
                 other => {
                     let since = other.as_ref().map_or(at, |known| known.since);
                     *other = Some(Failure { since, ..fresh });
-                    // Whatever showed it does not serve any more.
+                    // The server that presented the certificate no longer serves.
                     ledger.untrusted = None;
                     true
                 }
@@ -455,14 +459,14 @@ impl Facts {
         }
     }
 
-    /// Addresses in the order in which they were named.
+    /// Returns the addresses in the order in which they were named.
     pub(crate) fn targets_in_order(&self) -> Vec<(&SocketAddr, &Ledger)> {
         let mut all: Vec<_> = self.targets.iter().collect();
         all.sort_by_key(|(_, ledger)| ledger.order);
         all
     }
 
-    /// Another address of the same name, by which clients get through now: they try every address of a name.
+    /// Returns another address of the same name that works now: clients try every address of a name.
     pub(crate) fn other_way(&self, addr: &SocketAddr) -> Option<SocketAddr> {
         let name = self.targets.get(addr)?.name.as_deref()?;
         let others = self.targets.iter().filter(|(other, ledger)| {
@@ -474,15 +478,15 @@ impl Facts {
             .next()
     }
 
-    /// Does anything on this host listen where `addr` points to?
+    /// Returns whether any process on this host listens at `addr`.
     pub(crate) fn listens(&self, addr: &SocketAddr) -> bool {
         self.listeners.iter().any(|local| {
             local.port() == addr.port() && (local.ip() == addr.ip() || local.ip().is_unspecified())
         })
     }
 
-    /// Addresses of this host where it should serve the API and nothing listens. Without the listeners that
-    /// are read at start, or after a loss, an absence proves nothing.
+    /// Returns addresses of this host at which it should serve the API and nothing listens. Before the listeners were read,
+    /// at start or after a loss, an absence proves nothing.
     pub(crate) fn missing_listeners(&self) -> Vec<SocketAddr> {
         let blind = self.snapshot_done.is_none()
             || self.gaps.contains_key("tcp.listen")
@@ -491,7 +495,7 @@ impl Facts {
             return Vec::new();
         }
         let own = |addr: &SocketAddr| is_own(addr.ip(), &self.host.addresses) && !self.listens(addr);
-        // A proxy on this host is not the API server that the host should serve.
+        // A proxy on this host is not the API server that the host is expected to run.
         let servers = self.targets_in_order().into_iter().filter(|(_, ledger)| ledger.proxy.is_none());
         servers.map(|(addr, _)| *addr).filter(own).collect()
     }

@@ -1,4 +1,4 @@
-//! Configuration and plugins.
+//! CNI configuration and plugins.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -14,18 +14,18 @@ use crate::observation::{
 };
 use crate::rules::winner;
 
-/// What was done to one configuration file.
+/// Accesses to one configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Accesses {
     pub(crate) changed: Option<(Mono, Access, Actor)>,
-    /// By the runtime.
+    /// When the runtime last opened it.
     pub(crate) opened: Option<Mono>,
 }
 
-/// Tries to execute or to replace a plugin that were refused.
+/// Refused attempts to execute or to replace a plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefusedFile {
-    /// The newest.
+    /// The newest attempt.
     pub(crate) file: PluginFile,
     pub(crate) since: Mono,
     pub(crate) last: Mono,
@@ -35,21 +35,21 @@ pub(crate) struct RefusedFile {
 /// The newest failed ADD of one plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PluginFailure {
-    /// The plugin that spoke: the deepest delegate that failed, or the plugin itself.
+    /// The plugin that reported the error: the deepest delegate that failed, or the plugin itself.
     pub(crate) speaker: String,
     pub(crate) error: Option<CniError>,
     pub(crate) code: u8,
     pub(crate) signal: u8,
-    /// The first Unix socket of an agent that did not answer it.
+    /// The first Unix socket of an agent that did not answer the plugin.
     pub(crate) socket: Option<AgentSocket>,
-    /// The last thing that the kernel refused it.
+    /// The last request of the plugin that the kernel refused.
     pub(crate) refusal: Option<NetlinkError>,
-    /// The path of the sandbox' namespace, and what it was.
+    /// The path of the sandbox's network namespace, and what was found there.
     pub(crate) netns: (String, NetnsSeen),
-    /// The pod that it failed for.
+    /// The pod for which it failed.
     pod: Option<Pod>,
     pub(crate) since: Mono,
-    /// When it counts no longer, if it does not fail again.
+    /// When it expires unless it fails again.
     pub(crate) until: Mono,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct PluginFailure {
 pub(crate) struct RunningPlugin {
     pub(crate) start: CniStart,
     pub(crate) since: Mono,
-    /// For how long it may run, nanoseconds.
+    /// How long it may run, nanoseconds.
     pub(crate) limit_ns: u64,
 }
 
@@ -121,14 +121,14 @@ impl Facts {
         } else if had_files {
             self.config_vanished = Some(at);
         }
-        // What could not be executed was repaired.
+        // Plugins that could not be executed may have been repaired.
         let known = self.config.as_ref().map(|(known, _)| &known.unusable_plugins);
         for repaired in known.into_iter().flatten().filter(|known| !config.unusable_plugins.contains(known)) {
             self.files.retain(|plugin, refused| refused.file.write || *plugin != repaired.plugin);
         }
         self.contradicted = None;
         if self.config.as_ref().is_some_and(|(known, _)| known.dir != config.dir) {
-            // What was done to files of the same names in another directory.
+            // They concern files of the same names in another directory.
             self.accesses.clear();
             self.config_vanished = None;
         }
@@ -160,7 +160,7 @@ impl Facts {
 
     /// Takes the start of a plugin. Returns whether it may change the judgement.
     pub(super) fn plugin_started(&mut self, at: Mono, start: CniStart) -> bool {
-        // One that has run for too long is found when its limit has passed.
+        // One that runs for too long is reported by its deadline.
         let is_news =
             start.running_ns > 0 || self.running.contains_key(&start.pid) || self.is_suspect(&start.plugin);
         // It runs, so its file can be executed.
@@ -186,10 +186,10 @@ impl Facts {
         let ran = self.running.remove(&end.start.pid);
         // The verdict may have said that it waits.
         let was_late = ran.is_some_and(|ran| at.since(ran.since) >= limits::WAITS);
-        // The next try takes as long.
+        // The next attempt takes as long.
         let until = at.plus(limits::SANDBOX_RETRY).plus(end.took_ns);
-        // Only ADD says "not ready": DEL fails and is repeated in ordinary clean-up. But while the DEL after a failed ADD
-        // fails too, the kubelet may make no new sandbox for the pod: it is still tried, and no ADD shows it.
+        // Only a failed ADD is a fault: DEL fails and is repeated during normal clean-up. But while the DEL after a failed ADD
+        // fails too, the kubelet may create no new sandbox for the pod: the pod is still being retried although no ADD shows it.
         if end.start.command != "ADD" {
             if end.start.pod.is_some() && !end.exit.success() {
                 let of_pod = self.plugins.values_mut().filter(|known| known.pod == end.start.pod);
@@ -206,8 +206,8 @@ impl Facts {
         }
         let spoken = end.delegates.iter().rev().find(|delegate| delegate.error.is_some());
         let error = spoken.and_then(|delegate| delegate.error.clone()).or_else(|| end.error.clone());
-        // The C library and loggers try sockets that need not be there (nscd, syslog, D-Bus, systemd-resolved): it is an
-        // agent's when a CNI is known to use it, or when the plugin itself names it.
+        // The C library and loggers try sockets that need not exist (nscd, syslog, D-Bus, systemd-resolved). A socket belongs
+        // to the agent if the CNI is known to use it or the plugin's error names it.
         let is_agents = |path: &str| {
             let is_named = |error: &CniError| error.msg.contains(path) || error.details.contains(path);
             cnis::of_socket(path).is_some() || error.as_ref().is_some_and(is_named)
@@ -240,7 +240,8 @@ impl Facts {
         self.config.as_ref().is_some_and(|(config, _)| winner(config, self.host.runtime).is_some())
     }
 
-    /// A runtime that runs the plugins of a network long after its configuration was gone, or broken, reads another one.
+    /// Notes that the runtime reads another directory: it runs network plugins long after the configuration here was removed or
+    /// became invalid.
     fn contradict(&mut self, at: Mono, end: &CniEnd) {
         let Some((config, since)) = &self.config else { return };
         let began = at.minus(end.took_ns);
@@ -251,8 +252,8 @@ impl Facts {
         }
     }
 
-    /// Returns whether every plugin of the network can be executed, as far as is known. One that cannot makes the ADD of the
-    /// whole chain fail without a run of its own that would show it.
+    /// Returns whether, as far as is known, every plugin of the network can be executed. One that cannot makes the ADD of the
+    /// whole chain fail without an execution that would show it.
     fn whole_chain_runs(&self) -> bool {
         let refused = self.files.values().any(|refused| !refused.file.write);
         let config = self.config.as_ref().map(|(config, _)| config);
@@ -261,7 +262,8 @@ impl Facts {
         !refused && config.is_none_or(whole)
     }
 
-    /// Takes a sandbox that has come to rest. A failed ADD of any plugin means that CNI failed, whatever else succeeded.
+    /// Takes a sandbox whose setup or teardown has completed. A failed ADD of any plugin means that CNI failed, whatever else
+    /// succeeded.
     pub(super) fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
         let Some(pod) = &sandbox.pod else { return };
         let adds = || sandbox.steps.iter().filter(|step: &&Step| step.step == StepKind::Add);
@@ -275,7 +277,7 @@ impl Facts {
         }
     }
 
-    /// How long a plugin may run.
+    /// Returns how long a plugin may run, nanoseconds.
     fn plugin_limit(&self, plugin: &str) -> u64 {
         self.plugin_limit_ns.unwrap_or_else(|| {
             let known = cnis::of_plugin(plugin).filter(|cni| cni.plugin_limit_s > 0);

@@ -1,4 +1,4 @@
-//! What the kernel refuses, drops and switches.
+//! Links, routes and packets: what the kernel refuses, drops and forwards.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -12,7 +12,7 @@ use crate::observation::{
     Link, Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
 };
 
-/// Changes that ovs-vswitchd was asked for are pending.
+/// Changes requested from ovs-vswitchd that are still pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Behind {
     pub(crate) since: Mono,
@@ -24,7 +24,7 @@ impl Memory for Behind {
     }
 }
 
-/// What rtnetlink(7) answers, as strerror(3) and Go write it, in lower case.
+/// Errors of rtnetlink(7) as strerror(3) and Go print them, in lower case.
 pub(crate) const ERRNOS: &[(u32, &str)] = &[
     (1, "operation not permitted"),
     (16, "device or resource busy"),
@@ -40,7 +40,7 @@ pub(crate) const ERRNOS: &[(u32, &str)] = &[
     (113, "no route to host"),
 ];
 
-/// What the kernel refused, in plain words: `newlink vxlan0: errno 98 (address already in use): …`.
+/// Returns a refused request in words: `newlink vxlan0: errno 98 (address already in use): …`.
 pub fn refusal(error: &NetlinkError) -> String {
     let mut text = error.request.clone();
     if !error.object.is_empty() {
@@ -57,20 +57,21 @@ pub fn refusal(error: &NetlinkError) -> String {
     text.trim_start_matches([':', ' ']).to_string()
 }
 
-/// The words of vxlan, drivers/net/vxlan/vxlan_core.c; a link of the same name is refused without them.
+/// Returns whether another link has the same VNI. The text is that of drivers/net/vxlan/vxlan_core.c; a link of the same name
+/// is refused without it.
 pub(crate) fn is_taken_vni(error: &NetlinkError) -> bool {
     error.text.contains("VNI already exists")
 }
 
 impl Facts {
     pub(super) fn netlink_error(&mut self, at: Mono, error: &NetlinkError) {
-        // Anybody may try anything; what plugins, agents and runtimes are refused is of the node.
+        // Only requests of plugins, agents and runtimes concern the node.
         if error.cni || error.class.is_some() {
             let who = &error.process;
             self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
         }
-        // Agents try what exists already, and kinds of links that a kernel may not have: ovs-vswitchd does at each
-        // start. A port or a VNI that a link of another name has is taken for good.
+        // Agents request links that exist already and kinds of links that a kernel may lack: ovs-vswitchd does at each start.
+        // A port or a VNI of another link stays taken.
         let agent = error.class == Some(ProcessClass::CniAgent);
         let is_port = error.errno == EADDRINUSE && matches!(error.request.as_str(), "newlink" | "setlink");
         if agent && (is_port || is_taken_vni(error)) {
@@ -100,7 +101,7 @@ impl Facts {
         }
         let removed = || Seen::new(gone.clone(), at);
         let Some(known) = self.routes_gone.get_or_insert_with(key, removed) else { return };
-        // One source knows the process, another one the device.
+        // One source reports the process, another one the device.
         if known.value.process.pid == 0 {
             known.value.process.clone_from(who);
         }

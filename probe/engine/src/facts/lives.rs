@@ -1,4 +1,4 @@
-//! Processes that matter: who runs, since when, how it last exited.
+//! Processes of the node's components: which run, since when, and how they last exited.
 
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
@@ -11,24 +11,24 @@ use crate::memory::{Memory, Seen};
 use crate::observation::{Actor, Keeper, Mono, Process, ProcessClass, ProcessEvent, Stuck, StuckHow};
 use crate::outcome::is_own;
 
-/// Every process of one name.
+/// All processes of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Life {
     pub(crate) class: ProcessClass,
-    /// Those that run.
+    /// Those that are running.
     pub(crate) pids: BTreeSet<u32>,
-    /// When the newest was started, if that was seen.
+    /// When the newest was started, if its start was observed.
     pub(crate) started: Option<Mono>,
     /// The newest exit.
     pub(crate) ended: Option<(Mono, ProcessEvent)>,
-    /// The newest crashes; a stop is none.
+    /// The newest crashes. A stop is not a crash.
     crashes: VecDeque<Mono>,
-    /// For how long those had run that ended last, nanoseconds.
+    /// How long each of those that exited last had run, nanoseconds.
     lived_ns: VecDeque<u64>,
 }
 
 impl Life {
-    /// It crashes repeatedly. One that outlives its predecessors is up again.
+    /// Returns whether it is crash-looping. A process that outlives its predecessors ends the loop.
     pub(crate) fn loops(&self, now: Mono) -> bool {
         let recent = |crash: Option<&Mono>, window| crash.is_some_and(|at| now.since(*at) < window);
         self.crashes.len() >= limits::CRASHES
@@ -37,25 +37,25 @@ impl Life {
             && !self.is_up_again(now)
     }
 
-    /// Whether the process that ended last was stopped.
+    /// Returns whether the process that exited last was stopped.
     pub(crate) fn was_stopped(&self) -> bool {
         self.ended.as_ref().is_some_and(|(_, event)| event.is_stop())
     }
 
-    /// Whether the process that runs outlives its predecessors.
+    /// Returns whether the running process has outlived its predecessors.
     pub(crate) fn is_up_again(&self, now: Mono) -> bool {
         self.up_again_from().is_some_and(|at| at <= now)
     }
 
-    /// When the process that runs will have lived twice as long as any of its predecessors.
+    /// Returns when the running process will have lived twice as long as any of its predecessors.
     fn up_again_from(&self) -> Option<Mono> {
         let longest = self.lived_ns.iter().max()?;
         let rest = longest.saturating_mul(2).clamp(limits::UP_AGAIN, limits::CRASH_REST);
         self.started.filter(|_| !self.pids.is_empty()).map(|at| at.plus(rest))
     }
 
-    /// Until when it has time to start. What serves others is expected sooner than what waits for others, and so is a
-    /// unit of the host: its supervisor stops it only to start it again at once.
+    /// Returns the end of its grace period. Servers are expected sooner than components that wait for them, and so are units
+    /// of the host: a supervisor stops a unit only to start it again at once.
     fn settled(&self) -> Option<Mono> {
         use ProcessClass::{ApiServer, Etcd, Proxy};
         let serves = matches!(self.class, ApiServer | Etcd | Proxy);
@@ -67,7 +67,7 @@ impl Life {
         self.started.map(|at| at.plus(time)).into_iter().chain(stopped).max()
     }
 
-    /// Returns when the newest exit was ordered, and by whom, if that was somebody who starts it again.
+    /// Returns when it was last stopped, and by whom, if that was a supervisor or runtime that starts it again.
     fn stopped(&self) -> Option<(Mono, Keeper)> {
         let (at, event) = self.ended.as_ref()?;
         Some((*at, event.stopped_by_keeper()?))
@@ -114,7 +114,7 @@ impl Memory for Exits {
     }
 }
 
-/// Keeps as many as make a loop.
+/// Keeps as many as make a crash loop.
 fn push<T>(newest: &mut VecDeque<T>, one: T) {
     if newest.len() >= limits::CRASHES {
         newest.pop_front();
@@ -170,13 +170,13 @@ impl Facts {
         self.stuck.put(pid, Seen { value: stuck, since, last: at });
     }
 
-    /// The process of this class that runs and makes no progress: who, how, since when.
+    /// Returns the running process of this class that makes no progress, how, and since when.
     pub(crate) fn stuck_of(&self, class: ProcessClass) -> Option<(&Actor, StuckHow, Mono)> {
         let mut stuck = self.stuck.values().filter(|known| known.value.class == class);
         stuck.find_map(|known| Some((&known.value.process, known.value.how?, known.since)))
     }
 
-    /// Lives of these, by name.
+    /// Returns the matching processes by name.
     pub(crate) fn lives_of(
         &self,
         who: impl Fn(&str, ProcessClass) -> bool,
@@ -184,7 +184,7 @@ impl Facts {
         self.lives.iter().filter(move |(name, life)| who(name, life.class))
     }
 
-    /// The newest end of these: who, when and how.
+    /// Returns the newest exit among the matching processes: name, time and manner.
     pub(crate) fn newest_end(
         &self,
         who: impl Fn(&str, ProcessClass) -> bool,
@@ -196,7 +196,7 @@ impl Facts {
         ends.max_by_key(|(_, at, _)| *at)
     }
 
-    /// Returns when a supervisor last stopped what serves an address of this host, for as long as the restart may take.
+    /// Returns when a supervisor last stopped the server of an address of this host, if the restart may still be under way.
     pub(super) fn restarted(&self, now: Mono, addr: SocketAddr) -> Option<Mono> {
         if !is_own(addr.ip(), &self.host.addresses) {
             return None;
@@ -207,8 +207,8 @@ impl Facts {
         by_supervisor.max().filter(|at| now.since(*at) < limits::RESTART)
     }
 
-    /// Until when these have time to start: after a boot, after their own start, and after they were stopped by a runtime
-    /// or supervisor that will start them again. A crash loop gets no such grace period.
+    /// Returns the end of the grace period of the matching processes: after a boot, after their own start, and after a runtime
+    /// or supervisor that starts them again stopped them. A crash loop gets no grace period.
     pub(crate) fn settling(&self, who: impl Fn(&str, ProcessClass) -> bool) -> Option<Mono> {
         let calm = self.lives_of(who).filter(|(_, life)| !life.loops(self.now));
         let boot = Mono(limits::SETTLE);

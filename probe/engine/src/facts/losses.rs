@@ -1,4 +1,4 @@
-//! Events that could not be reported, by what they make uncertain.
+//! Lost events, by the state that they leave uncertain.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -12,15 +12,15 @@ use crate::observation::{Gap, Lost, Mono, Scope};
 /// Losses of one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Losses {
-    /// Since when the state must be read again; `None` when that was done.
+    /// Since when the state has to be read again; `None` once that was done.
     unread: Option<Mono>,
-    /// First and newest of losses that follow each other.
+    /// The first and the newest of consecutive losses.
     since: Mono,
     last: Mono,
 }
 
 impl Losses {
-    /// Returns until when events that keep being lost blind the scope; `None` if they have not been for long enough.
+    /// Returns until when continued losses make the scope unknown; `None` if they have not continued for long enough.
     fn stands_until(&self) -> Option<Mono> {
         (self.last >= self.since.plus(limits::LOSING)).then(|| self.last.plus(limits::LOSING_REST))
     }
@@ -35,12 +35,12 @@ impl Losses {
     }
 }
 
-/// See the module.
+/// Losses by scope.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LossLedger(BTreeMap<Scope, Losses>);
 
 impl LossLedger {
-    /// Takes a loss. The runs that a kernel skips do not count as continued: a busy one skips some at any time.
+    /// Takes a loss. Skipped runs do not count as continued losses: a busy kernel skips some at any time.
     fn take(&mut self, at: Mono, lost: &Lost) {
         let new = Losses { unread: None, since: at, last: at };
         let losses = self.0.entry(lost.scope).or_insert(new);
@@ -60,16 +60,16 @@ impl LossLedger {
         }
     }
 
-    /// Returns whether what is known since then may be the result of a loss: the state was not read again, and events were
-    /// lost before that, or too long ago. A loss does not withdraw what was known before it: the state is read within
-    /// milliseconds.
+    /// Returns whether a fact that holds since `since` may be the result of a loss: events were lost before that, or too long
+    /// ago, and the state was not read again. A loss does not withdraw what was known before it, because the state is read
+    /// again within milliseconds.
     pub(crate) fn may_explain(&self, scope: Scope, since: Mono, now: Mono) -> bool {
         self.0
             .get(&scope)
             .is_some_and(|losses| losses.unread.is_some_and(|lost| lost <= since) || losses.is_late(now))
     }
 
-    /// Returns why the scope is not known: events keep being lost, or the state was not read again in time.
+    /// Returns why the state of the scope is unknown: events keep being lost, or it was not read again in time.
     pub(crate) fn blinds(&self, scope: Scope, now: Mono) -> Option<&'static str> {
         let losses = self.0.get(&scope)?;
         if losses.stands(now) {
@@ -78,7 +78,7 @@ impl LossLedger {
         losses.is_late(now).then_some("were lost and the state was not read again yet")
     }
 
-    /// Returns a gap for each scope of which events keep being lost.
+    /// Returns a gap for each scope whose events keep being lost.
     pub(crate) fn gaps(&self, now: Mono) -> impl Iterator<Item = Gap> {
         let standing = self.0.iter().filter(move |(_, losses)| losses.stands(now));
         standing.map(|(scope, losses)| {
@@ -102,8 +102,8 @@ impl Facts {
     pub(super) fn lost(&mut self, at: Mono, lost: &Lost) {
         self.losses.take(at, lost);
         if matches!(lost.scope, Scope::Cni | Scope::Processes) {
-            // Which runs ended is not known: the agent reports those that continue again. Watched processes live long, so
-            // for them it reports which exited instead.
+            // Which runs ended is unknown: the agent reports those that continue once more. Components are long-lived, so for
+            // them it reports the ones that exited instead.
             self.unsure.extend(self.running.keys());
         }
         self.line(at, Gap::EVENTS_LOST, format!("{}: {}", lost.hook, lost.words()));

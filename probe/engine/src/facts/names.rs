@@ -11,7 +11,7 @@ use crate::observation::{Mono, NameFailure, NameLookup};
 /// A name that does not resolve.
 #[derive(Clone, Debug)]
 pub(crate) struct Unresolved {
-    /// The resolver that was asked last.
+    /// The resolver that was queried last.
     pub(crate) resolver: String,
     /// Its answer.
     pub(crate) failure: NameFailure,

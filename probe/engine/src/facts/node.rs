@@ -1,4 +1,4 @@
-//! Processes, sockets of runtimes, limits, credentials.
+//! Processes, runtime sockets, limits and credentials.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -12,12 +12,12 @@ use crate::observation::{
     ProcessEvent, Role, Runtime, SocketConnect,
 };
 
-/// A Unix socket that does not answer.
+/// A Unix socket to which connects fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SocketFailure {
     pub(crate) path: String,
     pub(crate) errno: u32,
-    /// How often in a row.
+    /// The number of consecutive failures.
     pub(crate) tries: u32,
     pub(crate) since: Mono,
     pub(crate) last: Mono,
@@ -52,12 +52,12 @@ impl SocketFailure {
     }
 }
 
-/// Sockets of container runtimes, wherever an installer puts them.
+/// Returns whether this is the socket of a container runtime, in whichever directory an installer puts it.
 fn is_cri_socket(path: &str) -> bool {
     ["/containerd.sock", "/crio.sock", "/cri-dockerd.sock"].iter().any(|name| path.ends_with(name))
 }
 
-/// Whether two paths name the same socket: `/var/run` is a link to `/run` (FHS 3.0, section 5.13).
+/// Returns whether two paths name the same socket: `/var/run` is a link to `/run` (FHS 3.0, section 5.13).
 pub fn is_same_path(one: &str, other: &str) -> bool {
     fn bare(path: &str) -> &str {
         path.strip_prefix("/var").filter(|rest| rest.starts_with("/run/")).unwrap_or(path)
@@ -65,7 +65,7 @@ pub fn is_same_path(one: &str, other: &str) -> bool {
     bare(one) == bare(other)
 }
 
-/// A positive errno of connect(2) for a Unix socket, in plain words that follow its path.
+/// Returns a positive errno of connect(2) for a Unix socket in words that follow its path.
 pub fn socket_errno(errno: u32) -> String {
     match errno {
         2 => "is not there".to_string(),
@@ -84,7 +84,7 @@ impl Facts {
             self.blame_conntrack(at);
         }
         if !limit.is_full() {
-            // What could not be written then says nothing of now.
+            // Sandboxes that failed for want of space are no evidence any more.
             if self.full.remove(&key).is_some() && limit.class.is_some() {
                 self.sandboxes.clear();
             }
@@ -105,7 +105,7 @@ impl Facts {
     }
 
     pub(super) fn credential(&mut self, at: Mono, credential: Credential) {
-        // Told when the file changed: what was refused was the credential before.
+        // It is reported when its file changes: the credential that was refused is the previous one.
         self.targets.values_mut().for_each(|ledger| ledger.forget_refusal(&credential.file));
         self.credentials.put(credential.file.clone(), ReadCredential { credential, at });
     }
@@ -121,7 +121,7 @@ impl Facts {
         self.modules.see(missing.name.clone(), missing, at);
     }
 
-    /// The CRI socket as the kubelet finds it.
+    /// Takes a connect of the kubelet to a CRI socket.
     pub(super) fn socket(&mut self, at: Mono, connect: SocketConnect) {
         if connect.class != ProcessClass::Kubelet || !self.may_be_endpoint(&connect.path) {
             return;
@@ -150,8 +150,9 @@ impl Facts {
             Some(SocketFailure { path: connect.path, errno: connect.errno, tries, since, last: at });
     }
 
-    /// A kubelet that starts dials the socket of every runtime whose containers it can count (cAdvisor): only the one
-    /// that it is configured for counts. Where that is not known, the one that it has reached before does.
+    /// Returns whether the kubelet may be configured for this socket. A kubelet that starts dials the socket of every runtime
+    /// whose containers it can count (cAdvisor), but only the configured one counts; if that is unknown, one that it has reached
+    /// before does.
     fn may_be_endpoint(&self, path: &str) -> bool {
         if let Some(endpoint) = &self.host.runtime_endpoint {
             return is_same_path(endpoint, path);
@@ -164,8 +165,8 @@ impl Facts {
         is_cri_socket(path) && (of_host && self.served.is_empty() || self.served.contains(path))
     }
 
-    /// The CRI socket that does not answer. Where nothing says which one the kubelet is configured for, one that it tries
-    /// repeatedly is the one that it needs: cAdvisor dials once.
+    /// Returns the failing CRI socket. If the kubelet's configuration is unknown, a socket that it dials repeatedly is the one
+    /// that it needs: cAdvisor dials each socket once.
     pub(crate) fn dead_endpoint(&self) -> Option<&SocketFailure> {
         let down = self.runtime_down.as_ref()?;
         let is_known = self.host.runtime_endpoint.is_some() || self.served.contains(&down.path);
@@ -175,7 +176,7 @@ impl Facts {
     pub(super) fn process(&mut self, at: Mono, process: Process) {
         if process.class == ProcessClass::Runtime {
             let alive = !matches!(process.event, ProcessEvent::Exited { .. });
-            // The answer was that of the previous process.
+            // The previous process gave that answer.
             self.runtime_answer = None;
             if alive {
                 self.runtime = Some(process.process.clone());
@@ -201,7 +202,7 @@ impl Facts {
             text.push_str(", out of memory");
         }
         self.line(at, "process.exit", text);
-        // Static pods that their own runtime stops repeatedly are a fault, too; what an operator restarts is none.
+        // A runtime that stops its static pods repeatedly is a fault. A restart by an operator is not.
         let by_runtime = sender.as_ref().is_some_and(Actor::is_runtime);
         let serves =
             matches!(process.class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy);
@@ -219,7 +220,7 @@ impl Facts {
         self.gaps.contains_key(Gap::PROCESS_TABLE)
     }
 
-    /// The control plane runs, or should run, on this host.
+    /// Returns whether this host has, or should have, a control plane.
     pub(crate) fn is_control_plane(&self) -> bool {
         self.host.role == Role::ControlPlane
     }

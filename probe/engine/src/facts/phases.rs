@@ -1,4 +1,4 @@
-//! API addresses that come and go: how they change, and when they count as stable again.
+//! API addresses that fail intermittently: their recent states, and when they count as stable again.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -16,7 +16,7 @@ pub(super) struct Cure {
     pub(super) at: Mono,
     /// How they had failed.
     failure: Failure,
-    /// Whether the agent was served since.
+    /// Whether a request of the agent was served since.
     pub(super) served: bool,
 }
 
@@ -40,12 +40,12 @@ impl Memory for Cure {
 /// What an address looks like to the node's clients.
 #[derive(Clone, Debug)]
 enum Phase {
-    /// Connections are accepted, and nothing says that the server cannot serve. `serves`: since when the agent knows that it
-    /// does.
+    /// Connections are accepted, and there is no evidence that the server cannot serve. `serves`: since when it is known to
+    /// serve.
     Works { serves: Option<Mono> },
-    /// Connections are accepted, and the server says that it cannot serve.
+    /// Connections are accepted, and the server answers that it cannot serve.
     Unwell,
-    /// Connections fail, or end before an answer.
+    /// Connections fail, or are closed before an answer.
     Fails(Failure),
 }
 
@@ -62,47 +62,48 @@ impl Phase {
     }
 }
 
-/// When an address that accepts connections `since` then began to serve. Where the agent was not served it may still be
-/// starting, and end before it serves.
+/// Returns when an address that has accepted connections `since` then began to serve. If no request of the agent was served,
+/// the server may still be starting and may exit before it serves.
 fn began(since: Mono, serves: Option<Mono>) -> Mono {
     serves.unwrap_or(since.plus(limits::RESTART))
 }
 
-/// The newest phases of one address with their begins, from its first failure on.
+/// The newest phases of one address and when each began, from its first failure on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Phases(VecDeque<(Mono, Phase)>);
 
 /// An address whose phases alternate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Instability {
-    /// How connections fail, of several ways the one that says most; since the first failure.
+    /// How connections fail; of several ways, the most specific one. Its time is that of the first failure.
     pub(crate) failure: Failure,
-    /// How often it began to fail, or to fail in another way, within [`limits::UNSTABLE_WINDOW`].
+    /// How many times it began to fail, or to fail in another way, within [`limits::UNSTABLE_WINDOW`].
     pub(crate) failures: usize,
-    /// When it counts as stable again, if it works, or fails in one way, until then.
+    /// When it counts as stable again if it works, or fails in a single way, until then.
     until: Mono,
 }
 
-/// A time in which an address did not work.
+/// A period in which an address did not work.
 #[derive(Debug)]
 struct Episode<'a> {
     since: Mono,
-    /// Its end, or its newest change.
+    /// Its end, or the newest change within it.
     until: Mono,
-    /// One for each way and time in which connections failed.
+    /// One for each way in which connections failed, in order.
     failures: Vec<&'a Failure>,
-    /// The longest that the address served before the next one began, nanoseconds.
+    /// The longest time that the address served before the next period began, nanoseconds.
     served_ns: u64,
 }
 
 impl Episode<'_> {
-    /// The failure that says most.
+    /// Returns the most specific failure.
     fn worst(&self) -> Option<&Failure> {
         self.failures.iter().copied().min_by_key(|failure| rank(failure.outcome))
     }
 }
 
-/// A closed port proves that nothing listens, whatever else a server that restarts repeatedly shows.
+/// Returns the rank of an outcome, most specific first: a closed port proves that nothing listens, whatever else a server
+/// that restarts repeatedly shows.
 const fn rank(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::RefusedLocal | Outcome::RefusedRemote => 0,
@@ -112,7 +113,7 @@ const fn rank(outcome: Outcome) -> u8 {
 }
 
 impl Phases {
-    /// Starts a new phase in which the address works, if it works now: the server was replaced without a failed connect.
+    /// Starts a new working phase if the address works now: the server was replaced without a failed connect.
     fn work_anew(&mut self, at: Mono) {
         if matches!(self.0.back(), Some((since, Phase::Works { .. })) if at.since(*since) >= limits::TOGETHER)
         {
@@ -141,7 +142,7 @@ impl Phases {
         }
     }
 
-    /// Takes back that it works: what looked so was a server that takes connections before it answers.
+    /// Removes the newest phase if it is a working one: it was a server that accepts connections before it answers.
     fn retract(&mut self) {
         self.0.pop_back_if(|(_, newest)| newest.works());
     }
@@ -153,7 +154,7 @@ impl Phases {
         }
     }
 
-    /// The times within the window in which the address did not work.
+    /// Returns the periods within the window in which the address did not work.
     fn episodes(&self, now: Mono) -> Vec<Episode<'_>> {
         let mut episodes: Vec<Episode<'_>> = Vec::new();
         let mut is_open = false;
@@ -168,7 +169,7 @@ impl Phases {
             let failure = match phase {
                 Phase::Works { serves } => {
                     let lasted = end.map(|end| end.since(*since));
-                    // A connect that is accepted and reset at once looks like one that works, for a moment.
+                    // A connect that is accepted and reset at once looks briefly like one that works.
                     is_open &= lasted.is_some_and(|lasted| lasted < limits::UNSTABLE_BLINK);
                     if let (false, Some(before), Some(end)) = (is_open, episodes.last_mut(), end) {
                         before.served_ns = before.served_ns.max(end.since(began(*since, *serves)));
@@ -187,7 +188,7 @@ impl Phases {
         episodes
     }
 
-    /// The longest that it failed in one way before the newest phase, nanoseconds.
+    /// Returns the longest time that it failed in one way before the newest phase, nanoseconds.
     fn longest_failure(&self) -> u64 {
         let fails = self.0.iter().zip(self.0.iter().skip(1)).filter(|((_, phase), _)| !phase.works());
         fails.map(|((since, _), (end, _))| end.since(*since)).max().unwrap_or_default()
@@ -215,7 +216,7 @@ impl Phases {
         }
         let (since, phase) = self.0.back()?;
         let (from, longest_ns) = match phase {
-            // How long it served between other faults is not how long this one lets it serve.
+            // How long it served between other faults is no measure of this one.
             Phase::Works { serves } => {
                 let of_this = episodes.iter().filter(|episode| episode.worst().is_none() || alike(episode));
                 let served_ns = of_this.map(|episode| episode.served_ns).max().unwrap_or_default();
@@ -223,7 +224,7 @@ impl Phases {
             }
             _ => (*since, self.longest_failure()),
         };
-        // A condition needs its clean time on top.
+        // A condition adds its own clean time.
         let hold = (longest_ns.saturating_mul(5) / 4).min(limits::UNSTABLE_WINDOW);
         let until = from.plus(hold).max(since.plus(limits::UNSTABLE_REST));
         if until <= now {
@@ -245,7 +246,7 @@ impl Memory for Phases {
 }
 
 impl Ledger {
-    /// How connects failed until a moment ago, where they are accepted again and the server does not serve yet: one that
+    /// Returns how connects failed until recently, if they are accepted again and the server does not serve yet: a server that
     /// starts listens before it answers.
     pub(crate) fn starting(&self, now: Mono) -> Option<&Failure> {
         let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.grace_until())?;
@@ -253,8 +254,8 @@ impl Ledger {
         (self.failure.is_none() && !serves).then_some(&cure.failure)
     }
 
-    /// Takes note that the server ended a connection on which it had answered. Several at once mean that its process exited.
-    /// For a server that crash-loops this may be the only sign, when nobody connects before the next one listens.
+    /// Takes a connection that the server closed after it had answered on it. Several at once mean that its process exited.
+    /// That may be the only evidence of a crash-looping server, if no client connects before the next process listens.
     pub(super) fn connection_ended(&mut self, at: Mono) {
         let last = self.last_end.replace(at);
         if last.is_some_and(|last| at.since(last) < limits::TOGETHER) && self.instability(at).is_some() {
@@ -263,7 +264,7 @@ impl Ledger {
         }
     }
 
-    /// Enters what the address looks like now.
+    /// Records the present state of the address.
     pub(super) fn enter_phase(&mut self, at: Mono) {
         if self.starting(at).is_some() {
             self.phases.retract();
@@ -291,11 +292,12 @@ impl Ledger {
         self.phases.forgive(stopped.minus(limits::RESTART));
     }
 
-    /// Returns how the address alternates at `now`; `None` for one that works, or fails in one way.
+    /// Returns the instability of the address at `now`; `None` if it works, or fails in a single way.
     ///
-    /// It alternates when it fails again soon after it worked, fails three times in one way within minutes, or in three ways
-    /// at once; what is as short as a rolling update behind a load balancer counts only when there are more of them than
-    /// replicas, within a minute. It is stable again when it has worked, or failed in one way, for longer than before.
+    /// An address is unstable if it fails again soon after it worked, fails three times in the same way within minutes, or fails
+    /// in three ways in one period. Failures as short as those of a rolling update behind a load balancer count only if there are
+    /// more of them within a minute than there are replicas. The address is stable again once it has worked, or failed in a
+    /// single way, for longer than before.
     pub(crate) fn instability(&self, now: Mono) -> Option<Instability> {
         self.phases.instability(now)
     }

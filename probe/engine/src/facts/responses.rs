@@ -1,4 +1,4 @@
-//! What the API server answers: to the agent's own questions, and to the node's clients on their connections.
+//! The API server's responses to the agent's own requests and to the node's clients.
 
 use alloc::format;
 use alloc::string::ToString as _;
@@ -11,7 +11,7 @@ use crate::memory::{Memory, Seen};
 use crate::observation::{Actor, Answer, ClientRole, Connection, Mono, REQUEST_BYTES, TlsFailure};
 use crate::outcome::Outcome;
 
-/// One silence after requests of a client, or several in a row.
+/// One silence after requests of a client, or several consecutive ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Unanswered {
     pub(crate) client: Actor,
@@ -19,7 +19,7 @@ pub(crate) struct Unanswered {
     pub(crate) since: Mono,
     /// The longest, nanoseconds.
     longest_ns: u64,
-    /// When the newest report of it came.
+    /// When it was last reported.
     last: Mono,
 }
 
@@ -30,15 +30,15 @@ impl Memory for Unanswered {
 }
 
 impl Unanswered {
-    /// Returns for how long no response came in time, nanoseconds. Silences that follow each other for long enough count
-    /// together.
+    /// Returns for how long there was no timely response, nanoseconds. Consecutive silences count together if they span long
+    /// enough.
     pub(crate) fn lasted(&self) -> u64 {
         let span = self.last.since(self.since);
         if span >= limits::UNANSWERED_SPAN { span } else { self.longest_ns }
     }
 }
 
-/// Returns whether such a client lives long and keeps its connections.
+/// Returns whether clients of this kind are long-lived and keep their connections.
 pub(super) const fn keeps_connections(role: ClientRole) -> bool {
     matches!(
         role,
@@ -57,13 +57,13 @@ impl Ledger {
 }
 
 impl Facts {
-    /// The agent's own question was answered, or came to nothing after the handshake.
+    /// Takes the answer to the agent's own request, or its failure after the handshake.
     pub(super) fn answer(&mut self, at: Mono, answer: Answer) {
         self.trust(at, &answer);
         let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
         if answer.status.is_some() {
             ledger.broken = None;
-            // Who answers took a connection, whether that was seen or not.
+            // A server that answers has accepted a connection, whether that was observed or not.
             ledger.last_ok.get_or_insert(at);
         }
         let starts = matches!(answer.tls, Some(TlsFailure::Closed | TlsFailure::Silent))
@@ -94,14 +94,15 @@ impl Facts {
         }
     }
 
-    /// What follows the handshake. A connect that succeeds says nothing of it.
-    /// Answers with the address to ask: a server whose kernel still takes connections is known by its words alone.
+    /// Takes the state of a connection after its handshake, about which a successful connect proves nothing. Returns the address
+    /// to probe, if there is reason to: the kernel of a frozen server still accepts connections, so only its answers count.
     pub(super) fn connection(&mut self, at: Mono, connection: &Connection) -> Option<SocketAddr> {
         if !connection.host_netns || connection.role == ClientRole::Untrusted {
             return None;
         }
         let ledger = self.targets.get_mut(&connection.to)?;
-        // What follows the handshake with a proxy is about the server that the client asked for: a runtime pulls images by it.
+        // After the handshake a connection to a proxy depends on the server that the client requested: a runtime pulls images
+        // through it.
         if ledger.proxy.is_some() && connection.role != ClientRole::Kubelet {
             return None;
         }
@@ -110,7 +111,7 @@ impl Facts {
             self.unanswered(at, connection);
             return Some(connection.to);
         }
-        // Ended by the server, given up by its client, not acknowledged, or answered by one that was unwell.
+        // Closed by the server, given up by its client, not acknowledged, or answered by a server that was unhealthy.
         let recovers = !connection.ended && connection.received > 0 && !ledger.works();
         let lost = connection.ended && connection.by_peer && keeps_connections(connection.role);
         if lost && connection.received > 0 {
@@ -151,7 +152,7 @@ impl Facts {
         ask
     }
 
-    /// A client waits for a response on a connection that worked.
+    /// Takes a client that waits for a response on a connection that worked.
     fn unanswered(&mut self, at: Mono, connection: &Connection) {
         let is_request = connection.unanswered_bytes >= REQUEST_BYTES && keeps_connections(connection.role);
         let Some(ledger) = self.targets.get_mut(&connection.to).filter(|_| is_request) else { return };

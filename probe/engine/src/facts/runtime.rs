@@ -12,14 +12,14 @@ use crate::observation::{Cri, CriAnswer, CriStatus, Mono};
 #[derive(Clone, Debug)]
 pub(crate) struct RuntimeAnswer {
     pub(crate) cri: Cri,
-    /// Times of the first and the newest of consecutive similar answers, and their number.
+    /// The times of the first and the newest of consecutive similar answers, and their number.
     pub(crate) since: Mono,
     pub(crate) last: Mono,
     pub(crate) times: u32,
 }
 
 impl Memory for RuntimeAnswer {
-    /// That the runtime is ready counts until the next answer.
+    /// A runtime that is ready counts as ready until the next answer.
     fn until(&self) -> Option<Mono> {
         (!self.cri.answer.is_well()).then(|| self.last.plus(limits::CRI_ANSWER))
     }

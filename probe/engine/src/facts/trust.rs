@@ -1,5 +1,5 @@
-//! Whether kubelet and API server accept each other, by the agent's own questions. One answer proves little: a file may be
-//! half-way through a rotation, a server half-way through its start. What counts was repeated.
+//! Whether the kubelet and the API server accept each other, as found by the agent's own requests. A single answer proves
+//! little: a file may be in the middle of a rotation, or a server in the middle of its start. Only repeated findings count.
 
 use alloc::format;
 use core::net::SocketAddr;
@@ -10,7 +10,7 @@ use crate::limits;
 use crate::memory::Memory;
 use crate::observation::{Answer, ClientRole, Connection, CredentialAnswer, Mono, Untrusted, http_status};
 
-/// The newest finding of its kind, and since when it is the same.
+/// The newest finding of its kind, and since when it has been the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Repeated<T> {
     pub(crate) what: T,
@@ -23,12 +23,12 @@ impl<T> Repeated<T> {
         Self { what, since: at, last: at }
     }
 
-    /// Returns whether it was found at least twice, and not at once.
+    /// Returns whether it was found at least twice, some time apart.
     fn is_certain(&self) -> bool {
         self.last.since(self.since) >= limits::CONFIRMED
     }
 
-    /// Returns until when it counts without being found again.
+    /// Returns when it expires unless it is found again.
     const fn counts_until(&self) -> Mono {
         self.last.plus(limits::CONNECT_FAILURE)
     }
@@ -41,7 +41,7 @@ impl Memory for Repeated<Untrusted> {
 }
 
 impl Memory for Repeated<CredentialAnswer> {
-    /// An acceptance is kept: whether it still counts is for its reader to decide.
+    /// An acceptance does not expire; its readers decide whether it still counts.
     fn until(&self) -> Option<Mono> {
         (!self.what.accepts()).then(|| self.counts_until())
     }
@@ -52,18 +52,18 @@ impl Memory for Repeated<CredentialAnswer> {
 }
 
 impl Ledger {
-    /// The kubelet will not accept the certificate of this address. A server that worked may be in the middle of a rotation;
-    /// one that took the place of a failed one is not the API server until it is verified.
+    /// Returns a certificate of this address that the kubelet will not accept. A server that worked may be in the middle of a
+    /// rotation, so the finding has to be certain; one that replaced a failed server is not the API server until it is verified.
     pub(crate) fn mismatch(&self) -> Option<&Repeated<Untrusted>> {
         self.untrusted.as_ref().filter(|known| self.is_unverified || known.is_certain())
     }
 
-    /// The server refuses, or fails to serve, the kubelet's own credential.
+    /// Returns the certain finding that the server refuses, or fails to serve, the kubelet's own credential.
     pub(crate) fn rejection(&self) -> Option<&Repeated<CredentialAnswer>> {
         self.credential.as_ref().filter(|known| !known.what.accepts() && known.is_certain())
     }
 
-    /// Until when an acceptance of the kubelet's credential counts.
+    /// Returns until when an acceptance of the kubelet's credential counts.
     pub(super) fn accepted_until(&self) -> Option<(&CredentialAnswer, Mono)> {
         let known = self.credential.as_ref().filter(|known| known.what.accepts())?;
         Some((&known.what, known.last.plus(limits::ACCEPTED)))
@@ -74,7 +74,8 @@ impl Ledger {
         self.credential.take_if(|known| known.what.refuses() && known.what.file == file);
     }
 
-    /// Whoever rejects a certificate closes the connection at once: a kubelet whose connection lasts has accepted it.
+    /// Takes a connection of the kubelet. A client that rejects a certificate closes the connection at once, so a kubelet whose
+    /// connection lasts has accepted it.
     pub(super) fn note_kubelet(&mut self, connection: &Connection) {
         let lasts = connection.age_ns >= limits::CONFIRMED && connection.received > 0;
         if connection.role == ClientRole::Kubelet && lasts && connection.unanswered_ns == 0 {
@@ -85,7 +86,7 @@ impl Ledger {
 }
 
 impl Facts {
-    /// Takes the part of an answer that concerns trust.
+    /// Takes the parts of an answer that concern certificates and credentials.
     pub(super) fn trust(&mut self, at: Mono, answer: &Answer) {
         let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
         let mut line = None;
@@ -126,7 +127,7 @@ impl Facts {
         }
     }
 
-    /// Returns whether another API server accepted the credential in this file lately.
+    /// Returns whether another API server recently accepted the credential in this file.
     pub(crate) fn is_accepted(&self, file: &str, except: &SocketAddr) -> bool {
         let others = self.targets.iter().filter(|(addr, _)| *addr != except);
         let mut accepted = others.filter_map(|(_, ledger)| ledger.accepted_until());
