@@ -52,6 +52,6 @@ impl Chain {
 fn cause(fault: &Fault, faults: &[Fault]) -> Option<usize> {
     let latest = fault.finding.since.plus(limits::CAUSE_SEEN_LATE);
     faults.iter().position(|other| {
-        fault.causes.contains(&other.finding.reason) && other.finding.since <= latest && other != fault
+        fault.causes.include(other.finding.reason) && other.finding.since <= latest && other != fault
     })
 }

@@ -59,8 +59,19 @@ impl Status {
     }
 }
 
+/// The layers that pod networking is built of, lowest first. Of independent faults the one at the lowest layer is the verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Layer {
+    Api,
+    Runtime,
+    Configuration,
+    Plugin,
+    Datapath,
+}
+
+/// One row per reason: name, side, layer.
 macro_rules! reasons {
-    ($($name:ident $side:ident,)*) => {
+    ($($name:ident $side:ident $layer:ident,)*) => {
         /// The reason of a verdict. `docs/reasons.md` and `probe explain` give the meaning of each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[expect(missing_docs, reason = "each one's meaning, evidence and remedy stand in explain.rs")]
@@ -79,68 +90,73 @@ macro_rules! reasons {
             pub const fn side(self) -> Side {
                 match self { $(Self::$name => Side::$side,)* }
             }
+
+            /// Returns the layer at which it lies.
+            pub(crate) const fn layer(self) -> Layer {
+                match self { $(Self::$name => Layer::$layer,)* }
+            }
         }
     };
 }
 
 reasons! {
-    NetworkReady None,
-    Learning None,
-    ProbeDegraded None,
-    AgentStopping None,
-    NotApplicable None,
-    APIServerDown Api,
-    ControlPlaneCrashLoop Api,
-    APIServerRefused Api,
-    APILocalProxyDown Api,
-    APIServiceNoEndpoints Api,
-    APIServiceNotProgrammed Api,
-    APIVIPUnreachable Api,
-    APIFirewalled Api,
-    APIPolicyDenied Api,
-    APIBPFDenied Api,
-    APIRouteMissing Api,
-    APITimeout Api,
-    APIHairpin Api,
-    APIServerReset Api,
-    APIConnectionStalled Api,
-    APITLSStalled Api,
-    APITLSFailed Api,
-    APIServerUnhealthy Api,
-    CredentialExpired Api,
-    CNIConfigMissing Cni,
-    CNIConfigInvalid Cni,
-    CNIConfigNotLoaded Cni,
-    CNIConfigShadowed Cni,
-    CNIConfigDisplaced Cni,
-    CNIConfigOrphaned Cni,
-    CNIBinaryMissing Cni,
-    CNIBinaryBusy Cni,
-    CNIPluginFailed Cni,
-    CNIPluginStalled Cni,
-    CNIAgentNotReady Cni,
-    CNIDefaultNetworkNotReady Cni,
-    CNIUnauthorized Cni,
-    PodCIDRNotAssigned Cni,
-    IPAMExhausted Cni,
-    NetnsInvalid Datapath,
-    LinkConflict Datapath,
-    LinkSetupFailed Datapath,
-    KernelModuleMissing Datapath,
-    OVSNotReady Datapath,
-    OVNPortNotBound Datapath,
-    ReversePathFiltered Datapath,
-    RoutesRemoved Datapath,
-    ConntrackExhausted Datapath,
-    RuntimeDown Runtime,
-    KubeletDown Runtime,
-    RuntimeLimitExceeded Runtime,
-    SandboxImageUnavailable Runtime,
-    AdmissionBlocked Api,
-    EtcdDown Api,
-    APINameUnresolved Api,
-    CredentialRefused Api,
-    APIProxyRefused Api,
+    NetworkReady None Configuration,
+    Learning None Configuration,
+    ProbeDegraded None Configuration,
+    AgentStopping None Configuration,
+    NotApplicable None Configuration,
+    APIServerDown Api Api,
+    ControlPlaneCrashLoop Api Api,
+    APIServerRefused Api Api,
+    APILocalProxyDown Api Api,
+    APIServiceNoEndpoints Api Api,
+    APIServiceNotProgrammed Api Api,
+    APIVIPUnreachable Api Api,
+    APIFirewalled Api Api,
+    APIPolicyDenied Api Api,
+    APIBPFDenied Api Api,
+    APIRouteMissing Api Api,
+    APITimeout Api Api,
+    APIHairpin Api Api,
+    APIServerReset Api Api,
+    APIConnectionStalled Api Api,
+    APITLSStalled Api Api,
+    APITLSFailed Api Api,
+    APIServerUnhealthy Api Api,
+    CredentialExpired Api Api,
+    CNIConfigMissing Cni Configuration,
+    CNIConfigInvalid Cni Configuration,
+    CNIConfigNotLoaded Cni Configuration,
+    CNIConfigShadowed Cni Configuration,
+    CNIConfigDisplaced Cni Configuration,
+    CNIConfigOrphaned Cni Configuration,
+    CNIBinaryMissing Cni Plugin,
+    CNIBinaryBusy Cni Plugin,
+    CNIPluginFailed Cni Plugin,
+    CNIPluginStalled Cni Plugin,
+    CNIAgentNotReady Cni Plugin,
+    CNIDefaultNetworkNotReady Cni Plugin,
+    CNIUnauthorized Cni Plugin,
+    PodCIDRNotAssigned Cni Configuration,
+    IPAMExhausted Cni Plugin,
+    NetnsInvalid Datapath Datapath,
+    LinkConflict Datapath Datapath,
+    LinkSetupFailed Datapath Datapath,
+    KernelModuleMissing Datapath Datapath,
+    OVSNotReady Datapath Plugin,
+    OVNPortNotBound Datapath Datapath,
+    ReversePathFiltered Datapath Datapath,
+    RoutesRemoved Datapath Datapath,
+    ConntrackExhausted Datapath Datapath,
+    RuntimeDown Runtime Runtime,
+    KubeletDown Runtime Runtime,
+    RuntimeLimitExceeded Runtime Runtime,
+    SandboxImageUnavailable Runtime Runtime,
+    AdmissionBlocked Api Api,
+    EtcdDown Api Api,
+    APINameUnresolved Api Api,
+    CredentialRefused Api Api,
+    APIProxyRefused Api Api,
 }
 
 impl core::fmt::Display for Reason {

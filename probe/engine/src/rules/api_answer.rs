@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::Mono;
 use crate::facts::{Facts, Ledger};
 use crate::limits;
@@ -29,7 +29,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             let fault =
                 Fault::new(reason, addr.to_string(), format!("{} {words}", ledger.label(addr)), since);
             let own = reason != Reason::APITLSFailed && is_own(addr.ip(), &facts.host.addresses);
-            Some(if own { fault.may_come_from(causes::OF_STATIC_PODS) } else { fault })
+            Some(if own { fault.may_come_from(Causes::StaticPods) } else { fault })
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use core::net::SocketAddr;
 
 use super::api_listener::{end_of_service, nobody_listens};
 use super::api_route::no_route;
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::{Facts, Failure, Ledger};
 use crate::limits;
 use crate::observation::{ProcessClass, TargetKind};
@@ -39,17 +39,17 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                 );
                 return Some(match reason {
                     Reason::APIServerDown | Reason::APILocalProxyDown => {
-                        fault.settles(facts.settling(serves)).may_come_from(causes::OF_STATIC_PODS)
+                        fault.settles(facts.settling(serves)).may_come_from(Causes::StaticPods)
                     }
-                    Reason::APIRouteMissing => fault.may_come_from(causes::OF_NO_ROUTE),
+                    Reason::APIRouteMissing => fault.may_come_from(Causes::Route),
                     Reason::APITimeout | Reason::APIServiceNotProgrammed | Reason::APIHairpin => {
-                        fault.may_come_from(causes::OF_SILENCE)
+                        fault.may_come_from(Causes::Reply)
                     }
                     // What this host itself serves fails in more than one way while its processes come and go.
                     Reason::APIServerReset | Reason::APITLSStalled
                         if is_own(addr.ip(), &facts.host.addresses) =>
                     {
-                        fault.may_come_from(causes::OF_STATIC_PODS)
+                        fault.may_come_from(Causes::StaticPods)
                     }
                     _ => fault,
                 });

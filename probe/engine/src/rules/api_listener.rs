@@ -5,7 +5,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::observation::ProcessClass;
 use crate::reason::Reason;
@@ -39,7 +39,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             Fault::new(Reason::APIServerDown, addr.to_string(), message, since)
                 .state()
                 .settles(settles)
-                .may_come_from(causes::OF_STATIC_PODS)
+                .may_come_from(Causes::StaticPods)
         })
         .collect()
 }

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::reason::Reason;
 
@@ -28,7 +28,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             (route.value != 0).then(|| {
                 let message = format!("{} {}", ledger.label(addr), no_route(facts, addr.ip()));
                 let fault = Fault::new(Reason::APIRouteMissing, addr.to_string(), message, route.since);
-                fault.state().may_come_from(causes::OF_NO_ROUTE)
+                fault.state().may_come_from(Causes::Route)
             })
         })
         .collect()

@@ -5,8 +5,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::Fault;
 use super::cni_config::{path, winner};
-use super::{Fault, depth};
 use crate::cnis;
 use crate::errno::{EACCES, ENOENT, ENOEXEC, EPERM, ETXTBSY, errno_words};
 use crate::facts::Facts;
@@ -76,7 +76,7 @@ fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
             format!("{who} cannot {what} the plugin {plugin}: {}", errno_words(errno)),
         ),
     };
-    Fault::new(reason, plugin, message, since).at_depth(depth::PLUGIN)
+    Fault::new(reason, plugin, message, since)
 }
 
 fn missing(facts: &Facts) -> Vec<Fault> {
@@ -102,7 +102,7 @@ fn missing(facts: &Facts) -> Vec<Fault> {
         let by = if is_named { path(config, file) } else { "the runtime".into() };
         let message = format!("plugin {plugin}, needed by {by}, cannot be run: {what}");
         let fault = Fault::new(Reason::CNIBinaryMissing, plugin, message, *since);
-        faults.push(fault.state().at_depth(depth::PLUGIN));
+        faults.push(fault.state());
     }
     faults
 }

@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::{Fault, causes, depth};
+use super::{Causes, Fault};
 use crate::cnis;
 use crate::facts::Facts;
 use crate::limits;
@@ -69,7 +69,7 @@ fn unusable(facts: &Facts, config: &CniConfig, since: Mono) -> Fault {
         let waits = |_: &str, class| {
             matches!(class, ProcessClass::Kubelet | ProcessClass::CniAgent | ProcessClass::Ovs)
         };
-        return fault.settles(facts.settling(waits)).may_come_from(causes::OF_OVS_AGENTS);
+        return fault.settles(facts.settling(waits)).may_come_from(Causes::OvsAgent);
     };
     let bad = config.loaded().iter().find(|file| network(file).is_none()).unwrap_or(first);
     let path = path(config, bad);
@@ -90,7 +90,7 @@ fn unusable(facts: &Facts, config: &CniConfig, since: Mono) -> Fault {
 fn quoting(facts: &Facts, fault: Fault) -> Fault {
     match facts.runtime_status() {
         Some((CriStatus { runtime, network_not_ready: Some(words), .. }, _)) => {
-            fault.saying_also(&format!("; {runtime} reports {words:?}"))
+            fault.with_note(&format!("; {runtime} reports {words:?}"))
         }
         _ => fault,
     }
@@ -195,13 +195,13 @@ fn refused(facts: &Facts, config: &CniConfig, winner: &ConfFile, since: Mono) ->
         }
         let message = format!("{path} is loaded, and the runtime does not report the network as ready");
         let fault = Fault::new(Reason::CNIPluginFailed, path, message, since);
-        fault.may_come_from(causes::OF_STATUS).at_depth(depth::PLUGIN)
+        fault.may_come_from(Causes::PluginStatus)
     } else {
         let message = match &status.config_load {
             Some(load) => format!("{path} is valid, and the runtime did not load it: {load}"),
             None => format!("{path} is valid, and the runtime did not load it"),
         };
-        Fault::new(Reason::CNIConfigNotLoaded, path, message, since).may_come_from(causes::OF_LOADING)
+        Fault::new(Reason::CNIConfigNotLoaded, path, message, since).may_come_from(Causes::LoadedConfig)
     };
     Some(fault.settles(settles))
 }

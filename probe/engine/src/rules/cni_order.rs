@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::cni_config::{network, path, winner};
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::cnis::{self, Cni};
 use crate::facts::Facts;
 use crate::limits;
@@ -45,7 +45,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     }
     let message = format!("the runtime uses {path} of {name}, and no {} was seen on this node", cni.agent);
     let fault = Fault::new(Reason::CNIConfigOrphaned, path, message, *since);
-    Vec::from([fault.state().may_come_from(causes::OF_AGENTS)])
+    Vec::from([fault.state().may_come_from(Causes::Agent)])
 }
 
 /// Its agent runs, or did.

@@ -5,12 +5,12 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::{Fault, causes, depth};
+use super::{Causes, Fault};
 use crate::cnis::{self, Cni};
 use crate::errno::{EADDRINUSE, EEXIST};
 use crate::facts::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
 use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
-use crate::reason::{Reason, Side};
+use crate::reason::Reason;
 
 /// What the API server's refusal looks like in the words of its clients: HTTP 401 and 403.
 const UNAUTHORIZED: &[&str] = &[
@@ -64,10 +64,7 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     let lower = said.to_lowercase();
     let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
     let words = words(plugin, failure);
-    let fault = |reason, subject: &str, words| {
-        let fault = Fault::new(reason, subject, words, failure.since);
-        if reason.side() == Side::Datapath { fault } else { fault.at_depth(depth::PLUGIN) }
-    };
+    let fault = |reason, subject: &str, words| Fault::new(reason, subject, words, failure.since);
     if let Some(cni) = cnis::of_overloaded(&lower) {
         let words = format!("{words}; {} is overloaded", cni.agent);
         return fault(Reason::CNIAgentNotReady, cni.agent, words);
@@ -76,13 +73,13 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         return fault(Reason::IPAMExhausted, &failure.speaker, words + &full_or_leak(facts));
     }
     if has(UNAUTHORIZED) {
-        return fault(Reason::CNIUnauthorized, plugin, words).may_come_from(causes::OF_REFUSED_CREDENTIALS);
+        return fault(Reason::CNIUnauthorized, plugin, words).may_come_from(Causes::ValidCredential);
     }
     if cnis::says(&lower, |words| words.unbound) {
-        return fault(Reason::OVNPortNotBound, plugin, words).may_come_from(causes::OF_PORTS);
+        return fault(Reason::OVNPortNotBound, plugin, words).may_come_from(Causes::Port);
     }
     if cnis::says(&lower, |words| words.no_range) {
-        return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(causes::OF_AGENTS);
+        return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(Causes::Agent);
     }
     if cnis::says(&lower, |words| words.conflict) {
         // Go's %q puts the link's name into quotation marks.
@@ -97,11 +94,11 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     }
     let fault = fault(Reason::CNIPluginFailed, plugin, words);
     if has(NO_SPACE) {
-        return fault.may_come_from(causes::OF_SPACE);
+        return fault.may_come_from(Causes::Space);
     }
     // Only a plugin that names the API's address failed because of it.
     if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
-        fault.may_come_from(causes::OF_AGENTS)
+        fault.may_come_from(Causes::Agent)
     } else {
         fault
     }
@@ -146,11 +143,11 @@ fn agent_away(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) 
         cni.is_some_and(|cni| cni.executables.contains(&name)) || needs_ovs && class == ProcessClass::Ovs
     };
     let fault = Fault::new(Reason::CNIAgentNotReady, subject, words + &how, failure.since);
-    let fault = fault.at_depth(depth::PLUGIN).settles(facts.settling(starts));
+    let fault = fault.settles(facts.settling(starts));
     Some(fault.may_come_from(match cni {
-        Some(cni) if cni.meta => causes::OF_DEFAULT_NETWORK,
-        _ if needs_ovs => causes::OF_OVS_AGENTS,
-        _ => causes::OF_AGENTS,
+        Some(cni) if cni.meta => Causes::DefaultNetwork,
+        _ if needs_ovs => Causes::OvsAgent,
+        _ => Causes::Agent,
     }))
 }
 

@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, causes, depth};
+use super::{Causes, Fault};
 use crate::facts::{Facts, RunningPlugin};
 use crate::limits::{self, SECOND};
 use crate::observation::ProcessClass;
@@ -30,8 +30,8 @@ fn waiting(facts: &Facts) -> Vec<Fault> {
         );
         let fault = Fault::new(Reason::CNIDefaultNetworkNotReady, waits.file.as_str(), message, since);
         let agents = |_: &str, class| matches!(class, ProcessClass::CniAgent | ProcessClass::Ovs);
-        let fault = fault.at_depth(depth::PLUGIN).settles(facts.settling(agents));
-        faults.push(fault.may_come_from(causes::OF_DEFAULT_NETWORK));
+        let fault = fault.settles(facts.settling(agents));
+        faults.push(fault.may_come_from(Causes::DefaultNetwork));
     }
     faults
 }
@@ -50,7 +50,7 @@ fn stalled(facts: &Facts) -> Vec<Fault> {
                 limit_ns / SECOND
             );
             let fault = Fault::new(Reason::CNIPluginStalled, start.plugin.as_str(), message, *since);
-            fault.state().at_depth(depth::PLUGIN).may_come_from(causes::OF_DEFAULT_NETWORK)
+            fault.state().may_come_from(Causes::DefaultNetwork)
         })
         .collect()
 }

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{Mono, Process, ProcessClass, ProcessEvent};
@@ -43,7 +43,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             if let (Some(addr), ProcessClass::Etcd, true) = (own, newest.class, by_itself(newest)) {
                 let message = format!("{addr} comes and goes: {name} ends again and again, {how}");
                 let fault = Fault::new(Reason::APIServerDown, addr.to_string(), message, ends[0].0);
-                return fault.state().may_come_from(causes::OF_STATIC_PODS);
+                return fault.state().may_come_from(Causes::StaticPods);
             }
             let message = format!("{name} ends again and again: {how}{}", disagreement(facts, newest));
             Fault::new(Reason::ControlPlaneCrashLoop, name, message, ends[0].0)

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::{Facts, Ledger};
 use crate::observation::{CredentialAnswer, http_status};
 use crate::reason::Reason;
@@ -47,7 +47,7 @@ fn rejected(facts: &Facts, addr: &SocketAddr, ledger: &Ledger) -> Option<Fault> 
     let (server, words) = (ledger.label(addr), words(answer));
     let message = format!("{server} refuses the kubelet's credential in {}: {words}", answer.file);
     let fault = Fault::new(Reason::CredentialRefused, answer.file.as_str(), message, since).state();
-    Some(fault.may_come_from(causes::OF_REFUSED_CREDENTIALS))
+    Some(fault.may_come_from(Causes::ValidCredential))
 }
 
 fn words(answer: &CredentialAnswer) -> String {

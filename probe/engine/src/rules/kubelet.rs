@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::observation::{ProcessClass, Role, Scope};
 use crate::reason::Reason;
@@ -43,5 +43,5 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     }
     let settles = facts.settling(is_kubelet).filter(|_| looping.is_none());
     let fault = Fault::new(Reason::KubeletDown, name, message, since);
-    Vec::from([fault.settles(settles).may_come_from(causes::OF_KUBELET)])
+    Vec::from([fault.settles(settles).may_come_from(Causes::Kubelet)])
 }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::cni_config::winner;
-use super::{Fault, causes, depth};
+use super::{Causes, Fault};
 use crate::cnis;
 use crate::facts::Facts;
 use crate::limits;
@@ -29,8 +29,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = Vec::new();
     // Nothing here is a state that stands by itself: daemons are restarted, and come back within seconds.
     let mut fault = |subject: &str, message, since| {
-        let fault = Fault::new(Reason::OVSNotReady, subject, message, since).at_depth(depth::PLUGIN);
-        faults.push(fault.settles(settles).may_come_from(causes::OF_OVS));
+        let fault = Fault::new(Reason::OVSNotReady, subject, message, since);
+        faults.push(fault.settles(settles).may_come_from(Causes::Ovs));
     };
     if let Some((name, since)) = &facts.vswitchd_gone {
         let left = if in_kernel { "; its datapath stays in the kernel and takes no new flows" } else { "" };

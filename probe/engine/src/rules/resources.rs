@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, depth};
+use super::Fault;
 use crate::errno::errno_words;
 use crate::facts::{Facts, ReadCredential};
 use crate::limits::SECOND;
@@ -22,8 +22,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             hit.what,
             errno_words(hit.errno)
         );
-        let fault = Fault::new(Reason::RuntimeLimitExceeded, hit.what.as_str(), message, *since);
-        faults.push(fault.at_depth(depth::RUNTIME));
+        faults.push(Fault::new(Reason::RuntimeLimitExceeded, hit.what.as_str(), message, *since));
     }
     for Seen { value: limit, since, .. } in facts.full.values() {
         if limit.what == CONNTRACK {
@@ -33,7 +32,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                 limit.used, limit.max
             );
             let fault = Fault::new(Reason::ConntrackExhausted, "nf_conntrack", message, *since);
-            faults.push(fault.state().at_depth(depth::DATAPATH));
+            faults.push(fault.state());
         }
     }
     faults.extend(space(facts));
@@ -43,8 +42,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             "the kernel asked for the module {} for {}[{}] and did not get it",
             missing.name, missing.process.name, missing.process.pid
         );
-        let fault = Fault::new(Reason::KernelModuleMissing, missing.name.as_str(), message, *since);
-        faults.push(fault.at_depth(depth::DATAPATH));
+        faults.push(Fault::new(Reason::KernelModuleMissing, missing.name.as_str(), message, *since));
     }
     faults
 }
@@ -61,8 +59,7 @@ fn space(facts: &Facts) -> Vec<Fault> {
             "the file system of {} is full: {} of {} {what} used; the runtime cannot create sandboxes",
             limit.subject, limit.used, limit.max
         );
-        let fault = Fault::new(Reason::RuntimeLimitExceeded, limit.subject.as_str(), message, *since);
-        fault.at_depth(depth::RUNTIME)
+        Fault::new(Reason::RuntimeLimitExceeded, limit.subject.as_str(), message, *since)
     };
     full.map(fault).collect()
 }
@@ -81,7 +78,7 @@ fn inotify(facts: &Facts) -> Option<Fault> {
          to start",
         limit.used, limit.max
     );
-    Some(Fault::new(Reason::RuntimeLimitExceeded, "inotify", message, *since).at_depth(depth::RUNTIME))
+    Some(Fault::new(Reason::RuntimeLimitExceeded, "inotify", message, *since))
 }
 
 /// Judged by the boot clock from when they were read: a credential expires while nobody touches it.

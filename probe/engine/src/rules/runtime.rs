@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::{Facts, RuntimeAnswer, socket_errno};
 use crate::limits;
 use crate::observation::{CriAnswer, Mono, ProcessClass};
@@ -22,7 +22,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     });
     let down = down.or_else(|| asked(facts)).map(|fault| fault.settles(settling(facts)));
     down.or_else(|| without_cri(facts))
-        .map(|fault| fault.may_come_from(causes::OF_RUNTIME))
+        .map(|fault| fault.may_come_from(Causes::Runtime))
         .into_iter()
         .collect()
 }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
-use super::{Fault, causes};
+use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::limits;
 use crate::observation::SandboxImage;
@@ -30,5 +30,5 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
          at fault"
     );
     let fault = Fault::new(Reason::SandboxImageUnavailable, pod.to_string(), message, known.since);
-    Vec::from([fault.may_come_from(causes::OF_SANDBOXES)])
+    Vec::from([fault.may_come_from(Causes::Sandboxes)])
 }
