@@ -277,7 +277,7 @@ pub(crate) fn is_loopback(run: &str) -> bool {
 }
 
 /// containerd runs it for every sandbox, whatever the configuration says.
-pub(crate) const LOOPBACK: &str = "loopback";
+pub const LOOPBACK: &str = "loopback";
 
 /// Whose configuration this is: by its plugins, then by its name.
 pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'static Cni> {
@@ -358,6 +358,23 @@ const FOR_ANY: [&str; 13] = [
 /// Every plugin that is known by its name.
 pub fn plugins() -> impl Iterator<Item = &'static str> {
     CNIS.iter().flat_map(|cni| cni.plugins).copied().chain(FOR_ANY)
+}
+
+/// Returns the prefixes of the link names of every CNI.
+pub fn link_prefixes() -> impl Iterator<Item = &'static str> {
+    CNIS.iter().flat_map(|cni| cni.links).copied()
+}
+
+/// Returns the configuration file of Multus' daemon, relative to the configuration directory, and the type of the plugin
+/// that the daemon serves.
+pub const fn multus_daemon() -> (&'static str, &'static str) {
+    ("multus.d/daemon-config.json", "multus-shim")
+}
+
+/// Returns the reference plugin that keeps its leases in files, and its default directory for them
+/// (plugins/ipam/host-local/backend/disk/backend.go, `defaultDataDir`).
+pub const fn host_local() -> (&'static str, &'static str) {
+    ("host-local", "/var/lib/cni/networks")
 }
 
 /// Executables of every agent.

@@ -1,4 +1,4 @@
-//! The CNI configuration as a runtime would find it now, and when it changes.
+//! Reads the CNI configuration as a runtime does, and reports changes of it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -22,35 +22,43 @@ use crate::privileges;
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Most files that are looked at; runtimes use the first one.
+/// Most files that are read; runtimes use the first one.
 const FILES: usize = 256;
-/// `NAME_MAX`
+/// Longest file name (`NAME_MAX`).
 const NAME: usize = 255;
-/// How long changes may gather before the directory is read again: an installer writes several files. The
-/// budget from a change to the trace is 100 ms.
-const GATHER: Duration = Duration::from_millis(20);
-/// How often the directory is read when nothing is reported: watches do not see what happens on another
-/// side of a mount.
-const AGAIN: Duration = Duration::from_secs(30);
-/// The same while somebody waits for a file.
-const WAITED_FOR: Duration = Duration::from_secs(1);
-/// The same while it cannot be watched.
-const POLL: Duration = Duration::from_secs(2);
+/// Longest path that is reported.
+const PATH: usize = 256;
+/// Delay between a change and the next read, because an installer writes several files. The budget from a
+/// change to the trace is 100 ms.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Interval between two reads without a change: inotify does not report changes that are made through another
+/// mount or on the server of a network file system.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// The same while a meta-plugin waits for a file.
+const WAITING_INTERVAL: Duration = Duration::from_secs(1);
+/// The same while the directories cannot be watched.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(2);
 /// A read that takes longer is a gap: 256 files of the largest size take 5 s on a slow machine.
-const LATE: Duration = Duration::from_secs(10);
-/// What a gap is about: the watch, and the read.
+const SLOW_READ: Duration = Duration::from_secs(10);
+/// Signal of the gap while the directories cannot be watched.
 const SIGNAL: &str = "cni.config";
-const LATE_SIGNAL: &str = "cni.config.read";
+/// Signal of the gap while a read takes too long.
+const READ_SIGNAL: &str = "cni.config.read";
 
-/// The directories, before anything in them is read.
+/// Returns a configuration with only the directories filled in.
 fn dirs(settings: &Settings) -> CniConfig {
     let (conf, bin) = (settings.cni.conf(), settings.cni.bin());
     CniConfig {
-        dir: clean(conf.as_os_str().as_bytes(), 256),
+        dir: shown(&conf),
         max_files: settings.cni.max_files().value,
-        bin_dirs: bin.iter().map(|dir| clean(dir.as_os_str().as_bytes(), 256)).collect(),
+        bin_dirs: bin.iter().map(|dir| shown(dir)).collect(),
         ..CniConfig::default()
     }
+}
+
+/// Returns a path as it is reported.
+fn shown(path: &Path) -> String {
+    clean(path.as_os_str().as_bytes(), PATH)
 }
 
 /// Returns a configuration that could not be read.
@@ -58,7 +66,8 @@ pub(crate) fn unread(settings: &Settings, why: &str) -> CniConfig {
     CniConfig { dir_error: Some(why.to_owned()), ..dirs(settings) }
 }
 
-/// Reads everything now. Takes seconds where there are many large files, and blocks where their disk does.
+/// Reads the configuration and checks its plugins. Takes seconds for many large files, and blocks while their
+/// disk blocks.
 pub(crate) fn read(settings: &Settings) -> CniConfig {
     let (conf, bin) = (settings.cni.conf(), settings.cni.bin());
     let dir = settings.on_host(&conf);
@@ -66,13 +75,14 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
     let mut denied = None;
     let mut note = |path: &Path, error: &io::Error| {
         if file::is_own(error) {
-            denied.get_or_insert_with(|| unpermitted(path, error));
+            denied.get_or_insert_with(|| denial(path, error));
         }
     };
     match names(&dir) {
         Ok(names) => {
             for name in &names {
-                // Once: a file that is replaced meanwhile must not be two.
+                // Read only once, so that everything is taken from the same content if the file is replaced
+                // meanwhile.
                 let path = conf.join(name);
                 let content = file::read(&settings.on_host(&path));
                 match &content {
@@ -84,7 +94,8 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
                 }
                 config.files.push(conf_file(name, content));
             }
-            let daemon = file::read(&settings.on_host(&conf.join("multus.d/daemon-config.json"))).ok();
+            let (daemon, _) = cnis::multus_daemon();
+            let daemon = file::read(&settings.on_host(&conf.join(daemon))).ok();
             config.waits_for.extend(daemon.and_then(|bytes| waits_for(settings, &bytes)));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => config.dir_missing = true,
@@ -93,7 +104,7 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
             config.dir_error = Some(error.to_string());
         }
     }
-    let mut wanted: BTreeSet<&str> = BTreeSet::from(["loopback"]);
+    let mut wanted: BTreeSet<&str> = BTreeSet::from([cnis::LOOPBACK]);
     for conf in &config.files {
         if let ConfContent::Network { plugins, .. } = &conf.content {
             wanted.extend(plugins.iter().map(String::as_str).filter(|plugin| !cnis::is_built_in(plugin)));
@@ -101,7 +112,7 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
     }
     let (mut missing, mut unusable) = (Vec::new(), Vec::new());
     for plugin in wanted {
-        // As libcni looks: the first regular file, whatever its mode.
+        // As in libcni, the first regular file is used, whatever its mode.
         let is_file = |path: &PathBuf| match fs::metadata(settings.on_host(path)) {
             Ok(metadata) => metadata.is_file(),
             Err(error) => {
@@ -114,8 +125,7 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
             continue;
         };
         if let Some(why) = plugin_file::unusable(settings, &settings.on_host(&path)) {
-            let path = clean(path.as_os_str().as_bytes(), 256);
-            unusable.push(UnusablePlugin { plugin: plugin.to_owned(), path, why });
+            unusable.push(UnusablePlugin { plugin: plugin.to_owned(), path: shown(&path), why });
         }
     }
     (config.missing_plugins, config.unusable_plugins) = (missing, unusable);
@@ -123,16 +133,15 @@ pub(crate) fn read(settings: &Settings) -> CniConfig {
     config
 }
 
-/// Why the agent cannot read what the runtime can: for a gap.
-fn unpermitted(path: &Path, error: &io::Error) -> String {
-    let path = clean(path.as_os_str().as_bytes(), 256);
+/// Returns the text of a gap: why the agent cannot read what the runtime can.
+fn denial(path: &Path, error: &io::Error) -> String {
     let lacks = privileges::lacks(Capability::CAP_DAC_READ_SEARCH);
     let why = if lacks { "; CAP_DAC_READ_SEARCH is missing" } else { "" };
-    format!("{path} cannot be read: {error}{why}")
+    format!("{} cannot be read: {error}{why}", shown(path))
 }
 
-/// Names of the plugins that are installed, as the kernel cuts them: for kernels where a plugin can only be
-/// known by its name.
+/// Returns the names of the installed plugins, as the kernel truncates them, for kernels on which a plugin
+/// can be recognised only by its name.
 pub(crate) fn plugin_names(settings: &Settings) -> Vec<[u8; COMM_LEN]> {
     let dirs = settings.cni.bin();
     let dirs = dirs.iter().filter_map(|dir| fs::read_dir(settings.on_host(dir)).ok());
@@ -145,7 +154,7 @@ pub(crate) fn plugin_names(settings: &Settings) -> Vec<[u8; COMM_LEN]> {
     names.into_iter().collect()
 }
 
-/// File names in the order in which runtimes read them.
+/// Returns the file names of configurations, in the order in which runtimes read them.
 fn names(dir: &Path) -> io::Result<Vec<OsString>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir)? {
@@ -170,7 +179,7 @@ fn conf_file(name: &OsStr, content: io::Result<Vec<u8>>) -> ConfFile {
         },
         Err(error) => {
             let why = if error.kind() == io::ErrorKind::NotFound {
-                "it is a link that points nowhere".to_owned()
+                "dangling symbolic link".to_owned()
             } else {
                 error.to_string()
             };
@@ -189,89 +198,92 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Sends the configuration whenever it differs from the last one sent; runs for ever.
+/// Sends the configuration whenever it differs from the last one sent. Runs forever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
-    // The state at start is read by the snapshot; it is sent again only when it has changed since.
-    let Some(mut last) = read_elsewhere(&settings, &feed).await else { return };
+    // The snapshot at start reports the state at start; here it is sent only if it has changed since.
+    let Some(mut last) = read_blocking(&settings, &feed).await else { return };
     loop {
         let shared = Arc::clone(&settings);
-        let made = tokio::task::spawn_blocking(move || Watches::add(&shared)).await;
-        let every = match made.map_err(io::Error::other).flatten().and_then(Watches::start) {
+        let added = tokio::task::spawn_blocking(move || Watches::add(&shared)).await;
+        match added.map_err(io::Error::other).flatten().and_then(Watches::start) {
             Ok(mut watches) => {
-                // Between the last read and the watches something may have changed.
-                if !send_if_new(&settings, &feed, &mut last).await {
+                // The directory may have changed between the last read and the watches.
+                if !send_if_changed(&settings, &feed, &mut last).await {
                     return;
                 }
-                // Gone or replaced directories end the watches; they are made anew from their paths.
-                // What is waited for may lie anywhere: who waits looks once a second, too.
-                let waits = last.waits_for.iter().any(|waits| !waits.present);
-                let again = if waits { WAITED_FOR } else { AGAIN };
-                let elsewhere = settings.cni.changed();
+                // Watches end when their directory is removed or replaced, so that they are added by path
+                // again every time. A file for which a meta-plugin waits may be in an unwatched directory and
+                // is polled.
+                let is_waiting = last.waits_for.iter().any(|waits| !waits.present);
+                let interval = if is_waiting { WAITING_INTERVAL } else { INTERVAL };
+                let dirs_changed = settings.cni.changed();
                 tokio::select! {
                     () = watches.changed() => {}
-                    () = elsewhere => {}
-                    () = tokio::time::sleep(again) => {}
+                    () = dirs_changed => {}
+                    () = tokio::time::sleep(interval) => {}
                 }
-                tokio::time::sleep(GATHER).await;
-                Duration::ZERO
+                tokio::time::sleep(DEBOUNCE).await;
             }
             Err(error) => {
-                let why =
-                    format!("watch {}: {error}; it is read every 2 s instead", settings.cni.conf().display());
-                if !tell(&feed, Observation::Gap(Gap { signal: SIGNAL.to_owned(), why, blind: false })).await
+                let why = format!(
+                    "cannot watch {}: {error}; reading it every {} s instead",
+                    settings.cni.conf().display(),
+                    UNWATCHED_INTERVAL.as_secs()
+                );
+                if !send(&feed, Observation::Gap(Gap { signal: SIGNAL.to_owned(), why, blind: false })).await
                 {
                     return;
                 }
-                POLL
+                tokio::time::sleep(UNWATCHED_INTERVAL).await;
             }
-        };
-        tokio::time::sleep(every).await;
-        if !send_if_new(&settings, &feed, &mut last).await {
+        }
+        if !send_if_changed(&settings, &feed, &mut last).await {
             return;
         }
     }
 }
 
-/// Reads on a thread that may block, and reports a gap for as long as that takes too long. `None` when nobody listens.
-async fn read_elsewhere(settings: &Arc<Settings>, feed: &Feed) -> Option<CniConfig> {
+/// Reads the configuration on a thread that may block, and reports a gap while that takes too long. Returns
+/// `None` if the receiver of the feed is closed.
+async fn read_blocking(settings: &Arc<Settings>, feed: &Feed) -> Option<CniConfig> {
     let shared = Arc::clone(settings);
     let mut reading = tokio::task::spawn_blocking(move || read(&shared));
-    if let Ok(config) = tokio::time::timeout(LATE, &mut reading).await {
+    if let Ok(config) = tokio::time::timeout(SLOW_READ, &mut reading).await {
         return config.ok();
     }
     let dir = settings.cni.conf();
-    let why = format!("reading {} takes longer than {} s", dir.display(), LATE.as_secs());
-    let signal = LATE_SIGNAL.to_owned();
-    if !tell(feed, Observation::Gap(Gap { signal: signal.clone(), why, blind: false })).await {
+    let why = format!("reading {} takes longer than {} s", dir.display(), SLOW_READ.as_secs());
+    let signal = READ_SIGNAL.to_owned();
+    if !send(feed, Observation::Gap(Gap { signal: signal.clone(), why, blind: false })).await {
         return None;
     }
     let config = reading.await.ok()?;
-    tell(feed, Observation::GapClosed { signal }).await.then_some(config)
+    send(feed, Observation::GapClosed { signal }).await.then_some(config)
 }
 
-/// False when nobody listens any more.
-async fn send_if_new(settings: &Arc<Settings>, feed: &Feed, last: &mut CniConfig) -> bool {
-    let Some(config) = read_elsewhere(settings, feed).await else { return false };
+/// Returns false if the receiver of the feed is closed.
+async fn send_if_changed(settings: &Arc<Settings>, feed: &Feed, last: &mut CniConfig) -> bool {
+    let Some(config) = read_blocking(settings, feed).await else { return false };
     if config == *last {
         return true;
     }
     last.clone_from(&config);
-    tell(feed, Observation::CniConfig(config)).await
+    send(feed, Observation::CniConfig(config)).await
 }
 
-/// False when nobody listens any more.
-async fn tell(feed: &Feed, observation: Observation) -> bool {
+/// Returns false if the receiver of the feed is closed.
+async fn send(feed: &Feed, observation: Observation) -> bool {
     feed.send(Seen { at: clock::now(), observation }).await.is_ok()
 }
 
-/// Watches of the configuration directory, the plugin directories, and their parents (a directory that does
-/// not exist yet, or is replaced, shows there).
+/// inotify(7) watches of the configuration directory, the plugin directories, and their parents, which show
+/// the creation or replacement of a directory.
 struct Watches {
     stream: inotify::EventStream<[u8; 4096]>,
 }
 
 impl Watches {
-    /// Looks up every directory, which blocks where the disk does.
+    /// Adds the watches. Blocks while the disk of a directory blocks.
     fn add(settings: &Settings) -> io::Result<Inotify> {
         let inotify = Inotify::init()?;
         let mut dirs = vec![settings.on_host(&settings.cni.conf())];
@@ -285,10 +297,10 @@ impl Watches {
             | WatchMask::MOVE_SELF;
         let appear = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
         for dir in &dirs {
-            // One that is not there is not watched itself: its nearest parent is.
+            // A directory that does not exist cannot be watched: its nearest ancestor is watched instead.
             let _ = inotify.watches().add(dir, mask | WatchMask::ONLYDIR);
             if let Some(parent) = dir.ancestors().skip(1).find(|parent| parent.is_dir())
-                // `/` and the like change all the time and never lose these directories.
+                // `/` and its children change all the time but do not lose these directories.
                 && (!dir.is_dir() || parent.components().count() > 2)
             {
                 let _ = inotify.watches().add(parent, appear);

@@ -1,9 +1,9 @@
-//! Addresses that host-local has given out, beside the sandboxes that they may belong to.
+//! Compares the addresses that host-local has assigned with the sandboxes to which they can belong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use probe_engine::{Leases, Observation};
 
@@ -13,23 +13,24 @@ use crate::text::clean;
 
 /// Most files of one directory that are counted: a /16 has 65,536 addresses.
 const FILES: usize = 65_536;
-/// Most directories.
+/// Most directories that are polled.
 const DIRS: usize = 16;
-/// Longest path that is kept.
+/// Longest path that is reported.
 const PATH: usize = 256;
-/// A pod more or less is no news: how much the difference must change.
-const NEWS: u64 = 4;
+/// Granularity of the reported difference: a single pod that starts or stops is not reported.
+const STEP: u64 = 4;
 
-/// What was told last.
+/// Reports when the leases and the sandboxes of a node diverge or converge.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Monitor {
     dirs: BTreeSet<PathBuf>,
-    differences: BTreeMap<PathBuf, u64>,
+    /// The difference reported last for each directory, in units of [`STEP`].
+    reported: BTreeMap<PathBuf, u64>,
 }
 
-impl Told {
-    /// Looks up where the configured networks keep their leases.
-    pub(super) fn configured(&mut self, settings: &Settings) {
+impl Monitor {
+    /// Reads from the CNI configuration in which directories host-local keeps its leases.
+    pub(super) fn find_dirs(&mut self, settings: &Settings) {
         let dir = settings.on_host(&settings.cni.conf());
         let files = fs::read_dir(dir).into_iter().flatten().flatten().take(FILES);
         let configs = files.filter_map(|entry| file::read(&entry.path()).ok());
@@ -37,25 +38,26 @@ impl Told {
         self.dirs = dirs.map(|dir| settings.on_host(&dir)).take(DIRS).collect();
     }
 
-    /// Tells of directories in which leases and sandboxes have drifted apart, or together.
-    pub(super) fn look(&mut self, settings: &Settings, seen: &mut Vec<Observation>) {
+    /// Reports directories whose number of leases has moved away from or closer to the number of sandboxes.
+    pub(super) fn poll(&mut self, settings: &Settings, changes: &mut Vec<Observation>) {
         if self.dirs.is_empty() {
             return;
         }
         let namespaces = namespaces::bound(settings).len() as u64;
         for dir in &self.dirs {
-            let held = held(dir);
-            let news = held.abs_diff(namespaces) / NEWS;
-            if self.differences.insert(dir.clone(), news) != Some(news) {
+            let held = leases_in(dir);
+            let difference = held.abs_diff(namespaces) / STEP;
+            if self.reported.insert(dir.clone(), difference) != Some(difference) {
                 let dir = clean(dir.as_os_str().as_encoded_bytes(), PATH);
-                seen.push(Observation::Leases(Leases { dir, held, namespaces }));
+                changes.push(Observation::Leases(Leases { dir, held, namespaces }));
             }
         }
     }
 }
 
-/// A lease is a file whose name is its address; of IPv6, with underscores where the colons are on some systems.
-fn held(dir: &std::path::Path) -> u64 {
+/// Returns the number of leases in a directory. Each is a file whose name is the address; on some systems
+/// with underscores in place of the colons of IPv6.
+fn leases_in(dir: &Path) -> u64 {
     let files = fs::read_dir(dir).into_iter().flatten().flatten().take(FILES);
     let is_lease = |name: &str| name.replace('_', ":").parse::<IpAddr>().is_ok();
     files.filter(|entry| entry.file_name().to_str().is_some_and(is_lease)).count() as u64

@@ -1,4 +1,4 @@
-//! The node without eBPF: its files, sockets, links, routes and processes, read and watched.
+//! Sources that work without eBPF: the node's files, sockets, links, routes and processes.
 
 mod accepted;
 pub(crate) mod ask;
@@ -10,6 +10,7 @@ pub(crate) mod conf_access;
 pub(crate) mod connections;
 mod credentials;
 pub(crate) mod cri;
+mod data_dirs;
 pub(crate) mod discovery;
 mod endpoint;
 mod errqueue;
@@ -31,6 +32,7 @@ pub(crate) mod pulse;
 pub(crate) mod role;
 pub(crate) mod routes;
 pub(crate) mod sockets;
+mod sysctls;
 pub(crate) mod targets;
 mod tls;
 mod trust;
