@@ -1,4 +1,4 @@
-//! Certificates: whose, for which names, and how long yet.
+//! Reads X.509 certificates.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,8 @@ const NAME: usize = 128;
 /// Most names that are kept of a certificate.
 const NAMES: usize = 16;
 
-/// Reads one; `wanted` is the name or address that it should be for. `None` when it is no certificate.
+/// Parses a certificate in DER. `wanted` is the name or address that it should be valid for. `None` if it is
+/// not a certificate.
 pub(crate) fn read(der: &[u8], wanted: Option<&str>) -> Option<Certificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names = certificate.subject_alternative_name().ok().flatten();
@@ -32,7 +33,7 @@ pub(crate) fn read(der: &[u8], wanted: Option<&str>) -> Option<Certificate> {
     })
 }
 
-/// Reads the first certificate of a file in PEM.
+/// Parses the first certificate of a PEM file.
 pub(super) fn first(pem: &[u8]) -> Option<Certificate> {
     read(&CertificateDer::from_pem_slice(pem).ok()?, None)
 }
@@ -43,16 +44,16 @@ pub(super) fn issuer(der: &[u8]) -> Option<String> {
     Some(clean(certificate.issuer().to_string().as_bytes(), NAME))
 }
 
-/// Returns the common name of a certificate's subject, as it stands there.
+/// Returns the common name of a certificate's subject, verbatim.
 pub(super) fn common_name(der: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let name = certificate.subject().iter_common_name().next()?;
     Some(name.as_str().ok()?.to_owned())
 }
 
-/// Returns whether signatures of this certificate's key can be checked here: Ed25519, P-256, P-384, and RSA with 2048 to
-/// 8192 bits (ring's `RSA_PKCS1_2048_8192`). A check with another key fails whatever the signature is.
-pub(super) fn has_usual_key(der: &[u8]) -> bool {
+/// Returns whether signatures of this certificate's key can be verified: Ed25519, P-256, P-384, and RSA with
+/// 2048 to 8192 bits (ring's `RSA_PKCS1_2048_8192`). Verification with any other key always fails.
+pub(super) fn has_supported_key(der: &[u8]) -> bool {
     /// RFC 8410 section 3.
     const ED25519: &str = "1.3.101.112";
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
@@ -76,7 +77,8 @@ fn name(general: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// RFC 6125: the same name, or one label in the place of a leading `*`.
+/// Returns whether a name of a certificate covers `wanted` (RFC 6125): the names are equal, or a leading `*`
+/// stands for one label.
 fn fits(name: &str, wanted: &str) -> bool {
     match name.strip_prefix("*.") {
         Some(parent) => wanted.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
@@ -89,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_fit_as_clients_see_it() {
+    fn wildcard_matches_exactly_one_label() {
         assert!(fits("10.0.0.1", "10.0.0.1") && fits("API.example.org", "api.example.org"));
         assert!(fits("*.example.org", "api.example.org") && !fits("*.example.org", "a.b.example.org"));
         assert!(!fits("10.0.0.1", "10.0.0.11"));
     }
 
     #[test]
-    fn what_is_no_certificate_is_none() {
+    fn invalid_certificate_is_none() {
         assert_eq!(read(b"", None), None);
         assert_eq!(read(&[0x30; 300], None), None);
     }

@@ -1,5 +1,6 @@
-//! Which directory the runtime really reads: it watches the one with its network configurations by inotify(7), and the
-//! kernel shows what a process watches (proc_pid_fdinfo(5)). A path is a guess; that is a fact.
+//! Determines which directory the container runtime actually reads. The runtime watches the directory of its
+//! network configurations with inotify(7), and the kernel shows what a process watches (proc_pid_fdinfo(5)).
+//! Unlike a default or configured path, this shows what the runtime uses.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,26 +22,26 @@ use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_secs(30);
-/// How long a runtime that was started has until it watches: containerd takes a second.
+/// Interval between two searches.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// Delay after the start of a runtime until it watches its directory: containerd takes 1 s.
 const START: Duration = Duration::from_secs(3);
-/// Most open files of a runtime that are looked at.
+/// Most open files of a runtime that are examined.
 const FILES: usize = 4096;
-/// Where a directory is searched for, and how deep.
+/// Directories below which the watched directory is searched, and the depth of the search.
 const ROOTS: &[(&str, usize)] =
     &[("/etc", 5), ("/run", 4), ("/opt", 5), ("/var/snap", 6), ("/var/lib", 7), ("/usr/local", 5)];
-/// Longest path that is shown.
+/// Longest path that is reported.
 const PATH: usize = 256;
-/// Most directories that such a search enters.
+/// Most directories that a search reads.
 const DIRECTORIES: usize = 20_000;
-/// Trees with the layers of images and the volumes of pods: large, and without a configuration of the runtime's.
+/// Directories with image layers and pod volumes: large, and without configuration of the runtime.
 const SKIPPED: &[&str] = &["containerd", "containers", "docker", "kubelet", "overlay2", "snapshots"];
 
-/// A directory as the kernel names it among what a process watches: inode number and device.
-type Place = (u64, u64);
+/// Inode number and device of a directory, as fdinfo shows them for an inotify watch.
+type DirId = (u64, u64);
 
-/// Learns now what the runtimes among these processes read.
+/// Determines which directory the runtimes among `processes` read, and stores it in the settings.
 pub(crate) fn learn(settings: &Settings, processes: &[Found]) {
     let runtimes = processes.iter().filter(|found| found.class == ProcessClass::Runtime);
     if let Some(dir) = find(settings, &runtimes.map(|found| found.actor.pid).collect::<Vec<_>>()) {
@@ -48,25 +49,26 @@ pub(crate) fn learn(settings: &Settings, processes: &[Found]) {
     }
 }
 
-/// Learns again when a runtime was started, and now and then. Runs for ever.
+/// Determines the directory again after the start of a runtime and every 30 s, and reports a gap while it
+/// differs from the configured one. Runs forever.
 pub(crate) async fn watch(settings: Arc<Settings>, mut watched: watch::Receiver<Watched>, feed: Feed) {
     const SIGNAL: &str = "cni.config.dir";
     let mut has_gap = false;
     loop {
-        match tokio::time::timeout(LOOK, watched.changed()).await {
+        match tokio::time::timeout(INTERVAL, watched.changed()).await {
             Ok(Ok(())) => tokio::time::sleep(START).await,
             Ok(Err(_)) => return,
             Err(_) => {}
         }
         let runtimes = runtimes(&watched.borrow_and_update());
         let shared = Arc::clone(&settings);
-        // A search takes its time on a slow disk.
+        // The search may take long on a slow disk.
         let found = tokio::task::spawn_blocking(move || find(&shared, &runtimes)).await;
         let Ok(found) = found else { return };
         if let Some(dir) = &found {
             settings.cni.learn_conf(dir.clone());
         }
-        // What was named by hand stays.
+        // A directory that was set by a flag is not replaced.
         let other = found.filter(|dir| *dir != settings.cni.conf());
         if other.is_some() == has_gap {
             continue;
@@ -76,7 +78,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, mut watched: watch::Receiver<
         let observation = match other {
             Some(dir) => {
                 let why = format!(
-                    "--cni-conf-dir names {}, and the container runtime reads {}",
+                    "--cni-conf-dir is {}, but the container runtime reads {}",
                     settings.cni.conf().display(),
                     clean(dir.as_os_str().as_bytes(), PATH)
                 );
@@ -90,30 +92,30 @@ pub(crate) async fn watch(settings: Arc<Settings>, mut watched: watch::Receiver<
     }
 }
 
-/// Process ids of the container runtimes.
+/// Returns the PIDs of the container runtimes.
 fn runtimes(watched: &Watched) -> Vec<u32> {
     let runtimes = watched.iter().filter(|(_, (_, class))| *class == ProcessClass::Runtime);
     runtimes.map(|(pid, _)| *pid).collect()
 }
 
-/// Returns the directory that runtimes watch instead of the known one; `None` where they watch that, and where it cannot be
-/// determined.
+/// Returns the directory that runtimes watch instead of the configured one; `None` if they watch the
+/// configured one, or if it cannot be determined.
 fn find(settings: &Settings, runtimes: &[u32]) -> Option<PathBuf> {
-    let watched: BTreeSet<Place> = runtimes.iter().flat_map(|pid| watched_by(*pid)).collect();
-    let known = settings.on_host(&settings.cni.conf());
-    if watched.is_empty() || place(&known).is_some_and(|place| watched.contains(&place)) {
+    let watched: BTreeSet<DirId> = runtimes.iter().flat_map(|pid| watched_by(*pid)).collect();
+    let configured = settings.on_host(&settings.cni.conf());
+    if watched.is_empty() || dir_id(&configured).is_some_and(|id| watched.contains(&id)) {
         return None;
     }
     let mut found = search(settings, &watched);
-    // The plugin directories are watched, too (CRI-O).
+    // CRI-O also watches the plugin directories.
     if found.len() > 1 {
-        found.retain(|dir| holds_configurations(&settings.on_host(dir)));
+        found.retain(|dir| has_configurations(&settings.on_host(dir)));
     }
     found.pop().filter(|_| found.is_empty())
 }
 
-/// What a process watches by inotify.
-fn watched_by(pid: u32) -> Vec<Place> {
+/// Returns what a process watches with inotify.
+fn watched_by(pid: u32) -> Vec<DirId> {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().take(FILES);
     let inotify = files
         .filter(|file| fs::read_link(file.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:inotify"));
@@ -124,8 +126,8 @@ fn watched_by(pid: u32) -> Vec<Place> {
     info.flat_map(|text| text.lines().filter_map(parse).collect::<Vec<_>>()).collect()
 }
 
-/// `inotify wd:1 ino:9d3f sdev:800013 mask:800afce …`, numbers in hexadecimal.
-fn parse(line: &str) -> Option<Place> {
+/// Parses a line of fdinfo: `inotify wd:1 ino:9d3f sdev:800013 mask:800afce …`, with hexadecimal numbers.
+fn parse(line: &str) -> Option<DirId> {
     let words = line.strip_prefix("inotify ")?;
     let number = |name: &str| {
         let value = words.split(' ').find_map(|word| word.strip_prefix(name))?;
@@ -134,24 +136,22 @@ fn parse(line: &str) -> Option<Place> {
     Some((number("ino:")?, number("sdev:")?))
 }
 
-/// How the kernel names a directory, by watching it for a moment: stat(2) gives other numbers on some file systems.
-fn place(dir: &Path) -> Option<Place> {
+/// Returns the id of a directory by watching it briefly: stat(2) returns other numbers on some file systems.
+fn dir_id(dir: &Path) -> Option<DirId> {
     let inotify = Inotify::init().ok()?;
     inotify.watches().add(dir, WatchMask::DELETE_SELF | WatchMask::ONLYDIR).ok()?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", inotify.as_raw_fd())).ok()?;
     info.lines().find_map(parse)
 }
 
-/// The directories of the host that are among `watched` and may hold network configurations.
-fn search(settings: &Settings, watched: &BTreeSet<Place>) -> Vec<PathBuf> {
-    let numbers: BTreeSet<u64> = watched.iter().map(|(inode, _)| *inode).collect();
+/// Returns the directories of the host that are among `watched` and may contain network configurations.
+fn search(settings: &Settings, watched: &BTreeSet<DirId>) -> Vec<PathBuf> {
+    let inodes: BTreeSet<u64> = watched.iter().map(|(inode, _)| *inode).collect();
     let mut found = Vec::new();
-    let mut left = DIRECTORIES;
     let mut todo: Vec<(PathBuf, usize)> =
         ROOTS.iter().rev().map(|(root, depth)| (PathBuf::from(root), *depth)).collect();
-    while let Some((dir, depth)) = todo.pop() {
-        let Some(less) = left.checked_sub(1) else { break };
-        left = less;
+    for _ in 0..DIRECTORIES {
+        let Some((dir, depth)) = todo.pop() else { break };
         for entry in fs::read_dir(settings.on_host(&dir)).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let skipped = SKIPPED.iter().any(|skipped| name == *skipped) && dir != Path::new("/etc");
@@ -160,10 +160,10 @@ fn search(settings: &Settings, watched: &BTreeSet<Place>) -> Vec<PathBuf> {
             }
             let path = dir.join(name);
             let on_host = settings.on_host(&path);
-            // A mount point has the number of what it hides.
+            // The entry of a mount point has the inode number of the directory below the mount.
             let inode = || fs::metadata(&on_host).map_or(0, |metadata| metadata.ino());
-            let may_be = numbers.contains(&entry.ino()) || numbers.contains(&inode());
-            if may_be && may_hold(&path) && place(&on_host).is_some_and(|place| watched.contains(&place)) {
+            let may_match = inodes.contains(&entry.ino()) || inodes.contains(&inode());
+            if may_match && is_candidate(&path) && dir_id(&on_host).is_some_and(|id| watched.contains(&id)) {
                 found.push(path.clone());
             }
             if depth > 1 {
@@ -174,13 +174,14 @@ fn search(settings: &Settings, watched: &BTreeSet<Place>) -> Vec<PathBuf> {
     found
 }
 
-/// Runtimes also watch where devices are described (CDI), and plugins for the runtime itself (NRI).
-fn may_hold(dir: &Path) -> bool {
-    let of = |name: &str| dir.iter().any(|part| part == name);
-    !of("cdi") && !of("nri") && !of("certs.d")
+/// Returns whether a directory may contain network configurations. Runtimes also watch device descriptions
+/// (CDI), plugins of the runtime itself (NRI) and registry certificates.
+fn is_candidate(dir: &Path) -> bool {
+    let is_in = |name: &str| dir.iter().any(|part| part == name);
+    !is_in("cdi") && !is_in("nri") && !is_in("certs.d")
 }
 
-fn holds_configurations(dir: &Path) -> bool {
+fn has_configurations(dir: &Path) -> bool {
     let mut names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
     names.any(|name| ConfFile::is_read(&name.to_string_lossy()))
 }
@@ -196,13 +197,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_that_a_process_watches_is_found_wherever_it_lies() {
+    fn finds_the_directory_that_a_process_watches() {
         let root = tempfile::tempdir().expect("a directory");
-        let flag = root.path().to_str().expect("a text");
+        let flag = root.path().to_str().expect("UTF-8");
         let settings = || settings(&["--host-root", flag]);
         let own = [process::id()];
         for dir in ["etc/cni/net.d", "etc/cdi", "var/lib/some/where/net.d"] {
-            fs::create_dir_all(root.path().join(dir)).expect("made");
+            fs::create_dir_all(root.path().join(dir)).expect("created");
         }
         let watch = |dir: &str| {
             let inotify = Inotify::init().expect("inotify");
@@ -217,7 +218,7 @@ mod tests {
             learn(&settings, &[Found { actor, class: ProcessClass::Runtime }]);
             assert_eq!(settings.cni.conf(), Path::new("/var/lib/some/where/net.d"));
         }
-        // Only that of devices is left.
+        // Only the device descriptions are still watched.
         assert_eq!(find(&settings(), &own), None);
         let _known = watch("etc/cni/net.d");
         let _other = watch("var/lib/some/where/net.d");
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_watch_is_read() {
+    fn parses_only_lines_of_inotify_watches() {
         let line = "inotify wd:1 ino:9d3f sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8";
         assert_eq!(parse(line), Some((0x9d3f, 0x80_0013)));
         for bad in ["pos:\t0", "inotify wd:1 ino:x sdev:1", "inotify wd:1", ""] {

@@ -1,6 +1,7 @@
-//! Who opens, writes, renames and removes files in the CNI configuration directory: fanotify(7).
+//! Reports which process opens, writes, renames or removes files in the CNI configuration directory, with
+//! fanotify(7).
 //!
-//! Only this directory is marked, so nothing else on the machine pays for it.
+//! Only this directory is marked, so that accesses to other files have no overhead.
 
 use std::ffi::CString;
 use std::io;
@@ -21,14 +22,14 @@ use crate::privileges;
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// The kernel never gives less than one event; the longest has a name of 255 bytes.
+/// Read buffer, bytes. A read returns whole events, of which the longest has a name of 255 bytes.
 const BUFFER: usize = 8192;
-/// Between two tries to mark a directory that is not there.
-const AGAIN: Duration = Duration::from_secs(2);
+/// Delay between two attempts to mark a directory that does not exist.
+const RETRY: Duration = Duration::from_secs(2);
 /// Longest file name that is kept.
 const NAME: usize = 255;
 
-// include/uapi/linux/fanotify.h; libc has them, with types of their own each.
+// include/uapi/linux/fanotify.h. libc defines them with differing types.
 const FAN_OPEN: u64 = 0x20;
 const FAN_CLOSE_WRITE: u64 = 0x08;
 const FAN_MOVED_FROM: u64 = 0x40;
@@ -41,42 +42,47 @@ const FAN_Q_OVERFLOW: u64 = 0x4000;
 const FAN_ONDIR: u64 = 0x4000_0000;
 const FAN_EVENT_ON_CHILD: u64 = 0x0800_0000;
 const INFO_DFID_NAME: u8 = 2;
-/// `struct fanotify_event_metadata`.
+/// Size of `struct fanotify_event_metadata`, bytes.
 const METADATA: usize = 24;
 
-/// What can be seen.
+/// What the kernel reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// Names, and changes of the directory itself: 5.9, and a file system with file handles.
+    /// All accesses with file names, and changes of the directory itself: Linux 5.9, and a file system that
+    /// supports file handles.
     Names,
-    /// Only what is opened and written, by its open file.
+    /// Only opened and written files, by descriptor.
     Files,
 }
 
-/// Runs for ever; without fanotify it says so once and ends.
+/// Reports accesses forever. If fanotify is unavailable, reports a gap and returns.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     let mut gap: Option<String> = None;
     loop {
-        // Asked for before it is read: what changes in between is not missed.
-        let elsewhere = settings.cni.changed();
+        // Subscribed before the read, so that no change of the directory in between is missed.
+        let dir_changed = settings.cni.changed();
         let conf = settings.cni.conf();
         let dir = settings.on_host(&conf);
         let marked = Mark::new(&dir);
         let missing = match &marked {
             Ok(Mark { mode: Mode::Names, .. }) => None,
-            Ok(_) => Some(
-                "who renamed or removed a file in it is not seen, only who opened or wrote one".to_owned(),
-            ),
-            // It is told elsewhere that it is not there.
+            Ok(_) => Some(format!(
+                "fanotify reports no names for {}: processes that rename or remove files in it are not observed, \
+                 only those that open or write them",
+                conf.display()
+            )),
+            // A missing directory is reported with the configuration.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => Some(format!("{error}; who reads and writes it is not seen")),
+            Err(error) => Some(format!(
+                "cannot watch {} with fanotify: {error}; processes that read or write files in it are not observed",
+                conf.display()
+            )),
         };
         if let Some(why) = missing
             && gap.as_ref() != Some(&why)
         {
-            let text = format!("watch {} by fanotify: {why}", conf.display());
-            let observation =
-                Observation::Gap(Gap { signal: "cni.config.access".to_owned(), why: text, blind: false });
+            let signal = "cni.config.access".to_owned();
+            let observation = Observation::Gap(Gap { signal, why: why.clone(), blind: false });
             gap = Some(why);
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return;
@@ -86,16 +92,16 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
             Ok(mark) => {
                 tokio::select! {
                     followed = mark.follow(&settings, &feed) => if followed.is_err() { return },
-                    () = elsewhere => {}
+                    () = dir_changed => {}
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => tokio::time::sleep(AGAIN).await,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => tokio::time::sleep(RETRY).await,
             Err(_) => return,
         }
     }
 }
 
-/// The directory as it is now.
+/// A mark on the directory that is currently at the path.
 struct Mark {
     group: AsyncFd<OwnedFd>,
     mode: Mode,
@@ -104,7 +110,7 @@ struct Mark {
 
 impl Mark {
     fn new(dir: &Path) -> io::Result<Self> {
-        // From Linux 5.13 on a directory can be watched without it, and events do not name the process.
+        // Since Linux 5.13 a directory can be watched without it, but events then do not contain the PID.
         if privileges::lacks(Capability::CAP_SYS_ADMIN) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "CAP_SYS_ADMIN is missing"));
         }
@@ -116,7 +122,7 @@ impl Mark {
             | FAN_DELETE
             | FAN_DELETE_SELF
             | FAN_MOVE_SELF
-            // Without it nothing is told of the directory itself.
+            // Without it, events of the directory itself are not reported.
             | FAN_ONDIR
             | FAN_EVENT_ON_CHILD;
         let names = Self::with(dir, Mode::Names, libc::FAN_REPORT_DFID_NAME, all);
@@ -131,25 +137,28 @@ impl Mark {
     fn with(dir: &Path, mode: Mode, report: u32, mask: u64) -> io::Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | report;
         let files = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK).unsigned_abs();
-        // SAFETY: no memory is involved.
+        // SAFETY: the call takes no pointers.
         let fd = unsafe { libc::fanotify_init(flags, files) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: fanotify_init(2) has just answered with this new descriptor.
+        // SAFETY: fanotify_init(2) has just returned this descriptor, which nothing else owns.
         let group = unsafe { OwnedFd::from_raw_fd(fd) };
         let path = CString::new(dir.as_os_str().as_bytes())?;
         let add = libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR;
-        // SAFETY: `path` is live and ends with a NUL.
+        // SAFETY: `path` is live and NUL-terminated.
         if unsafe { libc::fanotify_mark(fd, add, mask, libc::AT_FDCWD, path.as_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor owns itself, lives as long as this does, and is always the same one.
+        // SAFETY: an `OwnedFd` keeps its descriptor open until it is dropped, and always returns it.
         let group = unsafe { AsyncFd::register(group)? };
         Ok(Self { group, mode, dir: dir.to_owned() })
     }
 
-    /// Tells what happens until the directory is replaced; an error when nobody listens any more.
+    /// Reports accesses until the directory is replaced.
+    ///
+    /// # Errors
+    /// If the mark cannot be read, or the receiver of the feed is closed.
     async fn follow(self, settings: &Settings, feed: &Feed) -> Result<(), ()> {
         let mut buffer = vec![0_u8; BUFFER];
         loop {
@@ -177,7 +186,7 @@ impl Mark {
                     return Err(());
                 }
             }
-            // Without names, its own end is not told either: it is looked for.
+            // Without names, the removal of the directory is not reported either.
             if replaced || (self.mode == Mode::Files && !self.dir.is_dir()) {
                 return Ok(());
             }
@@ -185,13 +194,14 @@ impl Mark {
     }
 }
 
-/// What one event means; `None` for our own reading and for what nobody asks.
+/// Returns the observation of an event; `None` for an access of the agent itself, and for events that are not
+/// reported.
 fn observation(settings: &Settings, mask: u64, pid: i32, file: &[u8]) -> Option<Observation> {
     let pid = u32::try_from(pid).unwrap_or(0);
     if pid == std::process::id() {
         return None;
     }
-    // Several may be merged into one: the one that changes most counts.
+    // The kernel may merge several events into one: the greatest change is reported.
     let access = [
         (FAN_DELETE_SELF | FAN_MOVE_SELF, Access::DirectoryReplaced),
         (FAN_DELETE, Access::Removed),
@@ -215,7 +225,7 @@ fn observation(settings: &Settings, mask: u64, pid: i32, file: &[u8]) -> Option<
     }))
 }
 
-/// Name of an open file, without its directory.
+/// Returns the name of an open file, without its directory.
 fn name_of(fd: &OwnedFd) -> Vec<u8> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
     path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
@@ -224,11 +234,13 @@ fn name_of(fd: &OwnedFd) -> Vec<u8> {
 struct Event {
     mask: u64,
     pid: i32,
+    /// In [`Mode::Names`].
     name: Option<Vec<u8>>,
+    /// The open file, in [`Mode::Files`].
     fd: Option<OwnedFd>,
 }
 
-/// The events in what was read; ends at the first that is cut off.
+/// Iterates over the events in a buffer, up to the first that is truncated.
 struct Events<'a>(&'a [u8]);
 
 impl Iterator for Events<'_> {
@@ -243,13 +255,13 @@ impl Iterator for Events<'_> {
         let fd = i32::from_ne_bytes(head.get(16..20)?.try_into().ok()?);
         let pid = i32::from_ne_bytes(head.get(20..24)?.try_into().ok()?);
         self.0 = &self.0[length..];
-        // SAFETY: a descriptor that is not negative was opened for this event and belongs to its reader.
+        // SAFETY: a descriptor that is not negative was opened for this event and is owned by its reader.
         let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
         Some(Event { mask, pid, name: name_in(&event[METADATA..]), fd })
     }
 }
 
-/// The name in the records that follow an event: header, file system id, file handle, name and a NUL.
+/// Returns the name in the records that follow an event: header, file system id, file handle, name and a NUL.
 pub(super) fn name_in(mut records: &[u8]) -> Option<Vec<u8>> {
     const HEADER: usize = 4;
     const FSID: usize = 8;
@@ -274,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_read_and_no_length_is_believed() {
+    fn reads_a_name_and_rejects_invalid_lengths() {
         let mut record = vec![INFO_DFID_NAME, 0, 0, 0];
         record.extend([0; 8]);
         record.extend(4_u32.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! Which of several container runtimes serves the kubelet: the one that listens on its endpoint.
+//! Determines which of several container runtimes serves the kubelet: the one that listens on its endpoint.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,26 +7,27 @@ use probe_engine::{Actor, is_same_path};
 
 use super::processes;
 
-/// It serves CRI by dockerd, and that by a containerd of its own: all three matter.
-const BY_OTHERS: &str = "cri-dockerd";
+/// A runtime that serves CRI through dockerd, which in turn uses its own containerd: all three are in use.
+const CRI_DOCKERD: &str = "cri-dockerd";
 /// `__SO_ACCEPTCON`, include/linux/net.h: the socket listens.
 const LISTENS: u32 = 1 << 16;
 
-/// Returns those of these runtimes that the kubelet does not use; none where its runtime is not known.
+/// Returns the PIDs of the runtimes that the kubelet does not use; none if its runtime is unknown.
 pub(super) fn unused(endpoint: Option<&str>, runtimes: &[Actor]) -> BTreeSet<u32> {
     let Some(endpoint) = endpoint.filter(|_| runtimes.len() > 1) else { return BTreeSet::new() };
-    // Of this process' network namespace, which is the host's.
+    // The agent runs in the host's network namespace.
     let table = fs::read_to_string("/proc/self/net/unix").unwrap_or_default();
     let inodes: BTreeSet<_> = table.lines().filter_map(|line| listener(line, endpoint)).collect();
     let serves = |runtime: &&Actor| processes::sockets_of(runtime.pid).any(|inode| inodes.contains(&inode));
     let (serving, others): (Vec<_>, Vec<_>) = runtimes.iter().partition(serves);
-    if serving.is_empty() || serving.iter().any(|runtime| runtime.name == BY_OTHERS) {
+    if serving.is_empty() || serving.iter().any(|runtime| runtime.name == CRI_DOCKERD) {
         return BTreeSet::new();
     }
     others.into_iter().map(|runtime| runtime.pid).collect()
 }
 
-/// The inode number of a socket that listens at `path`: `Num RefCount Protocol Flags Type St Inode Path`.
+/// Returns the inode number of a socket that listens at `path`, from a line of `/proc/net/unix`:
+/// `Num RefCount Protocol Flags Type St Inode Path`.
 fn listener(line: &str, path: &str) -> Option<u32> {
     let mut fields = line.split_ascii_whitespace();
     let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
@@ -45,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_that_listen_at_the_path_count() {
+    fn only_a_socket_that_listens_at_the_path_is_a_listener() {
         let line =
             "0000000000000000: 00000002 00000000 00010000 0001 01 18412 /run/containerd/containerd.sock";
         assert_eq!(listener(line, "/var/run/containerd/containerd.sock"), Some(18_412));
@@ -57,19 +58,19 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_beside_the_one_that_listens_is_unused() {
+    fn runtime_that_does_not_listen_on_the_endpoint_is_unused() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("runtime.sock");
-        let path = socket.to_str().expect("a text");
+        let path = socket.to_str().expect("UTF-8");
         let own = std::process::id();
         let (serves, other) =
             (runtime(own, "containerd"), runtime(std::os::unix::process::parent_id(), "dockerd"));
         let both = [serves.clone(), other.clone()];
-        // Nobody listens yet: any of them may be the kubelet's.
+        // Without a listener, the kubelet may use any of them.
         assert!(unused(Some(path), &both).is_empty());
         let _listener = UnixListener::bind(&socket).expect("bound");
         assert_eq!(unused(Some(path), &both), BTreeSet::from([other.pid]));
         assert!(unused(None, &both).is_empty() && unused(Some(path), &[serves]).is_empty());
-        assert!(unused(Some(path), &[runtime(own, BY_OTHERS), other]).is_empty());
+        assert!(unused(Some(path), &[runtime(own, CRI_DOCKERD), other]).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! See `crate::fuzz`.
+//! Fuzz targets of this module; see `crate::fuzz`.
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,7 +12,7 @@ use super::{
 use crate::fuzz::is_clean;
 use crate::settings::ServerHost;
 
-/// A network configuration, as a list and as one plugin.
+/// Parses a CNI configuration, as a list and as a single plugin.
 pub fn cni_config(bytes: &[u8]) {
     for name in ["10-pods.conflist", "10-pods.conf"] {
         match cni_parse::parse(name, bytes) {
@@ -33,7 +33,7 @@ pub fn cni_config(bytes: &[u8]) {
     }
 }
 
-/// A kubeconfig, of which the servers and the kubelet's context are read.
+/// Parses a kubeconfig, and reads its servers and the kubelet's context.
 pub fn kubeconfig(bytes: &[u8]) {
     kubeconfig::fuzz(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -46,14 +46,15 @@ pub fn kubeconfig(bytes: &[u8]) {
     }
 }
 
-/// A configuration file of a kubelet or a runtime, and a resolver's.
+/// Parses a configuration file of a kubelet, a runtime or a resolver.
 pub fn node_config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     discovery::fuzz(text);
     names::fuzz(text);
 }
 
-/// A datagram of rtnetlink's or generic netlink's, an entry of a socket's error queue, records of fanotify's.
+/// Parses a datagram of rtnetlink or generic netlink, an entry of a socket's error queue, or the records of a
+/// fanotify event.
 pub fn netlink(bytes: &[u8]) {
     let _ = wire::end_of(bytes);
     for message in wire::messages(bytes) {
@@ -65,10 +66,10 @@ pub fn netlink(bytes: &[u8]) {
                 assert!(is_clean(&link.name) && is_clean(&link.link_kind));
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
-                assert!(is_clean(&links::route_gone(&route).object));
+                assert!(is_clean(&links::route(&route).object));
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(rule)) => {
-                assert!(is_clean(&links::rule_gone(&rule).object));
+                assert!(is_clean(&links::rule(&rule).object));
             }
             _ => {}
         }
@@ -77,17 +78,17 @@ pub fn netlink(bytes: &[u8]) {
     let _ = conf_access::name_in(bytes);
 }
 
-/// A response of the runtime's `Status`.
+/// Parses the response of a runtime to `Status`.
 pub fn cri(bytes: &[u8]) {
     runtime::fuzz(bytes);
 }
 
-/// A response of a DNS server.
+/// Parses the response of a DNS server.
 pub fn dns(bytes: &[u8]) {
     names::fuzz_response(bytes);
 }
 
-/// What the database of Open vSwitch answers.
+/// Parses a response of the Open vSwitch database.
 pub fn ovsdb(bytes: &[u8]) {
     ovs::database(bytes);
 }

@@ -49,7 +49,7 @@ const FOUND_DIRS: usize = 16;
 const PATH: usize = 256;
 
 /// Polls the node forever and sends what has changed. With `count_drops`, also sends how many packets the
-/// reverse path filter dropped, from the kernel's counter, which does not tell the link.
+/// reverse path filter dropped, from the kernel's counter, which does not identify the link.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed, count_drops: bool) {
     let mut poller = Poller {
         reported: Reported::default(),

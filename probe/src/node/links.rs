@@ -1,4 +1,5 @@
-//! Links, in every namespace that can be seen from the host's, and the host's addresses, by rtnetlink(7).
+//! Links of every network namespace for which the agent's own has an id, and the host's addresses, routes and
+//! rules, from rtnetlink(7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,20 +27,19 @@ use crate::feed::{Feed, RTNETLINK, Seen};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Most links and addresses that are taken: 110 pods with a link each, and as many again for what is left
-/// over, twice.
+/// Most links and addresses that are read: twice the links of 110 pods and of as many leftovers.
 const MOST: usize = 512;
-/// `IFNAMSIZ`
-const IFNAME: usize = 16;
+/// Longest link name that is reported: `IFNAMSIZ` bytes, each of which may be escaped as `\xff`.
+const NAME: usize = 4 * libc::IF_NAMESIZE;
 
-/// A connection for one question; its task ends with the handle.
+/// Opens a connection for a request; its task ends when the handle is dropped.
 pub(super) fn handle() -> Result<Handle> {
     let (connection, handle, _) = new_connection().context("open a route netlink socket")?;
     tokio::spawn(connection);
     Ok(handle)
 }
 
-/// Every link.
+/// Returns the links of the agent's own network namespace.
 pub(crate) async fn snapshot() -> Result<Vec<Link>> {
     let handle = handle()?;
     let mut links = Vec::new();
@@ -52,14 +52,14 @@ pub(crate) async fn snapshot() -> Result<Vec<Link>> {
     Ok(links)
 }
 
-/// Every address of the host's own links, loopback included.
+/// Returns the addresses of the host's own links, including loopback.
 pub(crate) async fn addresses() -> Result<Vec<IpAddr>> {
     let handle = handle()?;
     let mut addresses = BTreeSet::new();
     let mut dump = std::pin::pin!(handle.address().get().execute());
     while let Some(message) = dump.try_next().await.context("read the addresses")? {
         for attribute in message.attributes {
-            // On a point-to-point link `Address` is the other end; `Local` is always this one.
+            // On a point-to-point link `Address` is that of the peer; `Local` is always the link's own.
             if let AddressAttribute::Local(addr) | AddressAttribute::Address(addr) = attribute
                 && addresses.len() < MOST
             {
@@ -86,7 +86,7 @@ pub(super) fn link(message: &LinkMessage, present: bool) -> Link {
     };
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::IfName(name) => link.name = clean(name.as_bytes(), IFNAME * 4),
+            LinkAttribute::IfName(name) => link.name = clean(name.as_bytes(), NAME),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     if let LinkInfo::Kind(kind) = info {
@@ -100,7 +100,8 @@ pub(super) fn link(message: &LinkMessage, present: bool) -> Link {
     link
 }
 
-pub(super) fn route_gone(route: &RouteMessage) -> RouteGone {
+/// Returns the destination and the link of a route.
+pub(super) fn route(route: &RouteMessage) -> RouteGone {
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
         RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
@@ -111,58 +112,63 @@ pub(super) fn route_gone(route: &RouteMessage) -> RouteGone {
         _ => None,
     });
     let length = route.header.destination_prefix_length;
-    let any = if route.header.address_family == AddressFamily::Inet6 { "default (IPv6)" } else { "default" };
-    let object = destination.map_or_else(|| any.to_owned(), |addr| format!("{addr}/{length}"));
+    let object =
+        destination.map_or_else(|| default(route.header.address_family), |addr| format!("{addr}/{length}"));
     RouteGone { object, device: link.unwrap_or_default(), ..RouteGone::default() }
 }
 
-pub(super) fn rule_gone(rule: &RuleMessage) -> RouteGone {
+/// Returns the source of a policy rule.
+pub(super) fn rule(rule: &RuleMessage) -> RouteGone {
     let source = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Source(addr) => Some(format!("{addr}/{}", rule.header.src_len)),
         _ => None,
     });
-    let any = if rule.header.family == AddressFamily::Inet6 { "default (IPv6)" } else { "default" };
-    let object = source.unwrap_or_else(|| any.to_owned());
+    let object = source.unwrap_or_else(|| default(rule.header.family));
     RouteGone { rule: true, object, ..RouteGone::default() }
 }
 
-/// A link of this namespace.
+fn default(family: AddressFamily) -> String {
+    if family == AddressFamily::Inet6 { "default (IPv6)" } else { "default" }.to_owned()
+}
+
+/// Returns the name of a link of the agent's own network namespace.
 fn name_of(index: u32) -> Option<String> {
     let mut name = [0_u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the length that the function asks for.
+    // SAFETY: the buffer has `IF_NAMESIZE` bytes, the length that the function requires.
     let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
     let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    (!found.is_null()).then(|| clean(&name[..length], IFNAME * 4))
+    (!found.is_null()).then(|| clean(&name[..length], NAME))
 }
 
-/// Routes and rules that somebody took away.
+/// Routes and rules that a process has removed.
 #[derive(Debug, Default)]
-struct Gone {
-    known: BTreeSet<(bool, String)>,
-    /// The kernel half tells who did it: here nobody is named.
-    is_told: bool,
+struct Removals {
+    /// Whether it is a rule, and its destination or source.
+    removed: BTreeSet<(bool, String)>,
+    /// Determine the process from the port id, because no kernel program reports it.
+    names_process: bool,
 }
 
-impl Gone {
-    /// The port id of a request is the process id of its sender, unless that has several such sockets; 0 is the
-    /// kernel, which takes routes away with their link.
-    fn by(&mut self, port: u32, gone: RouteGone) -> Option<Observation> {
+impl Removals {
+    /// Records a removal. The port id of a request is the PID of its sender, unless the sender has several
+    /// rtnetlink sockets; 0 is the kernel, which removes routes with their link.
+    fn add(&mut self, port: u32, route: RouteGone) -> Option<Observation> {
         if port == 0 {
             return None;
         }
-        let key = (gone.rule, gone.object.clone());
-        if self.known.len() < MOST || self.known.contains(&key) {
-            self.known.insert(key);
+        let key = (route.rule, route.object.clone());
+        if self.removed.len() < MOST || self.removed.contains(&key) {
+            self.removed.insert(key);
         }
-        let who = || Actor { pid: port, name: processes::name(port) };
-        let process = if self.is_told { Actor::default() } else { who() };
-        Some(Observation::RouteGone(RouteGone { process, ..gone }))
+        let sender = || Actor { pid: port, name: processes::name(port) };
+        let process = if self.names_process { sender() } else { Actor::default() };
+        Some(Observation::RouteGone(RouteGone { process, ..route }))
     }
 
-    /// One of them is there again.
-    fn back(&mut self, came: RouteGone) -> Option<Observation> {
-        let was_gone = self.known.remove(&(came.rule, came.object.clone()));
-        was_gone.then_some(Observation::RouteGone(RouteGone { back: true, ..came }))
+    /// Records that a route or rule was added. Returns an observation if it had been removed.
+    fn restore(&mut self, route: RouteGone) -> Option<Observation> {
+        let was_removed = self.removed.remove(&(route.rule, route.object.clone()));
+        was_removed.then_some(Observation::RouteGone(RouteGone { back: true, ..route }))
     }
 }
 
@@ -186,9 +192,9 @@ const GROUPS: &[u32] = &[
     RTNLGRP_NSID,
 ];
 
-/// Sends changes of links in every namespace that the host's one has an id for, and a note when the host's
-/// addresses changed; with `routes`, also who took its routes and rules away, as far as the port id of the
-/// request tells it. Runs for ever.
+/// Sends changes of links in every network namespace for which the host's has an id, removed routes and
+/// rules, and a notification when the host's addresses have changed. With `routes`, also determines which
+/// process removed a route or rule, from the port id of the request. Runs forever.
 pub(crate) async fn watch(
     settings: Arc<Settings>,
     feed: Feed,
@@ -196,7 +202,7 @@ pub(crate) async fn watch(
     routes: bool,
 ) {
     if let Err(error) = try_watch(&settings, &feed, &addresses_changed, routes).await {
-        let why = format!("watch links: {error:#}; only their state at start is known");
+        let why = format!("cannot watch links: {error:#}; only their state at start is known");
         let gap = Observation::Gap(Gap { signal: "link".to_owned(), why, blind: false });
         let _ = feed.send(Seen { at: clock::now(), observation: gap }).await;
     }
@@ -209,33 +215,33 @@ async fn try_watch(
     routes: bool,
 ) -> Result<()> {
     let mut listener = netlink::Listener::open(NETLINK_ROUTE, GROUPS)?;
-    let mut gone = Gone { is_told: !routes, ..Gone::default() };
+    let mut removals = Removals { names_process: routes, ..Removals::default() };
     let mut ids = Ids::default();
     let mut known = BTreeMap::new();
     loop {
-        let mut seen = Vec::new();
+        let mut changes = Vec::new();
         match listener.next().await.context("read netlink")? {
             Came::Lost => {
                 let hook = RTNETLINK.to_owned();
                 let lost = Lost { hook, scope: Scope::Links, count: 1, left_out: false };
-                seen.push(Observation::Lost(lost));
+                changes.push(Observation::Lost(lost));
             }
             Came::Datagram(datagram, id) => {
                 for message in netlink::messages(datagram) {
                     let Ok(message) = NetlinkMessage::deserialize(message) else { continue };
-                    let place = Place { id, settings, ids: &mut ids, gone: &mut gone };
-                    let Some(observation) = observation(message, place, addresses_changed) else { continue };
-                    // The kernel repeats a link for every counter and flag; only what is shown counts.
+                    let origin = Origin { id, settings, ids: &mut ids, removals: &mut removals };
+                    let Some(observation) = observation(message, origin, addresses_changed) else { continue };
+                    // The kernel sends a link again for every change of a counter or flag.
                     if let Observation::Link(link) = &observation
-                        && !is_news(&mut known, (id, link.index), link)
+                        && !has_changed(&mut known, (id, link.index), link)
                     {
                         continue;
                     }
-                    seen.push(observation);
+                    changes.push(observation);
                 }
             }
         }
-        for observation in seen {
+        for observation in changes {
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return Ok(());
             }
@@ -243,7 +249,8 @@ async fn try_watch(
     }
 }
 
-fn is_news(known: &mut BTreeMap<(Option<i32>, u32), Link>, key: (Option<i32>, u32), link: &Link) -> bool {
+/// Records a link by namespace id and index. Returns whether anything that is reported of it has changed.
+fn has_changed(known: &mut BTreeMap<(Option<i32>, u32), Link>, key: (Option<i32>, u32), link: &Link) -> bool {
     if known.get(&key) == Some(link) {
         return false;
     }
@@ -255,21 +262,22 @@ fn is_news(known: &mut BTreeMap<(Option<i32>, u32), Link>, key: (Option<i32>, u3
     true
 }
 
-/// Where a message was made.
-struct Place<'a> {
+/// The network namespace in which a message was sent, and what is needed to evaluate it.
+struct Origin<'a> {
+    /// Id of the namespace; `None` for the agent's own.
     id: Option<i32>,
     settings: &'a Settings,
     ids: &'a mut Ids,
-    gone: &'a mut Gone,
+    removals: &'a mut Removals,
 }
 
-impl Place<'_> {
+impl Origin<'_> {
     fn link(&mut self, message: &LinkMessage, present: bool) -> Link {
         let mut link = link(message, present);
         link.netns = self.id.map(|id| self.ids.inum(id, self.settings));
         for attribute in &message.attributes {
             match attribute {
-                // Ids in a message are those of the namespace where it was made: only the host's are known.
+                // Ids are relative to the namespace in which the message was sent: only the host's are known.
                 LinkAttribute::LinkNetNsId(id) if self.id.is_none() && *id >= 0 => {
                     link.peer_netns = Some(self.ids.inum(*id, self.settings));
                 }
@@ -285,33 +293,33 @@ impl Place<'_> {
 
 fn observation(
     message: NetlinkMessage<RouteNetlinkMessage>,
-    mut place: Place<'_>,
+    mut origin: Origin<'_>,
     addresses_changed: &mpsc::Sender<()>,
 ) -> Option<Observation> {
     let port = message.header.port_number;
     let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
     match message {
-        RouteNetlinkMessage::NewLink(message) => Some(Observation::Link(place.link(&message, true))),
-        RouteNetlinkMessage::DelLink(message) => Some(Observation::Link(place.link(&message, false))),
-        RouteNetlinkMessage::DelNsId(message) if place.id.is_none() => {
+        RouteNetlinkMessage::NewLink(message) => Some(Observation::Link(origin.link(&message, true))),
+        RouteNetlinkMessage::DelLink(message) => Some(Observation::Link(origin.link(&message, false))),
+        RouteNetlinkMessage::DelNsId(message) if origin.id.is_none() => {
             for attribute in &message.attributes {
                 if let NsidAttribute::Id(id) = attribute {
-                    place.ids.gone(*id);
+                    origin.ids.remove(*id);
                 }
             }
             None
         }
-        // Of other namespaces, only the links.
-        _ if place.id.is_some() => None,
+        // Only the links of other namespaces are reported.
+        _ if origin.id.is_some() => None,
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
-            // One note is enough for any number of changes.
+            // A pending notification covers any number of changes.
             let _ = addresses_changed.try_send(());
             None
         }
-        RouteNetlinkMessage::DelRoute(route) => place.gone.by(port, route_gone(&route)),
-        RouteNetlinkMessage::DelRule(rule) => place.gone.by(port, rule_gone(&rule)),
-        RouteNetlinkMessage::NewRoute(route) => place.gone.back(route_gone(&route)),
-        RouteNetlinkMessage::NewRule(rule) => place.gone.back(rule_gone(&rule)),
+        RouteNetlinkMessage::DelRoute(message) => origin.removals.add(port, route(&message)),
+        RouteNetlinkMessage::DelRule(message) => origin.removals.add(port, rule(&message)),
+        RouteNetlinkMessage::NewRoute(message) => origin.removals.restore(route(&message)),
+        RouteNetlinkMessage::NewRule(message) => origin.removals.restore(rule(&message)),
         _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Network namespaces that runtimes have bound to a name, from mountinfo, and the ids that this one has for them.
+//! Network namespaces that runtimes have bind-mounted, and the ids that the agent's own namespace has for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -24,30 +24,32 @@ use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Most namespaces that are taken: 110 pods, and as many again for what is left over, twice.
+/// Most namespaces that are read: twice those of 110 pods and of as many leftovers.
 const MOST: usize = 512;
-/// Longest path that is kept.
+/// Longest path that is reported.
 const PATH: usize = 256;
-/// How long changes may gather: mass starts of pods mount ten file systems each.
-const GATHER: Duration = Duration::from_millis(20);
-/// How often the names are read when the kernel reports nothing: files that are no mounts make no report.
-const AGAIN: Duration = Duration::from_secs(10);
-/// A runtime makes the file first and binds the namespace within milliseconds; a file that is older and bound
-/// to nothing was left over.
-const BINDING: Duration = Duration::from_secs(10);
+/// Delay between a change of the mounts and the next read: each pod that starts mounts ten file systems.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Interval between two reads without a change of the mounts: a file that is not a mount point causes none.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The same where changes of the mounts are not reported.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(1);
+/// Age from which an unbound file counts as stale: a runtime creates the file and binds the namespace to it
+/// within milliseconds.
+const STALE_AGE: Duration = Duration::from_secs(10);
 /// `NSFS_MAGIC`, include/uapi/linux/magic.h
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
-/// A name and the namespace behind it.
+/// Paths of the namespaces, and their inode numbers.
 type Names = BTreeMap<String, u32>;
 
-/// Inode numbers of the namespaces bound inside the directory where runtimes bind them.
+/// Returns the inode numbers of the namespaces that are bound in the directory of the runtimes.
 pub(crate) fn bound(settings: &Settings) -> BTreeSet<u32> {
     names(settings).into_values().collect()
 }
 
 fn names(settings: &Settings) -> Names {
-    // In a container the host's mounts are those of its first process.
+    // In a container, the mounts of the host are those of its init process.
     let mounts = fs::read_to_string(mountinfo(settings)).unwrap_or_default();
     parse(&mounts, &settings.cni.netns())
 }
@@ -56,9 +58,9 @@ fn mountinfo(settings: &Settings) -> &'static str {
     if settings.host_root == Path::new("/") { "/proc/self/mountinfo" } else { "/proc/1/mountinfo" }
 }
 
-/// proc_pid_mountinfo(5): the fourth field is the root (`net:[4026532177]`), the fifth the mount point, and
-/// the file system's type follows a lone dash. The same mount shows under /run and /var/run, and once more for
-/// each shared parent: one name counts.
+/// Parses mountinfo (proc_pid_mountinfo(5)): the fourth field is the root (`net:[4026532177]`), the fifth the
+/// mount point, and the type of the file system follows a single dash. The same mount may be listed below
+/// /run and below /var/run, and once for each shared parent; it is returned once.
 fn parse(mounts: &str, dir: &Path) -> Names {
     let namespace = |line: &str| {
         let mut fields = line.split(' ');
@@ -72,7 +74,8 @@ fn parse(mounts: &str, dir: &Path) -> Names {
     mounts.lines().filter_map(namespace).take(MOST).collect()
 }
 
-/// What a path is, seen from the host and from a process that hands it on.
+/// Returns what a path is on the host, and whether it is the same in the mount namespace of `seen_by`, the
+/// process that passes it to a plugin; 0 if that is unknown.
 pub(crate) fn look(settings: &Settings, path: &str, seen_by: u32) -> NetnsSeen {
     let path = Path::new(path);
     let here = settings.on_host(path);
@@ -80,7 +83,7 @@ pub(crate) fn look(settings: &Settings, path: &str, seen_by: u32) -> NetnsSeen {
     let Some(inum) = inum else {
         return if here.exists() { NetnsSeen::NoNamespace } else { NetnsSeen::Missing };
     };
-    // Its root is where its own mount namespace has it.
+    // `/proc/PID/root` resolves in the mount namespace of the process.
     let there = Path::new("/proc").join(seen_by.to_string()).join("root");
     let there = there.join(path.strip_prefix("/").unwrap_or(path));
     if seen_by != 0 && there.exists() && !is_nsfs(&there) {
@@ -91,47 +94,47 @@ pub(crate) fn look(settings: &Settings, path: &str, seen_by: u32) -> NetnsSeen {
 
 fn is_nsfs(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: all zero is a valid value.
+    // SAFETY: all-zero bytes are a valid `statfs`.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `path` ends with a NUL, and `stat` is live and of the type that is filled.
-    let answer = unsafe { libc::statfs(path.as_ptr(), &raw mut stat) };
-    answer == 0 && u64::try_from(stat.f_type) == Ok(NSFS_MAGIC)
+    // SAFETY: `path` is NUL-terminated, and `stat` is live and of the type that the call fills.
+    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut stat) };
+    result == 0 && u64::try_from(stat.f_type) == Ok(NSFS_MAGIC)
 }
 
-/// Sends names that come and go, and files that are left over. Runs for ever.
+/// Sends namespaces that are bound and unbound, and stale files. Runs forever.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     let mut known = names(&settings);
     let mut stale = BTreeSet::new();
     // The kernel reports a change of mounts as an exceptional condition: proc_pid_mountinfo(5).
     let mounts = File::open(mountinfo(&settings)).ok();
-    // SAFETY: a file owns its descriptor, keeps it until it is dropped, and always gives that one.
+    // SAFETY: a file owns its descriptor, keeps it until it is dropped, and always returns the same one.
     let register = |file| unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
     let mounts = mounts.and_then(|file| register(file).ok());
     loop {
-        let mut seen = Vec::new();
-        leftovers(&settings, &known, &mut stale, &mut seen);
+        let mut changes = Vec::new();
+        stale_files(&settings, &known, &mut stale, &mut changes);
         let now = names(&settings);
         for (path, inum) in known.iter().filter(|(path, inum)| now.get(*path) != Some(inum)) {
-            seen.push(name(path, *inum, NameState::Unbound));
+            changes.push(name(path, *inum, NameState::Unbound));
         }
         for (path, inum) in now.iter().filter(|(path, inum)| known.get(*path) != Some(inum)) {
-            seen.push(name(path, *inum, NameState::Bound));
+            changes.push(name(path, *inum, NameState::Bound));
         }
         known = now;
-        for observation in seen {
+        for observation in changes {
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return;
             }
         }
         match &mounts {
             Some(mounts) => {
-                if let Ok(Ok(mut ready)) = tokio::time::timeout(AGAIN, mounts.ready(Interest::PRIORITY)).await
-                {
+                let change = tokio::time::timeout(INTERVAL, mounts.ready(Interest::PRIORITY)).await;
+                if let Ok(Ok(mut ready)) = change {
                     ready.clear_ready();
-                    tokio::time::sleep(GATHER).await;
+                    tokio::time::sleep(DEBOUNCE).await;
                 }
             }
-            None => tokio::time::sleep(AGAIN / 10).await,
+            None => tokio::time::sleep(UNWATCHED_INTERVAL).await,
         }
     }
 }
@@ -140,48 +143,53 @@ fn name(path: &str, inum: u32, state: NameState) -> Observation {
     Observation::NetnsName(NetnsName { path: path.to_owned(), inum, state })
 }
 
-/// Files where names should be, bound to nothing: after a crash, or after a reboot where the directory is on a
-/// disk.
-fn leftovers(settings: &Settings, names: &Names, told: &mut BTreeSet<String>, seen: &mut Vec<Observation>) {
+/// Reports files to which no namespace is bound, and those of `reported` that were removed or bound since.
+/// They remain after a crash, or after a reboot if the directory is on a disk.
+fn stale_files(
+    settings: &Settings,
+    names: &Names,
+    reported: &mut BTreeSet<String>,
+    changes: &mut Vec<Observation>,
+) {
     let dir = settings.cni.netns();
     let entries = fs::read_dir(settings.on_host(&dir)).into_iter().flatten().flatten();
-    let old = |entry: &fs::DirEntry| {
+    let is_old = |entry: &fs::DirEntry| {
         let changed = entry.metadata().ok().filter(fs::Metadata::is_file)?.modified().ok()?;
-        Some(changed.elapsed().is_ok_and(|age| age >= BINDING))
+        Some(changed.elapsed().is_ok_and(|age| age >= STALE_AGE))
     };
     let mut now = BTreeSet::new();
-    for entry in entries.take(MOST).filter(|entry| old(entry).unwrap_or(false)) {
+    for entry in entries.take(MOST).filter(|entry| is_old(entry).unwrap_or(false)) {
         let path = clean(dir.join(entry.file_name()).as_os_str().as_bytes(), PATH);
         let known = path.strip_prefix("/var").unwrap_or(&path);
         if names.contains_key(known) || is_nsfs(&entry.path()) {
             continue;
         }
-        if !told.contains(&path) {
-            seen.push(name(&path, 0, NameState::Stale));
+        if !reported.contains(&path) {
+            changes.push(name(&path, 0, NameState::Stale));
         }
         now.insert(path);
     }
-    for path in told.difference(&now) {
-        seen.push(name(path, 0, NameState::Unbound));
+    for path in reported.difference(&now) {
+        changes.push(name(path, 0, NameState::Unbound));
     }
-    *told = now;
+    *reported = now;
 }
 
-/// Which namespace an id stands for.
+/// Maps the ids that the agent's own network namespace has for others to their inode numbers.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     known: BTreeMap<i32, u32>,
 }
 
 impl Ids {
-    /// Its inode number; 0 when nobody has given it a name where runtimes do.
+    /// Returns the inode number of a namespace; 0 if it is not bound in the directory of the runtimes.
     pub(super) fn inum(&mut self, id: i32, settings: &Settings) -> u32 {
         if let Some(inum) = self.known.get(&id) {
             return *inum;
         }
-        let taken: BTreeSet<_> = self.known.values().copied().collect();
+        let resolved: BTreeSet<_> = self.known.values().copied().collect();
         for (path, inum) in names(settings) {
-            if !taken.contains(&inum)
+            if !resolved.contains(&inum)
                 && let Some(id) = id_of(&settings.on_host(&PathBuf::from(path)))
             {
                 self.known.insert(id, inum);
@@ -193,28 +201,28 @@ impl Ids {
         *self.known.entry(id).or_default()
     }
 
-    /// The kernel has taken it back.
-    pub(super) fn gone(&mut self, id: i32) {
+    /// Removes an id that the kernel has released.
+    pub(super) fn remove(&mut self, id: i32) {
         self.known.remove(&id);
     }
 }
 
-/// The id that this namespace has for the one at `path`.
+/// Returns the id that the agent's own network namespace has for the one at `path`.
 fn id_of(path: &Path) -> Option<i32> {
     let file = File::open(path).ok()?;
-    let mut question = NsidMessage::default();
-    question.attributes.push(NsidAttribute::Fd(file.as_raw_fd().unsigned_abs()));
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+    let mut message = NsidMessage::default();
+    message.attributes.push(NsidAttribute::Fd(file.as_raw_fd().unsigned_abs()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(message));
     request.header.flags = NLM_F_REQUEST;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
-    let answer = netlink::ask(NETLINK_ROUTE, &bytes).ok()?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).ok()?;
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) = answer.payload else {
+    let response = netlink::ask(NETLINK_ROUTE, &bytes).ok()?;
+    let response = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&response).ok()?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(response)) = response.payload else {
         return None;
     };
-    answer.attributes.iter().find_map(|attribute| match attribute {
+    response.attributes.iter().find_map(|attribute| match attribute {
         NsidAttribute::Id(id) => Some(*id).filter(|id| *id >= 0),
         _ => None,
     })
@@ -225,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_bound_network_namespaces_count() {
+    fn returns_each_bound_network_namespace_once() {
         let mounts = "\
             22 1 0:21 / / rw - ext4 /dev/vda rw\n\
             90 22 0:4 net:[4026532177] /run/netns/cni-1 rw shared:1 - nsfs nsfs rw\n\
@@ -242,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_told_from_a_namespace() {
+    fn distinguishes_a_namespace_from_a_file() {
         assert!(is_nsfs(Path::new("/proc/self/ns/net")));
         assert!(!is_nsfs(Path::new("/proc/self/status")) && !is_nsfs(Path::new("/nowhere")));
     }

@@ -1,4 +1,5 @@
-//! Whether a plugin's file can be run at all: what execve(2) will say, before a pod has to wait for it.
+//! Checks whether the file of a plugin can be executed: predicts a failure of execve(2) before the plugin is
+//! run for a pod.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -12,15 +13,15 @@ use object::read::elf::{FileHeader, ProgramHeader as _};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// So much of a file is read: the headers of a program lie in its first page.
+/// How much of a file is read, bytes: the ELF headers of a program are in its first page.
 const HEAD: usize = 4096;
-/// Longest path of an interpreter that is shown.
+/// Longest path of an interpreter that is reported.
 const PATH: usize = 128;
-/// Handlers for files that are neither a script nor a program of this machine.
+/// Registered handlers of other executable formats (Documentation/admin-guide/binfmt-misc.rst).
 const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
 
-/// Returns why the regular file at `path` (as this process sees it) cannot be run on the host: words that follow its path.
-/// `None` for one that can, and for one that cannot be looked at.
+/// Returns why the regular file at `path` (in the agent's mount namespace) cannot be executed on the host, as
+/// a phrase that follows its path. `None` if it can, or if the agent cannot read it.
 pub(super) fn unusable(settings: &Settings, path: &Path) -> Option<String> {
     let metadata = fs::metadata(path).ok()?;
     let mode = metadata.permissions().mode() & 0o7777;
@@ -46,11 +47,11 @@ fn why(settings: &Settings, head: &[u8], size: u64) -> Option<String> {
         [0x7f, b'E', b'L', b'F', ..] => elf::<FileHeader64<Endianness>>(settings, head, size),
         _ => Some("is neither a script nor an ELF program".to_owned()),
     };
-    // Whoever registered a handler may run anything.
+    // A registered handler may run any format.
     elf.filter(|_| !has_handlers())
 }
 
-/// A program's file, of which `head` is the begin.
+/// Checks an ELF file of `size` bytes that begins with `head`.
 fn elf<H: FileHeader<Endian = Endianness>>(settings: &Settings, head: &[u8], size: u64) -> Option<String> {
     let broken = || Some("has a broken ELF header".to_owned());
     let Ok(header) = H::parse(head) else { return broken() };
@@ -58,7 +59,7 @@ fn elf<H: FileHeader<Endian = Endianness>>(settings: &Settings, head: &[u8], siz
     let machine = header.e_machine(endian);
     if !runs_here(machine) {
         let here = std::env::consts::ARCH;
-        return Some(format!("is built for {}, and this machine is {here}", name_of(machine)));
+        return Some(format!("is built for {}, but this machine is {here}", name_of(machine)));
     }
     let Ok(segments) = header.program_headers(endian, head) else { return broken() };
     let needed = segments.iter().filter(|segment| segment.p_type(endian) == PT_LOAD).map(|segment| {
@@ -75,14 +76,15 @@ fn elf<H: FileHeader<Endian = Endianness>>(settings: &Settings, head: &[u8], siz
     missing(settings, head.get(start..end)?.split(|byte| *byte == 0).next()?)
 }
 
-/// The loader of a program, or the interpreter of a script, is not there.
+/// Returns the reason if the dynamic loader of a program, or the interpreter of a script, does not exist.
 fn missing(settings: &Settings, interpreter: &[u8]) -> Option<String> {
     let path = Path::new(std::str::from_utf8(interpreter).ok()?);
-    let is_there = !path.is_absolute() || settings.on_host(path).exists();
-    (!is_there).then(|| format!("needs {}, which does not exist", clean(interpreter, PATH)))
+    let exists = !path.is_absolute() || settings.on_host(path).exists();
+    (!exists).then(|| format!("needs {}, which does not exist", clean(interpreter, PATH)))
 }
 
-/// Kernels also run the 32-bit programs of their own family, as a rule.
+/// Returns whether the machine executes programs of this ELF machine. Most kernels also execute the 32-bit
+/// programs of their architecture.
 fn runs_here(machine: u16) -> bool {
     match std::env::consts::ARCH {
         "x86_64" => matches!(machine, EM_X86_64 | EM_386),
@@ -104,6 +106,7 @@ fn name_of(machine: u16) -> String {
     }
 }
 
+/// Returns whether a binfmt_misc handler is registered.
 fn has_handlers() -> bool {
     let entries = fs::read_dir(BINFMT).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name()).any(|name| name != "register" && name != "status")
@@ -118,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_cannot_be_run_says_why() {
+    fn reports_why_a_file_cannot_be_executed() {
         let settings = settings(&[]);
         let dir = tempfile::tempdir().expect("a directory");
         let file = |name: &str, bytes: &[u8], mode: u32| -> PathBuf {
@@ -137,7 +140,7 @@ mod tests {
             (file("good", &own, 0o755), None),
             (file("script", b"#!/bin/sh\nexit 0\n", 0o755), None),
             (file("env", b"#! /usr/bin/env python3\n", 0o755), None),
-            (file("shy", &own, 0o644), Some("is not executable (mode 0644)")),
+            (file("mode", &own, 0o644), Some("is not executable (mode 0644)")),
             (file("empty", b"", 0o755), Some("is empty")),
             (file("text", b"<html>404", 0o755), Some("is neither a script nor an ELF program")),
             (
@@ -148,26 +151,26 @@ mod tests {
             (file("stub", &own[..20], 0o755), Some("has a broken ELF header")),
             (file("foreign", &other, 0o755), Some("is built for ")),
         ] {
-            let said = unusable(&settings, &path);
-            let fits = match (&said, wanted) {
-                (Some(said), Some(wanted)) => said.starts_with(wanted),
+            let why = unusable(&settings, &path);
+            let fits = match (&why, wanted) {
+                (Some(why), Some(wanted)) => why.starts_with(wanted),
                 (None, None) => true,
                 _ => false,
             };
-            assert!(fits || has_handlers(), "{}: {said:?}, not {wanted:?}", path.display());
+            assert!(fits || has_handlers(), "{}: {why:?}, not {wanted:?}", path.display());
         }
-        // A program with a loader that is not there, if this one has any.
+        // A program whose loader does not exist, if the test executable is dynamically linked.
         if let Some(at) = at.filter(|at| *at < HEAD) {
             let mut lost = own;
             lost[at..at + 4].copy_from_slice(b"/lob");
-            let said = unusable(&settings, &file("loader", &lost, 0o755)).expect("it cannot run");
-            assert!(said.starts_with("needs /lob") && said.ends_with("which does not exist"), "{said}");
+            let why = unusable(&settings, &file("loader", &lost, 0o755)).expect("not executable");
+            assert!(why.starts_with("needs /lob") && why.ends_with("which does not exist"), "{why}");
         }
         assert_eq!(unusable(&settings, &dir.path().join("nothing")), None);
     }
 
     #[test]
-    fn no_header_is_believed() {
+    fn corrupt_headers_do_not_panic() {
         let settings = settings(&[]);
         let mut own = fs::read(std::env::current_exe().expect("this program")).expect("readable");
         own.truncate(HEAD);

@@ -1,4 +1,4 @@
-//! Which processes matter, and where they are.
+//! Finds the processes of Kubernetes components, container runtimes, CNI agents and Open vSwitch in `/proc`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,9 +15,10 @@ use crate::privileges;
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Executable name → what it is. Matched against the file that a process executes, never against the
-/// kernel's name of it, which is cut at 15 bytes: `containerd-shim-runc-v2` is not containerd. The agents of
-/// CNIs stand with what else is known of these.
+/// Executable names of components and their classes; those of CNI agents are in [`cnis`].
+///
+/// They are compared with the file that a process executes, not with the name that the kernel keeps, which is
+/// cut to 15 bytes: `containerd-shim-runc-v2` is not containerd.
 const CLASSES: &[(&str, ProcessClass)] = &[
     ("kubelet", ProcessClass::Kubelet),
     ("k3s", ProcessClass::Kubelet),
@@ -41,37 +42,38 @@ const CLASSES: &[(&str, ProcessClass)] = &[
     ("kube-vip", ProcessClass::Proxy),
 ];
 
-/// Programs that are several, each by a link of its name: k3s is its containerd, too.
-const SEVERAL: &[&str] = &["k3s"];
+/// Multi-call executables, whose component is the link by which they are called: k3s is also its own
+/// containerd.
+const MULTI_CALL: &[&str] = &["k3s"];
 
-/// Most processes that are looked at; `pid_max` is 4 million, a busy node has thousands.
+/// Most processes that are scanned; `pid_max` is 4 million, a busy node has thousands.
 const PROCESSES: usize = 65_536;
 /// The bit of `CAP_NET_ADMIN` (include/uapi/linux/capability.h).
 const NET_ADMIN: u32 = 12;
 /// Longest executable name that is kept.
 const NAME: usize = 64;
 
-/// A process of the table.
+/// The process of a component.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
-    /// Process id and executable name.
+    /// PID and executable name.
     pub(crate) actor: Actor,
-    /// What it is.
+    /// Its class.
     pub(crate) class: ProcessClass,
 }
 
-/// Returns whether an executable of this name is several programs.
+/// Returns whether the executable of this name is a multi-call executable.
 pub(super) fn is_several(name: &str) -> bool {
-    SEVERAL.contains(&name)
+    MULTI_CALL.contains(&name)
 }
 
-/// What an executable of this name is.
+/// Returns the class of the component with this executable name.
 pub(crate) fn classify(name: &str) -> Option<ProcessClass> {
     let known = CLASSES.iter().find(|(known, _)| *known == name).map(|(_, class)| *class);
     known.or_else(|| cnis::executables().any(|agent| agent == name).then_some(ProcessClass::CniAgent))
 }
 
-/// What a process of this class is to the API server.
+/// Returns the role of a process of this class as a client of the API server.
 pub(crate) const fn client_role(class: ProcessClass) -> ClientRole {
     match class {
         ProcessClass::Kubelet => ClientRole::Kubelet,
@@ -83,14 +85,15 @@ pub(crate) const fn client_role(class: ProcessClass) -> ClientRole {
     }
 }
 
-/// The names of the table as the kernel cuts them, for its watch list.
+/// Returns the executable names of all components, as the kernel truncates them, for the watch list of the
+/// kernel programs.
 pub(crate) fn watch_names() -> Vec<[u8; COMM_LEN]> {
     let names = CLASSES.iter().map(|(name, _)| *name).chain(cnis::executables());
     let names: BTreeSet<_> = names.map(|name| comm(name.as_bytes())).collect();
     names.into_iter().collect()
 }
 
-/// The kernel's own name of a process that executes a file of this name.
+/// Returns the name that the kernel keeps of a process that executes a file of this name (`TASK_COMM_LEN`).
 pub(crate) fn comm(name: &[u8]) -> [u8; COMM_LEN] {
     let mut comm = [0; COMM_LEN];
     let length = name.len().min(COMM_LEN - 1);
@@ -98,8 +101,8 @@ pub(crate) fn comm(name: &[u8]) -> [u8; COMM_LEN] {
     comm
 }
 
-/// Trusted processes of the table that run now in this process' own network namespace: pods of the host's network
-/// do, and another node on the same kernel (kind) does not.
+/// Returns the trusted processes of components in the agent's own network namespace. It contains the
+/// host-network pods, and not the processes of another node on the same kernel (kind).
 pub(crate) fn scan(settings: &Settings) -> Vec<Found> {
     let own = netns_of("self");
     pids()
@@ -115,7 +118,8 @@ pub(crate) fn scan(settings: &Settings) -> Vec<Found> {
         .collect()
 }
 
-/// Processes that the kernel calls by one of these names, in this process' own network namespace.
+/// Returns the PIDs of the processes in the agent's own network namespace whose kernel name is one of
+/// `names`.
 pub(crate) fn called(names: &[[u8; COMM_LEN]]) -> impl Iterator<Item = u32> {
     let own = netns_of("self");
     let is_called = move |pid: &u32| {
@@ -125,34 +129,34 @@ pub(crate) fn called(names: &[[u8; COMM_LEN]]) -> impl Iterator<Item = u32> {
     pids().filter(is_called).filter(move |pid| netns_of(pid) == own)
 }
 
-/// Of a process.
+/// State of a process (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stat {
-    /// Who started it, or who took it over.
+    /// PID of the parent.
     pub(crate) parent: u32,
-    /// When; exact to the clock tick that the kernel keeps (10 ms).
+    /// Start time, boot time; a multiple of the clock tick (10 ms).
     pub(crate) started: Mono,
-    /// What its first thread does.
+    /// State of the main thread.
     pub(crate) state: RunState,
-    /// Processor time of all of its threads so far, in ticks of 10 ms.
+    /// CPU time of all threads, in ticks of 10 ms.
     pub(crate) ticks: u64,
 }
 
-/// What a thread does, as far as it matters here.
+/// Scheduler state of a thread, as far as it is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RunState {
-    /// T or t: stopped by a signal, or by a debugger.
+    /// `T` or `t`: stopped by a signal or a tracer.
     Stopped,
-    /// D
+    /// `D`: in uninterruptible sleep.
     Uninterruptible,
-    /// It runs, or sleeps.
+    /// Any other state: running, sleeping.
     Other,
 }
 
-/// What the kernel tells in one line (proc_pid_stat(5)); `None` when the process is gone.
+/// Reads `/proc/PID/stat`; `None` if the process has exited.
 pub(crate) fn stat(pid: impl std::fmt::Display) -> Option<Stat> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; behind it come the fields from the third on.
+    // The second field, the name in parentheses, may contain any character; the third field follows it.
     let mut fields = line.rsplit(')').next()?.split_whitespace();
     let state = match fields.next()? {
         "T" | "t" => RunState::Stopped,
@@ -162,35 +166,35 @@ pub(crate) fn stat(pid: impl std::fmt::Display) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let mut number = |skipped: usize| fields.nth(skipped)?.parse::<u64>().ok();
     let (user, system, started) = (number(9)?, number(0)?, number(6)?);
-    // USER_HZ is 100 on every Linux of ours.
+    // USER_HZ is 100 on all supported architectures.
     let started = Mono(started.saturating_mul(10_000_000));
     Some(Stat { parent, started, state, ticks: user.saturating_add(system) })
 }
 
-/// Inode number of a process' network namespace; `None` when it is gone.
+/// Returns the inode number of the network namespace of a process; `None` if the process has exited.
 pub(crate) fn netns_of(pid: impl std::fmt::Display) -> Option<u32> {
     let inode = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?.ino();
     u32::try_from(inode).ok()
 }
 
-/// Whose a process is (proc_pid_status(5)).
+/// Credentials of a process (proc_pid_status(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Owner {
-    /// Real and effective user, as this process' user namespace counts them. The owner of the process' directory in `/proc`
-    /// says less: that is root, too, of one that cannot be dumped, and every user can have such a process.
+pub(super) struct Credentials {
+    /// Real and effective UID in the agent's user namespace. The owner of `/proc/PID` is not sufficient: it
+    /// is root also for a process that is not dumpable, and any user can start one.
     users: (u32, u32),
-    /// The capability bounding set (capabilities(7)).
+    /// Capability bounding set (capabilities(7)).
     bounding: u64,
-    /// It is in a process-id namespace of its own or of a container's, below that of `/proc`.
+    /// The process is in a PID namespace below that of `/proc`, such as a container's.
     contained: bool,
 }
 
-/// Reads the owner of a process; `None` if it has exited.
-pub(super) fn owner(pid: u32) -> Option<Owner> {
-    Owner::parse(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+/// Reads the credentials of a process; `None` if it has exited.
+pub(super) fn credentials_of(pid: u32) -> Option<Credentials> {
+    Credentials::parse(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
-impl Owner {
+impl Credentials {
     fn parse(status: &str) -> Option<Self> {
         let words = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -213,13 +217,13 @@ impl Owner {
     }
 }
 
-/// Returns whether only root can have started a process, and not in a container: what such a process says on its command
-/// line is the node's own configuration.
+/// Returns whether only root can have started a process, and outside a container: its command line is then
+/// configuration of the node.
 pub(super) fn is_of_the_host(pid: u32) -> bool {
-    owner(pid).is_some_and(|owner| owner.is_root() && !owner.contained)
+    credentials_of(pid).is_some_and(|credentials| credentials.is_root() && !credentials.contained)
 }
 
-/// Inode numbers of the sockets that a process holds.
+/// Returns the inode numbers of the sockets that a process has open.
 pub(super) fn sockets_of(pid: u32) -> impl Iterator<Item = u32> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     descriptors.filter_map(|descriptor| {
@@ -228,7 +232,8 @@ pub(super) fn sockets_of(pid: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Which process holds each of these sockets.
+/// Returns the process that has each of these sockets open, by inode number; the first one found if there are
+/// several.
 pub(super) fn socket_owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, Actor> {
     let mut owners = BTreeMap::new();
     if inodes.is_empty() {
@@ -247,8 +252,8 @@ pub(super) fn socket_owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, Actor> {
 
 /// Returns why the processes of the host cannot be read; `None` if they can be.
 ///
-/// Reading which file another process executes, and its namespaces, takes `CAP_SYS_PTRACE` for a process with more privileges
-/// (ptrace(2), `PTRACE_MODE_READ_FSCREDS`), and with `hidepid` even its directory is hidden without it.
+/// Reading the executable and the namespaces of a process with more privileges takes `CAP_SYS_PTRACE`
+/// (ptrace(2), `PTRACE_MODE_READ_FSCREDS`); without it, `hidepid` hides even the directory of the process.
 pub(crate) fn hidden() -> Option<String> {
     if fs::exists("/proc/self").is_ok_and(|exists| !exists) {
         return Some("/proc is not mounted".to_owned());
@@ -260,7 +265,7 @@ pub(crate) fn hidden() -> Option<String> {
     if privileges::lacks(Capability::CAP_SYS_PTRACE) {
         return Some("CAP_SYS_PTRACE is missing: other processes cannot be read".to_owned());
     }
-    // A security module may deny one process to everybody: only a denial of all of them hides the host's.
+    // A security module may deny access to a single process: the host's are hidden only if all are denied.
     let mut is_denied = false;
     for pid in pids().filter(|pid| *pid != own) {
         match fs::read_link(format!("/proc/{pid}/exe")) {
@@ -276,23 +281,24 @@ fn pids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(PROCESSES)
 }
 
-/// Process ids of root's processes.
+/// Returns the PIDs of processes whose effective user is root.
 pub(crate) fn pids_of_root() -> impl Iterator<Item = u32> {
-    pids().filter(|pid| owner(*pid).is_some_and(|owner| owner.users.1 == 0))
+    pids().filter(|pid| credentials_of(*pid).is_some_and(|credentials| credentials.users.1 == 0))
 }
 
-/// Name of the file that a process executes, or of the link by which a program that is several was called; `None` when the
-/// process is gone.
+/// Returns the name of the file that a process executes, or of the link by which a multi-call executable was
+/// called; `None` if the process has exited.
 pub(crate) fn executable(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = path.file_name()?.as_bytes();
-    // A program that was replaced while it runs.
+    // The kernel appends this if the file was replaced or removed after the start.
     let name = clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME);
     let called = || kernel_name(pid).filter(|called| classify(called).is_some());
     Some(if is_several(&name) { called().unwrap_or(name) } else { name })
 }
 
-/// That, or the kernel's name of a process without a file; empty when it is gone.
+/// Returns the executable name of a process, or the kernel's name of a process without an executable; empty
+/// if the process has exited.
 pub(crate) fn name(pid: u32) -> String {
     executable(pid).or_else(|| kernel_name(pid)).unwrap_or_default()
 }
@@ -306,14 +312,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_whole_name_counts() {
+    fn only_the_full_executable_name_is_classified() {
         assert_eq!(classify("kubelet"), Some(ProcessClass::Kubelet));
         assert_eq!(classify("containerd-shim-runc-v2"), None);
         assert_eq!(classify("kube-controller"), None);
     }
 
     #[test]
-    fn a_process_tells_its_parent_and_its_start() {
+    fn stat_returns_parent_and_start_time() {
         let own = stat("self").expect("this process");
         assert_eq!(own.parent, std::os::unix::process::parent_id());
         let earlier = stat(own.parent).expect("its parent");
@@ -322,21 +328,21 @@ mod tests {
     }
 
     #[test]
-    fn rights_are_read_from_the_status_of_a_process() {
-        let rights = |status: &str| {
-            let owner = Owner::parse(status)?;
-            Some((owner.is_root(), owner.may_administer()))
+    fn reads_credentials_from_the_status_of_a_process() {
+        let credentials = |status: &str| {
+            let credentials = Credentials::parse(status)?;
+            Some((credentials.is_root(), credentials.may_administer()))
         };
         let status = |users: &str, bounding: &str| format!("Name:\tx\nUid:\t{users}\nCapBnd:\t{bounding}\n");
-        assert_eq!(rights(&status("0\t0\t0\t0", "000001ffffffffff")), Some((true, true)));
-        // The default of containers.
-        assert_eq!(rights(&status("0\t0\t0\t0", "00000000a80425fb")), Some((true, false)));
-        assert_eq!(rights(&status("1000\t0\t0\t0", "0")), Some((false, false)));
-        assert_eq!(rights("Uid:\t0\n"), None);
+        assert_eq!(credentials(&status("0\t0\t0\t0", "000001ffffffffff")), Some((true, true)));
+        // The default bounding set of containers.
+        assert_eq!(credentials(&status("0\t0\t0\t0", "00000000a80425fb")), Some((true, false)));
+        assert_eq!(credentials(&status("1000\t0\t0\t0", "0")), Some((false, false)));
+        assert_eq!(credentials("Uid:\t0\n"), None);
     }
 
     #[test]
-    fn names_are_cut_as_the_kernel_cuts_them() {
+    fn watch_names_are_truncated_as_by_the_kernel() {
         let names = watch_names();
         assert!(names.contains(b"kube-controller\0"));
         assert!(names.contains(b"etcd\0\0\0\0\0\0\0\0\0\0\0\0"));

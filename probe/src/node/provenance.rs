@@ -1,6 +1,6 @@
 //! Decides whether a process is the component that its name suggests: any user can name a program `kubelet`.
 //!
-//! `docs/security.md` lists which processes count and why.
+//! `docs/security.md` lists which processes are trusted and why.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,11 +9,11 @@ use std::sync::LazyLock;
 use probe_common::Task;
 use probe_engine::{ClientRole, ProcessClass};
 
-use super::processes::{classify, client_role, owner};
+use super::processes::{classify, client_role, credentials_of};
 use crate::settings::Settings;
 
-/// Prefixes of systemd units whose names differ from those of the components in them: Open vSwitch and OVN of Debian and Red
-/// Hat, k0s, distributions that run the control plane as services.
+/// Prefixes of the systemd units that are not named after the component in them: Open vSwitch and OVN on
+/// Debian and Red Hat, k0s, and distributions that run the control plane as services.
 const UNITS: &[&str] = &["openvswitch", "ovs", "ovn", "k0s", "kube"];
 
 /// Where a process runs, according to its cgroups.
@@ -23,7 +23,7 @@ enum Place {
     Host,
     /// In a systemd system unit; its name without the suffix.
     Unit(String),
-    /// In a service of Talos outside pods; its name.
+    /// In a Talos service outside pods; its name.
     Service(String),
     /// In a user's session or user manager, where the user can name cgroups freely.
     User,
@@ -33,20 +33,20 @@ enum Place {
     Pod(String),
 }
 
-/// What shows who can have started a process.
+/// Evidence of who can have started a process.
 #[derive(Clone, Debug)]
 struct Provenance {
     place: Place,
     /// Both the real and the effective user are root, in the agent's user namespace.
     is_root: bool,
-    /// The bounding set includes `CAP_NET_ADMIN`, or the pod is in `kube-system`: azure-cns has only the default
-    /// capabilities.
+    /// The bounding set includes `CAP_NET_ADMIN`, or the pod is in `kube-system`: azure-cns has only the
+    /// default capabilities.
     may_administer: bool,
 }
 
 /// Returns the class of a process with this executable name; `None` if it is untrusted or has exited.
 pub(crate) fn class_of(settings: &Settings, pid: u32, name: &str) -> Option<ProcessClass> {
-    // Most names are not those of components.
+    // The name is checked first because it rules out most processes without a read of /proc.
     classify(name)?;
     Provenance::of(settings, pid)?.judge(name).0
 }
@@ -64,7 +64,8 @@ pub(crate) fn role_of(settings: &Settings, pid: u32, name: &str) -> ClientRole {
     role(pid, class, is_privileged)
 }
 
-/// Returns the class of the process in a record, as [`class_of_task`], and its role as a client of the API server.
+/// Returns the class of the process in a record, as [`class_of_task`] does, and its role as a client of the
+/// API server.
 pub(crate) fn of_task(settings: &Settings, task: &Task, name: &str) -> (Option<ProcessClass>, ClientRole) {
     let by_record = || {
         let was_trusted = was_trusted(settings, task);
@@ -90,10 +91,11 @@ pub(crate) fn is_trusted(settings: &Settings, task: &Task) -> bool {
     provenance.map_or_else(|| was_trusted(settings, task), |provenance| provenance.is_privileged())
 }
 
-/// Returns whether a process that has exited was trusted, judging by its record and by its parent if that still runs.
+/// Returns whether a process that has exited was trusted, determined from its record and from its parent if
+/// that still runs.
 fn was_trusted(settings: &Settings, task: &Task) -> bool {
-    let by_host = (task.uid, task.pid_level) == (0, 0);
-    by_host && Provenance::of(settings, task.ppid).is_none_or(|parent| parent.is_privileged())
+    let is_host_root = (task.uid, task.pid_level) == (0, 0);
+    is_host_root && Provenance::of(settings, task.ppid).is_none_or(|parent| parent.is_privileged())
 }
 
 impl Provenance {
@@ -102,16 +104,16 @@ impl Provenance {
         static OWN: LazyLock<(Option<u64>, Option<Place>)> =
             LazyLock::new(|| (user_namespace("self"), place_of("self")));
         let (own_namespace, own_place) = &*OWN;
-        let owner = owner(pid)?;
+        let credentials = credentials_of(pid)?;
         let is_ours = user_namespace(pid)? == (*own_namespace)?;
-        // In a development container the whole node may run in one pod.
+        // In a development container the whole node may run in the agent's own pod.
         let place = place_of(pid)?;
         let is_own = matches!(place, Place::Pod(_)) && Some(&place) == own_place.as_ref();
         let may_administer =
-            owner.may_administer() || matches!(&place, Place::Pod(uid) if is_of_cluster(settings, uid));
+            credentials.may_administer() || matches!(&place, Place::Pod(uid) if is_of_cluster(settings, uid));
         Some(Self {
             place: if is_own { Place::Host } else { place },
-            is_root: owner.is_root() && is_ours,
+            is_root: credentials.is_root() && is_ours,
             may_administer: may_administer && is_ours,
         })
     }
@@ -123,7 +125,7 @@ impl Provenance {
 
     fn allows(&self, name: &str, class: ProcessClass) -> bool {
         match class {
-            // They start the pods.
+            // They start pods and never run in one.
             ProcessClass::Kubelet | ProcessClass::Runtime => {
                 self.is_root && !matches!(self.place, Place::StaticPod | Place::Pod(_))
             }
@@ -173,44 +175,46 @@ impl Place {
     }
 }
 
-/// Returns the service of Talos whose cgroup this is. machined runs Kubernetes' components outside pods in `/podruntime/<name>`,
-/// etcd as a user of its own and without capabilities (pkg/machinery/constants/constants.go, `CgroupEtcd`;
-/// internal/app/machined/pkg/system/services/etcd.go).
+/// Returns the Talos service whose cgroup this is. machined runs Kubernetes components outside pods in
+/// `/podruntime/<name>`, etcd under its own user and without capabilities
+/// (pkg/machinery/constants/constants.go, `CgroupEtcd`; internal/app/machined/pkg/system/services/etcd.go).
 ///
-/// Only the whole path counts: cgroups at the root belong to root, and others can have any name below one that was delegated.
+/// Only the full path is accepted: only root can create cgroups at the root, but a delegated cgroup can have
+/// children of any name.
 fn service_of(path: &str) -> Option<&str> {
     let mut path = path;
-    // As read from within a pod.
+    // The path is relative to the cgroup namespace of the reader, which may be that of a pod.
     while let Some(rest) = path.strip_prefix("/..") {
         path = rest;
     }
     path.strip_prefix("/podruntime/").filter(|name| !name.is_empty() && !name.contains('/'))
 }
 
-/// Length of a static pod's UID, the hash of its manifest (pkg/kubelet/config/common.go), and of any other pod's UID, which
-/// the API server assigns.
+/// Length of the UID of a static pod, the hash of its manifest (pkg/kubelet/config/common.go).
 const CONFIG_HASH: usize = 32;
+/// Length of the UID of any other pod, which the API server assigns.
 const UUID: usize = 36;
 
-/// Returns the UID in the name of a pod's cgroup: `pod<uid>`, or `kubepods-burstable-pod<uid>.slice` with `_` for `-`.
+/// Returns the UID in the name of a pod's cgroup: `pod<uid>`, or `kubepods-burstable-pod<uid>.slice` with `_`
+/// for `-`.
 fn pod_of(segment: &str) -> Option<&str> {
     let (before, uid) = segment.strip_suffix(".slice").unwrap_or(segment).rsplit_once("pod")?;
-    let is_named_so = before.is_empty() || before.starts_with("kubepods");
+    let is_pod_cgroup = before.is_empty() || before.starts_with("kubepods");
     let is_uid = match uid.len() {
         CONFIG_HASH => uid.bytes().all(|byte| byte.is_ascii_hexdigit()),
         UUID => uid.bytes().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'_')),
         _ => false,
     };
-    (is_named_so && is_uid).then_some(uid)
+    (is_pod_cgroup && is_uid).then_some(uid)
 }
 
-/// Prefix of the log directories of pods that only cluster administrators can create.
+/// Prefix of the log directories of pods in `kube-system`, which only cluster administrators can create.
 const NAMESPACE: &str = "kube-system_";
-/// Most directories that are examined; a node has a few hundred.
+/// Most log directories that are examined; a node has a few hundred.
 const PODS: usize = 4096;
 
-/// Returns whether the pod with this UID is in `kube-system`: the kubelet keeps the logs of each pod in a directory
-/// `<namespace>_<name>_<uid>` that belongs to root (pkg/kubelet/kuberuntime/helpers.go).
+/// Returns whether the pod with this UID is in `kube-system`. The kubelet keeps the logs of each pod in a
+/// directory `<namespace>_<name>_<uid>` that root owns (pkg/kubelet/kuberuntime/helpers.go).
 fn is_of_cluster(settings: &Settings, uid: &str) -> bool {
     let ending = format!("_{}", uid.replace('_', "-"));
     let entries =
@@ -219,6 +223,7 @@ fn is_of_cluster(settings: &Settings, uid: &str) -> bool {
     names.any(|name| name.starts_with(NAMESPACE) && name.ends_with(&ending))
 }
 
+/// Returns the inode number of the user namespace of a process.
 fn user_namespace(pid: impl std::fmt::Display) -> Option<u64> {
     fs::metadata(format!("/proc/{pid}/ns/user")).ok().map(|namespace| namespace.ino())
 }
@@ -240,7 +245,7 @@ mod tests {
     const HASH: &str = "8f9c6f5b0b4ec8b5a6d0c1e2f3a4b5c6";
 
     #[test]
-    fn the_outermost_pod_or_the_unit_decides_the_place() {
+    fn place_is_the_outermost_pod_or_the_unit() {
         let pod = |uid: &str| Place::Pod(uid.to_owned());
         let unit = |name: &str| Place::Unit(name.to_owned());
         let under = UID.replace('-', "_");
@@ -260,12 +265,12 @@ mod tests {
             (format!("0::/kubepods/burstable/pod{HASH}/0123\n"), Place::StaticPod),
             ("0::/podruntime/etcd\n".to_owned(), Place::Service("etcd".to_owned())),
             ("0::/../../../podruntime/etcd\n".to_owned(), Place::Service("etcd".to_owned())),
-            // Not at the root, or not the whole path, or a hierarchy that is not Talos'.
+            // Not at the root, not the full path, or not the hierarchy that Talos uses.
             ("0::/lxc/shop/podruntime/etcd\n".to_owned(), Place::Host),
             ("0::/podruntime/etcd/x\n".to_owned(), Place::Host),
             ("0::/podruntime/\n".to_owned(), Place::Host),
             ("4:memory:/podruntime/etcd\n0::/\n".to_owned(), Place::Host),
-            // As read from within another pod.
+            // Read in the cgroup namespace of another pod.
             (format!("0::/../../burstable/pod{HASH}/0123\n"), Place::StaticPod),
             // Hierarchies of version 1.
             (format!("4:memory:/kubepods/pod{UID}/01\n1:name=systemd:/kubepods/pod{UID}/01\n"), pod(UID)),
@@ -323,11 +328,11 @@ mod tests {
     }
 
     #[test]
-    fn pods_of_kube_system_are_found_by_their_log_directories() {
+    fn pods_of_kube_system_are_recognised_by_their_log_directories() {
         let (settings, root) = host(&[]);
         let logs = |dir: &str| {
             for name in [format!("kube-system_azure-cns-x7k2p_{UID}"), format!("shop_kube-system_{HASH}")] {
-                fs::create_dir_all(root.path().join(dir).join(name)).expect("made");
+                fs::create_dir_all(root.path().join(dir).join(name)).expect("created");
             }
         };
         let of = |uid: &str| is_of_cluster(&settings, uid);
@@ -335,7 +340,7 @@ mod tests {
         logs("var/log/pods");
         assert!(of(UID) && of(&UID.replace('-', "_")));
         assert!(!of(HASH) && !of("2f1c6a1e-7d0c-4b0b-9a3e-0d7e2a5c9f11"));
-        // A kubelet that keeps them elsewhere.
+        // A kubelet with another log directory.
         settings.pod_logs.configure(Some(Known::of(PathBuf::from("/data/pods"), &"a test")));
         assert!(!of(UID));
         logs("data/pods");
@@ -343,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_process_that_runs_has_a_provenance() {
+    fn only_a_running_process_has_a_provenance() {
         let settings = settings(&[]);
         assert!(Provenance::of(&settings, std::process::id()).is_some());
         assert!(Provenance::of(&settings, u32::MAX).is_none());

@@ -1,5 +1,5 @@
-//! Whether kubelet and runtime make progress: a process that is stopped, hangs in the kernel or sleeps for ever keeps its
-//! sockets, and nothing else shows it.
+//! Detects kubelets and runtimes that make no progress. A process that is stopped, blocked in the kernel or
+//! asleep forever keeps its sockets open, and no other source shows it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,113 +13,118 @@ use super::{cri, endpoint};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 
-/// The processes that are watched, by process id.
+/// The watched processes, by PID.
 pub(crate) type Watched = BTreeMap<u32, (Actor, ProcessClass)>;
 
-/// Between two looks. Counted in looks and not in time, a machine that was suspended makes no process stuck.
-const LOOK: Duration = Duration::from_secs(5);
-/// How many looks in a row must find a process stopped: 10 s, for a debugger that attaches for a moment.
+/// Interval between two samples. The limits below are counted in samples and not in time, so that a suspend
+/// of the machine does not make processes appear stuck.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Consecutive samples in which a process must be stopped: 10 s, to tolerate a debugger that attaches
+/// briefly.
 const STOPPED: u32 = 3;
-/// The same for one that hangs in the kernel: 20 s, for a disk that is slow.
+/// Consecutive samples in uninterruptible sleep without progress: 20 s, to tolerate a slow disk.
 const UNINTERRUPTIBLE: u32 = 5;
-/// The same for one that sleeps: 30 s. A kubelet wakes many times a second.
+/// Consecutive samples asleep without progress: 30 s. A kubelet wakes many times a second.
 const ASLEEP: u32 = 7;
-/// In how many looks one must have been seen to make progress before its sleep means anything.
-const WAS_AWAKE: u32 = 3;
-/// Most threads whose switches are added up.
+/// Samples with progress before a sleep of the process is evaluated.
+const MIN_ACTIVE: u32 = 3;
+/// Most threads whose context switches are added up.
 const THREADS: usize = 1024;
 
-/// What a process has done so far: processor time in ticks, and how often its threads went to sleep.
+/// CPU time of a process in ticks, and voluntary context switches of its threads.
 type Work = (u64, u64);
 
-/// What is remembered of one process.
+/// Progress of one process.
 #[derive(Debug, Default)]
-struct Pulse {
+struct Progress {
     work: Work,
-    /// Looks in which it had made progress.
-    awake: u32,
-    /// Looks in a row in which it had not, and in which it was found stopped.
+    /// Samples that showed progress.
+    active: u32,
+    /// Consecutive samples without progress.
     idle: u32,
+    /// Consecutive samples in which the process was stopped.
     stopped: u32,
     /// How it is stuck, as reported last.
     how: Option<StuckHow>,
 }
 
-/// What one look shows.
+/// One sample of a process.
 #[derive(Clone, Copy, Debug)]
-struct Beat {
+struct Sample {
     state: RunState,
     work: Work,
-    /// Somebody who makes progress needs it to.
-    needed: bool,
+    /// Progress is expected: of a runtime, only while a kubelet makes progress.
+    expected: bool,
 }
 
-impl Pulse {
-    /// Answers whether it is stuck in another way than before, or no longer.
-    fn look(&mut self, beat: Beat) -> bool {
-        self.stopped = if beat.state == RunState::Stopped { self.stopped + 1 } else { 0 };
-        if beat.work == self.work {
-            self.idle += u32::from(beat.needed);
+impl Progress {
+    /// Adds a sample. Returns whether the process has become stuck, is stuck in another way, or makes
+    /// progress again.
+    fn add(&mut self, sample: Sample) -> bool {
+        self.stopped = if sample.state == RunState::Stopped { self.stopped + 1 } else { 0 };
+        if sample.work == self.work {
+            self.idle += u32::from(sample.expected);
         } else {
-            (self.work, self.idle, self.awake) = (beat.work, 0, self.awake + 1);
+            (self.work, self.idle, self.active) = (sample.work, 0, self.active + 1);
         }
-        let how = match beat.state {
+        let how = match sample.state {
             RunState::Stopped if self.stopped >= STOPPED => Some(StuckHow::Stopped),
             RunState::Uninterruptible if self.idle >= UNINTERRUPTIBLE => Some(StuckHow::Uninterruptible),
-            RunState::Other if self.idle >= ASLEEP && self.awake >= WAS_AWAKE => Some(StuckHow::Asleep),
+            RunState::Other if self.idle >= ASLEEP && self.active >= MIN_ACTIVE => Some(StuckHow::Asleep),
             _ => None,
         };
-        // A process that was continued has yet to do something: it is reported as running only then.
-        let ends = how.is_none() && self.idle == 0 && self.stopped == 0;
-        let is_news = how.is_some() && how != self.how || ends && self.how.is_some();
-        if is_news {
+        // A process that was continued counts as recovered only once it makes progress.
+        let recovered = how.is_none() && self.idle == 0 && self.stopped == 0;
+        let changed = how.is_some() && how != self.how || recovered && self.how.is_some();
+        if changed {
             self.how = how;
         }
-        is_news
+        changed
     }
 }
 
 /// Reports processes that stop making progress, and those that make progress again. Runs forever.
 ///
-/// Runtimes that do not listen on the kubelet's endpoint do not count: Docker beside another runtime may be idle for hours.
+/// Runtimes that do not listen on the kubelet's endpoint do not count: Docker beside another runtime may be
+/// idle for hours.
 pub(crate) async fn watch(
     watched: watch::Receiver<Watched>,
     endpoints: watch::Receiver<Option<cri::Endpoint>>,
     feed: Feed,
 ) {
-    let mut pulses: BTreeMap<u32, Pulse> = BTreeMap::new();
+    let mut progress: BTreeMap<u32, Progress> = BTreeMap::new();
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(INTERVAL).await;
         let mut watched = watched.borrow().clone();
         let socket = endpoints.borrow().as_ref().map(|endpoint| endpoint.socket.clone());
         let runtimes: Vec<_> = of_class(&watched, ProcessClass::Runtime).cloned().collect();
         let unused = endpoint::unused(socket.as_deref(), &runtimes);
-        let mut seen = Vec::new();
-        // One that was reported before the kubelet came to use another.
+        let mut changes = Vec::new();
+        // A runtime may have been reported before the kubelet switched to another one.
         for pid in &unused {
             let Some((process, class)) = watched.remove(pid) else { continue };
-            if pulses.remove(pid).is_some_and(|pulse| pulse.how.is_some()) {
-                seen.push(Stuck { process, class, how: None, for_ns: 0 });
+            if progress.remove(pid).is_some_and(|progress| progress.how.is_some()) {
+                changes.push(Stuck { process, class, how: None, for_ns: 0 });
             }
         }
-        pulses.retain(|pid, _| watched.contains_key(pid));
-        // A kubelet calls its runtime many times a minute. Without one a runtime may be idle.
-        let mut kubelet_works = false;
+        progress.retain(|pid, _| watched.contains_key(pid));
+        // A kubelet calls its runtime many times a minute. Without a kubelet, a runtime may be idle.
+        let mut kubelet_active = false;
         for class in [ProcessClass::Kubelet, ProcessClass::Runtime] {
             for process in of_class(&watched, class) {
-                let pulse = pulses.entry(process.pid).or_default();
-                let Some((state, work)) = look(process.pid, pulse.work.0) else { continue };
-                let needed = class == ProcessClass::Kubelet || kubelet_works;
-                let is_news = pulse.look(Beat { state, work, needed });
-                kubelet_works |= class == ProcessClass::Kubelet && pulse.idle == 0;
-                if is_news {
-                    let looks = u64::from(pulse.idle.max(pulse.stopped));
-                    let for_ns = LOOK.as_secs() * looks.saturating_sub(1) * 1_000_000_000;
-                    seen.push(Stuck { process: process.clone(), class, how: pulse.how, for_ns });
+                let progress = progress.entry(process.pid).or_default();
+                let Some((state, work)) = sample(process.pid, progress.work.0) else { continue };
+                let expected = class == ProcessClass::Kubelet || kubelet_active;
+                let changed = progress.add(Sample { state, work, expected });
+                kubelet_active |= class == ProcessClass::Kubelet && progress.idle == 0;
+                if changed {
+                    let samples = u64::from(progress.idle.max(progress.stopped));
+                    let for_ns = INTERVAL.as_secs() * samples.saturating_sub(1) * 1_000_000_000;
+                    changes.push(Stuck { process: process.clone(), class, how: progress.how, for_ns });
                 }
             }
         }
-        for stuck in seen {
+        for stuck in changes {
             let observation = Observation::Stuck(stuck);
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return;
@@ -132,15 +137,15 @@ fn of_class(watched: &Watched, class: ProcessClass) -> impl Iterator<Item = &Act
     watched.values().filter(move |(_, known)| *known == class).map(|(process, _)| process)
 }
 
-/// The state of a process and what it has done; its threads are asked only when it has used no processor time since
-/// `ticks`.
-fn look(pid: u32, ticks: u64) -> Option<(RunState, Work)> {
+/// Returns the state of a process and its work. Context switches are read only if the process has used no CPU
+/// time since `ticks`; they are 0 otherwise. `None` if the process has exited.
+fn sample(pid: u32, ticks: u64) -> Option<(RunState, Work)> {
     let stat = processes::stat(pid)?;
     let switches = if stat.ticks == ticks { switches(pid) } else { 0 };
     Some((stat.state, (stat.ticks, switches)))
 }
 
-/// How often the threads of a process went to sleep by themselves.
+/// Returns the sum of the voluntary context switches of the threads of a process.
 fn switches(pid: u32) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().take(THREADS);
     let of_thread = |status: String| -> Option<u64> {
@@ -154,54 +159,55 @@ fn switches(pid: u32) -> u64 {
 mod tests {
     use super::*;
 
-    /// What is reported, by the number of the look.
-    fn reported(beats: impl IntoIterator<Item = Beat>) -> Vec<(usize, Option<StuckHow>)> {
-        let mut pulse = Pulse::default();
-        let looks = beats.into_iter().enumerate();
-        looks.filter_map(|(at, beat)| pulse.look(beat).then_some((at, pulse.how))).collect()
+    /// Returns what is reported, with the index of the sample.
+    fn reported(samples: impl IntoIterator<Item = Sample>) -> Vec<(usize, Option<StuckHow>)> {
+        let mut progress = Progress::default();
+        let samples = samples.into_iter().enumerate();
+        samples.filter_map(|(at, sample)| progress.add(sample).then_some((at, progress.how))).collect()
     }
 
-    fn beat(state: RunState, work: u64) -> Beat {
-        Beat { state, work: (work, 0), needed: true }
-    }
-
-    #[test]
-    fn a_stopped_process_is_reported_after_ten_seconds_and_until_it_works() {
-        let stopped = [beat(RunState::Stopped, 5); 4];
-        let works = [6, 7].map(|work| beat(RunState::Other, work));
-        let said = reported(stopped.into_iter().chain(works));
-        assert_eq!(said, [(2, Some(StuckHow::Stopped)), (4, None)]);
-        let for_a_moment = [beat(RunState::Other, 4), beat(RunState::Stopped, 5), beat(RunState::Other, 6)];
-        assert_eq!(reported(for_a_moment), []);
+    fn in_state(state: RunState, work: u64) -> Sample {
+        Sample { state, work: (work, 0), expected: true }
     }
 
     #[test]
-    fn a_process_that_was_awake_and_sleeps_for_half_a_minute_is_stuck() {
-        let awake = (1..=4).map(|work| beat(RunState::Other, work));
-        let asleep = [beat(RunState::Other, 4); 8];
-        let said = reported(awake.chain(asleep).chain([beat(RunState::Other, 5)]));
-        assert_eq!(said, [(10, Some(StuckHow::Asleep)), (12, None)]);
+    fn stopped_process_is_reported_after_10_s_and_until_it_makes_progress() {
+        let stopped = [in_state(RunState::Stopped, 5); 4];
+        let running = [6, 7].map(|work| in_state(RunState::Other, work));
+        let changes = reported(stopped.into_iter().chain(running));
+        assert_eq!(changes, [(2, Some(StuckHow::Stopped)), (4, None)]);
+        let briefly =
+            [in_state(RunState::Other, 4), in_state(RunState::Stopped, 5), in_state(RunState::Other, 6)];
+        assert_eq!(reported(briefly), []);
     }
 
     #[test]
-    fn a_process_that_never_does_anything_or_that_nobody_needs_is_not_stuck() {
-        assert_eq!(reported([beat(RunState::Other, 0); 100]), []);
-        let awake = (1..=4).map(|work| beat(RunState::Other, work));
-        let idle = [Beat { needed: false, ..beat(RunState::Other, 4) }; 100];
-        assert_eq!(reported(awake.chain(idle)), []);
+    fn process_that_was_active_and_sleeps_for_30_s_is_stuck() {
+        let active = (1..=4).map(|work| in_state(RunState::Other, work));
+        let asleep = [in_state(RunState::Other, 4); 8];
+        let changes = reported(active.chain(asleep).chain([in_state(RunState::Other, 5)]));
+        assert_eq!(changes, [(10, Some(StuckHow::Asleep)), (12, None)]);
     }
 
     #[test]
-    fn a_process_that_hangs_in_the_kernel_is_reported_and_one_that_only_writes_much_is_not() {
-        let said = reported([beat(RunState::Uninterruptible, 9); 8]);
-        assert_eq!(said, [(5, Some(StuckHow::Uninterruptible))]);
-        assert_eq!(reported((0..100).map(|work| beat(RunState::Uninterruptible, work))), []);
+    fn process_that_was_never_active_or_is_not_needed_is_not_stuck() {
+        assert_eq!(reported([in_state(RunState::Other, 0); 100]), []);
+        let active = (1..=4).map(|work| in_state(RunState::Other, work));
+        let idle = [Sample { expected: false, ..in_state(RunState::Other, 4) }; 100];
+        assert_eq!(reported(active.chain(idle)), []);
     }
 
     #[test]
-    fn what_this_process_does_can_be_seen() {
-        let (_, before) = look(std::process::id(), u64::MAX).expect("it runs");
-        let (state, after) = look(std::process::id(), before.0).expect("it runs");
+    fn uninterruptible_process_is_stuck_only_without_progress() {
+        let changes = reported([in_state(RunState::Uninterruptible, 9); 8]);
+        assert_eq!(changes, [(5, Some(StuckHow::Uninterruptible))]);
+        assert_eq!(reported((0..100).map(|work| in_state(RunState::Uninterruptible, work))), []);
+    }
+
+    #[test]
+    fn samples_this_process() {
+        let (_, before) = sample(std::process::id(), u64::MAX).expect("it runs");
+        let (state, after) = sample(std::process::id(), before.0).expect("it runs");
         assert!(state == RunState::Other && (after.0 > before.0 || after.1 > 0));
     }
 }

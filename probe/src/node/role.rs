@@ -1,4 +1,4 @@
-//! What this host is for, from what is on it.
+//! Determines the role of the host, and its container runtime, from its files and processes.
 
 use std::path::Path;
 
@@ -8,8 +8,9 @@ use super::discovery::{Discovery, socket};
 use super::processes::Found;
 use crate::settings::Settings;
 
-/// What an API server has on its host. Static pod manifests: kubeadm, kops, RKE2. Its own certificate, for manifests may
-/// be the very thing that is missing, and not everybody runs it as a static pod: kubeadm, Kubespray, kops, k0s, k3s.
+/// Files that show that an API server belongs on the host. Static pod manifests: kubeadm, kops, RKE2. Its
+/// serving certificate: kubeadm, Kubespray, kops, k0s, k3s; the manifest may be what is missing, and not
+/// every distribution runs the API server as a static pod.
 const API_SERVER_FILES: &[&str] = &[
     "/etc/kubernetes/manifests/kube-apiserver.yaml",
     "/etc/kubernetes/manifests/kube-apiserver.yml",
@@ -23,14 +24,15 @@ const API_SERVER_FILES: &[&str] = &[
     "/var/lib/rancher/rke2/server",
 ];
 
-/// Files that a kubelet leaves behind on hosts that never joined a cluster and so have no kubeconfig.
+/// Files that a kubelet creates even on a host that never joined a cluster and so has no kubeconfig.
 const KUBELET_FILES: &[&str] = &["/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki"];
 
+/// Default endpoints.
 const CRIO_SOCKETS: &[&str] = &["/run/crio/crio.sock", "/var/run/crio/crio.sock"];
 const CONTAINERD_SOCKETS: &[&str] =
     &["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"];
 
-/// What etcd leaves on its host: static pod, systemd unit, data.
+/// Files that show that an etcd belongs on the host: a static pod, a systemd unit, data.
 const ETCD_FILES: &[&str] = &[
     "/etc/kubernetes/manifests/etcd.yaml",
     "/etc/kubernetes/manifests/etcd.yml",
@@ -39,25 +41,25 @@ const ETCD_FILES: &[&str] = &[
     "/var/lib/etcd/member",
 ];
 
-/// What else decides about the role of a host.
+/// What else the role of a host depends on.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Known {
-    /// Some address of an API server is known.
+    /// The address of at least one API server is known.
     pub(crate) targets: bool,
-    /// Processes that run may be missing among those that were found.
+    /// The scan of processes may be incomplete.
     pub(crate) hides_processes: bool,
 }
 
-/// The role, set or found, and the runtime. The addresses are left empty.
+/// Returns the role, as set or as detected, and the runtime. The host's addresses are left empty.
 pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discovery, known: Known) -> Host {
     let Known { targets, hides_processes } = known;
     let exists = |path: &&str| settings.on_host(Path::new(path)).exists();
     let runs = |class| processes.iter().any(|found| found.class == class);
     let runtime = runtime(settings, processes, discovery, exists);
-    // One that is not running is configured for nothing yet.
+    // The configuration of a kubelet that does not run may be incomplete.
     let of_kubelet = || {
-        let named = discovery.kubelet.runtime_endpoint.as_ref().filter(|_| discovery.kubelet_runs);
-        named.map(|known| known.value.clone())
+        let configured = discovery.kubelet.runtime_endpoint.as_ref().filter(|_| discovery.kubelet_runs);
+        configured.map(|known| known.value.clone())
     };
     let by_flag = settings.runtime_endpoint.as_ref();
     let runtime_endpoint = by_flag.map_or_else(of_kubelet, |endpoint| socket(&endpoint.to_string_lossy()));
@@ -77,17 +79,17 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discove
     let api_server =
         runs(ProcessClass::ApiServer) || discovery.with_api_server || API_SERVER_FILES.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
-    // A directory or an address that somebody named is worth an answer, whatever else is missing.
-    let asked_for = targets || settings.on_host(&settings.cni.conf()).is_dir();
+    // With a configuration directory or an API address there is something to check, whatever else is missing.
+    let has_subject = targets || settings.on_host(&settings.cni.conf()).is_dir();
     let role = match (kubelet, api_server, etcd) {
         (_, true, _) => Role::ControlPlane,
-        // A kubelet that uses an API server may run unseen.
+        // A hidden process may be a kubelet that uses an API server.
         (false, false, _) | (true, false, true) if hides_processes && !(kubelet && targets) => Role::Unknown,
-        // kubeadm runs an external etcd by a kubelet that knows no API server.
+        // kubeadm runs an external etcd under a kubelet without an API server.
         (true, false, true) if !targets => Role::Etcd,
         (true, false, _) => Role::Worker,
         (false, false, true) => Role::Etcd,
-        (false, false, false) if asked_for || runtime != Runtime::Unknown => Role::Unknown,
+        (false, false, false) if has_subject || runtime != Runtime::Unknown => Role::Unknown,
         (false, false, false) => Role::None,
     };
     host(role, false)
@@ -109,7 +111,7 @@ fn runtime(
         _ => {}
     }
     let runs = |name: &str| processes.iter().any(|found| found.actor.name == name);
-    // CRI-O first: containerd is often installed beside it, for other uses.
+    // CRI-O takes precedence: containerd is often installed beside it for other uses.
     if runs("crio") || CRIO_SOCKETS.iter().any(&exists) {
         Runtime::CriO
     } else if runs("containerd") || CONTAINERD_SOCKETS.iter().any(&exists) {
@@ -129,7 +131,8 @@ mod tests {
     const CONTAINERD: (&str, ProcessClass) = ("containerd", ProcessClass::Runtime);
     const KUBELET: (&str, ProcessClass) = ("kubelet", ProcessClass::Kubelet);
 
-    /// Of a host with these files and processes; `targets`: it knows an address of an API server.
+    /// Returns the role of a host with these files and processes; `targets`: an address of an API server is
+    /// known.
     fn role(files: &[&str], processes: &[(&str, ProcessClass)], targets: bool) -> Role {
         role_of(files, processes, Known { targets, ..Known::default() })
     }
@@ -138,10 +141,10 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         for file in files {
             let path = root.path().join(file.trim_start_matches('/'));
-            std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("created");
             std::fs::write(path, "").expect("written");
         }
-        let flag = root.path().to_str().expect("a text");
+        let flag = root.path().to_str().expect("UTF-8");
         let settings = settings(&["--host-root", flag]);
         let found = |(name, class): &(&str, ProcessClass)| Found {
             actor: Actor { pid: 1, name: (*name).to_owned() },
@@ -153,46 +156,46 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_a_worker_until_something_shows_an_api_server() {
+    fn host_with_kubelet_is_worker_unless_an_api_server_is_found() {
         let kubelet = ["/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/ca.crt"];
         assert_eq!(role(&kubelet, &[CONTAINERD, KUBELET], true), Role::Worker);
-        // The kubelet may be what is missing.
+        // The kubelet is not running.
         assert_eq!(role(&kubelet, &[CONTAINERD], true), Role::Worker);
-        // Joined, and its API server's manifest moved away.
+        // The manifest of the API server was moved away.
         let moved = ["/etc/kubernetes/kubelet.conf", "/etc/kubernetes/pki/apiserver.crt"];
         assert_eq!(role(&moved, &[CONTAINERD, KUBELET], true), Role::ControlPlane);
-        let by_hand = [KUBELET, ("kube-apiserver", ProcessClass::ApiServer)];
-        assert_eq!(role(&[], &by_hand, true), Role::ControlPlane);
+        let processes = [KUBELET, ("kube-apiserver", ProcessClass::ApiServer)];
+        assert_eq!(role(&[], &processes, true), Role::ControlPlane);
         for file in API_SERVER_FILES {
             assert_eq!(role(&[file], &[], false), Role::ControlPlane, "{file}");
         }
     }
 
     #[test]
-    fn an_etcd_host_is_one_with_and_without_a_kubelet() {
+    fn host_with_etcd_has_role_etcd_with_and_without_a_kubelet() {
         let etcd = ("etcd", ProcessClass::Etcd);
         assert_eq!(role(&["/etc/etcd.env"], &[], false), Role::Etcd);
         assert_eq!(role(&[], &[etcd, CONTAINERD], false), Role::Etcd);
-        // kubeadm runs external etcd as a static pod of a kubelet that knows no API server.
+        // kubeadm runs external etcd as a static pod of a kubelet without an API server.
         assert_eq!(role(&["/var/lib/kubelet/config.yaml"], &[KUBELET, etcd], false), Role::Etcd);
         assert_eq!(role(&["/var/lib/kubelet/config.yaml"], &[KUBELET, etcd], true), Role::Worker);
     }
 
     #[test]
-    fn a_host_without_kubernetes_has_no_role() {
+    fn host_without_kubernetes_has_no_role() {
         assert_eq!(role(&[], &[], false), Role::None);
         assert_eq!(role(&[], &[], true), Role::Unknown);
         assert_eq!(role(&[], &[CONTAINERD], false), Role::Unknown);
     }
 
     #[test]
-    fn hidden_processes_leave_the_absence_of_a_kubelet_unproven() {
+    fn hidden_processes_leave_the_role_of_a_host_without_kubelet_unknown() {
         let role = |files: &[&str], targets| role_of(files, &[], Known { targets, hides_processes: true });
         let kubelet = "/var/lib/kubelet/config.yaml";
         assert_eq!(role(&[], false), Role::Unknown);
         assert_eq!(role(&["/etc/etcd.env"], false), Role::Unknown);
         assert_eq!(role(&[kubelet, "/etc/etcd.env"], false), Role::Unknown);
-        // What files prove stays proven.
+        // Files are conclusive whatever processes are hidden.
         assert_eq!(role(&[kubelet], false), Role::Worker);
         assert_eq!(role(&[kubelet, "/etc/etcd.env"], true), Role::Worker);
         assert_eq!(role(&["/etc/kubernetes/pki/apiserver.crt"], false), Role::ControlPlane);

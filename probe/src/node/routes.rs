@@ -1,4 +1,4 @@
-//! The kernel's answer to "how would you get there", by rtnetlink(7).
+//! Route and neighbour look-ups with rtnetlink(7).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,19 +11,20 @@ use probe_engine::Route;
 
 use super::links::handle;
 
-/// The kernel answers at once; this is for a machine that does not.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Timeout of a look-up. The kernel responds immediately, except on an overloaded machine.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Looks up the route to `to`. A look-up that could not be made counts as a route: it proves no fault.
+/// Looks up the route to `to`. A look-up that fails or times out counts as a route, because it proves no
+/// fault.
 pub(crate) async fn lookup(to: IpAddr) -> Route {
-    let errno = match tokio::time::timeout(PATIENCE, route(to)).await {
+    let errno = match tokio::time::timeout(TIMEOUT, route(to)).await {
         Ok(Err(errno)) => errno,
         Ok(Ok(_)) | Err(_) => 0,
     };
     Route { to, errno }
 }
 
-/// The route's next hop, or the positive errno of the kernel.
+/// Returns the next hop of the route, or the positive errno of the kernel.
 async fn route(to: IpAddr) -> Result<IpAddr, u32> {
     let Ok(handle) = handle() else { return Ok(to) };
     let mut message = RouteMessage::default();
@@ -34,17 +35,17 @@ async fn route(to: IpAddr) -> Result<IpAddr, u32> {
     message.header.address_family = family;
     message.header.destination_prefix_length = length;
     message.attributes.push(RouteAttribute::Destination(address));
-    let mut answers = std::pin::pin!(handle.route().get(message).execute());
-    match answers.try_next().await {
-        Ok(Some(answer)) => {
-            // IPv6 answers with the route's kind where IPv4 answers with an error.
-            match answer.header.kind {
+    let mut responses = std::pin::pin!(handle.route().get(message).execute());
+    match responses.try_next().await {
+        Ok(Some(response)) => {
+            // IPv6 returns the type of the route where IPv4 returns an error.
+            match response.header.kind {
                 RouteType::Unreachable => return Err(libc::EHOSTUNREACH.unsigned_abs()),
                 RouteType::Prohibit => return Err(libc::EACCES.unsigned_abs()),
                 RouteType::BlackHole => return Err(libc::EINVAL.unsigned_abs()),
                 _ => {}
             }
-            let gateway = answer.attributes.iter().find_map(|attribute| match attribute {
+            let gateway = response.attributes.iter().find_map(|attribute| match attribute {
                 RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
                 RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
                 _ => None,
@@ -56,12 +57,12 @@ async fn route(to: IpAddr) -> Result<IpAddr, u32> {
     }
 }
 
-/// Does the next hop on the way to `to` leave neighbour discovery unanswered now?
+/// Returns whether the next hop on the route to `to` currently does not respond to neighbour discovery.
 pub(crate) async fn neighbour_failed(to: IpAddr) -> bool {
-    tokio::time::timeout(PATIENCE, is_failed(to)).await.unwrap_or(false)
+    tokio::time::timeout(TIMEOUT, next_hop_failed(to)).await.unwrap_or(false)
 }
 
-async fn is_failed(to: IpAddr) -> bool {
+async fn next_hop_failed(to: IpAddr) -> bool {
     let (Ok(hop), Ok(handle)) = (route(to).await, handle()) else { return false };
     let mut dump = std::pin::pin!(handle.neighbours().get().execute());
     while let Ok(Some(message)) = dump.try_next().await {

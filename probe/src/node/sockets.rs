@@ -1,4 +1,4 @@
-//! TCP listeners and unanswered connects of the host's namespace, by sock_diag(7).
+//! TCP sockets of the host's network namespace, from sock_diag(7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,47 +15,47 @@ use probe_engine::{Actor, Listener};
 
 use super::processes;
 
-/// Most listeners that are taken: the engine remembers as many.
-const LISTENERS: usize = 4096;
-/// The kernel fills its dump buffers up to 32 KiB, net/netlink/af_netlink.c.
+/// Most sockets that are returned: the engine keeps as many listeners.
+const SOCKETS: usize = 4096;
+/// Receive buffer, bytes: the kernel fills dump buffers up to 32 KiB (net/netlink/af_netlink.c).
 const BUFFER: usize = 32 * 1024;
 
-/// Every listener, with the process that owns it where that can be found.
+/// Returns all listeners, with the process that has the socket open if it can be determined.
 pub(crate) fn snapshot() -> io::Result<Vec<Listener>> {
     let mut found = Vec::new();
     for response in dump(&Query { states: StateFlags::LISTEN, ..Query::default() })? {
         let id = &response.header.socket_id;
         found.push((SocketAddr::new(id.source_address, id.source_port), response.header.inode));
     }
-    found.truncate(LISTENERS);
+    found.truncate(SOCKETS);
     let owners = processes::socket_owners(&found.iter().map(|(_, inode)| *inode).collect::<BTreeSet<_>>());
     Ok(listeners(found, &owners))
 }
 
-/// A connect that was under way before anybody watched.
+/// A pending connect that may be older than the agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Connecting {
-    /// Address asked for.
+    /// Destination.
     pub(crate) to: SocketAddr,
-    /// How often its SYN was sent again.
+    /// Retransmissions of the SYN.
     pub(crate) retransmits: u32,
-    /// Who asked, where that can be found.
+    /// The connecting process, if it can be determined.
     pub(crate) client: Actor,
 }
 
-/// Connects to `targets` whose SYN was sent again at least once: nobody has answered them so far.
+/// Returns the connects to `targets` whose SYN was retransmitted at least once, without a reply so far.
 pub(crate) fn unanswered(targets: &[SocketAddr]) -> io::Result<Vec<Connecting>> {
     let mut found = Vec::new();
     for response in dump(&Query { states: StateFlags::SYN_SENT, ..Query::default() })? {
         let id = &response.header.socket_id;
         let to = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
-        if let Some(Timer::Retransmit(_, again @ 1..)) = response.header.timer
+        if let Some(Timer::Retransmit(_, retransmits @ 1..)) = response.header.timer
             && targets.contains(&to)
         {
-            found.push((to, u32::from(again), response.header.inode));
+            found.push((to, u32::from(retransmits), response.header.inode));
         }
     }
-    found.truncate(LISTENERS);
+    found.truncate(SOCKETS);
     let owners = processes::socket_owners(&found.iter().map(|(.., inode)| *inode).collect());
     let client = |inode| owners.get(&inode).cloned().unwrap_or_default();
     Ok(found
@@ -70,30 +70,31 @@ fn listeners(found: Vec<(SocketAddr, u32)>, owners: &BTreeMap<u32, Actor>) -> Ve
     found.into_iter().map(row).collect()
 }
 
-/// An established connection, as `struct tcp_info` shows it (include/uapi/linux/tcp.h; it only grows).
+/// An established connection, from `struct tcp_info` (include/uapi/linux/tcp.h), to which kernels only append
+/// fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Established {
-    /// The other side.
+    /// Address of the peer.
     pub(crate) to: SocketAddr,
-    /// Inode of the socket, by which its owner is found.
+    /// Inode number of the socket, by which its process is found.
     pub(crate) inode: u32,
-    /// Time-outs in a row.
+    /// Consecutive retransmission timeouts (`tcpi_retransmits`).
     pub(crate) retransmits: u8,
-    /// Segments under way.
+    /// Segments in flight.
     pub(crate) unacked: u32,
-    /// Milliseconds since this side sent data.
+    /// Milliseconds since the last data was sent.
     pub(crate) last_sent_ms: u32,
-    /// Milliseconds since data came.
+    /// Milliseconds since the last data was received.
     pub(crate) last_received_ms: u32,
-    /// Milliseconds since an acknowledgement came.
+    /// Milliseconds since the last acknowledgement was received.
     pub(crate) last_ack_ms: u32,
-    /// Bytes acknowledged by the other side, the SYN among them.
+    /// Bytes acknowledged by the peer, including the SYN.
     pub(crate) acked: u64,
-    /// Bytes that came.
+    /// Bytes received.
     pub(crate) received: u64,
 }
 
-/// Connections to `targets`; the kernel picks them by their port.
+/// Returns the established connections to `targets`; the kernel selects them by port.
 pub(crate) fn established(targets: &[SocketAddr]) -> io::Result<Vec<Established>> {
     let ports: BTreeSet<u16> = targets.iter().map(SocketAddr::port).collect();
     let mut found = Vec::new();
@@ -109,21 +110,22 @@ pub(crate) fn established(targets: &[SocketAddr]) -> io::Result<Vec<Established>
             found.extend(info.filter(|_| targets.contains(&to)));
         }
     }
-    found.truncate(LISTENERS);
+    found.truncate(SOCKETS);
     Ok(found)
 }
 
-/// The other sides of connections to this port, and the inode of each socket.
+/// Returns the peers of established connections to this port, and the inode number of each socket.
 pub(crate) fn connected_to(port: u16) -> io::Result<Vec<(IpAddr, u32)>> {
     let query = Query { states: StateFlags::ESTABLISHED, to_port: port, ..Query::default() };
-    let found = dump(&query)?.into_iter().take(LISTENERS);
-    let other = |response: InetResponse| {
+    let found = dump(&query)?.into_iter().take(SOCKETS);
+    let peer = |response: InetResponse| {
         let ip = response.header.socket_id.destination_address.to_canonical();
         (ip, response.header.inode)
     };
-    Ok(found.map(other).collect())
+    Ok(found.map(peer).collect())
 }
 
+/// Parses `struct tcp_info`; `None` if the kernel's is too old to have all fields.
 fn established_from(to: SocketAddr, inode: u32, info: &[u8]) -> Option<Established> {
     let short = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
     let long = |at: usize| Some(u64::from_ne_bytes(info.get(at..at + 8)?.try_into().ok()?));
@@ -140,12 +142,12 @@ fn established_from(to: SocketAddr, inode: u32, info: &[u8]) -> Option<Establish
     })
 }
 
-/// What is asked of the kernel.
+/// Which sockets to dump.
 #[derive(Clone, Debug)]
 struct Query {
     states: StateFlags,
     extensions: ExtensionFlags,
-    /// Only sockets whose other side has this port; 0 for all.
+    /// Port of the peer; 0 for any.
     to_port: u16,
 }
 
@@ -155,7 +157,7 @@ impl Default for Query {
     }
 }
 
-/// Every TCP socket of both families that fits.
+/// Returns the matching TCP sockets of both address families.
 fn dump(query: &Query) -> io::Result<Vec<InetResponse>> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -202,7 +204,7 @@ fn dump_family(family: u8, query: &Query) -> io::Result<Vec<InetResponse>> {
                 }
                 _ => {}
             }
-            // Messages are aligned to four bytes, netlink(7).
+            // Messages are aligned to four bytes (netlink(7)).
             rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
         }
     }
@@ -213,22 +215,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_real_connection_is_found_with_its_bytes() {
+    fn finds_an_established_connection_with_its_byte_counts() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let to = listener.local_addr().expect("bound");
         let mut client = std::net::TcpStream::connect(to).expect("connect");
         let (mut server, _) = listener.accept().expect("accept");
         io::Write::write_all(&mut client, b"hello").expect("write");
-        let mut heard = [0; 5];
-        io::Read::read_exact(&mut server, &mut heard).expect("read");
+        let mut received = [0; 5];
+        io::Read::read_exact(&mut server, &mut received).expect("read");
         let found = established(&[to]).expect("sock_diag");
-        // Counted with the SYN once the acknowledgement came back.
+        // The SYN is counted, and the data as soon as its acknowledgement arrives.
         assert!(matches!(found.as_slice(), [one] if one.to == to && one.received == 0 && one.acked >= 1));
         assert_eq!(established(&["127.0.0.1:1".parse().expect("an address")]).expect("sock_diag"), []);
     }
 
     #[test]
-    fn a_real_listener_is_found_with_its_owner() {
+    fn finds_listeners_of_both_families_with_their_process() {
         let v4 = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let v6 = std::net::TcpListener::bind("[::1]:0").expect("bind");
         let found = snapshot().expect("sock_diag");

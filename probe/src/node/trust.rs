@@ -1,5 +1,5 @@
-//! Whether a chain of certificates leads to a CA that the kubelet trusts. The kubelet is a Go program, and Go accepts more
-//! than webpki does: only what both must reject counts as untrusted.
+//! Verifies whether a certificate chain leads to a CA that the kubelet trusts. The kubelet is a Go program,
+//! and Go accepts more than webpki does: only what both must reject counts as untrusted.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,26 +13,26 @@ use rustls::{CertificateError, Error, RootCertStore};
 
 use super::certificate;
 
-/// Most CAs that are read of one file; bundles of public ones have about 150.
+/// Most CAs that are read from one file; bundles of public CAs have about 150.
 const CERTIFICATES: usize = 512;
 
-/// What can be said of a chain.
+/// Result of the verification of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chain {
-    /// A CA issued it, and it is valid now for the server's name.
+    /// One of the CAs issued it, and it is currently valid for the server's name.
     Trusted,
     /// None of the CAs issued it.
     Untrusted,
-    /// Anything else, among it all that only webpki rejects.
+    /// Anything else, including what only webpki rejects.
     Unknown,
 }
 
 /// The CAs that the kubelet trusts.
 pub(super) struct Authorities {
-    /// Where they are from: a kubeconfig, or the file that it names.
+    /// The file that contains them: a kubeconfig, or a file to which it refers.
     pub(super) file: String,
     certificates: Vec<CertificateDer<'static>>,
-    /// Also for connections that must be trusted.
+    /// Also used for connections that require a trusted server.
     pub(super) verifier: Arc<WebPkiServerVerifier>,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Debug for Authorities {
 }
 
 impl Authorities {
-    /// Reads CAs in PEM. `None` if one of them cannot be read: a chain might lead to just that one.
+    /// Parses CAs in PEM. `None` if one of them cannot be parsed, because a chain may lead to that one.
     pub(super) fn new(file: String, pem: &[u8], provider: Arc<CryptoProvider>) -> Option<Self> {
         let certificates: Result<Vec<_>, _> =
             CertificateDer::pem_slice_iter(pem).take(CERTIFICATES).collect();
@@ -56,7 +56,7 @@ impl Authorities {
         Some(Self { file, certificates, verifier })
     }
 
-    /// Judges the chain that a server shows.
+    /// Verifies the chain that a server presents.
     pub(super) fn judge(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -74,12 +74,13 @@ impl Authorities {
         }
     }
 
-    /// Go trusts a certificate that is itself among the CAs, and knows keys that ring does not.
+    /// Returns whether Go would reject the chain too: it trusts a certificate that is itself among the CAs,
+    /// and supports keys that ring does not.
     fn can_judge(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> bool {
         let is_pinned = self.certificates.iter().any(|known| known.as_ref() == end_entity.as_ref());
         let authorities = self.certificates.iter().map(AsRef::as_ref);
         let mut all = authorities.chain(intermediates.iter().map(AsRef::as_ref));
-        !is_pinned && all.all(certificate::has_usual_key)
+        !is_pinned && all.all(certificate::has_supported_key)
     }
 }
 
@@ -93,13 +94,13 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A CA of a test.
+    /// A CA for tests.
     pub(crate) struct Authority {
         issuer: Issuer<'static, KeyPair>,
         pub(crate) pem: String,
     }
 
-    /// A certificate and its key, PEM.
+    /// A certificate and its key in PEM.
     pub(crate) struct Identity {
         pub(crate) certificate: String,
         pub(crate) key: String,
@@ -115,12 +116,12 @@ pub(super) mod tests {
             Self { issuer: Issuer::new(params, key), pem }
         }
 
-        /// Of a server at this address or name, or of a client.
+        /// Issues a certificate for a server at this address or name, or for a client if that is `None`.
         pub(crate) fn issue(&self, name: &str, address: Option<&str>) -> Identity {
             self.issue_for(name, address, 1)
         }
 
-        /// The same, for so many years.
+        /// The same, with the lifetime ending that many years after the year 4000.
         pub(crate) fn issue_for(&self, name: &str, address: Option<&str>, years: i32) -> Identity {
             let names: Vec<_> = address.map(str::to_owned).into_iter().collect();
             let mut params = CertificateParams::new(names).expect("parameters");
@@ -136,21 +137,21 @@ pub(super) mod tests {
         }
     }
 
-    fn judge(authorities: &str, shown: &str) -> Chain {
+    fn judge(authorities: &str, presented: &str) -> Chain {
         let provider = Arc::new(ring::default_provider());
         let authorities =
             Authorities::new("ca.crt".to_owned(), authorities.as_bytes(), provider).expect("CAs");
-        let shown = CertificateDer::from_pem_slice(shown.as_bytes()).expect("a certificate");
-        authorities.judge(&shown, &[], &ServerName::try_from("127.0.0.1").expect("an address"))
+        let presented = CertificateDer::from_pem_slice(presented.as_bytes()).expect("a certificate");
+        authorities.judge(&presented, &[], &ServerName::try_from("127.0.0.1").expect("an address"))
     }
 
     #[test]
-    fn only_a_certificate_of_another_ca_is_untrusted() {
+    fn only_certificate_issued_by_another_ca_is_untrusted() {
         let [own, other, namesake] = ["kubernetes", "other", "kubernetes"].map(Authority::new);
         let at =
             |authority: &Authority, address| authority.issue("kube-apiserver", Some(address)).certificate;
         let server = at(&own, "127.0.0.1");
-        for (what, authorities, shown, wanted) in [
+        for (what, authorities, presented, wanted) in [
             ("its own", own.pem.clone(), &server, Chain::Trusted),
             ("a bundle", format!("{}{}", other.pem, own.pem), &server, Chain::Trusted),
             ("another", other.pem.clone(), &server, Chain::Untrusted),
@@ -159,27 +160,29 @@ pub(super) mod tests {
             ("the certificate itself", server.clone(), &server, Chain::Unknown),
             ("a CA as a server", other.pem.clone(), &own.pem, Chain::Unknown),
         ] {
-            assert_eq!(judge(&authorities, shown), wanted, "{what}");
+            assert_eq!(judge(&authorities, presented), wanted, "{what}");
         }
     }
 
     #[test]
-    fn what_ring_cannot_check_is_never_untrusted() {
+    fn chain_with_unsupported_key_is_never_untrusted() {
         let p521 = include_str!("../../tests/certificates/p521-ca.pem");
         let small = include_str!("../../tests/certificates/rsa1024-ca.pem");
         let of_p521 = include_str!("../../tests/certificates/p521-server.pem");
         let of_small = include_str!("../../tests/certificates/rsa1024-server.pem");
-        for (authorities, shown) in [(p521, of_p521), (small, of_small), (p521, of_small), (small, of_p521)] {
-            assert_eq!(judge(authorities, shown), Chain::Unknown);
+        for (authorities, presented) in
+            [(p521, of_p521), (small, of_small), (p521, of_small), (small, of_p521)]
+        {
+            assert_eq!(judge(authorities, presented), Chain::Unknown);
         }
-        // The server's own key is P-256, and this CA's is, too.
+        // The keys of the server and of this CA are P-256.
         let other = Authority::new("kubernetes");
         assert_ne!(judge(&other.pem, of_p521), Chain::Trusted);
         assert_eq!(judge(&Authority::new("other").pem, of_small), Chain::Untrusted);
     }
 
     #[test]
-    fn cas_that_cannot_be_read_judge_nothing() {
+    fn unreadable_cas_are_none() {
         let provider = Arc::new(ring::default_provider());
         let own = Authority::new("kubernetes").pem;
         let broken = format!("{own}-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
