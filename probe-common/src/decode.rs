@@ -1,4 +1,4 @@
-//! Bytes become events by checking, never by casting.
+//! Decodes the bytes of the ring buffer into events, by checks and not by casts.
 
 use core::mem::size_of;
 
@@ -11,7 +11,10 @@ use crate::record::{
 };
 
 /// One record, checked and copied out of the ring.
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for one turn, in a crate that has no heap")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one iteration, and the crate has no heap"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// See [`ConnectEnd`].
@@ -24,15 +27,15 @@ pub enum Event<'a> {
     CniExec(CniExec),
     /// See [`ProcessExec`].
     ProcessExec(ProcessExec),
-    /// See [`Stdout`]; only the valid bytes.
+    /// See [`Stdout`]; holds only the valid bytes.
     Stdout {
         /// Time of the write; clock as in [`Header`].
         at_ns: u64,
         /// The writer.
         task: Task,
-        /// What was written, at most [`STDOUT_LEN`] bytes of it.
+        /// The first bytes written, at most [`STDOUT_LEN`].
         data: &'a [u8],
-        /// Bytes that the process wrote beyond `data`.
+        /// Number of bytes that the process wrote after `data`.
         cut: u64,
     },
     /// See [`Exit`].
@@ -56,7 +59,7 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// The hook that saw it.
+    /// Returns the hook that reported the event.
     pub const fn hook(&self) -> Hook {
         match self {
             Self::ConnectEnd(_) | Self::ConnectionEnd(_) | Self::Listen(_) => Hook::InetSockSetState,
@@ -71,13 +74,13 @@ impl Event<'_> {
             Self::Drops(_) => Hook::KfreeSkb,
             Self::Stdout { .. } => Hook::Write,
             Self::Exit(_) => Hook::SchedProcessExit,
-            // clone(2) makes one, too; what counts is that it came.
+            // clone(2) creates namespaces as well, but the record does not distinguish the two.
             Self::Netns(netns) if netns.up == 1 => Hook::Unshare,
             Self::Netns(_) => Hook::QdiscDestroy,
         }
     }
 
-    /// When the kernel saw it; clock as in [`Header`].
+    /// Returns when the kernel observed the event; clock as in [`Header`].
     pub const fn at_ns(&self) -> u64 {
         match self {
             Self::ConnectEnd(e) => e.header.at_ns,
@@ -99,30 +102,30 @@ impl Event<'_> {
     }
 }
 
-/// Why bytes are not an event.
+/// Reason why bytes cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// Shorter than a header.
     NoHeader {
-        /// Bytes given.
+        /// Number of bytes in the input.
         got: usize,
     },
-    /// The code is none of [`Code`].
+    /// The code is not one of [`Code`].
     UnknownCode(u16),
-    /// The code's record has another size.
+    /// The record of this code has a different size.
     WrongSize {
-        /// The record that the header names.
+        /// The code in the header.
         code: Code,
-        /// Bytes that it takes.
+        /// Size of that record, bytes.
         want: usize,
-        /// Bytes given.
+        /// Number of bytes in the input.
         got: usize,
     },
-    /// A length inside the record points beyond it.
+    /// A length inside the record exceeds the record.
     WrongLength {
-        /// The record that the header names.
+        /// The code in the header.
         code: Code,
-        /// The length it claims.
+        /// That length, bytes.
         claimed: usize,
     },
 }
@@ -142,14 +145,15 @@ impl core::fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// Reads one record as the ring buffer gives it.
+/// Decodes one record of the ring buffer.
 ///
 /// # Errors
-/// When `bytes` are not exactly one record of a known code.
+/// Returns an error if `bytes` is not exactly one record of a known code.
 pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     let header = header(bytes)?;
     let code = Code::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .find(|code| *code as u16 == header.code)
         .ok_or(DecodeError::UnknownCode(header.code))?;
     Ok(match code {
@@ -171,10 +175,10 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     })
 }
 
-/// When the kernel made a record, without a look at the rest of it; clock as in [`Header`].
+/// Returns when the kernel wrote a record, from its header alone; clock as in [`Header`].
 ///
 /// # Errors
-/// When there are fewer bytes than a header has.
+/// Returns an error if `bytes` is shorter than a header.
 pub fn made_at(bytes: &[u8]) -> Result<u64, DecodeError> {
     Ok(header(bytes)?.at_ns)
 }
@@ -204,7 +208,7 @@ fn stdout(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     Ok(Event::Stdout { at_ns: record.header.at_ns, task: record.task, data, cut })
 }
 
-/// The text in a fixed field: up to the first NUL, or all of it when there is none.
+/// Returns the text in a fixed-size field: the bytes before the first NUL, or the whole field if it has none.
 pub fn text(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
@@ -215,52 +219,52 @@ mod tests {
 
     use super::*;
 
-    fn every_cut_is_an_error<T: FromZeros + FromBytes + IntoBytes + Immutable>(code: Code) {
+    fn assert_truncations_are_errors<T: FromZeros + FromBytes + IntoBytes + Immutable>(code: Code) {
         let mut record = T::new_zeroed();
         let bytes = record.as_mut_bytes();
         bytes[8..10].copy_from_slice(&(code as u16).to_ne_bytes());
         for cut in 0..bytes.len() {
             let got = decode(&bytes[..cut]);
-            assert!(got.is_err(), "{code:?} cut to {cut} bytes was taken for {got:?}");
+            assert!(got.is_err(), "{code:?} cut to {cut} bytes was decoded as {got:?}");
         }
         assert!(decode(bytes).is_ok(), "{code:?}");
     }
 
     #[test]
-    fn a_record_cut_at_any_length_is_an_error() {
-        every_cut_is_an_error::<ConnectEnd>(Code::ConnectEnd);
-        every_cut_is_an_error::<ConnectError>(Code::ConnectError);
-        every_cut_is_an_error::<Listen>(Code::Listen);
-        every_cut_is_an_error::<CniExec>(Code::CniExec);
-        every_cut_is_an_error::<ProcessExec>(Code::ProcessExec);
-        every_cut_is_an_error::<Stdout>(Code::Stdout);
-        every_cut_is_an_error::<Exit>(Code::Exit);
-        every_cut_is_an_error::<Netns>(Code::Netns);
-        every_cut_is_an_error::<ConnectionEnd>(Code::ConnectionEnd);
-        every_cut_is_an_error::<UnixConnect>(Code::UnixConnect);
-        every_cut_is_an_error::<Rtnetlink>(Code::Rtnetlink);
-        every_cut_is_an_error::<LimitHit>(Code::LimitHit);
-        every_cut_is_an_error::<ModuleRequest>(Code::ModuleRequest);
-        every_cut_is_an_error::<FileRefused>(Code::FileRefused);
-        every_cut_is_an_error::<Drops>(Code::Drops);
+    fn rejects_record_truncated_at_any_length() {
+        assert_truncations_are_errors::<ConnectEnd>(Code::ConnectEnd);
+        assert_truncations_are_errors::<ConnectError>(Code::ConnectError);
+        assert_truncations_are_errors::<Listen>(Code::Listen);
+        assert_truncations_are_errors::<CniExec>(Code::CniExec);
+        assert_truncations_are_errors::<ProcessExec>(Code::ProcessExec);
+        assert_truncations_are_errors::<Stdout>(Code::Stdout);
+        assert_truncations_are_errors::<Exit>(Code::Exit);
+        assert_truncations_are_errors::<Netns>(Code::Netns);
+        assert_truncations_are_errors::<ConnectionEnd>(Code::ConnectionEnd);
+        assert_truncations_are_errors::<UnixConnect>(Code::UnixConnect);
+        assert_truncations_are_errors::<Rtnetlink>(Code::Rtnetlink);
+        assert_truncations_are_errors::<LimitHit>(Code::LimitHit);
+        assert_truncations_are_errors::<ModuleRequest>(Code::ModuleRequest);
+        assert_truncations_are_errors::<FileRefused>(Code::FileRefused);
+        assert_truncations_are_errors::<Drops>(Code::Drops);
     }
 
     #[test]
-    fn a_record_with_bytes_to_spare_is_an_error() {
+    fn rejects_record_with_trailing_bytes() {
         let mut bytes = [0_u8; size_of::<Listen>() + 1];
         bytes[8] = Code::Listen as u8;
         assert!(matches!(decode(&bytes), Err(DecodeError::WrongSize { code: Code::Listen, got: 81, .. })));
     }
 
     #[test]
-    fn an_unknown_code_is_named() {
+    fn reports_unknown_code() {
         let mut bytes = [0_u8; 80];
         bytes[8..10].copy_from_slice(&999_u16.to_ne_bytes());
         assert_eq!(decode(&bytes), Err(DecodeError::UnknownCode(999)));
     }
 
     #[test]
-    fn a_write_that_claims_more_than_its_record_is_an_error() {
+    fn rejects_stdout_length_beyond_record() {
         let mut record = Stdout::new_zeroed();
         record.header.code = Code::Stdout as u16;
         record.len = 4097;
@@ -275,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn text_ends_at_the_first_nul_or_at_the_end() {
+    fn text_ends_at_first_nul_or_end_of_field() {
         assert_eq!(text(b"eth0\0rest"), b"eth0");
         assert_eq!(text(b"full"), b"full");
         assert_eq!(text(b""), b"");

@@ -1,15 +1,17 @@
-//! The wire contract of the kernel half and the user half: records, codes, limits, settings, skip reasons.
+//! The wire contract of the kernel programs and the agent: records, codes, limits, settings, skip reasons.
 //!
-//! Nothing here decides anything. Every record starts with a [`Header`] that names its [`Code`]; every byte
-//! of it is a named field, which `IntoBytes` proves at compile time, and any bytes at all are a valid value,
-//! which `FromBytes` proves. [`decode()`] is total: whatever it is given, it answers with an event or an error.
+//! This crate contains no policy. Every record starts with a [`Header`] that holds its [`Code`]. Every byte of a record
+//! belongs to a named field, which `IntoBytes` proves at compile time, and any byte sequence of the right size is a valid
+//! value, which `FromBytes` proves. [`decode()`] is total: it returns an event or an error for any input.
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod decode;
 mod hook;
+mod map;
 mod record;
 
 pub use decode::{DecodeError, Event, decode, made_at, text};
 pub use hook::{Hook, Skip};
+pub use map::*;
 pub use record::*;
