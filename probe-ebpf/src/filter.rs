@@ -32,6 +32,13 @@ impl Address {
         Self { words, family: AF_INET6 }
     }
 
+    /// Returns the address as records carry it.
+    #[inline(always)]
+    pub(crate) fn bytes(self) -> [u8; 16] {
+        // SAFETY: two u64 are sixteen bytes.
+        unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(self.words) }
+    }
+
     /// The form in which addresses are watched: ::ffff:a.b.c.d is a.b.c.d. Records carry the address as it
     /// is; each branch here would be walked once more by the verifier for every path that leads to it.
     #[inline(always)]
@@ -82,8 +89,6 @@ pub(crate) fn address_watched(address: Address, port: u16) -> bool {
         return false;
     }
     let address = address.canonical();
-    // SAFETY: two u64 are sixteen bytes.
-    let addr = unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(address.words) };
-    TARGETS.get_ptr(TargetKey { addr, port, family: address.family }).is_some()
+    TARGETS.get_ptr(TargetKey { addr: address.bytes(), port, family: address.family }).is_some()
         || TARGETS.get_ptr(TargetKey { addr: [0; 16], port, family: 0 }).is_some()
 }

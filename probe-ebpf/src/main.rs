@@ -26,7 +26,7 @@
 )]
 
 mod connects;
-mod emit;
+mod current;
 mod filter;
 mod hooks;
 mod layout;
@@ -34,6 +34,7 @@ mod maps;
 mod origin;
 mod processes;
 mod read;
+mod report;
 mod skip;
 
 #[cfg(not(target_arch = "bpf"))]

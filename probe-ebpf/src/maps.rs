@@ -93,7 +93,7 @@ pub(crate) struct Pending {
     pub(crate) established_ns: u64,
     pub(crate) task: Task,
     /// As in `ConnectEnd`; a family of 0 when it is not known.
-    pub(crate) asked: [u64; 2],
+    pub(crate) asked: [u8; 16],
     pub(crate) asked_port: u16,
     pub(crate) asked_family: u16,
     /// Since it started, then since it is established.

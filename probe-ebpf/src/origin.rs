@@ -6,12 +6,12 @@
 use aya_ebpf::helpers::generated::bpf_get_current_uid_gid;
 use probe_common::{BUDGET_EVENTS, BUDGET_INTERVAL_NS, Skip};
 
-use crate::emit::{current_tgid, now};
+use crate::current;
 use crate::layout::{
     CRED_CAP_EFFECTIVE, CRED_USER_NS, NSPROXY_PID_NS, PID_NS_INUM, TASK_CRED, TASK_NSPROXY, USER_NS_LEVEL,
 };
 use crate::maps::{PROCESSES, SOURCES, Source};
-use crate::read::Far;
+use crate::read::KernelPtr;
 
 /// Bit of `CAP_NET_ADMIN` in a capability set, include/uapi/linux/capability.h.
 const CAP_NET_ADMIN: u32 = 1 << 12;
@@ -22,7 +22,7 @@ const CAP_NET_ADMIN: u32 = 1 << 12;
 pub(crate) fn is_admin() -> bool {
     // SAFETY: the chain hangs from the running task and each link is checked.
     real_uid() == 0
-        && unsafe { Far::current().pointer(&TASK_CRED) }.is_some_and(|cred| unsafe {
+        && unsafe { KernelPtr::current_task().pointer(&TASK_CRED) }.is_some_and(|cred| unsafe {
             // The low 32 bits: the set is one word of 64 bits, or two of 32 before 6.3.
             cred.field::<u32>(&CRED_CAP_EFFECTIVE) & CAP_NET_ADMIN != 0 && is_initial(cred)
         })
@@ -33,7 +33,7 @@ pub(crate) fn is_admin() -> bool {
 #[inline(never)]
 pub(crate) fn is_unlimited() -> bool {
     // SAFETY: a live map value.
-    is_admin() || PROCESSES.get_ptr(current_tgid()).is_some_and(|state| unsafe { (*state).trusted } != 0)
+    is_admin() || PROCESSES.get_ptr(current::tgid()).is_some_and(|state| unsafe { (*state).trusted } != 0)
 }
 
 /// Charges an event of the running task to its source's budget, unless it is unlimited.
@@ -46,7 +46,7 @@ pub(crate) fn charge() -> Result<(), Skip> {
 #[inline(never)]
 pub(crate) fn spend() -> Result<(), Skip> {
     let key = source();
-    let at = now();
+    let at = current::now();
     let Some(source) = SOURCES.get_ptr_mut(key) else {
         // The table forgets the source that was idle longest.
         let _ = SOURCES.insert(key, Source { at_ns: at, spent: 1 }, 0);
@@ -75,7 +75,7 @@ fn source() -> u64 {
     let uid = real_uid();
     // SAFETY: the chains hang from the running task and each link is checked.
     let pids = unsafe {
-        let task = Far::current();
+        let task = KernelPtr::current_task();
         if uid == 0 && task.pointer(&TASK_CRED).is_some_and(|cred| is_initial(cred)) {
             let pids = task.pointer(&TASK_NSPROXY).and_then(|nsproxy| nsproxy.pointer(&NSPROXY_PID_NS));
             pids.map_or(0, |pids| pids.field::<u32>(&PID_NS_INUM))
@@ -89,7 +89,7 @@ fn source() -> u64 {
 /// # Safety
 /// `cred` is a `struct cred`.
 #[inline(always)]
-unsafe fn is_initial(cred: Far) -> bool {
+unsafe fn is_initial(cred: KernelPtr) -> bool {
     // SAFETY: by the caller.
     unsafe {
         cred.pointer(&CRED_USER_NS).is_some_and(|namespace| namespace.field::<u32>(&USER_NS_LEVEL) == 0)

@@ -5,39 +5,36 @@ use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_bt
 
 use crate::layout::{FDT_FD, FILES_FDT, HAVE_PROBE_READ, TASK_FILES, get};
 
-/// A field behind a pointer that the verifier knows the type of; it checks bounds and makes faults read 0.
+/// Reads a field behind a typed pointer. The verifier checks bounds, and a load that faults yields 0.
 ///
 /// # Safety
-/// `base` comes from a typed program argument or from such a load and is not null; `offset` is the one of
-/// the field that `T` is.
+/// `base` is a typed argument of the program, or was loaded through one, and is not null; `offset` is that of a field of type `T`.
 #[inline(always)]
 pub(crate) unsafe fn field<T: Copy>(base: *const u8, offset: &'static u32) -> T {
-    // SAFETY: the verifier refuses the program unless this is a load inside the pointer's own type.
+    // SAFETY: by the caller; the verifier rejects the program unless this is a load inside the type of the pointer.
     unsafe { core::ptr::read_volatile(base.add(get(offset)).cast::<T>()) }
 }
 
-/// What a pointer in one of the kernel's structures leads to: an address where memory may be read by address, a typed
-/// pointer where it may not.
+/// A pointer to a structure of the kernel: an address where memory may be read by address, a typed pointer where it may not.
 ///
-/// Addresses, although a typed load costs less: for each typed pointer that is loaded through an argument, the verifiers
-/// from 6.2 on look four times through all type information of the kernel, and do so anew on every path. That was a third of
-/// the start.
+/// Addresses are preferred although a typed load costs less: for each typed pointer that is loaded through an argument, verifiers
+/// from Linux 6.2 on search the kernel's type information four times, on every path. That was a third of the start time.
 #[derive(Clone, Copy)]
-pub(crate) struct Far(*const u8);
+pub(crate) struct KernelPtr(*const u8);
 
-impl Far {
-    /// The task that runs now.
+impl KernelPtr {
+    /// Returns the running task.
     #[inline(always)]
-    pub(crate) fn current() -> Self {
+    pub(crate) fn current_task() -> Self {
         if get(&HAVE_PROBE_READ) != 0 {
             // SAFETY: no precondition.
             Self(unsafe { bpf_get_current_task() } as *const u8)
         } else {
-            Self(current())
+            Self(current_task())
         }
     }
 
-    /// A field of it; what cannot be read is 0.
+    /// Reads a field of the structure; 0 if it cannot be read.
     ///
     /// # Safety
     /// `offset` is that of a field of this structure, of type `T`.
@@ -47,7 +44,7 @@ impl Far {
         unsafe { self.at(get(offset)) }
     }
 
-    /// As [`Self::field`], so many bytes into it.
+    /// As [`Self::field`], with the offset in bytes.
     ///
     /// # Safety
     /// As [`Self::field`].
@@ -57,12 +54,12 @@ impl Far {
             // SAFETY: the helper checks the address.
             unsafe { bpf_probe_read_kernel(self.0.wrapping_add(bytes).cast::<T>()) }.unwrap_or_default()
         } else {
-            // SAFETY: by the caller; the verifier refuses the program unless this is a load inside the type.
+            // SAFETY: by the caller; the verifier rejects the program unless this is a load inside the type.
             unsafe { core::ptr::read_volatile(self.0.add(bytes).cast::<T>()) }
         }
     }
 
-    /// What a pointer in it leads to; `None` when that is null.
+    /// Reads a pointer field of the structure; `None` if it is null.
     ///
     /// # Safety
     /// As [`Self::field`], with a pointer for `T`.
@@ -73,26 +70,26 @@ impl Far {
         if to == 0 { None } else { Some(Self(to as *const u8)) }
     }
 
-    /// Its address, to know it again.
+    /// Returns the address, for comparison.
     #[inline(always)]
     pub(crate) fn address(self) -> u64 {
         number(self.0 as u64)
     }
 }
 
-/// What a pointer in a typed argument leads to; `None` when it is null.
+/// Reads a pointer field behind a typed pointer; `None` if it is null.
 ///
 /// # Safety
 /// As [`field`], with a pointer for `T`.
 #[inline(always)]
-pub(crate) unsafe fn pointer(base: *const u8, offset: &'static u32) -> Option<Far> {
+pub(crate) unsafe fn pointer(base: *const u8, offset: &'static u32) -> Option<KernelPtr> {
     let base = if get(&HAVE_PROBE_READ) != 0 { number(base as u64) as *const u8 } else { base };
     // SAFETY: by the caller.
-    unsafe { Far(base).pointer(offset) }
+    unsafe { KernelPtr(base).pointer(offset) }
 }
 
-/// A typed pointer as a number. The verifier lets nobody calculate with one; but whoever may see addresses at all may
-/// change its sign, and what comes of that is a number.
+/// Converts a typed pointer to a number. The verifier rejects arithmetic on typed pointers except for a change of sign, where
+/// programs may see addresses at all, and takes the result of that for a number.
 #[inline(always)]
 pub(crate) fn number(pointer: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -105,21 +102,22 @@ pub(crate) fn number(pointer: u64) -> u64 {
     pointer
 }
 
-/// The task that runs now, for helpers that take one.
+/// Returns the running task as a typed pointer, for helpers that take one.
 #[inline(always)]
-pub(crate) fn current() -> *const u8 {
+pub(crate) fn current_task() -> *const u8 {
     // SAFETY: no precondition; only verified where the helper exists (5.11).
     unsafe { bpf_get_current_task_btf() as *const u8 }
 }
 
-/// The open file behind one of the first three descriptors of the running task.
+/// Returns the open file behind one of the first three descriptors of the running task.
 #[inline(always)]
-pub(crate) fn file_of_current(descriptor: usize) -> Option<Far> {
-    // SAFETY: the chain hangs from the running task and each link is checked; the array of descriptors always has room for
-    // these.
+pub(crate) fn file_of_current_task(descriptor: usize) -> Option<KernelPtr> {
+    // SAFETY: the pointers start at the running task, and each is checked for null; the array of descriptors always has room for
+    // the first three.
     unsafe {
-        let descriptors = Far::current().pointer(&TASK_FILES)?.pointer(&FILES_FDT)?.pointer(&FDT_FD)?;
+        let descriptors =
+            KernelPtr::current_task().pointer(&TASK_FILES)?.pointer(&FILES_FDT)?.pointer(&FDT_FD)?;
         let file: u64 = descriptors.at(descriptor * size_of::<u64>());
-        if file == 0 { None } else { Some(Far(file as *const u8)) }
+        if file == 0 { None } else { Some(KernelPtr(file as *const u8)) }
     }
 }

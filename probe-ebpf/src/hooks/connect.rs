@@ -5,14 +5,15 @@ use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{fexit, tracepoint};
 use aya_ebpf::programs::{FExitContext, TracePointContext};
-use probe_common::{Code, ConnectError, Hook, Skip, UNIX_PATH_LEN, UnixConnect};
+use probe_common::{ConnectError, Hook, Skip, UNIX_PATH_LEN, UnixConnect};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, current_tgid, record_of_current, write_current};
+use crate::current;
 use crate::filter::{AF_INET, AF_INET6, AF_UNIX, Address, address_watched, pair, process_watched};
 use crate::layout::{HAVE_PROBE_READ, HAVE_TASK_PT_REGS, REGS_ARG2, get};
 use crate::maps::PROCESSES;
-use crate::read::{current, field};
+use crate::read::{current_task, field};
+use crate::report::report_charged;
 
 // include/uapi/asm-generic/errno.h: a connect under way, or one whose socket went through SYN_SENT.
 const EINTR: i64 = 4;
@@ -45,7 +46,7 @@ fn try_exit_connect(ctx: &TracePointContext) -> Result<(), Skip> {
     }
     let ret = sys_exit_ret(ctx);
     // SAFETY: a typed pointer to the registers that the system call was entered with.
-    let address = unsafe { field::<u64>(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG2) };
+    let address = unsafe { field::<u64>(bpf_task_pt_regs(current_task() as _) as *const u8, &REGS_ARG2) };
     returned(&User(address as *const u8), ret)
 }
 
@@ -84,7 +85,7 @@ fn returned(address: &impl Sockaddr, ret: i64) -> Result<(), Skip> {
         errno,
         0 | EINTR | ERESTARTSYS | EISCONN | ETIMEDOUT | ECONNREFUSED | EALREADY | EINPROGRESS
     );
-    let state = PROCESSES.get_ptr(current_tgid());
+    let state = PROCESSES.get_ptr(current::tgid());
     if !early && state.is_none() {
         return Ok(());
     }
@@ -110,48 +111,33 @@ fn inet(sockaddr: &impl Sockaddr, family: u16, errno: i64) -> Result<(), Skip> {
         let word = |index: usize| sockaddr.read::<u32>(8 + index * 4);
         Address::v6([pair(word(0)?, word(1)?), pair(word(2)?, word(3)?)])
     };
-    if !address_watched(address, port) && !process_watched(current_tgid()) {
+    if !address_watched(address, port) && !process_watched(current::tgid()) {
         return Ok(());
     }
-    let netns = current_netns();
-    let mut entry = record_of_current::<ConnectError>(Code::ConnectError)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).daddr).cast::<[u64; 2]>().write(address.words);
-        (&raw mut (*r).dport).write(port);
-        (&raw mut (*r).family).write(address.family);
-        (&raw mut (*r).errno).write(errno as u32);
-    }
-    entry.submit(0);
-    Ok(())
+    report_charged!(ConnectError {
+        task: current::task(),
+        daddr: address.bytes(),
+        dport: port,
+        family: address.family,
+        errno: errno as u32,
+    })
 }
 
 /// The path follows the family.
 #[inline(always)]
 fn unix(sockaddr: &impl Sockaddr, errno: i64, cni: bool) -> Result<(), Skip> {
-    // Before the record is reserved: a failed read must not leave a reserved record behind.
+    // Before the record is reserved: each failed read would need a path of its own to discard it.
     let mut path = [0_u16; UNIX_PATH_LEN / 2 - 2];
     for (index, pair) in path.iter_mut().enumerate() {
         // Volatile, so that this stays stores and does not become a call.
         // SAFETY: a live reference.
         unsafe { core::ptr::write_volatile(pair, sockaddr.read::<u16>(2 + index * 2)?) };
     }
-    let netns = current_netns();
-    let mut entry = record_of_current::<UnixConnect>(Code::UnixConnect)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        let to = (&raw mut (*r).path).cast::<u16>();
-        for (index, pair) in path.iter().enumerate() {
-            to.add(index).write_volatile(*pair);
-        }
-        to.add(UNIX_PATH_LEN / 2 - 2).cast::<u32>().write_unaligned(0);
-        (&raw mut (*r).errno).write(errno as u32);
-        (&raw mut (*r).cni).cast::<u32>().write(u32::from(cni).to_le());
-    }
-    entry.submit(0);
-    Ok(())
+    report_charged!(UnixConnect {
+        task: current::task(),
+        path(to): to.pairs(&path),
+        errno: errno as u32,
+        cni: u8::from(cni),
+        _pad: [0; 3],
+    })
 }

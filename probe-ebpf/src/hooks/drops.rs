@@ -2,14 +2,15 @@
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use probe_common::{Code, Drops, Hook, Skip};
+use probe_common::{Drops, Hook, Skip};
 
 use super::run;
 use crate::connects;
-use crate::emit::{now, record};
+use crate::current::now;
 use crate::layout::{DROP_RPFILTER, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM, SK_BUFF_DEV, SK_BUFF_SK, get};
 use crate::maps::{DEVICES, Dropping};
-use crate::read::{Far, field, pointer};
+use crate::read::{KernelPtr, field, pointer};
+use crate::report::report;
 
 /// One record a device in this time, with the number of packets.
 const EVERY_NS: u64 = 1_000_000_000;
@@ -45,7 +46,7 @@ fn reverse_path(skb: *const u8, reason: u32) -> Result<(), Skip> {
     let at = now();
     let Some(known) = DEVICES.get_ptr_mut(dev.address()) else {
         DEVICES.insert(dev.address(), Dropping { told_ns: at, count: 0 }, 0).map_err(|_| Skip::MapFull)?;
-        return tell(dev, reason, 1);
+        return report_drops(dev, reason, 1);
     };
     // SAFETY: a live map value. Two CPUs may count one packet as none: the number is a size, not a sum.
     unsafe {
@@ -56,27 +57,17 @@ fn reverse_path(skb: *const u8, reason: u32) -> Result<(), Skip> {
         (*known).told_ns = at;
         let count = (*known).count;
         (*known).count = 0;
-        tell(dev, reason, count)
+        report_drops(dev, reason, count)
     }
 }
 
 #[inline(always)]
-fn tell(dev: Far, reason: u32, count: u64) -> Result<(), Skip> {
-    // SAFETY: a device, and what hangs from it is checked; its name has sixteen bytes.
-    let (name, netns) = unsafe {
+fn report_drops(dev: KernelPtr, reason: u32, count: u64) -> Result<(), Skip> {
+    // SAFETY: a device with a name of sixteen bytes; the pointer is checked for null.
+    let (device, netns) = unsafe {
         let name = get(&NET_DEVICE_NAME);
         let netns = dev.pointer(&NET_DEVICE_NET).map_or(0, |net| net.field::<u32>(&NET_INUM));
-        ([dev.at(name), dev.at(name + 8)], netns)
+        (core::mem::transmute::<[u64; 2], [u8; 16]>([dev.at(name), dev.at(name + 8)]), netns)
     };
-    let mut entry = record::<Drops>(Code::Drops)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        (&raw mut (*r).count).write(count);
-        (&raw mut (*r).netns).write(netns);
-        (&raw mut (*r).reason).write(reason);
-        (&raw mut (*r).device).cast::<[u64; 2]>().write(name);
-    }
-    entry.submit(0);
-    Ok(())
+    report!(Drops { count, netns, reason, device })
 }

@@ -3,24 +3,23 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use probe_common::{
-    CniExec, Code, Hook, NAME_OF_PLUGIN, NAME_OF_PROCESS, PATH_LEN, ProcessExec, ProcessState, Skip,
+    CniExec, Hook, NAME_OF_PLUGIN, NAME_OF_PROCESS, PATH_LEN, ProcessExec, ProcessState, Skip,
 };
 
 use super::run;
-use crate::emit::{current_netns, current_tgid, now, record, write_current};
+use crate::current::{self, now};
 use crate::layout::{
-    BPRM_FILE, DENTRY_SHORT_NAME, FILE_DENTRY, FILE_INODE, HAVE_PROBE_READ, INODE_MODE, MM_ENV_END,
-    MM_ENV_START, TASK_MM, get,
+    BPRM_FILE, FILE_DENTRY, FILE_INODE, HAVE_PROBE_READ, INODE_MODE, MM_ENV_END, MM_ENV_START, TASK_MM, get,
 };
 use crate::maps::{CNI_RUNNING, NAMES, PROCESSES, WALKS, Walk};
 use crate::origin;
 use crate::processes;
-use crate::read::{file_of_current, pointer};
+use crate::read::{file_of_current_task, pointer};
+use crate::report::{Field, report};
 
 /// Most pieces of environment that are looked at where `bpf_loop` exists: 128 KB of it.
 const MAX_PIECES: u32 = 4096;
@@ -80,7 +79,7 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
             return cni_exec(walk, bprm);
         }
     }
-    let comm = bpf_get_current_comm().unwrap_or_default();
+    let comm = current::comm();
     // SAFETY: a live map value.
     let kind = NAMES.get_ptr(comm).map_or(0, |kind| unsafe { *kind });
     // Where the environment cannot be read, plugins are known by their names.
@@ -98,7 +97,7 @@ fn try_exec(ctx: &BtfTracePointContext, walk_all: impl Fn(&mut Walk)) -> Result<
 /// twentieth of the walk through an environment. What cannot be looked at is walked.
 #[inline(always)]
 fn may_be_configured() -> bool {
-    let Some(file) = file_of_current(STDIN) else { return false };
+    let Some(file) = file_of_current_task(STDIN) else { return false };
     // SAFETY: the chain hangs from an open file and is checked.
     let mode = unsafe { file.pointer(&FILE_INODE).map_or(0, |inode| inode.field::<u16>(&INODE_MODE)) };
     mode & S_IFMT != S_IFCHR
@@ -179,50 +178,24 @@ fn compare(walk: &mut Walk, piece: &[u64; PIECE / 8]) {
     }
 }
 
-/// Copies one value into its field; an absent one becomes an empty text.
-///
-/// # Safety
-/// `to` points to `N` writable bytes.
+/// Writes the path that was passed to execve(2). The kernel keeps it on the new program's stack, directly behind the environment
+/// (`AT_EXECFN`, fs/exec.c). Where user memory cannot be read, the path is the file name, which the kernel keeps inside the
+/// directory entry up to 31 bytes.
 #[inline(always)]
-unsafe fn value<const N: usize>(to: *mut [u8; N], from: u64) {
-    // SAFETY: by the caller; the helper checks the source and ends the text with a NUL.
-    unsafe {
-        to.cast::<u8>().write(0);
-        if from != 0 && get(&HAVE_PROBE_READ) != 0 {
-            bpf_probe_read_user_str(to.cast(), N as u32, from as *const c_void);
-        }
+fn path(mut to: Field<'_, PATH_LEN>, env_end: u64, bprm: *const u8) {
+    if get(&HAVE_PROBE_READ) != 0 {
+        return to.user_text(env_end);
     }
-}
-
-/// The path as it was given to execve(2): the kernel keeps it on the new program's stack, right behind the
-/// environment (`AT_EXECFN`, fs/exec.c). Where user memory cannot be read: the file's own name, which the
-/// kernel keeps in place up to 31 bytes.
-///
-/// # Safety
-/// `to` points to a writable path field; `bprm` is the typed argument.
-#[inline(always)]
-unsafe fn path(to: *mut [u8; PATH_LEN], env_end: u64, bprm: *const u8) {
-    // SAFETY: by the caller; the helper checks the source and ends the text with a NUL; each pointer is
-    // checked, and the verifier checks that the loads are inside their types.
-    unsafe {
-        to.cast::<u8>().write(0);
-        if get(&HAVE_PROBE_READ) != 0 {
-            bpf_probe_read_user_str(to.cast(), PATH_LEN as u32, env_end as *const c_void);
-            return;
-        }
-        let Some(file) = pointer(bprm, &BPRM_FILE) else { return };
-        let Some(dentry) = file.pointer(&FILE_DENTRY) else { return };
-        let name = get(&DENTRY_SHORT_NAME);
-        for index in 0..4 {
-            to.cast::<u64>().add(index).write(dentry.at(name + index * 8));
-        }
-        to.cast::<u8>().add(32).write(0);
+    // SAFETY: the typed argument; each pointer is checked for null.
+    match unsafe { pointer(bprm, &BPRM_FILE).and_then(|file| file.pointer(&FILE_DENTRY)) } {
+        Some(dentry) => to.short_name(dentry),
+        None => to.empty(),
     }
 }
 
 #[inline(always)]
 fn cni_exec(walk: &Walk, bprm: *const u8) -> Result<(), Skip> {
-    let tgid = current_tgid();
+    let tgid = current::tgid();
     if PROCESSES.get_ptr(tgid).is_none()
         && let Some(running) = CNI_RUNNING.get_ptr_mut(0)
     {
@@ -231,22 +204,16 @@ fn cni_exec(walk: &Walk, bprm: *const u8) -> Result<(), Skip> {
     }
     let state = ProcessState { started_ns: now(), cni: 1, trusted: 1, ..ProcessState::default() };
     processes::insert(tgid, &state)?;
-    let netns = current_netns();
-    let mut entry = record::<CniExec>(Code::CniExec)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record; every destination is a field of it.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        path(&raw mut (*r).path, walk.end, bprm);
-        value(&raw mut (*r).command, walk.values[COMMAND]);
-        value(&raw mut (*r).container_id, walk.values[CONTAINER_ID]);
-        value(&raw mut (*r).netns, walk.values[NETNS]);
-        value(&raw mut (*r).ifname, walk.values[IFNAME]);
-        value(&raw mut (*r).args, walk.values[ARGS]);
-        value(&raw mut (*r).cni_path, walk.values[PATH]);
-    }
-    entry.submit(0);
-    Ok(())
+    report!(CniExec {
+        task: current::task(),
+        path(to): path(to, walk.end, bprm),
+        command(to): to.user_text(walk.values[COMMAND]),
+        container_id(to): to.user_text(walk.values[CONTAINER_ID]),
+        netns(to): to.user_text(walk.values[NETNS]),
+        ifname(to): to.user_text(walk.values[IFNAME]),
+        args(to): to.user_text(walk.values[ARGS]),
+        cni_path(to): to.user_text(walk.values[PATH]),
+    })
 }
 
 #[inline(always)]
@@ -255,17 +222,11 @@ fn process_exec(env_end: u64, bprm: *const u8) -> Result<(), Skip> {
     if !is_admin {
         origin::spend()?;
     }
-    let tgid = current_tgid();
+    let tgid = current::tgid();
     let state = ProcessState { started_ns: now(), trusted: u32::from(is_admin), ..ProcessState::default() };
     processes::insert(tgid, &state)?;
-    let netns = current_netns();
-    let mut entry = record::<ProcessExec>(Code::ProcessExec)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        path(&raw mut (*r).path, env_end, bprm);
-    }
-    entry.submit(0);
-    Ok(())
+    report!(ProcessExec {
+        task: current::task(),
+        path(to): path(to, env_end, bprm),
+    })
 }

@@ -1,13 +1,13 @@
 //! How watched and CNI processes end, and who sent the signal.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_probe_read_kernel};
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::debug;
-use probe_common::{Code, Exit, Hook, ProcessState, Skip};
+use probe_common::{Exit, Hook, ProcessState, Skip};
 
 use super::run;
-use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::current;
 use crate::layout::{
     HAVE_PROBE_READ, MARK_VICTIM_TASK, SIGINFO_CODE, SIGNAL_FLAGS, SIGNAL_GROUP_EXIT_CODE, SIGNAL_LIVE,
     TASK_EXIT_CODE, TASK_GROUP_LEADER, TASK_SIGNAL, TASK_TGID, get,
@@ -15,6 +15,7 @@ use crate::layout::{
 use crate::maps::{CNI_RUNNING, PROCESSES};
 use crate::processes;
 use crate::read::{field, pointer};
+use crate::report::report;
 
 /// include/linux/sched/signal.h
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -47,7 +48,7 @@ pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
-    let tgid = current_tgid();
+    let tgid = current::tgid();
     let Some(state) = PROCESSES.get_ptr(tgid) else { return Ok(()) };
     let task: *const u8 = ctx.arg(0);
     // SAFETY: `task` is the typed argument; each pointer behind it is checked.
@@ -66,7 +67,7 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
         }
     };
     // SAFETY: a live map value.
-    let done = unsafe { report(&*state, status) };
+    let done = unsafe { report_exit(&*state, status) };
     // SAFETY: as above.
     if unsafe { (*state).cni } != 0 {
         cni_ended();
@@ -76,25 +77,19 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
 }
 
 #[inline(always)]
-fn report(state: &ProcessState, status: u32) -> Result<(), Skip> {
-    let netns = current_netns();
-    let mut entry = record::<Exit>(Code::Exit)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).started_ns).write(state.started_ns);
-        (&raw mut (*r).status).write(status);
-        (&raw mut (*r).signal).write(state.signal);
-        (&raw mut (*r).signal_code).write(state.signal_code);
-        (&raw mut (*r).sender).write(state.sender);
-        (&raw mut (*r).sender_comm)
-            .cast::<[u64; 2]>()
-            .write((&raw const state.sender_comm).cast::<[u64; 2]>().read());
-        (&raw mut (*r).oom).cast::<u64>().write(u64::from(state.oom != 0) | u64::from(state.cni != 0) << 8);
-    }
-    entry.submit(0);
-    Ok(())
+fn report_exit(state: &ProcessState, status: u32) -> Result<(), Skip> {
+    report!(Exit {
+        task: current::task(),
+        started_ns: state.started_ns,
+        status,
+        signal: state.signal,
+        signal_code: state.signal_code,
+        sender: state.sender,
+        sender_comm: state.sender_comm,
+        oom: u8::from(state.oom != 0),
+        cni: u8::from(state.cni != 0),
+        _pad: [0; 6],
+    })
 }
 
 #[inline(always)]
@@ -133,15 +128,13 @@ pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
         _ => unsafe { bpf_probe_read_kernel((info as usize + get(&SIGINFO_CODE)) as *const i32) }
             .unwrap_or(SI_USER),
     };
-    let comm = bpf_get_current_comm().unwrap_or_default();
+    let comm = current::comm();
     // SAFETY: a live map value; two senders at once may mix their fields, and either is a true sender.
     unsafe {
         (*state).signal = signal as u32;
         (*state).signal_code = code;
-        (*state).sender = current_tgid();
-        (&raw mut (*state).sender_comm)
-            .cast::<[u64; 2]>()
-            .write(core::mem::transmute::<[u8; 16], [u64; 2]>(comm));
+        (*state).sender = current::tgid();
+        (*state).sender_comm = comm;
     }
     0
 }

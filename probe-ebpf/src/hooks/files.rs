@@ -1,18 +1,18 @@
 //! Plugins that cannot be executed, and running ones that cannot be replaced.
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user_str, bpf_task_pt_regs};
+use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{fexit, tracepoint};
 use aya_ebpf::programs::{FExitContext, TracePointContext};
-use probe_common::{Code, FileRefused, Hook, PATH_LEN, Skip};
+use probe_common::{FileRefused, Hook, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, current_ppid, record_of_current, write_current};
+use crate::current;
 use crate::filter::process_watched;
 use crate::layout::{
-    DENTRY_INODE, DENTRY_SHORT_NAME, FILENAME_NAME, HAVE_PROBE_READ, HAVE_TASK_PT_REGS, INODE_NUMBER,
-    PATH_DENTRY, REGS_ARG1, REGS_ARG2, get,
+    DENTRY_INODE, FILENAME_NAME, HAVE_TASK_PT_REGS, INODE_NUMBER, PATH_DENTRY, REGS_ARG1, REGS_ARG2, get,
 };
-use crate::read::{Far, current, field, number, pointer};
+use crate::read::{KernelPtr, current_task, field, number, pointer};
+use crate::report::report_charged;
 
 // include/uapi/asm-generic/errno-base.h
 const EPERM: i64 = 1;
@@ -24,7 +24,7 @@ enum Name {
     Kernel(u64),
     User(u64),
     /// The directory entry: the last part of the path, as the kernel keeps short ones, and the file itself.
-    Entry(Far),
+    Entry(KernelPtr),
 }
 
 /// Is a failed execution worth a record? Anybody may be refused a file; of the other errors, which shells and others meet
@@ -34,7 +34,7 @@ fn counts(ret: i64) -> bool {
     match -ret {
         EPERM | EACCES | ETXTBSY => true,
         // fs/exec.c: a pointer is an error from -MAX_ERRNO on.
-        1..=4095 => process_watched(current_ppid()),
+        1..=4095 => process_watched(current::ppid()),
         _ => false,
     }
 }
@@ -49,7 +49,7 @@ pub(crate) fn sys_execve(ctx: FExitContext) -> i32 {
     }
     // SAFETY: the typed argument.
     let name = unsafe { field(ctx.arg(0), &REGS_ARG1) };
-    run!(Hook::Execve, report(ret, false, &Name::User(name)))
+    run!(Hook::Execve, report_refused(ret, false, &Name::User(name)))
 }
 
 /// fexit/`do_open_execat`, fs/exec.c (v5.10): (int fd, struct filename *name, int flags) -> struct file *
@@ -64,7 +64,7 @@ fn try_open_execat(filename: *const u8, ret: i64) -> Result<(), Skip> {
         return Ok(());
     }
     // SAFETY: the typed argument.
-    report(ret, false, &Name::Kernel(unsafe { field(filename, &FILENAME_NAME) }))
+    report_refused(ret, false, &Name::Kernel(unsafe { field(filename, &FILENAME_NAME) }))
 }
 
 /// tracepoint/syscalls/sys_exit_execve: where fexit does not load.
@@ -75,8 +75,8 @@ pub(crate) fn sys_exit_execve(ctx: TracePointContext) -> u32 {
         return 0;
     }
     // SAFETY: a typed pointer to the registers that the system call was entered with.
-    let name = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG1) };
-    run!(Hook::Execve, report(ret, false, &Name::User(name)))
+    let name = unsafe { field(bpf_task_pt_regs(current_task() as _) as *const u8, &REGS_ARG1) };
+    run!(Hook::Execve, report_refused(ret, false, &Name::User(name)))
 }
 
 /// fexit/`vfs_open`, fs/open.c (v5.10): (const struct path *path, struct file *file) -> int.
@@ -95,7 +95,7 @@ fn try_vfs_open(path: *const u8, ret: i64) -> Result<(), Skip> {
     // SAFETY: the typed argument, and the pointer is checked.
     unsafe {
         let Some(dentry) = pointer(path, &PATH_DENTRY) else { return Ok(()) };
-        report(ret, true, &Name::Entry(dentry))
+        report_refused(ret, true, &Name::Entry(dentry))
     }
 }
 
@@ -107,44 +107,29 @@ pub(crate) fn sys_exit_openat(ctx: TracePointContext) -> u32 {
         return 0;
     }
     // SAFETY: as above.
-    let name = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG2) };
-    run!(Hook::Openat, report(ret, true, &Name::User(name)))
+    let name = unsafe { field(bpf_task_pt_regs(current_task() as _) as *const u8, &REGS_ARG2) };
+    run!(Hook::Openat, report_refused(ret, true, &Name::User(name)))
 }
 
 #[inline(always)]
-fn report(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
-    let netns = current_netns();
-    let mut entry = record_of_current::<FileRefused>(Code::FileRefused)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record; the helpers check their sources and end the text with a NUL; a short
-    // name has 32 bytes and more (`DNAME_INLINE_LEN`, include/linux/dcache.h).
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).errno).write((-ret) as u32);
-        (&raw mut (*r).write).cast::<u32>().write(u32::from(write).to_le());
-        let to = (&raw mut (*r).path).cast::<u8>();
-        to.write(0);
-        let mut inode = 0;
-        match *name {
-            Name::Entry(dentry) => {
-                inode = dentry.pointer(&DENTRY_INODE).map_or(0, |inode| inode.field(&INODE_NUMBER));
-                // The name is an array inside the entry.
-                let from = get(&DENTRY_SHORT_NAME);
-                for index in 0..4 {
-                    to.cast::<u64>().add(index).write(dentry.at(from + index * 8));
-                }
-                to.add(32).write(0);
-            }
-            Name::Kernel(from) if get(&HAVE_PROBE_READ) != 0 => {
-                bpf_probe_read_kernel_str(to.cast(), PATH_LEN as u32, from as *const _);
-            }
-            Name::User(from) if get(&HAVE_PROBE_READ) != 0 => {
-                bpf_probe_read_user_str(to.cast(), PATH_LEN as u32, from as *const _);
-            }
-            _ => {}
-        }
-        (&raw mut (*r).inode).write(inode);
-    }
-    entry.submit(0);
-    Ok(())
+fn report_refused(ret: i64, write: bool, name: &Name) -> Result<(), Skip> {
+    let inode = match *name {
+        // SAFETY: a directory entry; the pointer is checked for null.
+        Name::Entry(dentry) => unsafe {
+            dentry.pointer(&DENTRY_INODE).map_or(0, |inode| inode.field(&INODE_NUMBER))
+        },
+        Name::Kernel(_) | Name::User(_) => 0,
+    };
+    report_charged!(FileRefused {
+        task: current::task(),
+        errno: (-ret) as u32,
+        write: u8::from(write),
+        _pad: [0; 3],
+        inode,
+        path(to): match *name {
+            Name::Entry(dentry) => to.short_name(dentry),
+            Name::Kernel(from) => to.kernel_text(from),
+            Name::User(from) => to.user_text(from),
+        },
+    })
 }

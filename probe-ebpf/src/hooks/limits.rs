@@ -1,14 +1,14 @@
 //! Limits where they hit, and modules that the kernel asks for.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_ebpf::macros::{fexit, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{FExitContext, RawTracePointContext, TracePointContext};
-use probe_common::{Code, Hook, LimitHit, MODULE_LEN, ModuleRequest, Skip};
+use probe_common::{Hook, LimitHit, ModuleRequest, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, current_tgid, record_of_current, write_current};
+use crate::current;
 use crate::filter::process_watched;
 use crate::layout::{HAVE_PROBE_READ, get};
+use crate::report::report_charged;
 
 /// fexit/`do_inotify_init`, fs/notify/inotify/inotify_user.c (v5.10): (int flags) -> int
 #[fexit(function = "do_inotify_init")]
@@ -30,20 +30,10 @@ pub(crate) fn kernel_clone(ctx: FExitContext) -> i32 {
 
 #[inline(always)]
 fn hit(what: u32, ret: i32) -> Result<(), Skip> {
-    if ret >= 0 || !process_watched(current_tgid()) {
+    if ret >= 0 || !process_watched(current::tgid()) {
         return Ok(());
     }
-    let netns = current_netns();
-    let mut entry = record_of_current::<LimitHit>(Code::LimitHit)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).errno).write(ret.unsigned_abs());
-        (&raw mut (*r).what).write(what);
-    }
-    entry.submit(0);
-    Ok(())
+    report_charged!(LimitHit { task: current::task(), errno: ret.unsigned_abs(), what })
 }
 
 /// proto(v5.10): include/trace/events/module.h: (char *name, bool wait, unsigned long ip)
@@ -57,15 +47,8 @@ fn requested(name: u64) -> Result<(), Skip> {
     if get(&HAVE_PROBE_READ) == 0 {
         return Ok(());
     }
-    let netns = current_netns();
-    let mut entry = record_of_current::<ModuleRequest>(Code::ModuleRequest)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record; the helper checks the source and ends the text with a NUL.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).name).cast::<u8>().write(0);
-        bpf_probe_read_kernel_str((&raw mut (*r).name).cast(), MODULE_LEN as u32, name as *const _);
-    }
-    entry.submit(0);
-    Ok(())
+    report_charged!(ModuleRequest {
+        task: current::task(),
+        name(to): to.kernel_text(name),
+    })
 }

@@ -3,15 +3,16 @@
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
-use probe_common::{Code, Hook, Netns, Skip};
+use probe_common::{Hook, Netns, Skip};
 
 use super::{run, sys_exit_ret};
-use crate::emit::{current_netns, record_of_current, write_current};
+use crate::current;
 use crate::layout::{
     DEV_QUEUE_DEV, HAVE_NET_COUNT, HAVE_TASK_PT_REGS, NET_COUNT, NET_DEVICE_NAME, NET_DEVICE_NET, NET_INUM,
     NSPROXY_NET, QDISC_DEV_QUEUE, REGS_ARG1, TASK_NSPROXY, get,
 };
-use crate::read::{current, field, pointer};
+use crate::read::{current_task, field, pointer};
+use crate::report::report_charged;
 
 /// include/uapi/linux/sched.h
 const CLONE_NEWNET: u64 = 0x4000_0000;
@@ -38,7 +39,7 @@ fn try_unshare(ctx: &TracePointContext) -> Result<(), Skip> {
         return Ok(());
     }
     // SAFETY: a typed pointer to the registers that the system call was entered with.
-    let flags: u64 = unsafe { field(bpf_task_pt_regs(current() as _) as *const u8, &REGS_ARG1) };
+    let flags: u64 = unsafe { field(bpf_task_pt_regs(current_task() as _) as *const u8, &REGS_ARG1) };
     unshared(flags, ret)
 }
 
@@ -47,7 +48,7 @@ fn unshared(flags: u64, ret: i64) -> Result<(), Skip> {
     if ret != 0 || flags & CLONE_NEWNET == 0 {
         return Ok(());
     }
-    report(current_netns(), true)
+    changed(current::netns(), true)
 }
 
 /// proto(v5.10): include/trace/events/task.h: (struct task_struct *task, unsigned long clone_flags)
@@ -69,7 +70,7 @@ fn try_newtask(ctx: &BtfTracePointContext) -> Result<(), Skip> {
         let Some(net) = nsproxy.pointer(&NSPROXY_NET) else { return Ok(()) };
         net.field(&NET_INUM)
     };
-    report(inum, true)
+    changed(inum, true)
 }
 
 /// proto(v5.10): include/trace/events/qdisc.h: (struct Qdisc *q)
@@ -97,20 +98,10 @@ fn try_qdisc_destroy(ctx: &BtfTracePointContext) -> Result<(), Skip> {
         }
         net.field(&NET_INUM)
     };
-    report(inum, false)
+    changed(inum, false)
 }
 
 #[inline(always)]
-fn report(inum: u32, up: bool) -> Result<(), Skip> {
-    let netns = current_netns();
-    let mut entry = record_of_current::<Netns>(Code::Netns)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).inum).write(inum);
-        (&raw mut (*r).up).cast::<u32>().write(u32::from(up).to_le());
-    }
-    entry.submit(0);
-    Ok(())
+fn changed(inum: u32, up: bool) -> Result<(), Skip> {
+    report_charged!(Netns { task: current::task(), inum, up: u8::from(up), _pad: [0; 3] })
 }

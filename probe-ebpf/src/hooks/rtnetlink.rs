@@ -1,15 +1,15 @@
 //! Links, addresses, routes and rules: what the kernel refuses, and who takes routes and rules away.
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{fexit, raw_tracepoint};
 use aya_ebpf::programs::{FExitContext, RawTracePointContext};
-use probe_common::{Code, EXTACK_LEN, Hook, REQUEST_LEN, Rtnetlink, Skip};
+use probe_common::{Hook, Rtnetlink, Skip};
 
 use super::run;
-use crate::emit::{current_netns, current_tgid, record_of_current, write_current};
+use crate::current;
 use crate::layout::{EXTACK_TEXT, HAVE_PROBE_READ, NLMSG_LEN, NLMSG_TYPE, get};
 use crate::maps::PROCESSES;
 use crate::read::field;
+use crate::report::report_charged;
 
 // include/uapi/linux/rtnetlink.h: the kinds come in fours: new, del, get, set.
 const RTM_BASE: u16 = 16;
@@ -37,46 +37,34 @@ fn answered(nlh: *const u8, extack: *const u8, ret: i32) -> Result<(), Skip> {
     }
     // SAFETY: the typed argument; user space gives none with old requests.
     let text = if extack.is_null() { 0 } else { unsafe { field::<u64>(extack, &EXTACK_TEXT) } };
-    report(kind, ret.unsigned_abs(), text, nlh)
+    replied(kind, ret.unsigned_abs(), text, nlh)
 }
 
 /// raw_tp/`netlink_extack` (5.12): where fexit does not load. Only what has a text, and nothing but the text.
 /// proto(v5.12): include/trace/events/netlink.h: (const char *msg)
 #[raw_tracepoint(tracepoint = "netlink_extack")]
 pub(crate) fn netlink_extack(ctx: RawTracePointContext) -> i32 {
-    run!(Hook::Rtnetlink, report(0, 0, ctx.arg(0), core::ptr::null()))
+    run!(Hook::Rtnetlink, replied(0, 0, ctx.arg(0), core::ptr::null()))
 }
 
 #[inline(always)]
-fn report(kind: u16, errno: u32, text: u64, nlh: *const u8) -> Result<(), Skip> {
+fn replied(kind: u16, errno: u32, text: u64, nlh: *const u8) -> Result<(), Skip> {
     // SAFETY: a live map value.
-    let cni = PROCESSES.get_ptr(current_tgid()).is_some_and(|state| unsafe { (*state).cni } != 0);
-    let netns = current_netns();
-    let mut entry = record_of_current::<Rtnetlink>(Code::Rtnetlink)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record; the helpers check their sources; the length is at most the field's.
-    unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).errno).write(errno);
-        (&raw mut (*r).kind).write(kind);
-        (&raw mut (*r).cni).cast::<u16>().write(u16::from(cni).to_le());
-        (&raw mut (*r)._pad2).write(0);
-        (&raw mut (*r).text).cast::<u8>().write(0);
-        let mut len = 0;
-        if get(&HAVE_PROBE_READ) != 0 {
-            if text != 0 {
-                bpf_probe_read_kernel_str((&raw mut (*r).text).cast(), EXTACK_LEN as u32, text as *const _);
-            }
-            if !nlh.is_null() {
-                let whole: u32 = field(nlh, &NLMSG_LEN);
-                len = if whole > REQUEST_LEN as u32 { REQUEST_LEN as u32 } else { whole };
-                if bpf_probe_read_kernel((&raw mut (*r).request).cast(), len, nlh.cast()) != 0 {
-                    len = 0;
-                }
-            }
-        }
-        (&raw mut (*r).len).write(len);
-    }
-    entry.submit(0);
-    Ok(())
+    let cni = PROCESSES.get_ptr(current::tgid()).is_some_and(|state| unsafe { (*state).cni } != 0);
+    let mut len = 0;
+    report_charged!(Rtnetlink {
+        task: current::task(),
+        errno,
+        kind,
+        cni: u8::from(cni),
+        _pad: 0,
+        _pad2: 0,
+        text(to): to.kernel_text(text),
+        request(to): if get(&HAVE_PROBE_READ) != 0 && !nlh.is_null() {
+            // SAFETY: the typed argument.
+            let whole: u32 = unsafe { field(nlh, &NLMSG_LEN) };
+            len = to.kernel_bytes(nlh, u64::from(whole)).unwrap_or(0);
+        },
+        len,
+    })
 }

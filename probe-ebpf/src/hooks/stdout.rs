@@ -2,19 +2,19 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::{fentry, tracepoint};
 use aya_ebpf::programs::{FEntryContext, TracePointContext};
-use probe_common::{Code, Hook, STDOUT_LEN, Skip, Stdout};
+use probe_common::{Hook, Skip, Stdout};
 
 use super::run;
-use crate::emit::{current_netns, current_tgid, record, write_current};
+use crate::current;
 use crate::layout::{
     HAVE_PROBE_READ, ITER_COUNT, ITER_IOV, ITER_IS_IOVEC, ITER_IS_UBUF, ITER_KIND, ITER_KIND_MASK, ITER_UBUF,
     KIOCB_FILE, get,
 };
 use crate::maps::{CNI_RUNNING, PROCESSES};
-use crate::read::{Far, field, file_of_current, pointer};
+use crate::read::{KernelPtr, field, file_of_current_task, pointer};
+use crate::report::report;
 
 // Where the arguments stand in every sys_enter_* record: eight bytes each, from 16 on.
 const ARG_FD: usize = 16;
@@ -42,13 +42,13 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
     let from: *const u8 = ctx.arg(1);
     // SAFETY: typed arguments; each pointer behind them is checked.
     unsafe {
-        let written = pointer(iocb, &KIOCB_FILE).map(Far::address);
-        if written.is_none() || written != file_of_current(STDOUT).map(Far::address) {
+        let target = pointer(iocb, &KIOCB_FILE).map(KernelPtr::address);
+        if target.is_none() || target != file_of_current_task(STDOUT).map(KernelPtr::address) {
             return Ok(());
         }
         let kind = usize::from(field::<u8>(from, &ITER_KIND)) & get(&ITER_KIND_MASK);
         if get(&ITER_UBUF) != 0 && kind == get(&ITER_IS_UBUF) {
-            return report(field(from, &ITER_UBUF), field(from, &ITER_COUNT));
+            return written(field(from, &ITER_UBUF), field(from, &ITER_COUNT));
         }
         if kind != get(&ITER_IS_IOVEC) {
             return Ok(());
@@ -60,7 +60,7 @@ fn try_pipe_write(ctx: &FEntryContext) -> Result<(), Skip> {
             let piece = (iov.address() as *const [u64; 2]).wrapping_add(index);
             let [base, len] = bpf_probe_read_kernel(piece).map_err(|_| Skip::Unreadable)?;
             if len > 0 {
-                report(base, len)?;
+                written(base, len)?;
             }
             if len >= left {
                 break;
@@ -88,7 +88,7 @@ fn try_write(ctx: &TracePointContext) -> Result<(), Skip> {
     if argument(ctx, ARG_FD) != STDOUT as u64 || !cni_process() || get(&HAVE_PROBE_READ) == 0 {
         return Ok(());
     }
-    report(argument(ctx, ARG_BUF), argument(ctx, ARG_COUNT))
+    written(argument(ctx, ARG_BUF), argument(ctx, ARG_COUNT))
 }
 
 #[inline(always)]
@@ -97,29 +97,17 @@ fn cni_process() -> bool {
         return false;
     }
     // SAFETY: a live map value.
-    PROCESSES.get_ptr(current_tgid()).is_some_and(|state| unsafe { (*state).cni } != 0)
+    PROCESSES.get_ptr(current::tgid()).is_some_and(|state| unsafe { (*state).cni } != 0)
 }
 
 #[inline(always)]
-fn report(buffer: u64, asked: u64) -> Result<(), Skip> {
-    let len = if asked > STDOUT_LEN as u64 { STDOUT_LEN as u64 } else { asked };
-    let netns = current_netns();
-    let mut entry = record::<Stdout>(Code::Stdout)?;
-    let r = entry.as_mut_ptr();
-    // SAFETY: `r` is the reserved record; `len` is at most the size of `data`; the helper checks the
-    // source and zeroes what it could not read.
-    let read = unsafe {
-        write_current(&raw mut (*r).task, netns);
-        (&raw mut (*r).asked).write(asked);
-        (&raw mut (*r)._pad).write(0);
-        bpf_probe_read_user((&raw mut (*r).data).cast(), len as u32, buffer as *const _)
-    };
-    if read != 0 {
-        entry.discard(0);
-        return Err(Skip::Unreadable);
-    }
-    // SAFETY: as above.
-    unsafe { (&raw mut (*r).len).write(len as u32) };
-    entry.submit(0);
-    Ok(())
+fn written(buffer: u64, asked: u64) -> Result<(), Skip> {
+    let len;
+    report!(Stdout {
+        task: current::task(),
+        asked,
+        _pad: 0,
+        data(to): len = to.user_bytes(buffer, asked)?,
+        len,
+    })
 }
