@@ -99,8 +99,9 @@ pub(crate) struct Pending {
     /// Since it started, then since it is established.
     pub(crate) retransmits: u16,
     pub(crate) rst: u16,
-    /// Ports of the socket as it keeps them: the remote one in network byte order, and the local one, 0 while it is under way.
+    /// Remote port, host byte order.
     pub(crate) dport: u16,
+    /// Local port, host byte order; 0 until the connection is established.
     pub(crate) sport: u16,
     /// As in `ConnectEnd`.
     pub(crate) dropped: u32,

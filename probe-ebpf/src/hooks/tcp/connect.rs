@@ -12,8 +12,8 @@ use crate::connects;
 use crate::current::{self, now};
 use crate::filter::{AF_INET, AF_INET6, Address, address_watched, pair, port_watched, process_watched};
 use crate::layout::{
-    HAVE_PROBE_READ, HAVE_TASK_PT_REGS, NR_CONNECT, REGS_ARG2, REGS_SYSCALL, SOCK_DPORT, SOCK_ERR,
-    SOCK_ERR_SOFT, SOCK_NUM, TCP_SEGS_IN, get,
+    HAVE_PROBE_READ, HAVE_TASK_PT_REGS, NR_CONNECT, REGS_ARG2, REGS_SYSCALL, SOCK_ERR, SOCK_ERR_SOFT,
+    SOCK_NUM, TCP_SEGS_IN, get,
 };
 use crate::maps::Pending;
 use crate::origin;
@@ -52,7 +52,7 @@ pub(super) fn started(sk: *const u8) -> Result<(), Skip> {
         asked_family: asked.family,
         retransmits: 0,
         rst: 0,
-        dport: port.to_be(),
+        dport: port,
         sport: 0,
         dropped: 0,
     };
@@ -97,20 +97,17 @@ fn asked() -> (Address, u16) {
 #[inline(always)]
 pub(super) fn ended(sk: *const u8, state: i32) -> Result<(), Skip> {
     let Some(pending) = connects::find(sk as u64) else { return Ok(()) };
-    // SAFETY: a live map value; only this socket's own transitions write it.
-    let (port, sport) = unsafe { ((*pending).asked_port, (*pending).sport) };
-    // SAFETY: the typed argument, and a live map value.
-    if sport != 0 || !unsafe { is_of(sk, pending) } {
+    let (address, port) = remote(sk);
+    // SAFETY: a live map value; only this socket's own transitions write the fields read here.
+    let known = unsafe { &*pending };
+    if !is_of(known, sk, port, false) {
         connects::remove(sk as u64);
         return Ok(());
     }
-    // SAFETY: a live map value.
-    let done = report_end(sk, state, unsafe { &*pending });
-    // SAFETY: the typed argument.
-    let dport = u16::from_be(unsafe { field(sk, &SOCK_DPORT) });
-    if state == TCP_ESTABLISHED && (port_watched(dport) || port_watched(port)) {
-        // Followed to its end: only then it is known whether a byte was received.
-        // SAFETY: as above.
+    let done = report_end(sk, state, known, address, port);
+    if state == TCP_ESTABLISHED && (port_watched(port) || port_watched(known.asked_port)) {
+        // The entry stays until the connection ends: only then it is known whether a byte was received.
+        // SAFETY: a live map value, and the typed argument.
         unsafe {
             (*pending).established_ns = now();
             (*pending).retransmits = 0;
@@ -124,8 +121,7 @@ pub(super) fn ended(sk: *const u8, state: i32) -> Result<(), Skip> {
 }
 
 #[inline(always)]
-fn report_end(sk: *const u8, state: i32, pending: &Pending) -> Result<(), Skip> {
-    let (address, port) = remote(sk);
+fn report_end(sk: *const u8, state: i32, pending: &Pending, address: Address, port: u16) -> Result<(), Skip> {
     let mut flags = flags(pending);
     let mut message = icmp::Message::default();
     if state == TCP_CLOSE {
@@ -137,7 +133,7 @@ fn report_end(sk: *const u8, state: i32, pending: &Pending) -> Result<(), Skip> 
             flags |= ConnectEnd::RST;
         }
     }
-    // SAFETY: as above.
+    // SAFETY: `sk` is the typed argument.
     let (sport, sk_err, sk_err_soft) =
         unsafe { (field(sk, &SOCK_NUM), field(sk, &SOCK_ERR), field(sk, &SOCK_ERR_SOFT)) };
     report!(ConnectEnd {

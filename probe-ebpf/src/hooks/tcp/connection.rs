@@ -5,6 +5,7 @@ use probe_common::{ConnectionEnd, Skip};
 
 use super::socket::{flags, is_of, remote};
 use crate::connects;
+use crate::filter::Address;
 use crate::layout::{SOCK_ERR, SOCK_NUM, TCP_BYTES_ACKED, TCP_BYTES_RECEIVED, TCP_BYTES_SENT};
 use crate::maps::Pending;
 use crate::read::field;
@@ -13,20 +14,17 @@ use crate::report::report;
 #[inline(always)]
 pub(super) fn ended(sk: *const u8, state: i32) -> Result<(), Skip> {
     let Some(pending) = connects::find(sk as u64) else { return Ok(()) };
-    // SAFETY: the typed argument, and a live map value. A socket that is closed at once has given its port back.
-    let is_same = unsafe {
-        let sport: u16 = field(sk, &SOCK_NUM);
-        is_of(sk, pending) && (*pending).sport != 0 && (sport == 0 || sport == (*pending).sport)
-    };
-    // SAFETY: a live map value.
-    let done = if is_same { report_end(sk, state, unsafe { &*pending }) } else { Ok(()) };
+    let (address, port) = remote(sk);
+    // SAFETY: a live map value; only this socket's own transitions write the fields read here.
+    let known = unsafe { &*pending };
+    let done =
+        if is_of(known, sk, port, true) { report_end(sk, state, known, address, port) } else { Ok(()) };
     connects::remove(sk as u64);
     done
 }
 
 #[inline(always)]
-fn report_end(sk: *const u8, state: i32, pending: &Pending) -> Result<(), Skip> {
-    let (address, port) = remote(sk);
+fn report_end(sk: *const u8, state: i32, pending: &Pending, address: Address, port: u16) -> Result<(), Skip> {
     // SAFETY: the helper takes any socket and returns a typed pointer or null.
     let tcp = unsafe { bpf_skc_to_tcp_sock(sk as *mut _) } as *const u8;
     if tcp.is_null() {

@@ -5,7 +5,7 @@ use probe_common::ConnectEnd;
 use crate::current;
 use crate::filter::{AF_INET6, Address, pair};
 use crate::layout::{
-    NET_INUM, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_RCV_SADDR, SOCK_V6_DADDR,
+    NET_INUM, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_NUM, SOCK_RCV_SADDR, SOCK_V6_DADDR,
     SOCK_V6_RCV_SADDR, get,
 };
 use crate::maps::Pending;
@@ -52,15 +52,21 @@ pub(super) fn netns(sk: *const u8) -> u32 {
     unsafe { pointer(sk, &SOCK_NET).map_or(0, |net| net.field(&NET_INUM)) }
 }
 
-/// Returns whether the entry belongs to this socket, and not to an earlier one at its address: the kernel may have skipped the
-/// program run that would have removed the earlier entry.
-///
-/// # Safety
-/// `sk` is the typed argument, `pending` a live map value.
+/// Returns whether the entry belongs to this socket, with this remote port, while it connects or once it is established. It does
+/// not if it was left by an earlier socket at the same address: the kernel may have skipped the program run that would have removed
+/// it.
 #[inline(always)]
-pub(super) unsafe fn is_of(sk: *const u8, pending: *const Pending) -> bool {
-    // SAFETY: by the caller.
-    unsafe { (*pending).dport == field::<u16>(sk, &SOCK_DPORT) }
+pub(super) fn is_of(pending: &Pending, sk: *const u8, port: u16, is_established: bool) -> bool {
+    if pending.dport != port {
+        return false;
+    }
+    if !is_established {
+        return pending.sport == 0;
+    }
+    // SAFETY: `sk` is the program's own typed argument.
+    let sport: u16 = unsafe { field(sk, &SOCK_NUM) };
+    // A socket that closes at once has already released its local port.
+    pending.sport != 0 && (sport == 0 || sport == pending.sport)
 }
 
 /// Returns the flags that the entry of a connect or connection determines.
