@@ -8,7 +8,7 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
 
 use super::btf::VMLINUX;
 use super::hooks::{self, Attach, HOOKS, HookSet, Row, Source};
-use super::layout::Layout;
+use super::layout::{self, Layout};
 use super::{HookState, HookStatus, Reader, Skips, Unsupported, Watch, tracefs};
 use crate::settings::Settings;
 use crate::{clock, privileges};
@@ -62,7 +62,7 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
         loader.override_global(name, value, true);
     }
     let limited = settings.max_processes / LIMITED_SHARE;
-    loader.override_global("MAX_LIMITED", &limited, true);
+    loader.override_global(layout::MAX_LIMITED, &limited, true);
     let mut programs = loader
         .load(OBJECT)
         .map_err(|error| Unsupported::Kernel(format!("load the eBPF object: {}", chain(&error))))?;
