@@ -22,7 +22,8 @@ pub use tcp::{ConnectEnd, ConnectError, ConnectionEnd, Listen};
 pub const COMM_LEN: usize = 16;
 /// `IFNAMSIZ`, include/uapi/linux/if.h.
 pub const IFNAME_LEN: usize = 16;
-/// Room for the path of an executable or a file, and for `CNI_PATH`. A longer path is truncated, which a missing NUL shows.
+/// Room for the path of an executable or a file, and for `CNI_PATH`. A longer path is truncated, which a
+/// missing NUL shows.
 pub const PATH_LEN: usize = 256;
 
 /// First part of every record.
@@ -57,7 +58,8 @@ pub struct Task {
     pub comm: [u8; COMM_LEN],
 }
 
-/// A record of the ring buffer: a struct of aligned fields without implicit padding that starts with a [`Header`].
+/// A record of the ring buffer: a struct of aligned fields without implicit padding that starts with a
+/// [`Header`].
 pub trait Record: IntoBytes {
     /// The code in its header.
     const CODE: Code;

@@ -1,52 +1,55 @@
-//! Connects under way and connections to watched ports, by the address of their `struct sock`.
+//! Entries of connects in progress and of connections to watched ports, by the address of their `struct
+//! sock`.
 //!
-//! Every reset, every failed connect and most drops of the machine ask whether a socket is among them, and the answer is
-//! no nearly always. So each socket has one slot of an array, whose look-up the verifier turns into an addition; only who
-//! finds its slot taken goes into a hash, which costs ten times as much and is asked while it holds any.
+//! Every reset, every failed connect and most drops of the machine look a socket up here, and nearly all of
+//! these lookups find nothing. So each socket maps to one slot of an array, whose lookup the verifier turns
+//! into an addition. Only a socket whose slot is taken goes into a hash map, which costs ten times as much
+//! and is looked up only while it has entries.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use probe_common::{CONNECT_SLOTS, Skip};
 
-use crate::maps::{CONNECTS, ELSEWHERE, Pending, SLOTS, Slot};
+use crate::maps::{CONNECTS, OVERFLOWED, Pending, SLOTS, Slot};
 use crate::read::number;
 
-/// Bits of [`Slot::owner`] below the socket's address: how many programs claim the slot now, its owner among them.
+/// Bits of [`Slot::owner`] below the socket's address: the number of current claims to the slot, that of its
+/// owner included.
 const CLAIM_BITS: u32 = 16;
 
-/// What is known of a socket's connect.
+/// Returns the entry of a socket.
 #[inline(always)]
 pub(crate) fn find(sk: u64) -> Option<*mut Pending> {
     let sk = number(sk);
     let slot = slot(sk)?;
-    // SAFETY: a live map value.
+    // SAFETY: `slot` is a live map value.
     unsafe {
-        if is_of(slot, sk) {
+        if is_owned_by(slot, sk) {
             return Some(&raw mut (*slot).pending);
         }
     }
-    if ELSEWHERE.get(0).is_none_or(|count| *count == 0) {
+    if OVERFLOWED.get(0).is_none_or(|count| *count == 0) {
         return None;
     }
     CONNECTS.get_ptr_mut(sk)
 }
 
-/// A new connect; what was known of an earlier socket at the same address is forgotten. If its slot is taken, only one that is
-/// unlimited goes into the hash, which others could fill.
+/// Inserts a new connect, and replaces the entry of an earlier socket at the same address. If the slot is
+/// taken, only an unlimited connect goes into the hash map, because limited ones could fill it.
 #[inline(always)]
 pub(crate) fn insert(sk: u64, pending: &Pending, is_unlimited: bool) -> Result<(), Skip> {
     let sk = number(sk);
     let Some(slot) = slot(sk) else { return Err(Skip::MapFull) };
-    // SAFETY: a live map value. Of two programs that claim a slot at the same time at most one finds its own claim alone
-    // there: it gets the slot, or nobody does.
+    // SAFETY: `slot` is a live map value. Of two programs that claim a slot at the same time, at most one
+    // finds no other claim: that program gets the slot, or none does.
     unsafe {
-        if is_of(slot, sk) {
+        if is_owned_by(slot, sk) {
             (&raw mut (*slot).pending).write(*pending);
             return Ok(());
         }
         add(&raw mut (*slot).owner, 1);
         if owner(slot) == 1 {
             (&raw mut (*slot).pending).write(*pending);
-            add(&raw mut (*slot).owner, name(sk) << CLAIM_BITS);
+            add(&raw mut (*slot).owner, key(sk) << CLAIM_BITS);
             return Ok(());
         }
         add(&raw mut (*slot).owner, 1_u64.wrapping_neg());
@@ -55,44 +58,48 @@ pub(crate) fn insert(sk: u64, pending: &Pending, is_unlimited: bool) -> Result<(
         return Err(Skip::Throttled);
     }
     if CONNECTS.insert(sk, pending, u64::from(BPF_NOEXIST)).is_ok() {
-        count_elsewhere(1);
+        count_overflow(1);
         return Ok(());
     }
-    // Left over, or there is no room.
+    // The socket has an entry from an earlier socket, or the map is full.
     CONNECTS.insert(sk, pending, 0).map_err(|_| Skip::MapFull)
 }
 
-/// Its end; only after [`find`].
+/// Removes the entry of a socket that [`find`] has found.
 #[inline(always)]
 pub(crate) fn remove(sk: u64) {
     let sk = number(sk);
     let Some(slot) = slot(sk) else { return };
-    // SAFETY: a live map value, and only this socket's own transitions come here: nobody else gives its slot back. Name and
-    // claim go in one addition: the slot is free or taken, never half of both.
+    // SAFETY: `slot` is a live map value. Only the transitions of this socket remove its entry, so no other
+    // program releases the slot. One addition removes the key and the claim, so that no other program sees
+    // one without the other.
     unsafe {
-        if is_of(slot, sk) {
-            add(&raw mut (*slot).owner, ((name(sk) << CLAIM_BITS) + 1).wrapping_neg());
+        if is_owned_by(slot, sk) {
+            add(&raw mut (*slot).owner, ((key(sk) << CLAIM_BITS) + 1).wrapping_neg());
             return;
         }
     }
     if CONNECTS.remove(sk).is_ok() {
-        count_elsewhere(1_u64.wrapping_neg());
+        count_overflow(1_u64.wrapping_neg());
     }
 }
 
-/// The low 48 bits: those above are the same for all addresses of the kernel's own memory.
+/// Returns the low 48 bits of the address: those above are the same for all addresses of kernel memory.
 #[inline(always)]
-fn name(sk: u64) -> u64 {
+fn key(sk: u64) -> u64 {
     sk & (u64::MAX >> CLAIM_BITS)
 }
 
-/// Sockets are neighbours in their slab: multiplied with 2^64 divided by the golden ratio they spread evenly.
+/// Returns the slot of a socket. Sockets are adjacent in their slab: a multiplication by 2^64 divided by the
+/// golden ratio spreads them evenly.
 #[inline(always)]
 fn slot(sk: u64) -> Option<*mut Slot> {
     let spread = sk.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - CONNECT_SLOTS.trailing_zeros());
     SLOTS.get_ptr_mut(spread as u32)
 }
 
+/// Returns the owner of the slot and the claims.
+///
 /// # Safety
 /// `slot` is a live map value.
 #[inline(always)]
@@ -101,24 +108,26 @@ unsafe fn owner(slot: *const Slot) -> u64 {
     unsafe { core::ptr::read_volatile(&raw const (*slot).owner) }
 }
 
+/// Returns whether the slot holds the entry of this socket.
+///
 /// # Safety
 /// As [`owner`].
 #[inline(always)]
-unsafe fn is_of(slot: *const Slot, sk: u64) -> bool {
+unsafe fn is_owned_by(slot: *const Slot, sk: u64) -> bool {
     // SAFETY: by the caller.
-    unsafe { owner(slot) >> CLAIM_BITS == name(sk) }
+    unsafe { owner(slot) >> CLAIM_BITS == key(sk) }
 }
 
 #[inline(always)]
-fn count_elsewhere(by: u64) {
-    if let Some(count) = ELSEWHERE.get_ptr_mut(0) {
+fn count_overflow(by: u64) {
+    if let Some(count) = OVERFLOWED.get_ptr_mut(0) {
         // SAFETY: a live map value.
         unsafe { add(count, by) };
     }
 }
 
-/// Atomically, without an answer: the only atomic operation that Linux 5.10 takes. The library of the language has none
-/// for this target.
+/// Adds atomically and returns nothing: the only atomic operation that Linux 5.10 has. The standard library
+/// has none for this target.
 ///
 /// # Safety
 /// `word` is a live, aligned map value.

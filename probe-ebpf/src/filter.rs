@@ -1,4 +1,4 @@
-//! What is worth reporting.
+//! Filters: which addresses, ports and processes are watched.
 
 use probe_common::TargetKey;
 
@@ -11,7 +11,7 @@ pub(crate) const AF_INET: u16 = 2;
 /// `AF_INET6`, include/linux/socket.h.
 pub(crate) const AF_INET6: u16 = 10;
 
-/// An address as the records carry it.
+/// An address as records contain it.
 #[derive(Clone, Copy)]
 pub(crate) struct Address {
     /// IPv4 in the first four bytes, the rest zero.
@@ -21,26 +21,28 @@ pub(crate) struct Address {
 }
 
 impl Address {
+    /// Makes an address of its bytes in memory order.
     #[inline(always)]
     pub(crate) fn v4(addr: u32) -> Self {
         Self { words: [u64::from_ne_bytes(first_four(addr)), 0], family: AF_INET }
     }
 
-    /// From the halves in memory order.
+    /// Makes an address of its two halves in memory order.
     #[inline(always)]
     pub(crate) fn v6(words: [u64; 2]) -> Self {
         Self { words, family: AF_INET6 }
     }
 
-    /// Returns the address as records carry it.
+    /// Returns the bytes of the address.
     #[inline(always)]
     pub(crate) fn bytes(self) -> [u8; 16] {
         // SAFETY: two u64 are sixteen bytes.
         unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(self.words) }
     }
 
-    /// The form in which addresses are watched: ::ffff:a.b.c.d is a.b.c.d. Records carry the address as it
-    /// is; each branch here would be walked once more by the verifier for every path that leads to it.
+    /// Returns the form in which addresses are watched: ::ffff:a.b.c.d becomes a.b.c.d. Records contain the
+    /// original address, because the verifier follows the branches here once more for every path that leads
+    /// to them.
     #[inline(always)]
     fn canonical(self) -> Self {
         // In memory order: eight zero bytes, then 00 00 ff ff, then the IPv4 address.
@@ -57,7 +59,7 @@ impl Address {
     }
 }
 
-/// Two words in memory order as one.
+/// Joins two words in memory order.
 #[inline(always)]
 pub(crate) fn pair(low: u32, high: u32) -> u64 {
     let (low, high) = (low.to_ne_bytes(), high.to_ne_bytes());
@@ -70,19 +72,19 @@ fn first_four(addr: u32) -> [u8; 8] {
     [a[0], a[1], a[2], a[3], 0, 0, 0, 0]
 }
 
-/// Is `port` part of any watched address?
+/// Returns whether any watched address has this port.
 #[inline(always)]
 pub(crate) fn port_watched(port: u16) -> bool {
     PORTS.get(u32::from(port) / 64).is_some_and(|word| word >> (port % 64) & 1 == 1)
 }
 
-/// Is this process watched?
+/// Returns whether this process is watched.
 #[inline(always)]
 pub(crate) fn process_watched(tgid: u32) -> bool {
     PROCESSES.get_ptr(tgid).is_some()
 }
 
-/// Is this address watched, by itself or by its port alone?
+/// Returns whether this address is watched, as an exact address or by its port.
 #[inline(always)]
 pub(crate) fn address_watched(address: Address, port: u16) -> bool {
     if !port_watched(port) {

@@ -1,19 +1,20 @@
-//! The programs that run inside the kernel: they see and do not judge.
+//! The programs that run inside the kernel. They report events and do not interpret them.
 //!
-//! Read-only: no packet, socket or namespace is ever changed. Each hook is a shell around a `try_` function
-//! and counts what it could not report ([`skip`]). Fields of kernel structures are read at offsets that the
-//! loader resolves from the running kernel's BTF ([`layout`]).
+//! The programs are read-only: they never change a packet, socket or namespace. A hook that cannot report an
+//! event counts the reason ([`skip`]). Fields of kernel structures are read at offsets that the loader
+//! resolves from the running kernel's BTF ([`layout`]).
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// For one atomic addition.
+// Needed for inline assembly: one atomic addition and one change of sign.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
-// On the host this crate is only checked, never run.
+// For the host, this crate is only checked and never run.
 #![cfg_attr(
     not(target_arch = "bpf"),
     allow(dead_code, unused_imports, reason = "programs are for the BPF target")
 )]
-// Kernel fields are read with the widths that the kernel gives them, records are written in words (the ring
-// gives memory aligned to eight bytes), contexts come by value from the macros, offsets as the statics that the
-// loader writes, and every program is `#[inline(always)]` below its entry, because the verifier looks at one function.
+// Kernel fields are read with the widths that the kernel gives them, some byte fields of records are written
+// in words (they are aligned to eight bytes), the macros pass contexts by value, offsets are passed as the
+// statics that the loader sets, and functions below the entry of a program are `#[inline(always)]`, because
+// the verifier examines one function at a time.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,

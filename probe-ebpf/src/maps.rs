@@ -1,4 +1,4 @@
-//! Everything that is kept in the kernel.
+//! The maps of the programs.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
@@ -7,15 +7,16 @@ use probe_common::{
     PORT_WORDS, ProcessState, RING_BYTES, Skip, TargetKey, Task,
 };
 
-/// Records on their way to user space; the loader may make it smaller.
+/// Records for user space. The loader sets the size, [`RING_BYTES`] by default.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
-/// What could not be reported, by [`Skip::slot`]. Per CPU: a shared counter would bounce one cache line.
+/// Number of events that could not be reported, by [`Skip::slot`]. Per CPU, because CPUs would contend for
+/// the cache line of a shared counter.
 #[map]
 pub(crate) static SKIPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Skip::SLOTS, 0);
 
-/// Bit set of the ports that occur in `TARGETS`, so that most connects cost one array look-up.
+/// Bit set of the ports that occur in `TARGETS`, so that most connects cost one array lookup.
 #[map]
 pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
@@ -23,36 +24,37 @@ pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 #[map]
 pub(crate) static TARGETS: HashMap<TargetKey, u8> = HashMap::with_max_entries(MAX_TARGETS, 0);
 
-/// Names (as `comm`) of processes that are watched from their exec on, and of plugins.
+/// Names (as `comm`) of processes that are watched from execve(2) on, and of plugins.
 #[map]
 pub(crate) static NAMES: HashMap<[u8; COMM_LEN], u8> = HashMap::with_max_entries(MAX_NAMES, 0);
 
-/// Watched and CNI processes by process id, until they end. Not one that makes room by itself: that forgets whoever was
-/// quiet, without a word, and long before it is full where there are many CPUs, each of which keeps 128 places for itself.
+/// Watched and CNI processes by process ID, until they exit. Not an LRU map: eviction would silently drop
+/// idle processes, on machines with many CPUs long before the map is full, because each CPU reserves 128
+/// entries.
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, ProcessState> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
-/// How many processes in `PROCESSES` are limited.
+/// Number of processes in `PROCESSES` whose events are limited.
 #[map]
 pub(crate) static LIMITED: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Budgets of the sources whose events are limited: see [`crate::origin`].
+/// Budgets of the sources whose events are limited; see [`crate::origin`].
 #[map]
 pub(crate) static SOURCES: LruHashMap<u64, Source> = LruHashMap::with_max_entries(MAX_SOURCES, 0);
 
-/// How many CNI processes there are: while none is, write(2) costs next to nothing.
+/// Number of running CNI processes. While it is 0, the program for write(2) returns at once.
 #[map]
 pub(crate) static CNI_RUNNING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// A place for each connect by the address of its `struct sock`: see [`crate::connects`].
+/// Entries of connects by the address of their `struct sock`; see [`crate::connects`].
 #[map]
 pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(CONNECT_SLOTS, 0);
 
-/// How many connects are in `CONNECTS`.
+/// Number of connects in `CONNECTS`.
 #[map]
-pub(crate) static ELSEWHERE: Array<u64> = Array::with_max_entries(1, 0);
+pub(crate) static OVERFLOWED: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Those whose slot another one has.
+/// Entries of connects whose slot is taken by another one.
 #[map]
 pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_CONNECTS, 0);
 
@@ -60,43 +62,44 @@ pub(crate) static CONNECTS: HashMap<u64, Pending> = HashMap::with_max_entries(MA
 #[map]
 pub(crate) static DEVICES: LruHashMap<u64, Dropping> = LruHashMap::with_max_entries(MAX_DEVICES, 0);
 
-/// Working memory of the walk through a new program's environment.
+/// Working memory of the search through a new program's environment.
 #[map]
 pub(crate) static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 
-/// A walk through the environment block of a new program.
+/// A search through the environment of a new program.
 #[repr(C)]
 pub(crate) struct Walk {
-    /// Next byte to read, and the end.
+    /// Address of the next byte to read, and of the end.
     pub(crate) at: u64,
     pub(crate) end: u64,
-    /// User addresses of the values found, by the indices in `hooks/exec.rs`; 0 for none.
+    /// User addresses of the values found, by the indices in `hooks/exec.rs`; 0 if not found.
     pub(crate) values: [u64; 6],
-    /// The piece before this one did not end its variable.
-    pub(crate) inside: u64,
+    /// 1 if the previous chunk ended inside a variable.
+    pub(crate) is_inside: u64,
 }
 
-/// See [`crate::connects`].
+/// A slot for the entry of a connect; see [`crate::connects`].
 #[repr(C)]
 pub(crate) struct Slot {
-    /// The low 48 bits of the socket's address above a count of claims; 0 when the slot is free.
+    /// The low 48 bits of the socket's address, shifted left, and the number of claims; 0 if the slot is
+    /// free.
     pub(crate) owner: u64,
     pub(crate) pending: Pending,
 }
 
-/// A connect between `SYN_SENT` and its end, then the connection that came of it until it ends.
+/// A connect from `SYN_SENT` to its end, then the resulting connection until it ends.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Pending {
     pub(crate) started_ns: u64,
-    /// 0 while it is under way.
+    /// 0 while the connect is in progress.
     pub(crate) established_ns: u64,
     pub(crate) task: Task,
-    /// As in `ConnectEnd`; a family of 0 when it is not known.
+    /// As in `ConnectEnd`; the family is 0 if they are not known.
     pub(crate) asked: [u8; 16],
     pub(crate) asked_port: u16,
     pub(crate) asked_family: u16,
-    /// Since it started, then since it is established.
+    /// Since the connect started, then since the connection was established.
     pub(crate) retransmits: u16,
     pub(crate) rst: u16,
     /// Remote port, host byte order.
@@ -107,21 +110,22 @@ pub(crate) struct Pending {
     pub(crate) dropped: u32,
 }
 
-/// What a source has spent of its budget.
+/// The budget of a source.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Source {
-    /// When its budget was last refilled; clock as in `Header`.
+    /// Time of the last refill; clock as in `Header`.
     pub(crate) at_ns: u64,
-    /// Events since then, less what was refilled.
+    /// Events charged to the budget, less what was refilled.
     pub(crate) spent: u64,
 }
 
-/// What is remembered of a device.
+/// Drops of a device since its last record.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Dropping {
-    pub(crate) told_ns: u64,
+    /// Time of the last record; clock as in `Header`.
+    pub(crate) reported_ns: u64,
     /// Packets since then.
     pub(crate) count: u64,
 }

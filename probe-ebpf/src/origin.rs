@@ -1,7 +1,8 @@
-//! Whose doing an event is: processes that could break the node anyway are recorded without limit, all others within a budget,
-//! so that they cannot take the room that the node's own components need.
+//! Limits on events by their origin: events of processes that could break the node anyway are recorded
+//! without limit. All others are recorded within a budget, so that they cannot take the room that the node's
+//! own components need.
 //!
-//! Most programs need this: it is not inlined, which made the object larger by half.
+//! The functions are not inlined: most programs call them, and inlining made the object larger by half.
 
 use aya_ebpf::helpers::generated::bpf_get_current_uid_gid;
 use probe_common::{BUDGET_EVENTS, BUDGET_INTERVAL_NS, Skip};
@@ -16,11 +17,12 @@ use crate::read::KernelPtr;
 /// Bit of `CAP_NET_ADMIN` in a capability set, include/uapi/linux/capability.h.
 const CAP_NET_ADMIN: u32 = 1 << 12;
 
-/// Returns whether the running task may administer the host's network: its real user is root, and it has `CAP_NET_ADMIN`, in
-/// the initial user namespace. The effective user does not count: any user can start a set-user-ID program.
+/// Returns whether the running task may administer the host's network: its real user is root, and it has
+/// `CAP_NET_ADMIN`, in the initial user namespace. The effective user does not count: any user can start a
+/// set-user-ID program.
 #[inline(never)]
 pub(crate) fn is_admin() -> bool {
-    // SAFETY: the chain hangs from the running task and each link is checked.
+    // SAFETY: the pointers start at the running task, and each is checked for null.
     real_uid() == 0
         && unsafe { KernelPtr::current_task().pointer(&TASK_CRED) }.is_some_and(|cred| unsafe {
             // The low 32 bits: the set is one word of 64 bits, or two of 32 before 6.3.
@@ -28,8 +30,8 @@ pub(crate) fn is_admin() -> bool {
         })
 }
 
-/// Returns whether events of the running task are recorded without limit: those of administrators, and of processes that user
-/// space found to be components of the node.
+/// Returns whether events of the running task are recorded without limit: those of administrators, and of
+/// processes that the agent identified as components of the node.
 #[inline(never)]
 pub(crate) fn is_unlimited() -> bool {
     // SAFETY: a live map value.
@@ -48,12 +50,12 @@ pub(crate) fn spend() -> Result<(), Skip> {
     let key = source();
     let at = current::now();
     let Some(source) = SOURCES.get_ptr_mut(key) else {
-        // The table forgets the source that was idle longest.
+        // A full map evicts the source that was idle longest.
         let _ = SOURCES.insert(key, Source { at_ns: at, spent: 1 }, 0);
         return Ok(());
     };
-    // SAFETY: a live map value. Programs on other CPUs may charge the same source meanwhile: the budget is a bound for the
-    // order of magnitude.
+    // SAFETY: a live map value. Programs on other CPUs may charge the same source at the same time: the
+    // budget limits the order of magnitude only.
     unsafe {
         let refilled = at.saturating_sub((*source).at_ns) / BUDGET_INTERVAL_NS;
         if refilled > 0 {
@@ -68,12 +70,12 @@ pub(crate) fn spend() -> Result<(), Skip> {
     Ok(())
 }
 
-/// Returns the key of the running task's budget: the user, for root in containers its PID namespace. Users can create
-/// namespaces, but only in a user namespace of their own.
+/// Returns the key of the running task's budget: the user, for root in containers its PID namespace. Users
+/// can create namespaces, but only in a user namespace of their own.
 #[inline(always)]
 fn source() -> u64 {
     let uid = real_uid();
-    // SAFETY: the chains hang from the running task and each link is checked.
+    // SAFETY: the pointers start at the running task, and each is checked for null.
     let pids = unsafe {
         let task = KernelPtr::current_task();
         if uid == 0 && task.pointer(&TASK_CRED).is_some_and(|cred| is_initial(cred)) {
@@ -86,6 +88,8 @@ fn source() -> u64 {
     u64::from(uid) << 32 | u64::from(pids)
 }
 
+/// Returns whether the credentials belong to the initial user namespace.
+///
 /// # Safety
 /// `cred` is a `struct cred`.
 #[inline(always)]
@@ -96,6 +100,7 @@ unsafe fn is_initial(cred: KernelPtr) -> bool {
     }
 }
 
+/// Returns the real user ID of the running task.
 #[inline(always)]
 fn real_uid() -> u32 {
     // SAFETY: no precondition. The lower half is the user ID.

@@ -1,11 +1,12 @@
-//! The table of watched processes, a quarter of which is for those that are limited: see [`crate::origin`].
+//! The table of watched processes. A quarter of it is for processes whose events are limited; see
+//! [`crate::origin`].
 
 use probe_common::{ProcessState, Skip};
 
 use crate::layout::{MAX_LIMITED, get};
 use crate::maps::{LIMITED, PROCESSES};
 
-/// Watches a process from its exec on; whatever the same process was before is forgotten.
+/// Watches a process from execve(2) on, and replaces an earlier entry of the process.
 #[inline(always)]
 pub(crate) fn insert(tgid: u32, state: &ProcessState) -> Result<(), Skip> {
     // SAFETY: a live map value.
@@ -19,7 +20,7 @@ pub(crate) fn insert(tgid: u32, state: &ProcessState) -> Result<(), Skip> {
     PROCESSES.insert(tgid, state, 0).map_err(|_| Skip::MapFull)
 }
 
-/// Forgets a process that has exited.
+/// Removes a process that has exited.
 #[inline(always)]
 pub(crate) fn remove(tgid: u32, state: *const ProcessState) {
     // SAFETY: a live map value.
@@ -29,7 +30,8 @@ pub(crate) fn remove(tgid: u32, state: *const ProcessState) {
     let _ = PROCESSES.remove(tgid);
 }
 
-/// Counts a limited process if there is room for it. Concurrent programs can miscount; user space recounts when there is no room.
+/// Counts a limited process if there is room for it. Concurrent programs can miscount; the agent recounts
+/// when there is no room.
 #[inline(always)]
 fn enter() -> Result<(), Skip> {
     let Some(count) = LIMITED.get_ptr_mut(0) else { return Err(Skip::MapFull) };
@@ -43,6 +45,7 @@ fn enter() -> Result<(), Skip> {
     Ok(())
 }
 
+/// Counts a limited process as removed.
 #[inline(always)]
 fn leave() {
     if let Some(count) = LIMITED.get_ptr_mut(0) {

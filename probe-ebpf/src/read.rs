@@ -8,17 +8,21 @@ use crate::layout::{FDT_FD, FILES_FDT, HAVE_PROBE_READ, TASK_FILES, get};
 /// Reads a field behind a typed pointer. The verifier checks bounds, and a load that faults yields 0.
 ///
 /// # Safety
-/// `base` is a typed argument of the program, or was loaded through one, and is not null; `offset` is that of a field of type `T`.
+/// `base` is a typed argument of the program, or was loaded through one, and is not null; `offset` is that of
+/// a field of type `T`.
 #[inline(always)]
 pub(crate) unsafe fn field<T: Copy>(base: *const u8, offset: &'static u32) -> T {
-    // SAFETY: by the caller; the verifier rejects the program unless this is a load inside the type of the pointer.
+    // SAFETY: by the caller; the verifier rejects the program unless this is a load inside the type of the
+    // pointer.
     unsafe { core::ptr::read_volatile(base.add(get(offset)).cast::<T>()) }
 }
 
-/// A pointer to a structure of the kernel: an address where memory may be read by address, a typed pointer where it may not.
+/// A pointer to a structure of the kernel: an address where memory may be read by address, a typed pointer
+/// where it may not.
 ///
-/// Addresses are preferred although a typed load costs less: for each typed pointer that is loaded through an argument, verifiers
-/// from Linux 6.2 on search the kernel's type information four times, on every path. That was a third of the start time.
+/// Addresses are preferred although a typed load costs less: for each typed pointer that is loaded through an
+/// argument, verifiers from Linux 6.2 on search the kernel's type information four times, on every path. That
+/// was a third of the start time.
 #[derive(Clone, Copy)]
 pub(crate) struct KernelPtr(*const u8);
 
@@ -88,8 +92,8 @@ pub(crate) unsafe fn pointer(base: *const u8, offset: &'static u32) -> Option<Ke
     unsafe { KernelPtr(base).pointer(offset) }
 }
 
-/// Converts a typed pointer to a number. The verifier rejects arithmetic on typed pointers except for a change of sign, where
-/// programs may see addresses at all, and takes the result of that for a number.
+/// Converts a typed pointer to a number. The verifier rejects arithmetic on typed pointers except for a
+/// change of sign, where programs may see addresses at all, and takes the result of that for a number.
 #[inline(always)]
 pub(crate) fn number(pointer: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -112,8 +116,8 @@ pub(crate) fn current_task() -> *const u8 {
 /// Returns the open file behind one of the first three descriptors of the running task.
 #[inline(always)]
 pub(crate) fn file_of_current_task(descriptor: usize) -> Option<KernelPtr> {
-    // SAFETY: the pointers start at the running task, and each is checked for null; the array of descriptors always has room for
-    // the first three.
+    // SAFETY: the pointers start at the running task, and each is checked for null; the array of descriptors
+    // always has room for the first three.
     unsafe {
         let descriptors =
             KernelPtr::current_task().pointer(&TASK_FILES)?.pointer(&FILES_FDT)?.pointer(&FDT_FD)?;

@@ -1,11 +1,12 @@
 //! Writes records into the ring buffer.
 //!
-//! The ring buffer does not zero the memory of a record, so [`report!`] must name every field. Fields are written one by one into
-//! the reserved memory, because a whole record would first be built on the stack, which has 512 bytes.
+//! The ring buffer does not zero the memory of a record, so [`report!`] must name every field. Fields are
+//! written one by one into the reserved memory, because a whole record would first be built on the stack,
+//! which has 512 bytes.
 //!
-//! Only the tails of byte fields keep what was there before: the bytes behind the NUL of a text and behind the length of copied
-//! data. The kernel allocates the ring buffer zeroed, and only records are written to it, so these bytes come from earlier records,
-//! which the reader has received already.
+//! Only the tails of byte fields keep what was there before: the bytes behind the NUL of a text and behind
+//! the length of copied data. The kernel allocates the ring buffer zeroed, and only records are written to
+//! it, so these bytes come from earlier records, which the reader has received already.
 
 use core::mem::MaybeUninit;
 
@@ -20,7 +21,8 @@ use crate::layout::{DENTRY_SHORT_NAME, HAVE_PROBE_READ, get};
 use crate::maps::EVENTS;
 use crate::read::KernelPtr;
 
-/// A reserved record, which is discarded unless it is submitted. The verifier rejects programs that do neither.
+/// A reserved record, which is discarded unless it is submitted. The verifier rejects programs that do
+/// neither.
 pub(crate) struct Entry<T: Record + 'static>(*mut T);
 
 impl<T: Record> Entry<T> {
@@ -64,12 +66,13 @@ impl<T: Record> Drop for Entry<T> {
     }
 }
 
-/// Reserves a record, writes its header and then each field in the order of the list, and submits it. Returns from the function
-/// with [`Skip::RingFull`] if the ring buffer is full.
+/// Reserves a record, writes its header and then each field in the order of the list, and submits it. Returns
+/// from the function with [`Skip::RingFull`] if the ring buffer is full.
 ///
-/// `field: value` assigns a value, `field` a variable of that name. `field(to): expression` binds `to` to a [`Field`], which the
-/// expression fills in place. Expressions are evaluated after the record was reserved; one that returns from the function, for
-/// example with `?`, discards the record. A field that is not in the list, padding included, is a compile error.
+/// `field: value` assigns a value, `field` a variable of that name. `field(to): expression` binds `to` to a
+/// [`Field`], which the expression fills in place. Expressions are evaluated after the record was reserved;
+/// one that returns from the function, for example with `?`, discards the record. A field that is not in the
+/// list, padding included, is a compile error.
 ///
 /// A macro and not a function that takes a closure: closures cannot be inlined unconditionally.
 macro_rules! report {
@@ -80,7 +83,8 @@ macro_rules! report {
     };
     (@field $entry:ident $record:ident $field:ident ($to:ident): $fill:expr) => {
         const { assert!(core::mem::offset_of!($record, $field).is_multiple_of(8)) };
-        // SAFETY: the memory of the reserved record, which is aligned to eight bytes, as is the offset of the field.
+        // SAFETY: the memory of the reserved record, which is aligned to eight bytes, as is the offset of the
+        // field.
         let $to = unsafe { crate::report::Field::new(&raw mut (*$entry.as_mut_ptr()).$field) };
         $fill;
     };
@@ -100,8 +104,8 @@ macro_rules! report {
 }
 pub(crate) use report;
 
-/// As [`report!`], for an event that the running task caused: charges it to the budget of the task's source first, and returns
-/// from the function with [`Skip::Throttled`] if that is exhausted.
+/// As [`report!`], for an event that the running task caused: charges it to the budget of the task's source
+/// first, and returns from the function with [`Skip::Throttled`] if that is exhausted.
 macro_rules! report_charged {
     ($($record:tt)*) => {{
         crate::origin::charge()?;
@@ -124,7 +128,12 @@ impl<const N: usize> Field<'_, N> {
 
     /// Writes an empty text.
     #[inline(always)]
-    pub(crate) fn empty(&mut self) {
+    pub(crate) fn empty(mut self) {
+        self.clear();
+    }
+
+    #[inline(always)]
+    fn clear(&mut self) {
         const { assert!(N > 0) };
         // SAFETY: the field has at least one byte.
         unsafe { self.0.as_mut_ptr().cast::<u8>().write(0) };
@@ -133,7 +142,7 @@ impl<const N: usize> Field<'_, N> {
     /// Copies a text from user memory, truncated to the field. The text is empty if `from` is null or cannot be read.
     #[inline(always)]
     pub(crate) fn user_text(mut self, from: u64) {
-        self.empty();
+        self.clear();
         if from != 0 && get(&HAVE_PROBE_READ) != 0 {
             // SAFETY: the field has `N` bytes; the helper checks the source and ends the text with a NUL.
             unsafe { bpf_probe_read_user_str(self.0.as_mut_ptr().cast(), N as u32, from as *const _) };
@@ -143,20 +152,22 @@ impl<const N: usize> Field<'_, N> {
     /// Copies a text from kernel memory, truncated to the field. The text is empty if `from` is null or cannot be read.
     #[inline(always)]
     pub(crate) fn kernel_text(mut self, from: u64) {
-        self.empty();
+        self.clear();
         if from != 0 && get(&HAVE_PROBE_READ) != 0 {
             // SAFETY: the field has `N` bytes; the helper checks the source and ends the text with a NUL.
             unsafe { bpf_probe_read_kernel_str(self.0.as_mut_ptr().cast(), N as u32, from as *const _) };
         }
     }
 
-    /// Copies the short name inside a directory entry, which has at least 32 bytes (`DNAME_INLINE_LEN`, include/linux/dcache.h).
+    /// Copies the short name inside a directory entry, which has at least 32 bytes (`DNAME_INLINE_LEN`,
+    /// include/linux/dcache.h).
     #[inline(always)]
     pub(crate) fn short_name(mut self, dentry: KernelPtr) {
         const { assert!(N > 32) };
-        self.empty();
+        self.clear();
         let to = self.0.as_mut_ptr();
-        // SAFETY: the field is aligned to eight bytes and has more than 32; `dentry` is a directory entry, which contains the name.
+        // SAFETY: the field is aligned to eight bytes and has more than 32; `dentry` is a directory entry,
+        // which contains the name.
         unsafe {
             for index in 0..4 {
                 to.cast::<u64>().add(index).write(dentry.at(get(&DENTRY_SHORT_NAME) + index * 8));
@@ -188,8 +199,8 @@ impl<const N: usize> Field<'_, N> {
     pub(crate) fn pairs<const M: usize>(self, pairs: &[u16; M]) {
         const { assert!(M * 2 + 4 == N && M.is_multiple_of(2)) };
         let to = self.0.as_mut_ptr().cast::<u16>();
-        // SAFETY: the field is aligned to eight bytes and has room for all pairs and four bytes. Volatile, because the compiler would
-        // replace the loop by a call.
+        // SAFETY: the field is aligned to eight bytes and has room for all pairs and four bytes. Volatile,
+        // because the compiler would replace the loop by a call.
         unsafe {
             for (index, pair) in pairs.iter().enumerate() {
                 to.add(index).write_volatile(*pair);

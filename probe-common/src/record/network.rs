@@ -10,7 +10,8 @@ use super::{Header, IFNAME_LEN, Task};
 pub struct Netns {
     /// Time of the change.
     pub header: Header,
-    /// The task that created the namespace. For a destruction, the task that was running (usually a kernel worker).
+    /// The task that created the namespace. For a destruction, the task that was running (usually a kernel
+    /// worker).
     pub task: Task,
     /// Inode number of the namespace; see [`Task::netns`].
     pub inum: u32,
@@ -47,7 +48,8 @@ pub struct Rtnetlink {
     pub _pad2: u32,
     /// The kernel's explanation; ends with a NUL unless it was truncated.
     pub text: [u8; EXTACK_LEN],
-    /// The first bytes of the request, from its header on. Those after `len` are left over from earlier records.
+    /// The first bytes of the request, from its header on. Those after `len` are left over from earlier
+    /// records.
     pub request: [u8; REQUEST_LEN],
 }
 

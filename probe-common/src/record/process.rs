@@ -18,8 +18,8 @@ pub const STDOUT_LEN: usize = 4096;
 
 /// A program was executed with `CNI_COMMAND` in its environment.
 ///
-/// Children inherit the environment, so the agent determines from `path`, `cni_path` and the parent whether the program is the
-/// plugin, a delegate or a helper. Texts end with a NUL unless they were truncated.
+/// Children inherit the environment, so the agent determines from `path`, `cni_path` and the parent whether
+/// the program is the plugin, a delegate or a helper. Texts end with a NUL unless they were truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct CniExec {

@@ -56,6 +56,7 @@ pub struct FileRefused {
     pub _pad: [u8; 3],
     /// Inode number of the file; 0 if it was not read.
     pub inode: u64,
-    /// Path passed to the system call, or the name without its directory; ends with a NUL unless it was truncated.
+    /// Path passed to the system call, or the name without its directory; ends with a NUL unless it was
+    /// truncated.
     pub path: [u8; PATH_LEN],
 }

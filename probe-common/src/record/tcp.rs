@@ -10,7 +10,8 @@ use super::{Header, Task};
 pub struct ConnectEnd {
     /// Time of the transition.
     pub header: Header,
-    /// The caller of connect(2), stored when the socket entered `SYN_SENT`: the end of a connect runs in any context.
+    /// The caller of connect(2), stored when the socket entered `SYN_SENT`: the end of a connect runs in any
+    /// context.
     pub task: Task,
     /// When the socket entered `SYN_SENT`; clock as in [`Header`].
     pub started_ns: u64,
@@ -18,8 +19,8 @@ pub struct ConnectEnd {
     pub saddr: [u8; 16],
     /// Address on the socket; layout as `saddr`.
     pub daddr: [u8; 16],
-    /// Address that connect(2) was called with, layout as `saddr`; valid with flag `ASKED`. An eBPF program of a Service
-    /// implementation may have rewritten it before it reached the socket.
+    /// Address that connect(2) was called with, layout as `saddr`; valid with flag `ASKED`. An eBPF program
+    /// of a Service implementation may have rewritten it before it reached the socket.
     pub asked: [u8; 16],
     /// Local port, host byte order; 0 if the kernel had already released it.
     pub sport: u16,
@@ -52,8 +53,8 @@ pub struct ConnectEnd {
     pub asked_port: u16,
     /// Family that connect(2) was called with, values as in `family`; valid with flag `ASKED`.
     pub asked_family: u16,
-    /// `enum skb_drop_reason`, include/net/dropreason-core.h, of the newest packet of this socket that the host dropped; 0 if it
-    /// dropped none. The numbers differ between kernels.
+    /// `enum skb_drop_reason`, include/net/dropreason-core.h, of the newest packet of this socket that the
+    /// host dropped; 0 if it dropped none. The numbers differ between kernels.
     pub dropped: u32,
     /// Always zero.
     pub _pad2: u32,
@@ -62,7 +63,8 @@ pub struct ConnectEnd {
 impl ConnectEnd {
     /// A TCP reset was received on this socket before the transition.
     pub const RST: u8 = 1;
-    /// The transition ran in the context of the process that called connect(2): that process closed the socket.
+    /// The transition ran in the context of the process that called connect(2): that process closed the
+    /// socket.
     pub const BY_CALLER: u8 = 2;
     /// The `icmp_*` fields were read.
     pub const ICMP: u8 = 4;
@@ -88,8 +90,8 @@ pub struct ConnectionEnd {
     pub dport: u16,
     /// `AF_INET` = 2 or `AF_INET6` = 10.
     pub family: u16,
-    /// `enum tcp_state`: the state entered (4 `FIN_WAIT1`: closed by this host first, 7 `CLOSE`, 8 `CLOSE_WAIT`: closed by the
-    /// peer first).
+    /// `enum tcp_state`: the state entered (4 `FIN_WAIT1`: closed by this host first, 7 `CLOSE`, 8
+    /// `CLOSE_WAIT`: closed by the peer first).
     pub state: u8,
     /// Bits [`ConnectEnd::RST`], [`ConnectEnd::BY_CALLER`] and [`ConnectEnd::ASKED`].
     pub flags: u8,

@@ -1,5 +1,5 @@
-//! connect(2) as the caller sees it: failures before a packet leaves, which no socket state shows, and the
-//! Unix sockets of plugins and agents.
+//! Results of connect(2): failures before a packet is sent, which no socket state shows, and connects of
+//! plugins and agents to Unix sockets.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
@@ -15,7 +15,7 @@ use crate::maps::PROCESSES;
 use crate::read::{current_task, field};
 use crate::report::report_charged;
 
-// include/uapi/asm-generic/errno.h: a connect under way, or one whose socket went through SYN_SENT.
+// include/uapi/asm-generic/errno.h: the connect is in progress, or its socket has entered SYN_SENT.
 const EINTR: i64 = 4;
 const ERESTARTSYS: i64 = 512;
 const EISCONN: i64 = 106;
@@ -26,14 +26,14 @@ const EINPROGRESS: i64 = 115;
 
 /// fexit/`__sys_connect_file`, net/socket.c (v5.10):
 /// (struct file *file, struct sockaddr_storage *address, int addrlen, int file_flags) -> int.
-/// Costs nothing but connects.
+/// Runs for connects only.
 #[fexit(function = "__sys_connect_file")]
 pub(crate) fn sys_connect_file(ctx: FExitContext) -> i32 {
-    run!(Hook::Connect, returned(&Kernel(ctx.arg(1)), i64::from(ctx.arg::<i32>(4))))
+    run!(Hook::Connect, try_connect(&Kernel(ctx.arg(1)), i64::from(ctx.arg::<i32>(4))))
 }
 
-/// tracepoint/syscalls/sys_exit_connect: where fexit does not load. The address is taken from the registers
-/// of the system call.
+/// tracepoint/syscalls/sys_exit_connect: the fallback if fexit does not load. The address is read from the
+/// registers of the system call.
 #[tracepoint(category = "syscalls", name = "sys_exit_connect")]
 pub(crate) fn sys_exit_connect(ctx: TracePointContext) -> u32 {
     run!(Hook::Connect, try_exit_connect(&ctx))
@@ -47,16 +47,16 @@ fn try_exit_connect(ctx: &TracePointContext) -> Result<(), Skip> {
     let ret = sys_exit_ret(ctx);
     // SAFETY: a typed pointer to the registers that the system call was entered with.
     let address = unsafe { field::<u64>(bpf_task_pt_regs(current_task() as _) as *const u8, &REGS_ARG2) };
-    returned(&User(address as *const u8), ret)
+    try_connect(&User(address as *const u8), ret)
 }
 
-/// A `struct sockaddr_*` somewhere.
+/// A `struct sockaddr_*` in kernel or user memory.
 trait Sockaddr {
-    /// The value at `offset`, which must be inside `struct sockaddr_storage`.
+    /// Reads the value at `offset`, which must be inside `struct sockaddr_storage`.
     fn read<T: Copy>(&self, offset: usize) -> Result<T, Skip>;
 }
 
-/// The kernel's own copy, behind a typed pointer.
+/// The kernel's copy, behind a typed pointer.
 struct Kernel(*const u8);
 
 impl Sockaddr for Kernel {
@@ -67,7 +67,7 @@ impl Sockaddr for Kernel {
     }
 }
 
-/// The caller's.
+/// The original in the memory of the caller.
 struct User(*const u8);
 
 impl Sockaddr for User {
@@ -79,14 +79,14 @@ impl Sockaddr for User {
 }
 
 #[inline(always)]
-fn returned(address: &impl Sockaddr, ret: i64) -> Result<(), Skip> {
+fn try_connect(address: &impl Sockaddr, ret: i64) -> Result<(), Skip> {
     let errno = -ret;
-    let early = !matches!(
+    let is_early = !matches!(
         errno,
         0 | EINTR | ERESTARTSYS | EISCONN | ETIMEDOUT | ECONNREFUSED | EALREADY | EINPROGRESS
     );
     let state = PROCESSES.get_ptr(current::tgid());
-    if !early && state.is_none() {
+    if !is_early && state.is_none() {
         return Ok(());
     }
     match address.read::<u16>(0)? {
@@ -95,13 +95,13 @@ fn returned(address: &impl Sockaddr, ret: i64) -> Result<(), Skip> {
             Some(state) => unix(address, errno, unsafe { (*state).cni } != 0),
             None => Ok(()),
         },
-        family @ (AF_INET | AF_INET6) if early => inet(address, family, errno),
+        family @ (AF_INET | AF_INET6) if is_early => inet(address, family, errno),
         _ => Ok(()),
     }
 }
 
-/// struct `sockaddr_in` and `sockaddr_in6` both start with the family and the port; an IPv4 address follows,
-/// or the flow information and an IPv6 address.
+/// Reports a failed connect. `sockaddr_in` and `sockaddr_in6` both start with the family and the port; then
+/// follows an IPv4 address, or the flow label and an IPv6 address.
 #[inline(always)]
 fn inet(sockaddr: &impl Sockaddr, family: u16, errno: i64) -> Result<(), Skip> {
     let port = u16::from_be(sockaddr.read::<u16>(2)?);
@@ -123,13 +123,13 @@ fn inet(sockaddr: &impl Sockaddr, family: u16, errno: i64) -> Result<(), Skip> {
     })
 }
 
-/// The path follows the family.
+/// Reports a connect to a Unix socket. In `sockaddr_un` the path follows the family.
 #[inline(always)]
 fn unix(sockaddr: &impl Sockaddr, errno: i64, cni: bool) -> Result<(), Skip> {
     // Before the record is reserved: each failed read would need a path of its own to discard it.
     let mut path = [0_u16; UNIX_PATH_LEN / 2 - 2];
     for (index, pair) in path.iter_mut().enumerate() {
-        // Volatile, so that this stays stores and does not become a call.
+        // Volatile, because the compiler would replace the loop by a call.
         // SAFETY: a live reference.
         unsafe { core::ptr::write_volatile(pair, sockaddr.read::<u16>(2 + index * 2)?) };
     }

@@ -1,4 +1,4 @@
-//! Packets that this host drops, by the reason that the kernel itself gives.
+//! Packets that this host drops, with the kernel's reason.
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -12,8 +12,8 @@ use crate::maps::{DEVICES, Dropping};
 use crate::read::{KernelPtr, field, pointer};
 use crate::report::report;
 
-/// One record a device in this time, with the number of packets.
-const EVERY_NS: u64 = 1_000_000_000;
+/// Minimum interval between two records about a device, nanoseconds.
+const INTERVAL_NS: u64 = 1_000_000_000;
 
 /// proto(v5.17): include/trace/events/skb.h:
 /// (struct sk_buff *skb, void *location, enum `skb_drop_reason` reason)
@@ -25,36 +25,38 @@ pub(crate) fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn dropped(skb: *const u8, reason: u32) -> Result<(), Skip> {
     if reason as usize == get(&DROP_RPFILTER) {
-        return reverse_path(skb, reason);
+        return dropped_by_reverse_path_filter(skb, reason);
     }
     // SAFETY: the typed argument.
     let sk: u64 = unsafe { field(skb, &SK_BUFF_SK) };
-    // Only what this host sends has its socket.
+    // Only packets that this host sends have a socket.
     if sk != 0
         && let Some(pending) = connects::find(sk)
     {
-        // SAFETY: a live map value; of two drops at once either reason is a true one.
+        // SAFETY: a live map value; of two concurrent drops either reason is correct.
         unsafe { (*pending).dropped = reason };
     }
     Ok(())
 }
 
 #[inline(always)]
-fn reverse_path(skb: *const u8, reason: u32) -> Result<(), Skip> {
-    // SAFETY: the typed argument, and the pointer is checked.
+fn dropped_by_reverse_path_filter(skb: *const u8, reason: u32) -> Result<(), Skip> {
+    // SAFETY: the typed argument, and the pointer is checked for null.
     let Some(dev) = (unsafe { pointer(skb, &SK_BUFF_DEV) }) else { return Ok(()) };
     let at = now();
     let Some(known) = DEVICES.get_ptr_mut(dev.address()) else {
-        DEVICES.insert(dev.address(), Dropping { told_ns: at, count: 0 }, 0).map_err(|_| Skip::MapFull)?;
+        DEVICES
+            .insert(dev.address(), Dropping { reported_ns: at, count: 0 }, 0)
+            .map_err(|_| Skip::MapFull)?;
         return report_drops(dev, reason, 1);
     };
-    // SAFETY: a live map value. Two CPUs may count one packet as none: the number is a size, not a sum.
+    // SAFETY: a live map value. Concurrent CPUs may lose a packet: the count gives the order of magnitude.
     unsafe {
         (*known).count += 1;
-        if at < (*known).told_ns + EVERY_NS {
+        if at < (*known).reported_ns + INTERVAL_NS {
             return Ok(());
         }
-        (*known).told_ns = at;
+        (*known).reported_ns = at;
         let count = (*known).count;
         (*known).count = 0;
         report_drops(dev, reason, count)

@@ -1,4 +1,4 @@
-//! How watched and CNI processes end, and who sent the signal.
+//! Exits of watched and CNI processes, and the senders of signals.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::btf_tracepoint;
@@ -19,10 +19,10 @@ use crate::report::report;
 
 /// include/linux/sched/signal.h
 const SIGNAL_GROUP_EXIT: u32 = 4;
-/// Signals that end a process by default or by custom, include/uapi/asm-generic/signal.h: HUP INT QUIT ILL
+/// Signals that usually terminate a process, include/uapi/asm-generic/signal.h: HUP INT QUIT ILL
 /// TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE TERM XCPU SYS. SIGURG (Go's preemption), SIGCHLD and SIGALRM
-/// are left out: they come by the thousand and end nothing.
-const DEADLY: u64 = 1 << 1
+/// are not among them: they are sent by the thousand and terminate nothing.
+const FATAL: u64 = 1 << 1
     | 1 << 2
     | 1 << 3
     | 1 << 4
@@ -51,7 +51,7 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     let tgid = current::tgid();
     let Some(state) = PROCESSES.get_ptr(tgid) else { return Ok(()) };
     let task: *const u8 = ctx.arg(0);
-    // SAFETY: `task` is the typed argument; each pointer behind it is checked.
+    // SAFETY: `task` is the typed argument; each pointer behind it is checked for null.
     let status = unsafe {
         let Some(signal) = pointer(task, &TASK_SIGNAL) else { return Ok(()) };
         let live: u32 = signal.field(&SIGNAL_LIVE);
@@ -62,7 +62,7 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
         if flags & SIGNAL_GROUP_EXIT != 0 {
             signal.field(&SIGNAL_GROUP_EXIT_CODE)
         } else {
-            // The leader's code is what wait(2) gives, also when another thread ends last.
+            // wait(2) returns the code of the leader, even if another thread exits last.
             pointer(task, &TASK_GROUP_LEADER).map_or(0, |leader| leader.field(&TASK_EXIT_CODE))
         }
     };
@@ -70,7 +70,7 @@ fn try_exit(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     let done = unsafe { report_exit(&*state, status) };
     // SAFETY: as above.
     if unsafe { (*state).cni } != 0 {
-        cni_ended();
+        count_cni_exit();
     }
     processes::remove(tgid, state);
     done
@@ -93,10 +93,10 @@ fn report_exit(state: &ProcessState, status: u32) -> Result<(), Skip> {
 }
 
 #[inline(always)]
-fn cni_ended() {
+fn count_cni_exit() {
     if let Some(running) = CNI_RUNNING.get_ptr_mut(0) {
-        // SAFETY: a live map value. Not exact under races: it is only a short cut for write(2), and the
-        // process table decides.
+        // SAFETY: a live map value. The count may be wrong under races: it only saves a lookup for write(2),
+        // and the process table decides.
         unsafe {
             if *running > 0 {
                 *running -= 1;
@@ -110,7 +110,7 @@ fn cni_ended() {
 #[btf_tracepoint(function = "signal_generate")]
 pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let signal: i32 = ctx.arg(0);
-    if !(1..64).contains(&signal) || DEADLY >> signal & 1 == 0 {
+    if !(1..64).contains(&signal) || FATAL >> signal & 1 == 0 {
         return 0;
     }
     let task: *const u8 = ctx.arg(2);
@@ -118,8 +118,8 @@ pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let tgid: u32 = unsafe { field(task, &TASK_TGID) };
     let Some(state) = PROCESSES.get_ptr_mut(tgid) else { return 0 };
     let info: u64 = ctx.arg(1);
-    // SEND_SIG_NOINFO is 0 and SEND_SIG_PRIV is 1, include/linux/sched/signal.h: no pointers, and newer
-    // verifiers take none of the values for one.
+    // SEND_SIG_NOINFO is 0 and SEND_SIG_PRIV is 1, include/linux/sched/signal.h: they are not pointers, and
+    // newer verifiers do not treat the argument as one.
     let code = match info {
         0 => SI_USER,
         1 => SI_KERNEL,
@@ -129,7 +129,8 @@ pub(crate) fn signal_generate(ctx: BtfTracePointContext) -> i32 {
             .unwrap_or(SI_USER),
     };
     let comm = current::comm();
-    // SAFETY: a live map value; two senders at once may mix their fields, and either is a true sender.
+    // SAFETY: a live map value; the fields of two concurrent senders may be mixed, and each comes from one of
+    // them.
     unsafe {
         (*state).signal = signal as u32;
         (*state).signal_code = code;
@@ -151,7 +152,7 @@ pub(crate) fn mark_victim(ctx: BtfTracePointContext) -> i32 {
     if let Some(state) = PROCESSES.get_ptr_mut(pid) {
         // SAFETY: a live map value.
         unsafe { (*state).oom = 1 };
-        // Rare enough for the kernel half's own log (`probe -v`).
+        // Rare enough for the log of the kernel programs (`probe -v`).
         debug!(&ctx, "out of memory: watched process {} was chosen", pid);
     }
     0

@@ -1,4 +1,4 @@
-//! Plugins that cannot be executed, and running ones that cannot be replaced.
+//! Plugins that cannot be executed, and running plugins that cannot be replaced.
 
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{fexit, tracepoint};
@@ -19,32 +19,36 @@ const EPERM: i64 = 1;
 const EACCES: i64 = 13;
 const ETXTBSY: i64 = 26;
 
-/// Where a file's name is.
+/// Location of a file's name.
 enum Name {
+    /// Address in kernel memory.
     Kernel(u64),
+    /// Address in user memory.
     User(u64),
-    /// The directory entry: the last part of the path, as the kernel keeps short ones, and the file itself.
+    /// The directory entry, which contains the last component of the path if it is short, and leads to the
+    /// inode.
     Entry(KernelPtr),
 }
 
-/// Is a failed execution worth a record? Anybody may be refused a file; of the other errors, which shells and others meet
-/// for every directory of their `PATH`, only those of a watched process or a plugin that starts another program.
+/// Returns whether a failed execution is reported. Refusals are reported for every process. Other errors,
+/// which shells and others get for every directory of their `PATH`, are reported only if the parent is a
+/// watched process or a plugin.
 #[inline(always)]
-fn counts(ret: i64) -> bool {
+fn is_reported(ret: i64) -> bool {
     match -ret {
         EPERM | EACCES | ETXTBSY => true,
-        // fs/exec.c: a pointer is an error from -MAX_ERRNO on.
+        // fs/exec.c: values from -MAX_ERRNO (4095) on are errors.
         1..=4095 => process_watched(current::ppid()),
         _ => false,
     }
 }
 
-/// fexit/`__x64_sys_execve` and its like: (const struct `pt_regs` *regs) -> long. Sees how execve(2) fails, whatever it
-/// fails with: a format that is not known and an interpreter that is not there come after the file was opened.
+/// fexit/`__x64_sys_execve` and its like: (const struct `pt_regs` *regs) -> long. Sees every error of
+/// execve(2): those of an unknown format and of a missing interpreter are found after the file was opened.
 #[fexit(function = "__x64_sys_execve")]
 pub(crate) fn sys_execve(ctx: FExitContext) -> i32 {
     let ret: i64 = ctx.arg(1);
-    if !counts(ret) {
+    if !is_reported(ret) {
         return 0;
     }
     // SAFETY: the typed argument.
@@ -67,11 +71,11 @@ fn try_open_execat(filename: *const u8, ret: i64) -> Result<(), Skip> {
     report_refused(ret, false, &Name::Kernel(unsafe { field(filename, &FILENAME_NAME) }))
 }
 
-/// tracepoint/syscalls/sys_exit_execve: where fexit does not load.
+/// tracepoint/syscalls/sys_exit_execve: the fallback if fexit does not load.
 #[tracepoint(category = "syscalls", name = "sys_exit_execve")]
 pub(crate) fn sys_exit_execve(ctx: TracePointContext) -> u32 {
     let ret = sys_exit_ret(&ctx);
-    if get(&HAVE_TASK_PT_REGS) == 0 || !counts(ret) {
+    if get(&HAVE_TASK_PT_REGS) == 0 || !is_reported(ret) {
         return 0;
     }
     // SAFETY: a typed pointer to the registers that the system call was entered with.
@@ -80,7 +84,7 @@ pub(crate) fn sys_exit_execve(ctx: TracePointContext) -> u32 {
 }
 
 /// fexit/`vfs_open`, fs/open.c (v5.10): (const struct path *path, struct file *file) -> int.
-/// Runs for every open(2) and looks at one number.
+/// Runs for every open(2) and compares one number.
 #[fexit(function = "vfs_open")]
 pub(crate) fn vfs_open(ctx: FExitContext) -> i32 {
     let ret = i64::from(ctx.arg::<i32>(2));
@@ -92,21 +96,21 @@ pub(crate) fn vfs_open(ctx: FExitContext) -> i32 {
 
 #[inline(always)]
 fn try_vfs_open(path: *const u8, ret: i64) -> Result<(), Skip> {
-    // SAFETY: the typed argument, and the pointer is checked.
+    // SAFETY: the typed argument, and the pointer is checked for null.
     unsafe {
         let Some(dentry) = pointer(path, &PATH_DENTRY) else { return Ok(()) };
         report_refused(ret, true, &Name::Entry(dentry))
     }
 }
 
-/// tracepoint/syscalls/sys_exit_openat: where fexit does not load.
+/// tracepoint/syscalls/sys_exit_openat: the fallback if fexit does not load.
 #[tracepoint(category = "syscalls", name = "sys_exit_openat")]
 pub(crate) fn sys_exit_openat(ctx: TracePointContext) -> u32 {
     let ret = sys_exit_ret(&ctx);
     if -ret != ETXTBSY || get(&HAVE_TASK_PT_REGS) == 0 {
         return 0;
     }
-    // SAFETY: as above.
+    // SAFETY: a typed pointer to the registers that the system call was entered with.
     let name = unsafe { field(bpf_task_pt_regs(current_task() as _) as *const u8, &REGS_ARG2) };
     run!(Hook::Openat, report_refused(ret, true, &Name::User(name)))
 }

@@ -1,4 +1,4 @@
-//! Limits where they hit, and modules that the kernel asks for.
+//! Limits that a process hits, and modules that the kernel requests.
 
 use aya_ebpf::macros::{fexit, raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{FExitContext, RawTracePointContext, TracePointContext};
@@ -16,7 +16,7 @@ pub(crate) fn do_inotify_init(ctx: FExitContext) -> i32 {
     run!(Hook::InotifyInit, hit(LimitHit::INOTIFY, ctx.arg(1)))
 }
 
-/// tracepoint/syscalls/sys_exit_inotify_init1: where fexit does not load.
+/// tracepoint/syscalls/sys_exit_inotify_init1: the fallback if fexit does not load.
 #[tracepoint(category = "syscalls", name = "sys_exit_inotify_init1")]
 pub(crate) fn sys_exit_inotify_init1(ctx: TracePointContext) -> u32 {
     run!(Hook::InotifyInit, hit(LimitHit::INOTIFY, sys_exit_ret(&ctx) as i32))

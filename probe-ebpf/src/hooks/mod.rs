@@ -1,4 +1,4 @@
-//! One file per family.
+//! The programs, by subject.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::TracePointContext;
@@ -14,7 +14,7 @@ mod rtnetlink;
 mod stdout;
 mod tcp;
 
-/// Runs the body of a hook and counts the reason when it could not report.
+/// Runs the body of a hook and counts the reason if it could not report an event.
 macro_rules! run {
     ($hook:expr, $body:expr) => {{
         if let Err(skip) = $body {
@@ -25,10 +25,10 @@ macro_rules! run {
 }
 use run;
 
-/// Where `ret` stands in every `sys_exit_*` record.
+/// Offset of `ret` in the record of every `sys_exit_*` tracepoint, bytes.
 const SYS_EXIT_RET: usize = 16;
 
-/// What a system call returned, in a `sys_exit_*` tracepoint of its own.
+/// Returns the return value of a system call, in a `sys_exit_*` tracepoint.
 #[inline(always)]
 fn sys_exit_ret(ctx: &TracePointContext) -> i64 {
     // SAFETY: the record of every sys_exit tracepoint is at least 24 bytes.

@@ -1,4 +1,4 @@
-//! Network namespaces: made by unshare(2) or clone(2), ended by the kernel when the last user goes.
+//! Network namespaces: created by unshare(2) or clone(2), destroyed by the kernel when the last user is gone.
 
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
@@ -25,8 +25,8 @@ pub(crate) fn ksys_unshare(ctx: FExitContext) -> i32 {
     run!(Hook::Unshare, unshared(ctx.arg(0), i64::from(ctx.arg::<i32>(1))))
 }
 
-/// tracepoint/syscalls/sys_exit_unshare: where fexit does not load. The flags are taken from the registers
-/// of the system call.
+/// tracepoint/syscalls/sys_exit_unshare: the fallback if fexit does not load. The flags are read from the
+/// registers of the system call.
 #[tracepoint(category = "syscalls", name = "sys_exit_unshare")]
 pub(crate) fn sys_exit_unshare(ctx: TracePointContext) -> u32 {
     run!(Hook::Unshare, try_unshare(&ctx))
@@ -64,7 +64,7 @@ fn try_newtask(ctx: &BtfTracePointContext) -> Result<(), Skip> {
         return Ok(());
     }
     let child: *const u8 = ctx.arg(0);
-    // SAFETY: `child` is the typed argument; each pointer behind it is checked.
+    // SAFETY: `child` is the typed argument; each pointer behind it is checked for null.
     let inum = unsafe {
         let Some(nsproxy) = pointer(child, &TASK_NSPROXY) else { return Ok(()) };
         let Some(net) = nsproxy.pointer(&NSPROXY_NET) else { return Ok(()) };
@@ -82,7 +82,7 @@ pub(crate) fn qdisc_destroy(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn try_qdisc_destroy(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     let qdisc: *const u8 = ctx.arg(0);
-    // SAFETY: `qdisc` is the typed argument; each pointer behind it is checked.
+    // SAFETY: `qdisc` is the typed argument; each pointer behind it is checked for null.
     let inum = unsafe {
         let Some(queue) = pointer(qdisc, &QDISC_DEV_QUEUE) else { return Ok(()) };
         let Some(dev) = queue.pointer(&DEV_QUEUE_DEV) else { return Ok(()) };

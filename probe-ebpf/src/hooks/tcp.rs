@@ -40,8 +40,8 @@ fn try_set_state(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     if old == TCP_ESTABLISHED {
         return connection::ended(sk, new);
     }
-    // Only transitions between LISTEN and CLOSE count. An accepted socket starts as a copy of its listener and shows
-    // LISTEN -> SYN_RECV, and an MPTCP socket shows LISTEN -> LISTEN beside its real TCP socket.
+    // Only transitions between LISTEN and CLOSE count. An accepted socket starts as a copy of its listener
+    // and shows LISTEN -> SYN_RECV, and an MPTCP socket shows LISTEN -> LISTEN beside its real TCP socket.
     let listens = matches!((old, new), (TCP_CLOSE, TCP_LISTEN) | (TCP_LISTEN, TCP_CLOSE));
     if new == TCP_SYN_SENT || listens {
         // SAFETY: `sk` is the program's own typed argument.
@@ -57,8 +57,8 @@ fn try_set_state(ctx: &BtfTracePointContext) -> Result<(), Skip> {
     Ok(())
 }
 
-/// proto(v5.10): include/trace/events/tcp.h: (struct sock *sk). Only the address of the socket is needed, so the program is untyped:
-/// newer kernels search their type information at every load of a typed one.
+/// proto(v5.10): include/trace/events/tcp.h: (struct sock *sk). Only the address of the socket is needed, so
+/// the program is untyped: newer kernels search their type information at every load of a typed one.
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 pub(crate) fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
     if let Some(pending) = connects::find(ctx.arg::<u64>(0)) {
@@ -68,7 +68,8 @@ pub(crate) fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// proto(v5.10): include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb). Untyped as above.
+/// proto(v5.10): include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb). Untyped as
+/// above.
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub(crate) fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
     if let Some(pending) = connects::find(ctx.arg::<u64>(0)) {

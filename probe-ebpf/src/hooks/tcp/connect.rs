@@ -32,7 +32,8 @@ pub(super) fn started(sk: *const u8) -> Result<(), Skip> {
     let id = unsafe { bpf_get_current_pid_tgid() };
     let tgid = (id >> 32) as u32;
     if !address_watched(address, port) && !address_watched(asked, asked_port) && !process_watched(tgid) {
-        // An entry of an earlier socket at this address, if the kernel skipped the program run that would have seen its end.
+        // An entry of an earlier socket at this address, if the kernel skipped the program run that would
+        // have seen its end.
         if connects::find(sk as u64).is_some() {
             connects::remove(sk as u64);
         }
@@ -63,17 +64,18 @@ pub(super) fn started(sk: *const u8) -> Result<(), Skip> {
     connects::insert(sk as u64, &pending, is_unlimited)
 }
 
-/// Returns the address and port that connect(2) was called with: an eBPF program of a Service implementation may have rewritten
-/// the address of the socket. The family is 0 if they are not known: before Linux 5.15, for io_uring, and where user memory cannot
-/// be read. (Not an `Option`: a part of it would be uninitialised memory, which verifiers before 6.12 do not let a program copy.)
+/// Returns the address and port that connect(2) was called with: an eBPF program of a Service implementation
+/// may have rewritten the address of the socket. The family is 0 if they are not known: before Linux 5.15,
+/// for io_uring, and where user memory cannot be read. (Not an `Option`: a part of it would be uninitialised
+/// memory, which verifiers before 6.12 do not let a program copy.)
 #[inline(always)]
 fn asked() -> (Address, u16) {
     let nothing = (Address { words: [0; 2], family: 0 }, 0);
     if get(&HAVE_TASK_PT_REGS) == 0 || get(&HAVE_PROBE_READ) == 0 {
         return nothing;
     }
-    // SAFETY: a typed pointer to the registers that the system call was entered with; the helper checks the address in them. A whole
-    // struct sockaddr_in6 is read only if the family says that it is one.
+    // SAFETY: a typed pointer to the registers that the system call was entered with; the helper checks the
+    // address in them. A whole struct sockaddr_in6 is read only if the family says that it is one.
     unsafe {
         let regs = bpf_task_pt_regs(current_task() as _) as *const u8;
         // Four bytes on arm64, the lower four of eight on x86-64.
@@ -162,8 +164,8 @@ fn report_end(sk: *const u8, state: i32, pending: &Pending, address: Address, po
     })
 }
 
-/// Returns whether a segment refused the connect, and not an ICMP message. The kernel may have skipped the run of
-/// [`tcp_receive_reset`](super::tcp_receive_reset) for that segment.
+/// Returns whether a segment refused the connect, and not an ICMP message. The kernel may have skipped the
+/// run of [`tcp_receive_reset`](super::tcp_receive_reset) for that segment.
 ///
 /// # Safety
 /// `sk` is the typed argument.

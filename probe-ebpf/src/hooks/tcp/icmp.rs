@@ -24,8 +24,8 @@ pub(super) struct Message {
     pub(super) flags: u8,
 }
 
-/// Reads the newest entry of the socket's error queue. For a non-blocking connect that was rejected while connect(2) still held
-/// the socket, it is the only trace of the ICMP message.
+/// Reads the newest entry of the socket's error queue. For a non-blocking connect that was rejected while
+/// connect(2) still held the socket, it is the only trace of the ICMP message.
 ///
 /// # Safety
 /// `sk` is the typed argument.
@@ -48,7 +48,8 @@ pub(super) unsafe fn newest(sk: *const u8) -> Message {
         if message.origin != ORIGIN_ICMP || get(&HAVE_PROBE_READ) == 0 {
             return message;
         }
-        // The queued buffer still holds the IP header of the ICMP message; the source address is at offset 12 (RFC 791).
+        // The queued buffer still holds the IP header of the ICMP message; the source address is at offset 12
+        // (RFC 791).
         let head: u64 = skb.field(&SK_BUFF_HEAD);
         let network: u16 = skb.field(&SK_BUFF_NETWORK_HEADER);
         if let Ok(from) = bpf_probe_read_kernel((head + u64::from(network) + 12) as *const [u8; 4]) {

@@ -52,9 +52,9 @@ pub(super) fn netns(sk: *const u8) -> u32 {
     unsafe { pointer(sk, &SOCK_NET).map_or(0, |net| net.field(&NET_INUM)) }
 }
 
-/// Returns whether the entry belongs to this socket, with this remote port, while it connects or once it is established. It does
-/// not if it was left by an earlier socket at the same address: the kernel may have skipped the program run that would have removed
-/// it.
+/// Returns whether the entry belongs to this socket, with this remote port, while it connects or once it is
+/// established. It does not if it was left by an earlier socket at the same address: the kernel may have
+/// skipped the program run that would have removed it.
 #[inline(always)]
 pub(super) fn is_of(pending: &Pending, sk: *const u8, port: u16, is_established: bool) -> bool {
     if pending.dport != port {
