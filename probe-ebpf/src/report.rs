@@ -139,21 +139,21 @@ impl<const N: usize> Field<'_, N> {
         unsafe { self.0.as_mut_ptr().cast::<u8>().write(0) };
     }
 
-    /// Copies a text from user memory, truncated to the field. The text is empty if `from` is null or cannot be read.
+    /// Copies a text from user memory, truncated to the field. The text is empty if `from` cannot be read.
     #[inline(always)]
     pub(crate) fn user_text(mut self, from: u64) {
         self.clear();
-        if from != 0 && get(&HAVE_PROBE_READ) != 0 {
+        if get(&HAVE_PROBE_READ) != 0 {
             // SAFETY: the field has `N` bytes; the helper checks the source and ends the text with a NUL.
             unsafe { bpf_probe_read_user_str(self.0.as_mut_ptr().cast(), N as u32, from as *const _) };
         }
     }
 
-    /// Copies a text from kernel memory, truncated to the field. The text is empty if `from` is null or cannot be read.
+    /// Copies a text from kernel memory, truncated to the field. The text is empty if `from` cannot be read.
     #[inline(always)]
     pub(crate) fn kernel_text(mut self, from: u64) {
         self.clear();
-        if from != 0 && get(&HAVE_PROBE_READ) != 0 {
+        if get(&HAVE_PROBE_READ) != 0 {
             // SAFETY: the field has `N` bytes; the helper checks the source and ends the text with a NUL.
             unsafe { bpf_probe_read_kernel_str(self.0.as_mut_ptr().cast(), N as u32, from as *const _) };
         }

@@ -180,6 +180,12 @@ fn compare(walk: &mut Walk, chunk: &[u64; CHUNK / 8]) {
     }
 }
 
+/// Writes the value of a variable, an empty text if the variable was not found.
+#[inline(always)]
+fn value<const N: usize>(to: Field<'_, N>, address: u64) {
+    if address == 0 { to.empty() } else { to.user_text(address) }
+}
+
 /// Writes the path that was passed to execve(2). The kernel keeps it on the new program's stack, directly
 /// behind the environment (`AT_EXECFN`, fs/exec.c). Where user memory cannot be read, the path is the file
 /// name, which the kernel keeps inside the directory entry up to 31 bytes.
@@ -209,12 +215,12 @@ fn cni_exec(walk: &Walk, bprm: *const u8) -> Result<(), Skip> {
     report!(CniExec {
         task: current::task(),
         path(to): path(to, walk.end, bprm),
-        command(to): to.user_text(walk.values[COMMAND]),
-        container_id(to): to.user_text(walk.values[CONTAINER_ID]),
-        netns(to): to.user_text(walk.values[NETNS]),
-        ifname(to): to.user_text(walk.values[IFNAME]),
-        args(to): to.user_text(walk.values[ARGS]),
-        cni_path(to): to.user_text(walk.values[PATH]),
+        command(to): value(to, walk.values[COMMAND]),
+        container_id(to): value(to, walk.values[CONTAINER_ID]),
+        netns(to): value(to, walk.values[NETNS]),
+        ifname(to): value(to, walk.values[IFNAME]),
+        args(to): value(to, walk.values[ARGS]),
+        cni_path(to): value(to, walk.values[PATH]),
     })
 }
 

@@ -60,7 +60,7 @@ fn replied(kind: u16, errno: u32, text: u64, nlh: *const u8) -> Result<(), Skip>
         cni: u8::from(cni),
         _pad: 0,
         _pad2: 0,
-        text(to): to.kernel_text(text),
+        text(to): if text == 0 { to.empty() } else { to.kernel_text(text) },
         request(to): if get(&HAVE_PROBE_READ) != 0 && !nlh.is_null() {
             // SAFETY: the typed argument.
             let whole: u32 = unsafe { field(nlh, &NLMSG_LEN) };
