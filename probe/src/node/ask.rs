@@ -1,4 +1,5 @@
-//! Asking the API addresses: a healthy kubelet opens no connection for hours, so silence proves nothing.
+//! Active checks of the API addresses: a healthy kubelet opens no new connection for hours, so the absence of connects proves
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,88 +19,92 @@ use super::{accepted, errqueue, file, routes};
 use crate::clock;
 use crate::settings::Settings;
 
-/// The API addresses.
+/// The API targets by address.
 pub(crate) type Targets = BTreeMap<SocketAddr, ApiTarget>;
 
-/// Between two questions that go on to `/readyz` when the last was answered well, ± 20 %: a handshake costs
-/// the server about a millisecond, and there are many nodes.
-const READY_EVERY: Duration = Duration::from_mins(5);
-/// The least between two when a client failed, or waits for a response.
-const READY_AGAIN: Duration = Duration::from_secs(10);
-/// The largest multiple of that while the answer is bad: a fleet must not burden a server in trouble, and its recovery must
-/// be noticed within half a minute.
-const BACK_OFF: u32 = 2;
-/// The least between two connects because of a client's trouble: a connect shows little that the client's own does not.
-const CONNECT_AGAIN: Duration = Duration::from_secs(3);
+/// Interval between requests for `/readyz` while the server is healthy, ± 20 %: a TLS handshake costs the server about a
+/// millisecond, and there are many nodes.
+const READYZ_INTERVAL: Duration = Duration::from_mins(5);
+/// Minimum interval between requests for `/readyz` when a client failed or waits for a response.
+const READYZ_MIN_INTERVAL: Duration = Duration::from_secs(10);
+/// Upper bound of the multiple of [`READYZ_MIN_INTERVAL`] while the answers are bad: a fleet must not overload a failing
+/// server, and a recovery must be detected within half a minute.
+const MAX_BACKOFF_FACTOR: u32 = 2;
+/// Minimum interval between connects that failures of clients trigger: a connect shows little that the client's own connect
+/// does not.
+const CONNECT_MIN_INTERVAL: Duration = Duration::from_secs(3);
 
-/// One question and its answer.
+/// One check of an API address and its result.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    /// When the answer came.
+    /// When the connect completed, failed or timed out.
     pub(crate) at: Mono,
-    /// Who was asked.
     pub(crate) to: SocketAddr,
-    /// From the connect to its end.
+    /// Duration of the connect.
     pub(crate) took_ns: u64,
-    /// Connected, or the positive errno; 0 for no answer in time.
+    /// The result of the connect: a failure is the positive errno, 0 for a timeout.
     pub(crate) result: Result<(), u32>,
-    /// The next hop leaves neighbour discovery unanswered.
+    /// Whether the next hop did not answer neighbour discovery.
     pub(crate) neighbour_failed: bool,
-    /// The ICMP message that ended it, with its sender.
+    /// The ICMP message that ended the connect, with its sender.
     pub(crate) icmp: Option<Icmp>,
-    /// How the kernel would get there.
+    /// The kernel's route to the address.
     pub(crate) route: Route,
-    /// What the server said, when it was asked for more than a connection.
+    /// The server's answer; `None` if only a connection was requested.
     pub(crate) answer: Option<Answer>,
 }
 
-/// When an address is asked next.
+/// When a target is checked next.
 #[derive(Clone, Debug)]
-struct Due {
+struct Schedule {
     target: ApiTarget,
-    /// `None` while it is being asked.
+    /// When the next check starts; `None` during a check.
     at: Option<Instant>,
-    /// When it was asked last.
+    /// When the last check started.
     asked: Option<Instant>,
-    /// When it is asked for `/readyz` at the earliest, and when it was last.
-    ready_at: Instant,
-    ready_asked: Option<Instant>,
-    /// How many answers in a row were bad.
-    bad: u32,
+    /// The earliest time of the next request for `/readyz`.
+    readyz_due: Instant,
+    /// The time of the last request for `/readyz`.
+    readyz_last: Option<Instant>,
+    /// Number of consecutive bad answers.
+    bad_answers: u32,
 }
 
-impl Due {
+impl Schedule {
     fn new(target: ApiTarget, now: Instant) -> Self {
-        Self { target, at: Some(now), asked: None, ready_at: now, ready_asked: None, bad: 0 }
+        Self { target, at: Some(now), asked: None, readyz_due: now, readyz_last: None, bad_answers: 0 }
     }
 
-    /// A client failed, waits, or was answered again: asks as soon as that is kind.
+    /// Schedules the next check as early as the minimum intervals allow: a client failed, waits for a response, or is served
+    /// again.
     fn wake(&mut self, now: Instant) {
-        let ready = self.ready_asked.map_or(now, |asked| now.max(asked + READY_AGAIN));
-        self.ready_at = self.ready_at.min(ready);
-        let connect = self.asked.map_or(now, |asked| now.max(asked + CONNECT_AGAIN));
-        self.at = self.at.map(|at| at.min(self.ready_at.max(now)).min(connect));
+        let ready = self.readyz_last.map_or(now, |asked| now.max(asked + READYZ_MIN_INTERVAL));
+        self.readyz_due = self.readyz_due.min(ready);
+        let connect = self.asked.map_or(now, |asked| now.max(asked + CONNECT_MIN_INTERVAL));
+        self.at = self.at.map(|at| at.min(self.readyz_due.max(now)).min(connect));
     }
 
-    /// Takes an answer; `every` is the time until the next connect.
-    fn answered(&mut self, now: Instant, every: Duration, answer: Option<&Answer>) {
+    /// Records the result of a check and schedules the next one; `every` is the time until the next connect.
+    fn record(&mut self, now: Instant, every: Duration, answer: Option<&Answer>) {
         if let Some(answer) = answer {
-            self.bad = if answer.is_settled() { 0 } else { self.bad.saturating_add(1) };
+            self.bad_answers = if answer.is_settled() { 0 } else { self.bad_answers.saturating_add(1) };
             let serves = answer.status.is_some() && answer.is_well();
-            self.ready_at = now
-                + match self.bad {
-                    0 => jitter(READY_EVERY),
-                    // What must be found twice to count is not asked for the second time before that is long enough.
-                    1 if serves => jitter(READY_AGAIN * 5 / 4),
-                    bad => jitter(READY_AGAIN * bad.min(BACK_OFF)),
+            self.readyz_due = now
+                + match self.bad_answers {
+                    0 => jitter(READYZ_INTERVAL),
+                    // The server is healthy, but the certificate or the credential was rejected. That counts only if a second
+                    // request confirms it, which must not follow too soon to count.
+                    1 if serves => jitter(READYZ_MIN_INTERVAL * 5 / 4),
+                    count => jitter(READYZ_MIN_INTERVAL * count.min(MAX_BACKOFF_FACTOR)),
                 };
         }
         let at = now + jitter(every);
-        self.at = Some(if self.ready_at > now { at.min(self.ready_at) } else { at });
+        self.at = Some(if self.readyz_due > now { at.min(self.readyz_due) } else { at });
     }
 }
 
-/// Asks each target now and then, and at once when woken; at most one question to each at a time.
+/// Checks each target periodically, and as soon as possible after `wake` names its address. At most one check of a target runs
+/// at a time. Returns when the receiver of the results, or the sender of the targets, is dropped.
 pub(crate) async fn run(
     settings: Arc<Settings>,
     kubelet: watch::Receiver<Kubelet>,
@@ -107,42 +112,42 @@ pub(crate) async fn run(
     mut wake: mpsc::Receiver<SocketAddr>,
     done: mpsc::Sender<Asked>,
 ) {
-    let mut due: BTreeMap<SocketAddr, Due> = BTreeMap::new();
-    let mut asking = JoinSet::new();
+    let mut schedules: BTreeMap<SocketAddr, Schedule> = BTreeMap::new();
+    let mut running = JoinSet::new();
     loop {
         let now = Instant::now();
-        for due in due.values_mut() {
-            if due.at.is_some_and(|at| at <= now) {
-                due.at = None;
-                due.asked = Some(now);
-                let ready = due.ready_at <= now;
-                due.ready_asked = ready.then_some(now).or(due.ready_asked);
-                let kubelet = ready.then(|| kubelet.borrow().clone());
-                asking.spawn(ask(Arc::clone(&settings), due.target.clone(), kubelet));
+        for schedule in schedules.values_mut() {
+            if schedule.at.is_some_and(|at| at <= now) {
+                schedule.at = None;
+                schedule.asked = Some(now);
+                let readyz = schedule.readyz_due <= now;
+                schedule.readyz_last = readyz.then_some(now).or(schedule.readyz_last);
+                let kubelet = readyz.then(|| kubelet.borrow().clone());
+                running.spawn(ask(Arc::clone(&settings), schedule.target.clone(), kubelet));
             }
         }
-        let next = due.values().filter_map(|due| due.at).min();
+        let next = schedules.values().filter_map(|schedule| schedule.at).min();
         tokio::select! {
             changed = targets.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let wanted = targets.borrow_and_update().clone();
-                due.retain(|addr, _| wanted.contains_key(addr));
+                schedules.retain(|addr, _| wanted.contains_key(addr));
                 for (addr, target) in wanted {
-                    let due = due.entry(addr).or_insert_with(|| Due::new(target.clone(), now));
-                    due.target = target;
+                    let schedule = schedules.entry(addr).or_insert_with(|| Schedule::new(target.clone(), now));
+                    schedule.target = target;
                 }
             }
             Some(addr) = wake.recv() => {
-                if let Some(due) = due.get_mut(&addr) {
-                    due.wake(now);
+                if let Some(schedule) = schedules.get_mut(&addr) {
+                    schedule.wake(now);
                 }
             }
-            Some(Ok(asked)) = asking.join_next() => {
-                if let Some(due) = due.get_mut(&asked.to) {
+            Some(Ok(asked)) = running.join_next() => {
+                if let Some(schedule) = schedules.get_mut(&asked.to) {
                     let every = if asked.result.is_ok() { settings.ask_every } else { settings.ask_again };
-                    due.answered(Instant::now(), every, asked.answer.as_ref());
+                    schedule.record(Instant::now(), every, asked.answer.as_ref());
                 }
                 if done.send(asked).await.is_err() {
                     return;
@@ -160,13 +165,13 @@ async fn sleep_until(next: Option<Instant>) {
     }
 }
 
-/// Connects; when that works and a kubelet is given, asks on, as that kubelet would.
+/// Connects to a target, and requests `/readyz` as `kubelet` would if one is given and the connect succeeds.
 async fn ask(settings: Arc<Settings>, target: ApiTarget, kubelet: Option<Kubelet>) -> Asked {
     let to = target.addr;
     let (started, answer, icmp, at) = loop {
         let started = clock::now();
         let (answer, icmp) = connect(to, settings.ask_timeout).await;
-        // Nothing was asked then.
+        // The agent lacked the resources to connect, which shows nothing about the target.
         if matches!(&answer, Ok(Err(error)) if file::is_shortage(error)) {
             tokio::time::sleep(settings.ask_again).await;
             continue;
@@ -187,10 +192,12 @@ async fn ask(settings: Arc<Settings>, target: ApiTarget, kubelet: Option<Kubelet
     Asked { at, to, took_ns: at.since(started), result, neighbour_failed, icmp, route, answer }
 }
 
-/// The socket is kept beside its connect: what is left in its error queue tells who sent an ICMP message.
+/// Connects within `limit`. Returns the result and the ICMP message that ended the connect.
+///
+/// A duplicate of the socket's descriptor outlives the connect: the socket's error queue names the sender of the message.
 async fn connect(
     to: SocketAddr,
-    patience: Duration,
+    limit: Duration,
 ) -> (Result<io::Result<TcpStream>, tokio::time::error::Elapsed>, Option<Icmp>) {
     let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let kept = socket.and_then(|socket| Ok((socket.as_fd().try_clone_to_owned()?, socket)));
@@ -198,7 +205,7 @@ async fn connect(
         Ok(both) => both,
         Err(error) => return (Ok(Err(error)), None),
     };
-    let answer = tokio::time::timeout(patience, socket.connect(to)).await;
+    let answer = tokio::time::timeout(limit, socket.connect(to)).await;
     let icmp = match &answer {
         Ok(Err(_)) => errqueue::icmp(kept.as_fd()),
         _ => None,
@@ -210,9 +217,9 @@ fn errno(error: &io::Error) -> u32 {
     error.raw_os_error().map_or(0, i32::unsigned_abs)
 }
 
-/// ± 20 %, so that nodes that were started together do not ask together.
+/// Returns `every` ± 20 %, so that nodes that started together do not send their requests together.
 fn jitter(every: Duration) -> Duration {
-    // Only to spread: the low bits of the clock are as good as any.
+    // The low bits of the clock are random enough to spread requests.
     let fifths = clock::now().0 / 1000 % 401;
     every * 8 / 10 + every * u32::try_from(fifths).unwrap_or(200) / 1000
 }
@@ -234,40 +241,45 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_ten_seconds_apart_however_often_clients_fail() {
+    fn readyz_requests_are_ten_seconds_apart_while_clients_fail() {
         let start = Instant::now();
         let s = |seconds| start + Duration::from_secs(seconds);
-        let mut due = Due::new(target(), start);
-        (due.at, due.asked, due.ready_asked) = (None, Some(start), Some(start));
-        due.answered(start, Duration::from_secs(10), Some(&answer(200)));
-        assert!(due.ready_at >= s(4 * 60));
+        let mut schedule = Schedule::new(target(), start);
+        (schedule.at, schedule.asked, schedule.readyz_last) = (None, Some(start), Some(start));
+        schedule.record(start, Duration::from_secs(10), Some(&answer(200)));
+        assert!(schedule.readyz_due >= s(4 * 60));
         for second in 1..10 {
-            due.wake(s(second));
-            assert_eq!(due.ready_at, s(10), "at {second} s");
-            assert!(due.at.is_some_and(|at| at >= s(3)), "a connect at {:?} for one at {second} s", due.at);
+            schedule.wake(s(second));
+            assert_eq!(schedule.readyz_due, s(10), "at {second} s");
+            assert!(
+                schedule.at.is_some_and(|at| at >= s(3)),
+                "a connect at {:?} for one at {second} s",
+                schedule.at
+            );
         }
-        due.wake(s(12));
-        assert_eq!(due.at, Some(s(3)), "what is due stays due");
+        schedule.wake(s(12));
+        assert_eq!(schedule.at, Some(s(3)), "a scheduled check is not delayed");
     }
 
     #[test]
-    fn a_question_that_is_due_during_a_connect_is_asked_when_it_is_done() {
+    fn readyz_request_that_falls_due_during_a_connect_follows_it() {
         let start = Instant::now();
         let s = |seconds| start + Duration::from_secs(seconds);
-        let mut due = Due::new(target(), start);
-        (due.at, due.asked, due.ready_asked, due.ready_at) = (None, Some(s(9)), Some(start), s(300));
-        due.wake(s(9));
-        due.answered(s(9), Duration::from_secs(10), None);
-        assert_eq!(due.at, Some(s(10)));
-        // The address refuses: what is overdue does not make it ask without a pause.
-        due.answered(s(12), Duration::from_secs(1), None);
-        assert!(due.at.is_some_and(|at| at >= s(12) + Duration::from_millis(800)));
+        let mut schedule = Schedule::new(target(), start);
+        (schedule.at, schedule.asked, schedule.readyz_last, schedule.readyz_due) =
+            (None, Some(s(9)), Some(start), s(300));
+        schedule.wake(s(9));
+        schedule.record(s(9), Duration::from_secs(10), None);
+        assert_eq!(schedule.at, Some(s(10)));
+        // The address refuses connections: an overdue request for /readyz must not cause connects without a pause.
+        schedule.record(s(12), Duration::from_secs(1), None);
+        assert!(schedule.at.is_some_and(|at| at >= s(12) + Duration::from_millis(800)));
     }
 
     #[test]
-    fn a_refused_credential_is_tried_again_when_that_can_count() {
+    fn rejected_credential_is_retried_once_the_result_counts() {
         let start = Instant::now();
-        let mut due = Due::new(target(), start);
+        let mut schedule = Schedule::new(target(), start);
         let kubelet = |status| CredentialAnswer {
             file: String::new(),
             status: Some(status),
@@ -277,19 +289,19 @@ mod tests {
         };
         for (status, at_least, at_most) in [(401, 10, 15), (401, 16, 24), (200, 240, 360), (429, 10, 15)] {
             let answer = Answer { kubelet: Some(kubelet(status)), ..answer(200) };
-            due.answered(start, Duration::from_secs(10), Some(&answer));
-            let after = due.ready_at - start;
+            schedule.record(start, Duration::from_secs(10), Some(&answer));
+            let after = schedule.readyz_due - start;
             assert!((at_least..=at_most).contains(&after.as_secs()), "{after:?} after {status}");
         }
     }
 
     #[test]
-    fn a_server_in_trouble_is_asked_less_often_and_its_return_seen_soon() {
+    fn backs_off_while_server_is_unhealthy_and_detects_recovery() {
         let start = Instant::now();
-        let mut due = Due::new(target(), start);
+        let mut schedule = Schedule::new(target(), start);
         for (status, at_least, at_most) in [(500, 8, 12), (503, 16, 24), (429, 16, 24), (200, 240, 360)] {
-            due.answered(start, Duration::from_secs(10), Some(&answer(status)));
-            let after = due.ready_at - start;
+            schedule.record(start, Duration::from_secs(10), Some(&answer(status)));
+            let after = schedule.readyz_due - start;
             assert!((at_least..=at_most).contains(&after.as_secs()), "{after:?} after {status}");
         }
     }

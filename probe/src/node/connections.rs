@@ -1,4 +1,4 @@
-//! Looking at the connections to the API server that live: one that is silent has no event.
+//! Polls the established connections to the API server: a connection that becomes silent produces no event.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,200 +15,208 @@ use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
 
-/// Between two looks: one walk of the kernel's table of connections for each port, well under a millisecond on a node.
-const LOOK: Duration = Duration::from_secs(3);
-/// The same while a client waits for an answer.
-const LOOK_CLOSELY: Duration = Duration::from_secs(1);
-/// Time-outs in a row after which a connection counts as unacknowledged: the first comes after 200 ms at the
+/// Polling interval. A poll walks the kernel's connection table once per port, which takes well under a millisecond on a node.
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
+/// Polling interval while a client waits for a response.
+const FAST_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Consecutive retransmission timeouts after which a connection counts as unacknowledged: the first occurs after 200 ms at the
 /// earliest, the third after more than a second.
-const TIMEOUTS: u8 = 3;
+const UNACKED_TIMEOUTS: u8 = 3;
 
-/// A response that takes longer is late: the API server's own objective is one second, and the shortest deadline that a
-/// kubelet sets is two (`nodeStatusUpdateFrequency`).
-const LATE: u64 = 1_500_000_000;
-/// A client that waits this long is a reason to ask the server: only lists of thousands of objects take longer.
-const WAITS: u64 = 3_000_000_000;
-/// How long after the last byte that came a client must have sent something for that to be of its own accord: what answers
-/// the server (`WINDOW_UPDATE`, acknowledgements of settings) follows at once.
-const OF_ITS_OWN_MS: u32 = 200;
-/// Less than this at once is not a response: the acknowledgement of a PING takes 39 to 46 bytes with TLS around it,
-/// the headers of a response without a body about 90. A PING and its acknowledgement have the same length, so that the
-/// two cancel out. Clients send a PING after requests that they cancel: its acknowledgement says nothing about requests.
-const ANSWER: u64 = 64;
+/// Response time above which a response is late, ns: the API server's own objective is one second, and the shortest deadline
+/// that a kubelet sets is two (`nodeStatusUpdateFrequency`).
+const LATE_NS: u64 = 1_500_000_000;
+/// How long a client waits before that is reported and the server is checked, ns: only lists of thousands of objects take
+/// longer.
+const OVERDUE_NS: u64 = 3_000_000_000;
+/// Minimum time between the last byte received and a byte sent for the latter to be a request, ms: a client's replies to the
+/// server (`WINDOW_UPDATE`, acknowledgements of settings) follow at once.
+const REQUEST_GAP_MS: u32 = 200;
+/// Minimum size of a response, bytes: the acknowledgement of a PING takes 39 to 46 bytes with TLS around it, the headers of a
+/// response without a body about 90. A PING and its acknowledgement have the same length, so that the two cancel out. Clients
+/// send a PING after requests that they cancel: its acknowledgement shows nothing about requests.
+const MIN_RESPONSE_BYTES: u64 = 64;
 
-/// How the worst of a target's connections looks.
+/// The state of a connection, better states first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Looks {
-    Quiet,
+enum State {
+    /// The server has neither responded nor acknowledged data.
+    Idle,
+    /// The server has responded.
     Answered,
-    /// Spoken to, and silent so far.
+    /// The server has acknowledged data of the client, and has not responded yet.
     Silent,
-    /// Worked, and acknowledges nothing any more.
+    /// The server has responded before, and acknowledges nothing any more.
     Unacked,
 }
 
-/// What the client of a connection that worked waits for.
+/// How long the client of a connection has been waiting for a response, on a connection on which the server has responded
+/// before.
 ///
-/// A server in trouble still responds occasionally, most often with an error when the client's deadline passes. So a silence
-/// lasts from the first late request until responses are timely again, or until the client sends no more requests.
+/// A failing server still responds occasionally, most often with an error when the client's deadline passes. A silence
+/// therefore lasts from the first late request until responses are timely again, or until the client sends no more requests.
 #[derive(Clone, Copy, Debug)]
-struct Waits {
-    /// Bytes that had come when it was last looked at.
+struct ResponseWait {
+    /// Bytes received at the last poll.
     received: u64,
-    /// Bytes that were acknowledged when the newest timely response was seen, plus those of acknowledged PINGs since.
+    /// Bytes acknowledged when the newest timely response was seen, plus those of acknowledged PINGs since.
     acked: u64,
-    /// Since when the oldest request has been waiting.
+    /// When the oldest request without a response was sent.
     since: Option<Mono>,
     /// Since when responses have been late.
-    late: Option<Mono>,
-    /// When the first timely response after that was seen. It may not be one: a watch sends events of its own accord.
-    in_time: Option<Mono>,
-    told: bool,
+    late_since: Option<Mono>,
+    /// When the first timely response after that was seen. It may not be a response: a watch receives events without a
+    /// request.
+    timely_since: Option<Mono>,
+    /// Whether the wait was reported.
+    reported: bool,
 }
 
-/// What a look at such a client shows.
+/// The result of a poll of such a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiting {
-    /// For nothing.
-    No,
-    /// Not for long yet.
-    Shortly,
-    /// For so many nanoseconds, after so many bytes.
-    For { ns: u64, bytes: u64 },
-    /// It had waited, and responses are timely again.
-    Answered,
+enum WaitState {
+    /// The client waits for nothing.
+    Idle,
+    /// The client waits, not yet long enough to be reported.
+    Pending,
+    /// The client has waited for `ns` nanoseconds, after sending `bytes` bytes.
+    Overdue { ns: u64, bytes: u64 },
+    /// A reported wait is over: responses are timely again, or the client sends no more requests.
+    Recovered,
 }
 
-impl Waits {
+impl ResponseWait {
     fn new(connection: &Established) -> Self {
         Self {
             received: connection.received,
             acked: connection.acked,
             since: None,
-            late: None,
-            in_time: None,
-            told: false,
+            late_since: None,
+            timely_since: None,
+            reported: false,
         }
     }
 
-    fn look(&mut self, now: Mono, connection: &Established) -> Waiting {
+    fn update(&mut self, now: Mono, connection: &Established) -> WaitState {
         let ago = |ms: u32| now.minus(u64::from(ms) * 1_000_000);
         let (sent_ms, received_ms) = (connection.last_sent_ms, connection.last_received_ms);
-        let came = connection.received.saturating_sub(self.received);
+        let arrived = connection.received.saturating_sub(self.received);
         self.received = connection.received;
-        if came >= ANSWER {
+        if arrived >= MIN_RESPONSE_BYTES {
             match self.since.take() {
-                Some(since) if ago(received_ms).since(since) >= LATE => self.is_late(since),
-                _ => _ = self.in_time.get_or_insert(now),
+                Some(since) if ago(received_ms).since(since) >= LATE_NS => self.set_late(since),
+                _ => _ = self.timely_since.get_or_insert(now),
             }
         } else {
-            self.acked = connection.acked.min(self.acked.saturating_add(came));
+            self.acked = connection.acked.min(self.acked.saturating_add(arrived));
         }
-        let only_a_ping = came > 0 && self.acked == connection.acked;
-        if only_a_ping {
+        let only_ping = arrived > 0 && self.acked == connection.acked;
+        if only_ping {
             self.since = None;
         }
-        if sent_ms.saturating_add(OF_ITS_OWN_MS) < received_ms {
+        if sent_ms.saturating_add(REQUEST_GAP_MS) < received_ms {
             self.since.get_or_insert(ago(sent_ms));
         }
-        if let Some(since) = self.since.filter(|since| now.since(*since) >= LATE) {
-            self.is_late(since);
+        if let Some(since) = self.since.filter(|since| now.since(*since) >= LATE_NS) {
+            self.set_late(since);
         }
-        let answered = self.in_time.is_some_and(|at| self.late.is_none() || now.since(at) >= WAITS);
-        let nobody_asks = self.since.is_none() && u64::from(received_ms) * 1_000_000 >= WAITS;
-        if answered || only_a_ping || nobody_asks {
-            let was_told = self.told;
+        let answered =
+            self.timely_since.is_some_and(|at| self.late_since.is_none() || now.since(at) >= OVERDUE_NS);
+        let no_requests = self.since.is_none() && u64::from(received_ms) * 1_000_000 >= OVERDUE_NS;
+        if answered || only_ping || no_requests {
+            let was_reported = self.reported;
             *self = Self { since: self.since, ..Self::new(connection) };
-            if was_told {
-                return Waiting::Answered;
+            if was_reported {
+                return WaitState::Recovered;
             }
         }
-        match self.late.map(|late| now.since(late)) {
-            None if self.since.is_none() => Waiting::No,
-            None | Some(..WAITS) => Waiting::Shortly,
-            _ if self.in_time.is_some() => Waiting::Shortly,
+        match self.late_since.map(|since| now.since(since)) {
+            None if self.since.is_none() => WaitState::Idle,
+            None | Some(..OVERDUE_NS) => WaitState::Pending,
+            _ if self.timely_since.is_some() => WaitState::Pending,
             Some(ns) => {
-                self.told = true;
-                Waiting::For { ns, bytes: connection.acked.saturating_sub(self.acked) }
+                self.reported = true;
+                WaitState::Overdue { ns, bytes: connection.acked.saturating_sub(self.acked) }
             }
         }
     }
 
-    fn is_late(&mut self, since: Mono) {
-        self.late.get_or_insert(since);
-        self.in_time = None;
+    fn set_late(&mut self, since: Mono) {
+        self.late_since.get_or_insert(since);
+        self.timely_since = None;
     }
 }
 
-/// What is remembered of the connections between two looks.
+/// The connections at the last poll.
 #[derive(Debug)]
 struct Connections {
     settings: Arc<Settings>,
-    /// How the worst of each target looked.
-    told: BTreeMap<SocketAddr, Looks>,
-    /// By the number of the socket's file.
-    waits: BTreeMap<u32, Waits>,
+    /// The state of the worst connection to each target.
+    worst: BTreeMap<SocketAddr, State>,
+    /// By the socket's inode number.
+    waits: BTreeMap<u32, ResponseWait>,
 }
 
 impl Connections {
     fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, told: BTreeMap::new(), waits: BTreeMap::new() }
+        Self { settings, worst: BTreeMap::new(), waits: BTreeMap::new() }
     }
 
-    /// What is news of `found`, and how long until the next look.
-    fn look(&mut self, now: Mono, found: Vec<Established>) -> (Vec<Connection>, Duration) {
-        let mut seen = Vec::new();
-        let mut next = LOOK;
+    /// Returns what to report of the connections found at `now`, and the time until the next poll.
+    fn update(&mut self, now: Mono, found: Vec<Established>) -> (Vec<Connection>, Duration) {
+        let mut reports = Vec::new();
+        let mut next = POLL_INTERVAL;
         self.waits.retain(|inode, _| found.iter().any(|connection| connection.inode == *inode));
-        for connection in found.iter().filter(|connection| looks(connection) == Looks::Answered) {
-            let waits = self.waits.entry(connection.inode).or_insert_with(|| Waits::new(connection));
-            match waits.look(now, connection) {
-                Waiting::No => continue,
-                Waiting::Shortly => {}
-                Waiting::For { ns, bytes } => seen.push(Connection {
+        for connection in found.iter().filter(|connection| state_of(connection) == State::Answered) {
+            let waits = self.waits.entry(connection.inode).or_insert_with(|| ResponseWait::new(connection));
+            match waits.update(now, connection) {
+                WaitState::Idle => continue,
+                WaitState::Pending => {}
+                WaitState::Overdue { ns, bytes } => reports.push(Connection {
                     unanswered_ns: ns,
                     unanswered_bytes: bytes,
                     ..describe(&self.settings, connection, true)
                 }),
-                Waiting::Answered => seen.push(describe(&self.settings, connection, true)),
+                WaitState::Recovered => reports.push(describe(&self.settings, connection, true)),
             }
-            next = LOOK_CLOSELY;
+            next = FAST_POLL_INTERVAL;
         }
-        let mut worst: BTreeMap<SocketAddr, (Looks, Established)> = BTreeMap::new();
+        let mut worst: BTreeMap<SocketAddr, (State, Established)> = BTreeMap::new();
         for connection in found {
-            let looks = looks(&connection);
-            if worst.get(&connection.to).is_none_or(|(known, _)| *known < looks) {
-                worst.insert(connection.to, (looks, connection));
+            let state = state_of(&connection);
+            if worst.get(&connection.to).is_none_or(|(known, _)| *known < state) {
+                worst.insert(connection.to, (state, connection));
             }
         }
-        self.told.retain(|addr, _| worst.contains_key(addr));
-        for (to, (looks, connection)) in worst {
-            let bad = looks > Looks::Answered;
-            let before = self.told.insert(to, looks);
-            if looks != Looks::Quiet && (bad || before != Some(looks)) {
-                seen.push(describe(&self.settings, &connection, bad));
+        self.worst.retain(|addr, _| worst.contains_key(addr));
+        for (to, (state, connection)) in worst {
+            let bad = state > State::Answered;
+            let before = self.worst.insert(to, state);
+            if state != State::Idle && (bad || before != Some(state)) {
+                reports.push(describe(&self.settings, &connection, bad));
             }
         }
-        (seen, next)
+        (reports, next)
     }
 }
 
-/// Tells of connections that are silent for as long as they are, and of the others when that changes.
+/// Reports silent connections at each poll, and other connections when their state changes. Returns when the receiver of the
+/// feed is dropped.
 pub(crate) async fn watch(settings: Arc<Settings>, targets: watch::Receiver<Targets>, feed: Feed) {
     let mut connections = Connections::new(settings);
-    let mut next = LOOK;
+    let mut next = POLL_INTERVAL;
     loop {
         tokio::time::sleep(next).await;
-        next = LOOK;
+        next = POLL_INTERVAL;
         let wanted: Vec<_> = targets.borrow().keys().copied().collect();
         if wanted.is_empty() {
             continue;
         }
-        // Without sock_diag nothing is seen here; the listeners' gap has said so.
+        // Without sock_diag no connection is visible. The gap of the listeners covers that.
         let Ok(found) = sockets::established(&wanted) else { continue };
-        let (seen, soon) = connections.look(clock::now(), found);
-        next = soon;
-        for connection in seen {
+        let (changes, until_next) = connections.update(clock::now(), found);
+        next = until_next;
+        for connection in changes {
             let observation = Observation::Connection(connection);
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return;
@@ -217,32 +225,32 @@ pub(crate) async fn watch(settings: Arc<Settings>, targets: watch::Receiver<Targ
     }
 }
 
-fn looks(connection: &Established) -> Looks {
+fn state_of(connection: &Established) -> State {
     let answered = connection.received >= SHORTEST_ANSWER;
-    if connection.unacked > 0 && connection.retransmits >= TIMEOUTS && answered {
-        Looks::Unacked
+    if connection.unacked > 0 && connection.retransmits >= UNACKED_TIMEOUTS && answered {
+        State::Unacked
     } else if answered {
-        Looks::Answered
+        State::Answered
     } else if connection.acked > 1 {
-        Looks::Silent
+        State::Silent
     } else {
-        Looks::Quiet
+        State::Idle
     }
 }
 
-/// Who owns it is looked for only when there is something to tell: that walks all of `/proc`.
+/// Returns the observation of a connection. Its owner is determined only if `bad`, because that walks all of `/proc`.
 fn describe(settings: &Settings, connection: &Established, bad: bool) -> Connection {
     let owners = if bad { processes::socket_owners(&[connection.inode].into()) } else { BTreeMap::new() };
     let client = owners.into_values().next().unwrap_or_default();
     let role = provenance::role_of(settings, client.pid, &client.name);
     let ns = |ms: u32| u64::from(ms) * 1_000_000;
-    let unacked = looks(connection) == Looks::Unacked;
+    let unacked = state_of(connection) == State::Unacked;
     Connection {
         client,
         role,
         host_netns: true,
         to: connection.to,
-        // From the last word of this side: the kernel does not tell the age.
+        // Since this side last sent data: sock_diag does not report the age of a connection.
         age_ns: ns(connection.last_sent_ms),
         received: connection.received,
         acked: connection.acked.saturating_sub(1),
@@ -262,7 +270,7 @@ mod tests {
 
     use super::*;
 
-    /// A look at a connection: bytes acknowledged and received, and the ages of what was sent and received last.
+    /// A connection with these bytes acknowledged and received, and these ages of the last bytes sent and received.
     fn at(acked: u64, received: u64, sent_ms: u32, received_ms: u32) -> Established {
         Established {
             to: "10.0.0.1:6443".parse().expect("an address"),
@@ -280,88 +288,100 @@ mod tests {
     const S: u64 = 1_000_000_000;
 
     #[test]
-    fn a_request_without_an_answer_is_reported_until_it_is_answered() {
-        let mut waits = Waits::new(&at(1000, 5000, 2000, 1990));
-        let mut look = |s: u64, connection| waits.look(Mono(s * S), &connection);
-        // Sent 100 ms before this look, 5 s after the last answer.
-        assert_eq!(look(3, at(1500, 5000, 100, 5000)), Waiting::Shortly);
-        assert_eq!(look(5, at(1500, 5000, 2100, 7000)), Waiting::Shortly);
-        assert_eq!(look(6, at(1500, 5000, 3100, 8000)), Waiting::For { ns: 31 * S / 10, bytes: 500 });
-        // A second request does not begin the silence anew, and the acknowledgement of a PING does not end it.
-        assert_eq!(look(8, at(1900, 5000, 500, 10_000)), Waiting::For { ns: 51 * S / 10, bytes: 900 });
-        assert_eq!(look(9, at(1939, 5039, 900, 890)), Waiting::For { ns: 61 * S / 10, bytes: 900 });
-        // An answer that comes late does not end it. One in time does, if none is late soon after it.
-        assert_eq!(look(10, at(1939, 5400, 1900, 500)), Waiting::For { ns: 71 * S / 10, bytes: 900 });
-        assert_eq!(look(11, at(2439, 5700, 850, 800)), Waiting::Shortly);
-        assert_eq!(look(12, at(2439, 5700, 100, 1800)), Waiting::Shortly);
-        assert_eq!(look(14, at(2439, 5700, 2100, 3800)), Waiting::For { ns: 111 * S / 10, bytes: 1400 });
-        assert_eq!(look(15, at(2939, 6000, 850, 800)), Waiting::For { ns: 121 * S / 10, bytes: 1900 });
-        assert_eq!(look(16, at(2939, 6300, 450, 400)), Waiting::Shortly);
-        assert_eq!(look(19, at(2939, 6600, 850, 800)), Waiting::Answered);
-        assert_eq!(look(20, at(2939, 6600, 1850, 1800)), Waiting::No);
+    fn reports_a_request_until_responses_are_timely() {
+        let mut waits = ResponseWait::new(&at(1000, 5000, 2000, 1990));
+        let mut poll = |s: u64, connection| waits.update(Mono(s * S), &connection);
+        // Sent 100 ms before this poll, 5 s after the last response.
+        assert_eq!(poll(3, at(1500, 5000, 100, 5000)), WaitState::Pending);
+        assert_eq!(poll(5, at(1500, 5000, 2100, 7000)), WaitState::Pending);
+        assert_eq!(poll(6, at(1500, 5000, 3100, 8000)), WaitState::Overdue { ns: 31 * S / 10, bytes: 500 });
+        // A second request does not restart the silence, and the acknowledgement of a PING does not end it.
+        assert_eq!(poll(8, at(1900, 5000, 500, 10_000)), WaitState::Overdue { ns: 51 * S / 10, bytes: 900 });
+        assert_eq!(poll(9, at(1939, 5039, 900, 890)), WaitState::Overdue { ns: 61 * S / 10, bytes: 900 });
+        // A late response does not end it. A timely one does, unless a late one follows soon.
+        assert_eq!(poll(10, at(1939, 5400, 1900, 500)), WaitState::Overdue { ns: 71 * S / 10, bytes: 900 });
+        assert_eq!(poll(11, at(2439, 5700, 850, 800)), WaitState::Pending);
+        assert_eq!(poll(12, at(2439, 5700, 100, 1800)), WaitState::Pending);
+        assert_eq!(
+            poll(14, at(2439, 5700, 2100, 3800)),
+            WaitState::Overdue { ns: 111 * S / 10, bytes: 1400 }
+        );
+        assert_eq!(poll(15, at(2939, 6000, 850, 800)), WaitState::Overdue { ns: 121 * S / 10, bytes: 1900 });
+        assert_eq!(poll(16, at(2939, 6300, 450, 400)), WaitState::Pending);
+        assert_eq!(poll(19, at(2939, 6600, 850, 800)), WaitState::Recovered);
+        assert_eq!(poll(20, at(2939, 6600, 1850, 1800)), WaitState::Idle);
     }
 
     #[test]
-    fn what_follows_an_answer_at_once_waits_for_nothing() {
-        let mut waits = Waits::new(&at(1000, 5000, 0, 0));
-        // A watch: an event comes, the client makes room for the next one.
+    fn bytes_sent_right_after_a_response_are_not_a_request() {
+        let mut waits = ResponseWait::new(&at(1000, 5000, 0, 0));
+        // A watch: an event arrives, and the client sends a WINDOW_UPDATE.
         for turn in 1..20_u32 {
             let (sent, received) = (1000 * (turn % 7), 1000 * (turn % 7) + 3);
-            let look = at(1000 + 35 * u64::from(turn), 5000 + 300 * u64::from(turn), sent, received);
-            assert_eq!(waits.look(Mono(u64::from(turn) * 3 * S), &look), Waiting::No, "{turn}");
+            let poll = at(1000 + 35 * u64::from(turn), 5000 + 300 * u64::from(turn), sent, received);
+            assert_eq!(waits.update(Mono(u64::from(turn) * 3 * S), &poll), WaitState::Idle, "{turn}");
         }
     }
 
     #[test]
-    fn a_ping_that_is_acknowledged_waits_for_nothing_and_one_that_is_not_does() {
-        let mut waits = Waits::new(&at(1000, 5000, 0, 0));
-        assert_eq!(waits.look(Mono(30 * S), &at(1039, 5000, 10, 30_000)), Waiting::Shortly);
-        assert_eq!(waits.look(Mono(31 * S), &at(1039, 5039, 1010, 1008)), Waiting::No);
-        assert_eq!(waits.look(Mono(61 * S), &at(1078, 5039, 10, 31_000)), Waiting::Shortly);
-        let waiting = waits.look(Mono(65 * S), &at(1078, 5039, 4010, 35_000));
-        assert_eq!(waiting, Waiting::For { ns: 401 * S / 100, bytes: 39 });
+    fn only_an_unacknowledged_ping_counts_as_waiting() {
+        let mut waits = ResponseWait::new(&at(1000, 5000, 0, 0));
+        assert_eq!(waits.update(Mono(30 * S), &at(1039, 5000, 10, 30_000)), WaitState::Pending);
+        assert_eq!(waits.update(Mono(31 * S), &at(1039, 5039, 1010, 1008)), WaitState::Idle);
+        assert_eq!(waits.update(Mono(61 * S), &at(1078, 5039, 10, 31_000)), WaitState::Pending);
+        let waiting = waits.update(Mono(65 * S), &at(1078, 5039, 4010, 35_000));
+        assert_eq!(waiting, WaitState::Overdue { ns: 401 * S / 100, bytes: 39 });
     }
 
-    /// Read off a kubelet's connection while etcd was away: requests time out after 2 s, the first of them is followed by a
-    /// PING, and what it sends next is shorter than a first request, for the server remembers its headers.
+    /// Measured on a kubelet's connection while etcd was stopped: requests time out after 2 s, the first is followed by a PING,
+    /// and the next request is shorter than the first because of header compression (HPACK).
     #[test]
-    fn a_ping_after_a_request_that_was_given_up_does_not_hide_the_silence() {
-        let mut waits = Waits::new(&at(1000, 5000, 10, 10));
-        let mut look = |ms: u64, connection| waits.look(Mono(ms * 1_000_000), &connection);
-        assert_eq!(look(1000, at(1038, 5000, 700, 1010)), Waiting::Shortly);
-        assert_eq!(look(2500, at(1128, 5039, 200, 200)), Waiting::Shortly);
-        let waiting = look(4500, at(1201, 5039, 500, 2200));
-        assert_eq!(waiting, Waiting::For { ns: 4_200_000_000, bytes: 162 });
-        // The server says that it cannot, and the next request waits, too.
-        assert_eq!(look(6500, at(1201, 5310, 2500, 100)), Waiting::For { ns: 6_200_000_000, bytes: 162 });
-        assert_eq!(look(8500, at(1767, 5310, 1600, 2100)), Waiting::For { ns: 8_200_000_000, bytes: 728 });
-    }
-
-    #[test]
-    fn a_late_answer_after_which_nobody_asks_is_over() {
-        let mut waits = Waits::new(&at(1000, 5000, 2000, 1990));
-        let mut look = |s: u64, connection| waits.look(Mono(s * S), &connection);
-        assert_eq!(look(3, at(1500, 5000, 100, 5000)), Waiting::Shortly);
-        assert_eq!(look(7, at(1500, 5000, 4100, 9000)), Waiting::For { ns: 41 * S / 10, bytes: 500 });
-        assert_eq!(look(8, at(1500, 5900, 5100, 900)), Waiting::For { ns: 51 * S / 10, bytes: 500 });
-        assert_eq!(look(11, at(1500, 5900, 8100, 3900)), Waiting::Answered);
-        assert_eq!(look(14, at(1500, 5900, 11_100, 6900)), Waiting::No);
+    fn ping_after_a_cancelled_request_does_not_hide_the_silence() {
+        let mut waits = ResponseWait::new(&at(1000, 5000, 10, 10));
+        let mut poll = |ms: u64, connection| waits.update(Mono(ms * 1_000_000), &connection);
+        assert_eq!(poll(1000, at(1038, 5000, 700, 1010)), WaitState::Pending);
+        assert_eq!(poll(2500, at(1128, 5039, 200, 200)), WaitState::Pending);
+        let waiting = poll(4500, at(1201, 5039, 500, 2200));
+        assert_eq!(waiting, WaitState::Overdue { ns: 4_200_000_000, bytes: 162 });
+        // The server responds with an error, and the next request waits as well.
+        assert_eq!(
+            poll(6500, at(1201, 5310, 2500, 100)),
+            WaitState::Overdue { ns: 6_200_000_000, bytes: 162 }
+        );
+        assert_eq!(
+            poll(8500, at(1767, 5310, 1600, 2100)),
+            WaitState::Overdue { ns: 8_200_000_000, bytes: 728 }
+        );
     }
 
     #[test]
-    fn an_idle_connection_waits_for_nothing() {
-        let mut waits = Waits::new(&at(1000, 5000, 100, 90));
+    fn silence_ends_when_no_request_follows_a_late_response() {
+        let mut waits = ResponseWait::new(&at(1000, 5000, 2000, 1990));
+        let mut poll = |s: u64, connection| waits.update(Mono(s * S), &connection);
+        assert_eq!(poll(3, at(1500, 5000, 100, 5000)), WaitState::Pending);
+        assert_eq!(poll(7, at(1500, 5000, 4100, 9000)), WaitState::Overdue { ns: 41 * S / 10, bytes: 500 });
+        assert_eq!(poll(8, at(1500, 5900, 5100, 900)), WaitState::Overdue { ns: 51 * S / 10, bytes: 500 });
+        assert_eq!(poll(11, at(1500, 5900, 8100, 3900)), WaitState::Recovered);
+        assert_eq!(poll(14, at(1500, 5900, 11_100, 6900)), WaitState::Idle);
+    }
+
+    #[test]
+    fn idle_connection_waits_for_nothing() {
+        let mut waits = ResponseWait::new(&at(1000, 5000, 100, 90));
         for turn in 1..100 {
             let age = u32::try_from(turn * 3000).expect("small");
-            assert_eq!(waits.look(Mono(turn * 3 * S), &at(1000, 5000, age + 100, age + 90)), Waiting::No);
+            assert_eq!(
+                waits.update(Mono(turn * 3 * S), &at(1000, 5000, age + 100, age + 90)),
+                WaitState::Idle
+            );
         }
     }
 
     #[test]
-    fn it_is_looked_at_closely_while_somebody_waits() {
+    fn polls_faster_while_a_client_waits() {
         let mut connections = Connections::new(Arc::new(settings(&[])));
-        assert_eq!(connections.look(Mono(0), vec![at(1000, 5000, 100, 90)]).1, LOOK);
-        assert_eq!(connections.look(Mono(3 * S), vec![at(1500, 5000, 50, 3090)]).1, LOOK_CLOSELY);
-        assert_eq!(connections.look(Mono(4 * S), vec![at(1500, 5600, 1050, 900)]).1, LOOK);
+        assert_eq!(connections.update(Mono(0), vec![at(1000, 5000, 100, 90)]).1, POLL_INTERVAL);
+        assert_eq!(connections.update(Mono(3 * S), vec![at(1500, 5000, 50, 3090)]).1, FAST_POLL_INTERVAL);
+        assert_eq!(connections.update(Mono(4 * S), vec![at(1500, 5600, 1050, 900)]).1, POLL_INTERVAL);
     }
 }
