@@ -1,5 +1,5 @@
-//! Whether the API server and the kubelet accept each other: verifies the server's certificate as the kubelet does, and reads
-//! the kubelet's own Node object with the kubelet's own credential. Nothing else is requested, and nothing is written.
+//! Checks whether the API server and the kubelet accept each other: verifies the server's certificate as the kubelet does, and
+//! reads the kubelet's own Node object with the kubelet's own credential. Nothing else is requested, and nothing is written.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use super::discovery::Kubelet;
 use super::discovery::proxy::{Proxy, authority};
-use super::kubeconfig::{Credential, Kubeconfig, Proof, Trust};
+use super::kubeconfig::{ClientAuth, Credential, Kubeconfig, Trust};
 use super::tls::{self, Expected};
 use super::trust::{Authorities, Chain};
 use super::{processes, provenance, sockets};
@@ -28,118 +28,122 @@ use crate::text::{clean, is_node_name};
 #[cfg(test)]
 mod tests;
 
-/// The object's metadata alone: the rest is names of images.
-const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json";
-/// Longest message of the server's that is kept, bytes.
-const WORDS: usize = 200;
-/// Between two looks at a connection. A client that rejects a certificate closes its connection within milliseconds.
-const LASTS: Duration = Duration::from_secs(1);
+/// `Accept` header that requests the metadata of the Node object: the rest consists mostly of image names.
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json";
+/// Maximum length of a server's message, bytes.
+const MAX_MESSAGE_LEN: usize = 200;
+/// Delay after which a connection must still be open to count: a client that rejects a certificate closes its connection
+/// within milliseconds.
+const RECHECK_DELAY: Duration = Duration::from_secs(1);
 
-/// How the API server behind an address is reached.
+/// How to reach the API server behind an address.
 #[derive(Clone, Debug)]
-struct Way<'a> {
+struct ApiEndpoint<'a> {
+    /// The address to connect to.
     to: SocketAddr,
-    /// The server's name or address for its clients, where that is not `to`.
+    /// The host by which clients address the server; `None` for the address itself.
     name: Option<String>,
-    /// The proxy that `to` belongs to, and the server as a request to it names it.
-    by: Option<(&'a Proxy, String)>,
+    /// The proxy that `to` belongs to, and the server's authority in a CONNECT request.
+    proxy: Option<(&'a Proxy, String)>,
 }
 
-impl<'a> Way<'a> {
-    /// Returns the way to a server that the kubelet's kubeconfig names; `None` where it names another one.
+impl<'a> ApiEndpoint<'a> {
+    /// Returns the endpoint of the server in the kubelet's kubeconfig; `None` if `target` is not that server.
     fn of_kubelet(kubelet: &'a Kubelet, kubeconfig: &Kubeconfig, target: &ApiTarget) -> Option<Self> {
         let to = target.addr;
         if target.proxy.is_none() {
             let name = target.name.clone();
-            return kubeconfig.names(to, name.as_deref()).then_some(Self { to, name, by: None });
+            return kubeconfig.is_server(to, name.as_deref()).then_some(Self { to, name, proxy: None });
         }
         let (host, port) = kubeconfig.host_and_port()?;
         let proxy =
             kubelet.proxy_for(&host, port).filter(|proxy| Some(&proxy.url) == target.proxy.as_ref())?;
-        Some(Self { to, name: Some(host.to_string()), by: Some((proxy, authority(&host, port))) })
+        Some(Self { to, name: Some(host.to_string()), proxy: Some((proxy, authority(&host, port))) })
     }
 
-    /// Goes on with a connection that is established.
-    async fn through(&self, stream: TcpStream) -> Result<TcpStream, TlsFailure> {
-        match &self.by {
+    /// Turns an established connection into one to the server: through the proxy if there is one.
+    async fn connect_through(&self, stream: TcpStream) -> Result<TcpStream, TlsFailure> {
+        match &self.proxy {
             Some((proxy, server)) => tls::tunnel(stream, proxy, server).await,
             None => Ok(stream),
         }
     }
 }
 
-/// Asks as [`tls::ask`] does. Where the kubelet's kubeconfig names this server, what that says of it is part of the answer.
-/// `None` when there is nothing to ask: of a proxy that the agent cannot use, or of one that the kubelet does not use any
-/// more.
+/// Queries a target as [`tls::ask`] does. If it is the server in the kubelet's kubeconfig, the answer includes whether the
+/// server and the kubelet accept each other. Returns `None` for a proxy that the agent cannot use, or that the kubelet no
+/// longer uses.
 pub(super) async fn ask(
     settings: &Settings,
     kubelet: &Kubelet,
     stream: TcpStream,
     target: &ApiTarget,
 ) -> Option<Answer> {
-    let patience = settings.ask_timeout;
+    let limit = settings.ask_timeout;
     let provider = Arc::new(ring::default_provider());
-    // Addresses that were named by hand need not be the kubelet's.
+    // Addresses given by --apiserver need not be those of the kubelet's server.
     let kubeconfig = if settings.only_named { None } else { Kubeconfig::of(settings, kubelet) };
-    let way = kubeconfig.as_ref().and_then(|kubeconfig| Way::of_kubelet(kubelet, kubeconfig, target));
-    let (Some(way), Some(kubeconfig)) = (way, &kubeconfig) else {
+    let endpoint =
+        kubeconfig.as_ref().and_then(|kubeconfig| ApiEndpoint::of_kubelet(kubelet, kubeconfig, target));
+    let (Some(endpoint), Some(kubeconfig)) = (endpoint, &kubeconfig) else {
         if target.proxy.is_some() {
             return None;
         }
         let name = target.name.as_deref();
         let expected = Expected { name, authorities: None };
-        return Some(tls::ask(stream, target.addr, name, (&expected, &provider), patience).await.0);
+        return Some(tls::ask(stream, target.addr, name, (&expected, &provider), limit).await.0);
     };
-    if way.by.as_ref().is_some_and(|(proxy, _)| !proxy.can_ask(settings.kubelet_credentials)) {
+    if endpoint.proxy.as_ref().is_some_and(|(proxy, _)| !proxy.can_ask(settings.kubelet_credentials)) {
         return None;
     }
-    match timeout(patience, way.through(stream)).await.unwrap_or(Err(TlsFailure::Silent)) {
-        Ok(stream) => Some(ask_server(settings, kubelet, kubeconfig, stream, &way, &provider).await),
-        Err(failure) => Some(Answer { tls: Some(failure), ..tls::unanswered(way.to) }),
+    match timeout(limit, endpoint.connect_through(stream)).await.unwrap_or(Err(TlsFailure::Silent)) {
+        Ok(stream) => Some(ask_server(settings, kubelet, kubeconfig, stream, &endpoint, &provider).await),
+        Err(failure) => Some(Answer { tls: Some(failure), ..tls::unanswered(endpoint.to) }),
     }
 }
 
-/// Asks the server that the kubelet's kubeconfig names, and for the kubelet's own Node object where the server is verified.
+/// Queries the server in the kubelet's kubeconfig, and requests the kubelet's own Node object if the server is verified.
 async fn ask_server(
     settings: &Settings,
     kubelet: &Kubelet,
     kubeconfig: &Kubeconfig,
     stream: TcpStream,
-    way: &Way<'_>,
+    endpoint: &ApiEndpoint<'_>,
     provider: &Arc<CryptoProvider>,
 ) -> Answer {
-    let (to, name, patience) = (way.to, way.name.as_deref(), settings.ask_timeout);
+    let (to, name, limit) = (endpoint.to, endpoint.name.as_deref(), settings.ask_timeout);
     let trust = kubeconfig.trust(settings, provider);
     let authorities = match &trust {
         Trust::Issued(authorities) => Some(Arc::clone(authorities)),
         Trust::Any | Trust::Unknown => None,
     };
     let expected = Expected { name: kubeconfig.server_name().or(name), authorities };
-    let (mut answer, chain) = tls::ask(stream, to, name, (&expected, provider), patience).await;
+    let (mut answer, chain) = tls::ask(stream, to, name, (&expected, provider), limit).await;
     if matches!(trust, Trust::Any) {
-        // Whatever is wrong with it, the kubelet does not mind.
+        // The kubelet does not verify the certificate, so a defect of it has no effect.
         answer.certificate = None;
     }
     if let Some(untrusted) = &mut answer.untrusted {
         untrusted.kubelet_served = kubelet_may_be_served(settings, to).await;
     }
-    let may_ask = settings.kubelet_credentials && chain == Chain::Trusted && kubeconfig.is_at_root();
-    // A server in trouble is not asked for more.
-    if may_ask
+    let may_use_credential =
+        settings.kubelet_credentials && chain == Chain::Trusted && kubeconfig.is_at_root();
+    // An unhealthy server gets no further request.
+    if may_use_credential
         && answer.status.is_some()
         && answer.is_well()
         && let Some(authorities) = &expected.authorities
         && let Some(credential) = kubeconfig.credential(settings, kubelet)
     {
         let node = node_name(settings, kubelet, &credential);
-        let asking = own_node(provider, authorities, credential, (way, expected.name), node);
-        answer.kubelet = timeout(patience, asking).await.ok().flatten();
+        let request = own_node(provider, authorities, credential, (endpoint, expected.name), node);
+        answer.kubelet = timeout(limit, request).await.ok().flatten();
     }
     answer
 }
 
-/// Returns whether the server at an address that the kubelet is connected to can be the one of its kubeconfig: not where none
-/// of the CAs there issued its certificate. `None` when it does not show one.
+/// Returns whether the server at an address that the kubelet is connected to can be the server of its kubeconfig. It cannot if
+/// none of the CAs there issued its certificate. `None` if it presents no certificate within the timeout.
 pub(super) async fn is_server_of_kubelet(
     settings: &Settings,
     kubelet: &Kubelet,
@@ -147,7 +151,7 @@ pub(super) async fn is_server_of_kubelet(
 ) -> Option<bool> {
     let (to, name) = (target.addr, target.name.as_deref());
     let provider = Arc::new(ring::default_provider());
-    let kubeconfig = Kubeconfig::of(settings, kubelet).filter(|kubeconfig| kubeconfig.names(to, name));
+    let kubeconfig = Kubeconfig::of(settings, kubelet).filter(|kubeconfig| kubeconfig.is_server(to, name));
     let trust = kubeconfig.as_ref().map(|kubeconfig| kubeconfig.trust(settings, &provider));
     let (Some(kubeconfig), Some(Trust::Issued(authorities)), true) = (&kubeconfig, trust, settings.ask)
     else {
@@ -165,39 +169,39 @@ fn node_name(settings: &Settings, kubelet: &Kubelet, credential: &Credential) ->
     names.into_iter().flatten().next().filter(|name| is_node_name(name))
 }
 
-/// Reads the Node object on a connection of its own, to a server whose certificate is verified. `None` when the answer says
-/// nothing of the credential.
+/// Reads the Node object on a separate connection, which requires a verified server certificate. Returns `None` if the result
+/// shows nothing about the credential.
 async fn own_node(
     provider: &Arc<CryptoProvider>,
     authorities: &Authorities,
     credential: Credential,
-    (way, expected): (&Way<'_>, Option<&str>),
+    (endpoint, expected): (&ApiEndpoint<'_>, Option<&str>),
     node: Option<String>,
 ) -> Option<CredentialAnswer> {
     let node = node?;
-    let Credential { file, node: own, proof } = credential;
+    let Credential { file, node: own, auth } = credential;
     let versions = ClientConfig::builder_with_provider(Arc::clone(provider));
     let versions = versions.with_safe_default_protocol_versions().ok()?;
     let config = versions.with_webpki_verifier(Arc::clone(&authorities.verifier));
-    let (config, token) = match proof {
-        // Fails where the key is not the certificate's: the files are being replaced.
-        Proof::Certificate(chain, key) => (config.with_client_auth_cert(chain, key).ok()?, None),
-        Proof::Token(token) => (config.with_no_client_auth(), Some(token)),
+    let (config, token) = match auth {
+        // Fails if the key does not belong to the certificate: the files are being replaced.
+        ClientAuth::Certificate(chain, key) => (config.with_client_auth_cert(chain, key).ok()?, None),
+        ClientAuth::Token(token) => (config.with_no_client_auth(), Some(token)),
     };
     let by_certificate = token.is_none();
     let mut answer =
         CredentialAnswer { file, status: None, alert: None, message: String::new(), own_node: own.is_some() };
-    let (to, name) = (way.to, way.name.as_deref());
-    let stream = way.through(TcpStream::connect(to).await.ok()?).await.ok()?;
+    let (to, name) = (endpoint.to, endpoint.name.as_deref());
+    let stream = endpoint.connect_through(TcpStream::connect(to).await.ok()?).await.ok()?;
     let connected =
         TlsConnector::from(Arc::new(config)).connect(tls::server_name(to, expected), stream).await;
     let sent = async {
         let (mut server, connection) = tls::http(connected?).await.map_err(io::Error::other)?;
-        // Ends with the connection, which ends with its sender.
+        // Ends with the connection, which closes when its sender is dropped.
         tokio::spawn(connection);
         let shown = name.map_or_else(|| to.ip().to_string(), str::to_owned);
         let mut request = tls::request(&shown, &format!("/api/v1/nodes/{node}"));
-        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA_ONLY));
         if let Some(token) = token {
             request.headers_mut().insert(AUTHORIZATION, token);
         }
@@ -216,13 +220,13 @@ async fn own_node(
     Some(answer)
 }
 
-/// The message in a `Status` object of the API server.
+/// Returns the message in a `Status` object of the API server.
 fn message(body: &[u8]) -> String {
     let status: Value = serde_json::from_slice(body).unwrap_or_default();
-    clean(status.get("message").and_then(Value::as_str).unwrap_or_default().as_bytes(), WORDS)
+    clean(status.get("message").and_then(Value::as_str).unwrap_or_default().as_bytes(), MAX_MESSAGE_LEN)
 }
 
-/// The alert by which a server rejects a client's certificate; with TLS 1.3 it comes after the handshake.
+/// Returns the alert by which a server rejects a client's certificate. With TLS 1.3 it arrives after the handshake.
 fn rejection(error: &io::Error) -> Option<String> {
     let alert = tls::alert(error)?;
     let is_of_certificate = matches!(
@@ -236,7 +240,8 @@ fn rejection(error: &io::Error) -> Option<String> {
     is_of_certificate.then(|| format!("{alert:?}"))
 }
 
-/// Whether a kubelet holds a connection to this address that outlasts its handshake. True as well where that cannot be seen.
+/// Returns whether a kubelet holds a connection to this address that outlasts its handshake. Also true if that cannot be
+/// determined.
 async fn kubelet_may_be_served(settings: &Settings, to: SocketAddr) -> bool {
     let served = || -> io::Result<BTreeSet<u32>> {
         let found = sockets::established(&[to])?.into_iter();
@@ -247,14 +252,11 @@ async fn kubelet_may_be_served(settings: &Settings, to: SocketAddr) -> bool {
     if first.is_empty() {
         return false;
     }
-    tokio::time::sleep(LASTS).await;
+    tokio::time::sleep(RECHECK_DELAY).await;
     let Ok(second) = served() else { return true };
     let lasting: BTreeSet<_> = first.intersection(&second).copied().collect();
     let owners = processes::socket_owners(&lasting);
-    let may_be_kubelet = |inode: &u32| {
-        let class = |owner: &Actor| provenance::class_of(settings, owner.pid, &owner.name);
-        let is_kubelet = |owner: &Actor| class(owner) == Some(ProcessClass::Kubelet);
-        owners.get(inode).is_none_or(is_kubelet)
-    };
-    lasting.iter().any(may_be_kubelet)
+    let is_kubelet =
+        |owner: &Actor| provenance::class_of(settings, owner.pid, &owner.name) == Some(ProcessClass::Kubelet);
+    lasting.iter().any(|inode| owners.get(inode).is_none_or(is_kubelet))
 }

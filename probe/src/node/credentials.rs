@@ -1,4 +1,4 @@
-//! Credentials on disk: until when they are valid. Only their times are read; nothing of them is kept.
+//! Validity periods of credentials on disk. Only the times are kept.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use super::{certificate, file};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Longest path that is reported, bytes.
-const PATH: usize = 256;
+/// Maximum length of a reported path, bytes.
+const MAX_PATH_LEN: usize = 256;
 
-/// Every credential that is there and has times.
+/// Returns the kubelet's certificate and the tokens in the kubeconfigs of CNI plugins, as far as they have a validity period.
 pub(super) fn find(settings: &Settings, kubelet: &Kubelet) -> Vec<Credential> {
     let tokens = cnis::kubeconfigs().filter_map(|(name, owner)| {
         let path = settings.cni.conf().join(name);
@@ -29,11 +29,11 @@ pub(super) fn find(settings: &Settings, kubelet: &Kubelet) -> Vec<Credential> {
 }
 
 fn credential(path: &Path, owner: &str, (valid_in_s, expires_in_s): (i64, i64)) -> Credential {
-    let file = clean(path.as_os_str().as_bytes(), PATH);
+    let file = clean(path.as_os_str().as_bytes(), MAX_PATH_LEN);
     Credential { file, owner: owner.to_owned(), valid_in_s, expires_in_s }
 }
 
-/// The kubelet's certificate: the one that its kubeconfig names or holds, else the one that it rotates.
+/// Returns the kubelet's client certificate: the one that its kubeconfig names or contains, else the rotated one.
 fn of_kubelet(settings: &Settings, kubelet: &Kubelet) -> Option<(PathBuf, Certificate)> {
     let kubeconfig = match &settings.kubeconfig {
         Some(path) => Kubeconfig::read(settings, path),
@@ -47,7 +47,7 @@ fn of_kubelet(settings: &Settings, kubelet: &Kubelet) -> Option<(PathBuf, Certif
     kubeconfig.and_then(|kubeconfig| kubeconfig.certificate(settings, kubelet)).or_else(rotated)
 }
 
-/// `nbf` and `exp` of a JSON Web Token, RFC 7519, from now; the signature is the server's to judge.
+/// Returns `nbf` and `exp` of a JSON Web Token (RFC 7519), seconds from now. The signature is not verified.
 fn times_of(token: &str) -> Option<(i64, i64)> {
     let payload = token.split('.').nth(1)?;
     let claims: Value = serde_json::from_slice(&BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?).ok()?;
@@ -66,11 +66,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_current_context_names_the_certificate_and_the_token() {
+    fn reads_certificate_and_token_of_the_current_context() {
         let authority = Authority::new("kubernetes");
         let [early, late] = [1, 2].map(|years| authority.issue_for("system:node:a", None, years).certificate);
         let token = format!("e30.{}.x", BASE64URL_NOPAD.encode(br#"{"exp": 1000}"#));
-        // The first user is one of a context that is not in use.
+        // The first user belongs to a context that is not the current one.
         let kubeconfig = |other: &str, own: &str| {
             format!(
                 "current-context: own\ncontexts: [{{name: other, context: {{cluster: c, user: other}}}}, \
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_tells_its_times_and_a_broken_one_nothing() {
+    fn reads_times_of_a_token_and_rejects_malformed_ones() {
         let payload = BASE64URL_NOPAD.encode(br#"{"exp": 1000, "nbf": 500}"#);
         let (valid, expires) = times_of(&format!("e30.{payload}.x")).expect("times");
         assert!(expires < 0 && valid == expires - 500);

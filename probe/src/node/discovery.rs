@@ -202,8 +202,8 @@ impl Discovery {
             ("node IP", kubelet.node_ip.clone()),
             ("kubeconfig", path(kubeconfig.as_ref())),
             ("bootstrap kubeconfig", path(kubelet.bootstrap_kubeconfig.as_ref())),
-            ("TLS bootstrap", Kubeconfig::bootstrap(settings, kubelet)),
-            ("kubelet's credential", Kubeconfig::described(settings, kubelet)),
+            ("TLS bootstrap", Kubeconfig::bootstrap_state(settings, kubelet)),
+            ("kubelet's credential", Kubeconfig::credential_source(settings, kubelet)),
             (
                 "kubelet's proxy",
                 proxy.map(|proxy| Known::of(proxy.url.clone(), &"environment of the kubelet")),

@@ -1,5 +1,5 @@
-//! The kubelet's own kubeconfig: which CAs the kubelet trusts, and its credential. Its files are read anew for each use, for
-//! certificates are rotated.
+//! The kubelet's own kubeconfig: the CAs that the kubelet trusts, and its credential. The files are read again for each use
+//! because certificates are rotated.
 
 use std::fmt;
 use std::fs;
@@ -22,19 +22,18 @@ use super::{certificate, file, targets};
 use crate::settings::{Known, ServerHost, Settings};
 use crate::text::is_node_name;
 
-/// Most certificates of the kubelet's chain.
-const CHAIN: usize = 16;
-/// What stands before the node's name in the common name of a kubelet's certificate (kubernetes.io, "Using Node
-/// Authorization").
-const NODE_USER: &str = "system:node:";
+/// Maximum number of certificates in the kubelet's chain.
+const MAX_CHAIN_LEN: usize = 16;
+/// Prefix of the node name in the common name of a kubelet's certificate (kubernetes.io, "Using Node Authorization").
+const NODE_USER_PREFIX: &str = "system:node:";
 
-/// The context of a kubeconfig that the kubelet uses.
+/// The current context of a kubeconfig.
 pub(crate) struct Kubeconfig {
     path: PathBuf,
-    /// The kubelet has no other yet.
+    /// Whether this is the bootstrap kubeconfig.
     is_bootstrap: bool,
     cluster: Value,
-    /// Holds secrets.
+    /// Contains secrets.
     user: Value,
 }
 
@@ -47,36 +46,36 @@ impl fmt::Debug for Kubeconfig {
 /// Which server certificates the kubelet accepts.
 #[derive(Debug)]
 pub(super) enum Trust {
-    /// Those that one of these CAs issued.
+    /// Certificates issued by one of these CAs.
     Issued(Arc<Authorities>),
-    /// All: `insecure-skip-tls-verify`.
+    /// All certificates: `insecure-skip-tls-verify`.
     Any,
-    /// Not known: no CA is named, or its file cannot be read.
+    /// Unknown: no CA is named, or its file cannot be read.
     Unknown,
 }
 
-/// The kubelet's credential. It has no printable form.
+/// The kubelet's credential. It implements neither `Debug` nor `Display`, so that it cannot be printed.
 pub(super) struct Credential {
-    /// The file that holds it; control characters are escaped.
+    /// The file that contains it; control characters are escaped.
     pub(super) file: String,
-    /// The node whose credential it is, where the certificate names it.
+    /// The node in the certificate's common name; `None` if there is none.
     pub(super) node: Option<String>,
-    pub(super) proof: Proof,
+    pub(super) auth: ClientAuth,
 }
 
-/// See [`Credential`].
-pub(super) enum Proof {
+/// How a client authenticates.
+pub(super) enum ClientAuth {
     Certificate(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
     /// The value of the header `Authorization`.
     Token(HeaderValue),
 }
 
 impl Kubeconfig {
-    /// Reads the kubeconfig that the kubelet uses: the bootstrap one while the kubelet has no certificate. Bootstrap tokens
-    /// expire, and their files remain.
+    /// Reads the kubeconfig that the kubelet uses: the bootstrap kubeconfig as long as the kubelet has no certificate. After
+    /// that the bootstrap file remains, but its token expires.
     ///
-    /// A kubelet that rotates its certificate writes its kubeconfig when it asks for the first one, which that already names
-    /// (pkg/kubelet/certificate/bootstrap/bootstrap.go, `LoadClientConfig`).
+    /// A kubelet that rotates its certificate writes its kubeconfig when it requests the first certificate. The kubeconfig then
+    /// names a file that does not exist yet (pkg/kubelet/certificate/bootstrap/bootstrap.go, `LoadClientConfig`).
     pub(crate) fn of(settings: &Settings, kubelet: &Kubelet) -> Option<Self> {
         let Known { value: path, .. } = kubelet.kubeconfig.as_ref()?;
         let own = match file::read(&settings.on_host(path)) {
@@ -96,8 +95,9 @@ impl Kubeconfig {
         bootstrap().or(own)
     }
 
-    /// Returns how far a kubelet that gets its certificate by TLS bootstrapping is, with the file that shows it.
-    pub(crate) fn bootstrap(settings: &Settings, kubelet: &Kubelet) -> Option<Known<String>> {
+    /// Returns the progress of the kubelet's TLS bootstrapping, with the file that shows it. `None` if it is not configured or
+    /// the progress is unknown.
+    pub(crate) fn bootstrap_state(settings: &Settings, kubelet: &Kubelet) -> Option<Known<String>> {
         let configured = kubelet.bootstrap_kubeconfig.as_ref()?;
         let known = |value: &str, path: &Path| Some(Known::of(value.to_owned(), &path.display()));
         match Self::of(settings, kubelet) {
@@ -120,7 +120,7 @@ impl Kubeconfig {
         }
     }
 
-    /// Reads the current context of the kubeconfig at `path`; `None` when it cannot be read or names none.
+    /// Reads the current context of the kubeconfig at `path`; `None` if the file cannot be read or names no context.
     pub(super) fn read(settings: &Settings, path: &Path) -> Option<Self> {
         Self::parse(path, &file::read(&settings.on_host(path)).ok()?, false)
     }
@@ -139,13 +139,13 @@ impl Kubeconfig {
         self.cluster.get("server")?.as_str().filter(|server| server.starts_with("https://"))
     }
 
-    /// Returns its server: host and port.
+    /// Returns host and port of the server.
     pub(super) fn host_and_port(&self) -> Option<(ServerHost, u16)> {
         self.server().and_then(targets::parse)
     }
 
-    /// Returns whether its server is this one, known to the kubelet by `name` or by the address itself.
-    pub(super) fn names(&self, to: SocketAddr, name: Option<&str>) -> bool {
+    /// Returns whether this is its server, which the kubeconfig names by `name` or by the address itself.
+    pub(super) fn is_server(&self, to: SocketAddr, name: Option<&str>) -> bool {
         match self.host_and_port() {
             Some((ServerHost::Address(ip), port)) => (ip, port) == (to.ip(), to.port()) && name.is_none(),
             Some((ServerHost::Name(host), port)) => port == to.port() && name == Some(host.as_str()),
@@ -153,62 +153,62 @@ impl Kubeconfig {
         }
     }
 
-    /// Returns whether the server is an API server at the root of its URL, and not behind the path of a proxy.
+    /// Returns whether the server's URL has no path. With a path the server is a proxy for API servers.
     pub(super) fn is_at_root(&self) -> bool {
         let rest = self.server().and_then(|server| server.strip_prefix("https://"));
         rest.is_some_and(|rest| rest.split_once('/').is_none_or(|(_, path)| path.is_empty()))
     }
 
-    /// The name that the server's certificate must be for, where it is not that of the server.
+    /// Returns the name that the server's certificate must have (`tls-server-name`); `None` for the server's own name.
     pub(super) fn server_name(&self) -> Option<&str> {
         self.cluster.get("tls-server-name")?.as_str().filter(|name| !name.is_empty())
     }
 
-    /// Reads which server certificates the kubelet accepts.
+    /// Returns which server certificates the kubelet accepts.
     pub(super) fn trust(&self, settings: &Settings, provider: &Arc<CryptoProvider>) -> Trust {
         if self.cluster.get("insecure-skip-tls-verify").and_then(Value::as_bool) == Some(true) {
             return Trust::Any;
         }
-        let read = self.part(settings, &self.cluster, "certificate-authority");
+        let read = self.data_or_file(settings, &self.cluster, "certificate-authority");
         let authorities =
             read.and_then(|(path, pem)| Authorities::new(shown(&path), &pem, Arc::clone(provider)));
         authorities.map_or(Trust::Unknown, |known| Trust::Issued(Arc::new(known)))
     }
 
-    /// Reads the kubelet's credential. `None` when a program provides it, and when it cannot be read.
+    /// Reads the kubelet's credential. `None` if a credential plugin provides it, or if it cannot be read.
     pub(super) fn credential(&self, settings: &Settings, kubelet: &Kubelet) -> Option<Credential> {
-        if self.is_by_program() {
+        if self.uses_credential_plugin() {
             return None;
         }
         if let Some(named) = self.named_certificate(settings) {
-            let (_, key) = self.part(settings, &self.user, "client-key")?;
-            let own = certificate_of(&named.0, &named.1, &key)?;
+            let (_, key) = self.data_or_file(settings, &self.user, "client-key")?;
+            let own = credential_from_pem(&named.0, &named.1, &key)?;
             let rotated = self.rotated_certificate(settings, kubelet, &named.0);
-            let rotated = rotated.and_then(|(path, pem)| certificate_of(&path, &pem, &pem));
-            // A kubelet that rotates its certificate goes on with the newest, whatever it was started with.
+            let rotated = rotated.and_then(|(path, pem)| credential_from_pem(&path, &pem, &pem));
+            // A kubelet that rotates its certificate uses the newest one, regardless of its kubeconfig.
             let newest = rotated.into_iter().chain([own]).max_by_key(|(expires, _)| *expires);
             return newest.map(|(_, credential)| credential);
         }
         let text = |key: &str| self.user.get(key)?.as_str().filter(|text| !text.is_empty());
         let of_file = text("tokenFile").and_then(|named| {
-            let path = self.beside(named);
+            let path = self.resolve_path(named);
             let token = file::read_text(&settings.on_host(&path))?;
             Some((path, token))
         });
         let (path, token) = of_file.or_else(|| Some((self.path.clone(), text("token")?.to_owned())))?;
         let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim())).ok()?;
         header.set_sensitive(true);
-        Some(Credential { file: shown(&path), node: None, proof: Proof::Token(header) })
+        Some(Credential { file: shown(&path), node: None, auth: ClientAuth::Token(header) })
     }
 
-    /// Returns the client certificate that the kubelet uses, and its file: the newer of the one that the kubeconfig names and
-    /// the rotated one. `None` when the kubeconfig names none, and when a program provides the credential.
+    /// Returns the client certificate that the kubelet uses, and its file: the newer of the one in the kubeconfig and the
+    /// rotated one. `None` if the kubeconfig names no certificate, or if a credential plugin provides the credential.
     pub(super) fn certificate(
         &self,
         settings: &Settings,
         kubelet: &Kubelet,
     ) -> Option<(PathBuf, Certificate)> {
-        if self.is_by_program() {
+        if self.uses_credential_plugin() {
             return None;
         }
         let named = self.named_certificate(settings)?;
@@ -217,17 +217,17 @@ impl Kubeconfig {
         rotated.into_iter().chain([named]).filter_map(read).max_by_key(|(_, read)| read.expires_in_s)
     }
 
-    /// Returns the token that the kubeconfig itself holds.
+    /// Returns the token that the kubeconfig itself contains.
     pub(super) fn token(&self) -> Option<&str> {
         self.user.get("token")?.as_str().filter(|token| !token.is_empty())
     }
 
-    /// The certificate that the kubeconfig holds or names, PEM, and its file.
+    /// Returns the certificate that the kubeconfig contains or names, PEM, and its file.
     fn named_certificate(&self, settings: &Settings) -> Option<(PathBuf, Vec<u8>)> {
-        self.part(settings, &self.user, "client-certificate")
+        self.data_or_file(settings, &self.user, "client-certificate")
     }
 
-    /// The one that the kubelet rotates, where `named` is another one.
+    /// Returns the certificate that the kubelet rotates, PEM, and its file; `None` if that is the `named` file.
     fn rotated_certificate(
         &self,
         settings: &Settings,
@@ -239,65 +239,67 @@ impl Kubeconfig {
         Some((path, pem))
     }
 
-    fn is_by_program(&self) -> bool {
+    /// Returns whether an external program or a legacy auth provider provides the credential.
+    fn uses_credential_plugin(&self) -> bool {
         ["exec", "auth-provider"].iter().any(|key| self.user.get(key).is_some_and(|value| !value.is_null()))
     }
 
-    /// Returns the file of the credential that the kubeconfig names, without reading it, or why it is not used; with the
-    /// kubeconfig as its source.
-    pub(crate) fn described(settings: &Settings, kubelet: &Kubelet) -> Option<Known<String>> {
+    /// Returns the path of the kubelet's credential, or why it is not used, with the kubeconfig as the source. The credential
+    /// is not read.
+    pub(crate) fn credential_source(settings: &Settings, kubelet: &Kubelet) -> Option<Known<String>> {
         let kubeconfig = Self::of(settings, kubelet)?;
         let has = |key: &str| kubeconfig.user.get(key).is_some_and(|value| !value.is_null());
-        let file = |key: &str| kubeconfig.file(key);
-        let inline = || kubeconfig.path.clone();
+
         let value = if !settings.kubelet_credentials {
             "not used (--no-kubelet-credentials)".to_owned()
         } else if settings.only_named {
             "not used (--apiserver)".to_owned()
-        } else if kubeconfig.is_by_program() {
-            "not used: a program provides it".to_owned()
+        } else if kubeconfig.uses_credential_plugin() {
+            "not used: provided by a credential plugin".to_owned()
         } else if has("client-certificate-data") {
-            shown(&inline())
-        } else if let Some(file) = file("client-certificate").or_else(|| file("tokenFile")) {
+            shown(&kubeconfig.path)
+        } else if let Some(file) =
+            kubeconfig.file("client-certificate").or_else(|| kubeconfig.file("tokenFile"))
+        {
             shown(&file)
         } else if has("token") {
-            shown(&inline())
+            shown(&kubeconfig.path)
         } else {
             return None;
         };
         Some(Known::of(value, &kubeconfig.path.display()))
     }
 
-    /// The content of `KEY-data`, else of the file that `KEY` names, and where it is from.
-    fn part(&self, settings: &Settings, of: &Value, key: &str) -> Option<(PathBuf, Vec<u8>)> {
+    /// Returns the content of `KEY-data`, else of the file that `KEY` names, with the path of the file that contains it.
+    fn data_or_file(&self, settings: &Settings, of: &Value, key: &str) -> Option<(PathBuf, Vec<u8>)> {
         let text = |key: &str| of.get(key)?.as_str().filter(|text| !text.is_empty());
         if let Some(data) = text(&format!("{key}-data")) {
             let data: String = data.split_whitespace().collect();
             return Some((self.path.clone(), BASE64.decode(data.as_bytes()).ok()?));
         }
-        let path = self.beside(text(key)?);
+        let path = self.resolve_path(text(key)?);
         let content = file::read(&settings.on_host(&path)).ok()?;
         Some((path, content))
     }
 
-    /// The file that the credential names by this key.
+    /// Returns the path that the user's entry has under this key.
     fn file(&self, key: &str) -> Option<PathBuf> {
-        Some(self.beside(self.user.get(key)?.as_str().filter(|path| !path.is_empty())?))
+        Some(self.resolve_path(self.user.get(key)?.as_str().filter(|path| !path.is_empty())?))
     }
 
-    /// Relative paths start at the kubeconfig.
-    fn beside(&self, path: &str) -> PathBuf {
+    /// Resolves a path relative to the directory of the kubeconfig.
+    fn resolve_path(&self, path: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("/")).join(path)
     }
 }
 
-/// Returns whether nothing is there; false where that cannot be seen.
+/// Returns whether a file does not exist; false if that cannot be determined.
 fn is_missing(settings: &Settings, path: &Path) -> bool {
     let found = fs::symlink_metadata(settings.on_host(path));
     found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The entry called `name` in one of the lists of a kubeconfig; without a name the only one.
+/// Returns the entry called `name` in one of the lists of a kubeconfig; without a name, the only entry.
 fn entry<'a>(kubeconfig: &'a Value, list: &str, kind: &str, name: Option<&str>) -> Option<&'a Value> {
     let entries = kubeconfig.get(list)?.as_array()?;
     let found = match name {
@@ -307,26 +309,28 @@ fn entry<'a>(kubeconfig: &'a Value, list: &str, kind: &str, name: Option<&str>) 
     found.get(kind)
 }
 
-/// A client certificate with its key, and when it expires, in seconds from now.
-fn certificate_of(path: &Path, pem: &[u8], key: &[u8]) -> Option<(i64, Credential)> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).take(CHAIN).collect();
+/// Returns a credential made of a client certificate and its key, with the seconds until it expires.
+fn credential_from_pem(path: &Path, pem: &[u8], key: &[u8]) -> Option<(i64, Credential)> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).take(MAX_CHAIN_LEN).collect();
     let chain = chain.ok()?;
     let expires = certificate::read(chain.first()?, None)?.expires_in_s;
     let user = certificate::common_name(chain.first()?);
-    let node =
-        user.as_deref().and_then(|user| user.strip_prefix(NODE_USER)).filter(|node| is_node_name(node));
+    let node = user
+        .as_deref()
+        .and_then(|user| user.strip_prefix(NODE_USER_PREFIX))
+        .filter(|node| is_node_name(node));
     let node = node.map(str::to_owned);
     let key = PrivateKeyDer::from_pem_slice(key).ok()?;
-    Some((expires, Credential { file: shown(path), node, proof: Proof::Certificate(chain, key) }))
+    Some((expires, Credential { file: shown(path), node, auth: ClientAuth::Certificate(chain, key) }))
 }
 
-/// A kubeconfig of any content.
+/// Fuzz target: a kubeconfig of any content.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &[u8]) {
     let Some(kubeconfig) = Kubeconfig::parse(Path::new("/k"), text, false) else { return };
-    let _ = kubeconfig.names(SocketAddr::from(([10, 0, 0, 1], 6443)), Some("api"));
+    let _ = kubeconfig.is_server(SocketAddr::from(([10, 0, 0, 1], 6443)), Some("api"));
     assert!(kubeconfig.server().is_some() || !kubeconfig.is_at_root());
-    let _ = (kubeconfig.server_name(), kubeconfig.is_by_program());
+    let _ = (kubeconfig.server_name(), kubeconfig.uses_credential_plugin());
 }
 
 #[cfg(test)]
@@ -350,12 +354,12 @@ mod tests {
     }
 
     #[test]
-    fn the_current_context_names_the_server() {
+    fn current_context_selects_the_server() {
         let kubeconfig = Kubeconfig::parse(Path::new("/k"), TEXT.as_bytes(), false).expect("a kubeconfig");
-        let names = |addr: &str, name| kubeconfig.names(addr.parse().expect("an address"), name);
-        assert!(names("10.0.0.1:6443", None) && kubeconfig.is_at_root());
-        assert!(!names("10.0.0.1:443", None) && !names("10.0.0.9:443", None));
-        assert!(!names("10.0.0.1:6443", Some("api")));
+        let is_server = |addr: &str, name| kubeconfig.is_server(addr.parse().expect("an address"), name);
+        assert!(is_server("10.0.0.1:6443", None) && kubeconfig.is_at_root());
+        assert!(!is_server("10.0.0.1:443", None) && !is_server("10.0.0.9:443", None));
+        assert!(!is_server("10.0.0.1:6443", Some("api")));
         for broken in ["", "[]", "current-context: z\n", &TEXT.replace("current-context: b", "")] {
             assert!(Kubeconfig::parse(Path::new("/k"), broken.as_bytes(), false).is_none(), "{broken}");
         }
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bootstrap_kubeconfig_counts_only_while_there_is_no_other() {
+    fn bootstrap_kubeconfig_is_used_only_without_another_credential() {
         let used = |files: &[(&str, &str)]| {
             let (settings, _root) = host(files);
             let kubeconfig = Kubeconfig::of(&settings, &kubelet())?;
@@ -381,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kubelet_whose_kubeconfig_names_no_certificate_yet_bootstraps() {
+    fn kubelet_whose_kubeconfig_names_a_missing_certificate_is_bootstrapping() {
         let authority = Authority::new("kubernetes");
         let named = TEXT.replace("tokenFile: t", "client-certificate: /pki/kubelet-client-current.pem");
         let rotated = authority.issue_for("system:node:worker-3", None, 1).certificate;
@@ -398,16 +402,16 @@ mod tests {
             (&[("etc/k", TEXT)], None),
         ] {
             let (settings, _root) = host(files);
-            let found = Kubeconfig::bootstrap(&settings, &kubelet());
+            let found = Kubeconfig::bootstrap_state(&settings, &kubelet());
             let found = found.as_ref().map(|known| (known.value.as_str(), known.source.as_str()));
             assert_eq!(found, wanted, "{files:?}");
         }
         let never = Kubelet { bootstrap_kubeconfig: None, ..kubelet() };
-        assert_eq!(Kubeconfig::bootstrap(&host(&[k]).0, &never), None);
+        assert_eq!(Kubeconfig::bootstrap_state(&host(&[k]).0, &never), None);
     }
 
     #[test]
-    fn the_newest_of_both_certificates_is_the_kubelet_s() {
+    fn uses_the_newer_of_named_and_rotated_certificate() {
         let authority = Authority::new("kubernetes");
         let identity = |years| authority.issue_for("system:node:worker-3", None, years);
         let together = |Identity { certificate, key }: Identity| format!("{certificate}{key}");
@@ -429,10 +433,11 @@ mod tests {
         let (mut settings, _root) = host(&[("etc/k", &text)]);
         let kubeconfig = Kubeconfig::of(&settings, &kubelet()).expect("a kubeconfig");
         assert!(!format!("{kubeconfig:?}").contains("0123"));
-        let shown = |settings: &Settings| Kubeconfig::described(settings, &kubelet()).expect("known").value;
+        let shown =
+            |settings: &Settings| Kubeconfig::credential_source(settings, &kubelet()).expect("known").value;
         assert_eq!(shown(&settings), "/etc/k");
         settings.kubelet_credentials = false;
         assert_eq!(shown(&settings), "not used (--no-kubelet-credentials)");
-        assert!(Kubeconfig::described(&self::settings(&[]), &Kubelet::default()).is_none());
+        assert!(Kubeconfig::credential_source(&self::settings(&[]), &Kubelet::default()).is_none());
     }
 }

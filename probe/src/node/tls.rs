@@ -1,4 +1,4 @@
-//! What a server says after the handshake of TCP: its certificate, and whether it is ready.
+//! Queries a server after the TCP handshake: its certificate, and whether it is ready.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,44 +27,45 @@ use super::discovery::proxy::Proxy;
 use super::trust::{Authorities, Chain};
 use crate::text::clean;
 
-/// Most of an answer that is read, its header and its body each: `/readyz` of a large control plane has about 3 KB.
-const ANSWER: usize = 16 * 1024;
-/// Longest error that is kept.
-const WORDS: usize = 200;
-/// Most failing checks that are named.
-const CHECKS: usize = 8;
+/// Maximum size of the header and of the body of a response, bytes each: `/readyz` of a large control plane has about 3 KB.
+const MAX_RESPONSE_LEN: usize = 16 * 1024;
+/// Maximum length of an error, bytes.
+const MAX_ERROR_LEN: usize = 200;
+/// Maximum number of failing checks.
+const MAX_CHECKS: usize = 8;
 
-/// What the clients of a server expect of its certificate.
+/// What the clients of a server require of its certificate.
 pub(super) struct Expected<'a> {
-    /// The name that it is for; `None` for the address.
+    /// The subject name; `None` for the address.
     pub(super) name: Option<&'a str>,
-    /// One of these issued it; `None` where that is not known.
+    /// The accepted issuers; `None` if they are unknown.
     pub(super) authorities: Option<Arc<Authorities>>,
 }
 
-/// Requests `/readyz` anonymously, and `/livez/etcd` where that leaves etcd out (OpenShift). The server's certificate is
-/// recorded and judged but not required to be trusted, and nothing secret is sent. `name` is the server's name for its
-/// clients, when that is not its address; each request may take `patience`.
+/// Requests `/readyz` anonymously, and `/livez/etcd` if the former does not include etcd (OpenShift). The server's certificate
+/// is recorded and verified but not required to be trusted, and nothing secret is sent. `name` is the host by which clients
+/// address the server, if that is not its address; `limit` is the timeout of each request.
 pub(super) async fn ask(
     stream: TcpStream,
     to: SocketAddr,
     name: Option<&str>,
     (expected, provider): (&Expected<'_>, &Arc<CryptoProvider>),
-    patience: Duration,
+    limit: Duration,
 ) -> (Answer, Chain) {
     let mut answer = unanswered(to);
     let shown = name.map_or_else(|| to.ip().to_string(), str::to_owned);
-    let seen = Arc::new(Seen::new(Arc::clone(provider), expected.authorities.clone()));
-    let asked = timeout(patience, async {
-        let stream = shake_hands(stream, to, expected.name, &seen).await.map_err(|error| failure(&error))?;
+    let recorder = Arc::new(CertificateRecorder::new(Arc::clone(provider), expected.authorities.clone()));
+    let asked = timeout(limit, async {
+        let stream =
+            handshake(stream, to, expected.name, &recorder).await.map_err(|error| failure(&error))?;
         let (mut server, connection) = http(stream).await.map_err(|error| http_failure(&error))?;
-        // Ends with the connection, which ends with its sender.
+        // Ends with the connection, which closes when its sender is dropped.
         tokio::spawn(connection);
         let ready = get(&mut server, request(&shown, "/readyz?verbose")).await;
         Ok((server, ready.map_err(|error| http_failure(&error))?))
     });
     let asked = asked.await.unwrap_or(Err(TlsFailure::Silent));
-    let (der, chain) = seen.take().unwrap_or((Vec::new(), Chain::Unknown));
+    let (der, chain) = recorder.take().unwrap_or((Vec::new(), Chain::Unknown));
     answer.certificate = certificate::read(&der, Some(expected.name.unwrap_or(&shown)));
     if let (Chain::Untrusted, Some(authorities)) = (chain, &expected.authorities) {
         let issuer = certificate::issuer(&der).unwrap_or_default();
@@ -73,10 +74,10 @@ pub(super) async fn ask(
     }
     match asked {
         Ok((mut server, (status, body))) => {
-            let names_etcd = read(status, &body, &mut answer);
+            let names_etcd = read_checks(status, &body, &mut answer);
             if answer.is_well() && !names_etcd {
-                let etcd = timeout(patience, get(&mut server, request(&shown, "/livez/etcd"))).await;
-                // Most servers do not let everybody ask.
+                let etcd = timeout(limit, get(&mut server, request(&shown, "/livez/etcd"))).await;
+                // Most servers do not allow anonymous requests for it.
                 let allowed = |status: &u16| !matches!(status, 401 | 403 | 404);
                 answer.etcd = etcd.ok().and_then(Result::ok).map(|(status, _)| status).filter(allowed);
             }
@@ -86,19 +87,19 @@ pub(super) async fn ask(
     (answer, chain)
 }
 
-/// Returns what is to be said of the chain that a server shows; `None` when there is no handshake in time.
+/// Returns the verification result of the server's certificate chain; `None` if the handshake fails or exceeds `limit`.
 pub(super) async fn chain(
     stream: TcpStream,
     to: SocketAddr,
     (expected, provider): (&Expected<'_>, &Arc<CryptoProvider>),
-    patience: Duration,
+    limit: Duration,
 ) -> Option<Chain> {
-    let seen = Arc::new(Seen::new(Arc::clone(provider), expected.authorities.clone()));
-    timeout(patience, shake_hands(stream, to, expected.name, &seen)).await.ok()?.ok()?;
-    seen.take().map(|(_, chain)| chain)
+    let recorder = Arc::new(CertificateRecorder::new(Arc::clone(provider), expected.authorities.clone()));
+    timeout(limit, handshake(stream, to, expected.name, &recorder)).await.ok()?.ok()?;
+    recorder.take().map(|(_, chain)| chain)
 }
 
-/// Of a server that has not said anything yet.
+/// Returns the answer of a server that has not responded.
 pub(super) fn unanswered(to: SocketAddr) -> Answer {
     Answer {
         to,
@@ -112,7 +113,7 @@ pub(super) fn unanswered(to: SocketAddr) -> Answer {
     }
 }
 
-/// The name that a certificate must be for.
+/// Returns the subject name that a certificate must have: `name`, else the address.
 pub(super) fn server_name(to: SocketAddr, name: Option<&str>) -> ServerName<'static> {
     match name.map(|name| ServerName::try_from(name.to_owned())) {
         Some(Ok(name)) => name,
@@ -120,13 +121,13 @@ pub(super) fn server_name(to: SocketAddr, name: Option<&str>) -> ServerName<'sta
     }
 }
 
-async fn shake_hands(
+async fn handshake(
     stream: TcpStream,
     to: SocketAddr,
     name: Option<&str>,
-    seen: &Arc<Seen>,
+    recorder: &Arc<CertificateRecorder>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    TlsConnector::from(Arc::new(config(seen))).connect(server_name(to, name), stream).await
+    TlsConnector::from(Arc::new(config(recorder))).connect(server_name(to, name), stream).await
 }
 
 type Server = SendRequest<Empty<Bytes>>;
@@ -134,29 +135,29 @@ type Server = SendRequest<Empty<Bytes>>;
 pub(super) async fn http(
     stream: TlsStream<TcpStream>,
 ) -> hyper::Result<(Server, impl Future<Output = hyper::Result<()>> + Send + 'static)> {
-    Builder::new().max_buf_size(ANSWER).handshake(TokioIo::new(stream)).await
+    Builder::new().max_buf_size(MAX_RESPONSE_LEN).handshake(TokioIo::new(stream)).await
 }
 
-const AGENT: &str = concat!("netready/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!("netready/", env!("CARGO_PKG_VERSION"));
 
-/// An anonymous request of this agent's.
+/// Returns an anonymous GET request.
 pub(super) fn request(host: &str, path: &str) -> Request<Empty<Bytes>> {
-    let request = Request::get(path).header("host", host).header("user-agent", AGENT);
+    let request = Request::get(path).header("host", host).header("user-agent", USER_AGENT);
     request.body(Empty::new()).unwrap_or_default()
 }
 
-/// Has a proxy connect to `server` (host and port), as Go's HTTP client does: only 200 is a success.
+/// Requests a tunnel to `server` (host and port) from a proxy. As in Go's HTTP client, only 200 is a success.
 pub(super) async fn tunnel(stream: TcpStream, proxy: &Proxy, server: &str) -> Result<TcpStream, TlsFailure> {
-    let connected = Builder::new().max_buf_size(ANSWER).handshake(TokioIo::new(stream)).await;
+    let connected = Builder::new().max_buf_size(MAX_RESPONSE_LEN).handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = connected.map_err(|error| http_failure(&error))?;
-    // Ends when the connection is handed on, or with its sender.
+    // Ends when the connection is upgraded, or when its sender is dropped.
     tokio::spawn(connection.with_upgrades());
-    let mut request = Request::connect(server).header("host", server).header("user-agent", AGENT);
+    let mut request = Request::connect(server).header("host", server).header("user-agent", USER_AGENT);
     if let Some(authorization) = proxy.authorization() {
         request = request.header(PROXY_AUTHORIZATION, authorization);
     }
     let other = |error: &dyn std::error::Error| TlsFailure::Other {
-        why: clean(format!("CONNECT {server}: {error}").as_bytes(), WORDS),
+        why: clean(format!("CONNECT {server}: {error}").as_bytes(), MAX_ERROR_LEN),
     };
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| other(&error))?;
     let response = sender.send_request(request).await.map_err(|error| http_failure(&error))?;
@@ -165,25 +166,25 @@ pub(super) async fn tunnel(stream: TcpStream, proxy: &Proxy, server: &str) -> Re
         let named = response.extensions().get::<ReasonPhrase>().map(|phrase| phrase.as_bytes().to_vec());
         let named = named.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().into());
         let line = format!("{} {}", status.as_u16(), String::from_utf8_lossy(&named));
-        return Err(TlsFailure::Proxy { status: clean(proxy.redact(line.trim()).as_bytes(), WORDS) });
+        return Err(TlsFailure::Proxy { status: clean(proxy.redact(line.trim()).as_bytes(), MAX_ERROR_LEN) });
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|error| http_failure(&error))?;
     match upgraded.downcast::<TokioIo<TcpStream>>() {
-        // In TLS it is the client who speaks first.
+        // In TLS the client sends the first message.
         Ok(parts) if parts.read_buf.is_empty() => Ok(parts.io.into_inner()),
-        _ => Err(TlsFailure::Other { why: "it sends bytes before the TLS handshake".to_owned() }),
+        _ => Err(TlsFailure::Other { why: "received data before the ClientHello".to_owned() }),
     }
 }
 
-/// The status and the body. What came of a body that broke off counts: many servers end a connection without TLS's own
-/// good-bye.
+/// Sends a request and returns the status and the body. A truncated body is accepted: many servers close a connection without
+/// a TLS `close_notify` alert.
 pub(super) async fn get(
     server: &mut Server,
     request: Request<Empty<Bytes>>,
 ) -> hyper::Result<(u16, Vec<u8>)> {
     let response = server.send_request(request).await?;
     let status = response.status().as_u16();
-    let mut body = Limited::new(response.into_body(), ANSWER);
+    let mut body = Limited::new(response.into_body(), MAX_RESPONSE_LEN);
     let mut bytes = Vec::new();
     while let Some(Ok(frame)) = body.frame().await {
         bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
@@ -191,16 +192,16 @@ pub(super) async fn get(
     Ok((status, bytes))
 }
 
-/// Takes the status, and the checks that failed: lines of the form `[-]etcd failed: reason withheld`. Answers whether etcd
-/// is among those that are named.
-fn read(status: u16, body: &[u8], answer: &mut Answer) -> bool {
+/// Stores the status and the failed checks in `answer`: lines of the form `[-]etcd failed: reason withheld`. Returns whether
+/// the response names the check of etcd.
+fn read_checks(status: u16, body: &[u8], answer: &mut Answer) -> bool {
     let body = String::from_utf8_lossy(body);
     let check = |line: &'_ str, mark: &str| -> Option<String> {
         let name = line.strip_prefix(mark)?.split_whitespace().next()?;
         Some(clean(name.as_bytes(), 64))
     };
     answer.status = Some(status);
-    answer.failing = body.lines().filter_map(|line| check(line, "[-]")).take(CHECKS).collect();
+    answer.failing = body.lines().filter_map(|line| check(line, "[-]")).take(MAX_CHECKS).collect();
     let is_etcd = |name: Option<String>| name.is_some_and(|name| name == "etcd");
     body.lines().any(|line| is_etcd(check(line, "[+]")) || is_etcd(check(line, "[-]")))
 }
@@ -211,13 +212,13 @@ fn http_failure(error: &hyper::Error) -> TlsFailure {
         return failure(io);
     }
     if error.is_parse() {
-        return TlsFailure::Other { why: "it answers something that is not HTTP".to_owned() };
+        return TlsFailure::Other { why: "the response is not HTTP".to_owned() };
     }
-    // The connection ended before there was an answer.
+    // The connection was closed before a response.
     TlsFailure::Closed
 }
 
-/// The alert that ended a connection, or a request on it.
+/// Returns the TLS alert that ended a connection, or a request on it.
 pub(super) fn alert(error: &io::Error) -> Option<AlertDescription> {
     let first = error.get_ref().map(|error| error as &(dyn std::error::Error + 'static));
     let mut errors = std::iter::successors(first, |error| match error.downcast_ref::<io::Error>() {
@@ -234,36 +235,36 @@ fn failure(error: &io::Error) -> TlsFailure {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match (error.kind(), tls) {
         (_, Some(Error::AlertReceived(alert))) => TlsFailure::Alert { alert: format!("{alert:?}") },
-        (_, Some(error)) => TlsFailure::Other { why: clean(error.to_string().as_bytes(), WORDS) },
+        (_, Some(error)) => TlsFailure::Other { why: clean(error.to_string().as_bytes(), MAX_ERROR_LEN) },
         (io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe, None) => {
             TlsFailure::Closed
         }
-        (_, None) => TlsFailure::Other { why: clean(error.to_string().as_bytes(), WORDS) },
+        (_, None) => TlsFailure::Other { why: clean(error.to_string().as_bytes(), MAX_ERROR_LEN) },
     }
 }
 
-fn config(seen: &Arc<Seen>) -> ClientConfig {
-    let versions = ClientConfig::builder_with_provider(Arc::clone(&seen.provider))
+fn config(recorder: &Arc<CertificateRecorder>) -> ClientConfig {
+    let versions = ClientConfig::builder_with_provider(Arc::clone(&recorder.provider))
         .with_safe_default_protocol_versions()
-        .expect("the provider knows the protocol versions that it is built with");
-    let verifier = Arc::clone(seen) as Arc<dyn ServerCertVerifier>;
+        .expect("the provider supports the default protocol versions");
+    let verifier = Arc::clone(recorder) as Arc<dyn ServerCertVerifier>;
     versions.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
 }
 
-/// Offered although ring cannot check it: a server with a P-521 key would refuse the handshake, and serves the node's
-/// clients. Nothing secret goes over this connection.
-const UNCHECKED: SignatureScheme = SignatureScheme::ECDSA_NISTP521_SHA512;
+/// A scheme that is offered although ring cannot verify it: without it, a server with a P-521 key would reject the handshake,
+/// although it serves the node's clients. Nothing secret is sent over this connection.
+const UNVERIFIED_SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP521_SHA512;
 
-/// Looks at the server's certificate, and never rejects it.
+/// A verifier that records the server's certificate and never rejects it.
 #[derive(Debug)]
-struct Seen {
+struct CertificateRecorder {
     provider: Arc<CryptoProvider>,
     authorities: Option<Arc<Authorities>>,
-    /// The certificate, and what is to be said of its chain.
+    /// The certificate (DER), and the verification result of its chain.
     certificate: Mutex<Option<(Vec<u8>, Chain)>>,
 }
 
-impl Seen {
+impl CertificateRecorder {
     fn new(provider: Arc<CryptoProvider>, authorities: Option<Arc<Authorities>>) -> Self {
         Self { provider, authorities, certificate: Mutex::new(None) }
     }
@@ -273,7 +274,7 @@ impl Seen {
     }
 }
 
-impl ServerCertVerifier for Seen {
+impl ServerCertVerifier for CertificateRecorder {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -296,7 +297,7 @@ impl ServerCertVerifier for Seen {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        if signature.scheme == UNCHECKED {
+        if signature.scheme == UNVERIFIED_SCHEME {
             return Ok(HandshakeSignatureValid::assertion());
         }
         let algorithms = &self.provider.signature_verification_algorithms;
@@ -309,7 +310,7 @@ impl ServerCertVerifier for Seen {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        if signature.scheme == UNCHECKED {
+        if signature.scheme == UNVERIFIED_SCHEME {
             return Ok(HandshakeSignatureValid::assertion());
         }
         let algorithms = &self.provider.signature_verification_algorithms;
@@ -318,7 +319,7 @@ impl ServerCertVerifier for Seen {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         let mut schemes = self.provider.signature_verification_algorithms.supported_schemes();
-        schemes.push(UNCHECKED);
+        schemes.push(UNVERIFIED_SCHEME);
         schemes
     }
 }
@@ -328,13 +329,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failing_checks_are_named_and_made_safe() {
+    fn reads_failing_checks_and_escapes_their_names() {
         let mut answer = unanswered(([127, 0, 0, 1], 6443).into());
-        assert!(!read(500, b"[+]ping ok\n[-]etc\x1bd failed: reason\nno\n", &mut answer));
+        assert!(!read_checks(500, b"[+]ping ok\n[-]etc\x1bd failed: reason\nno\n", &mut answer));
         assert_eq!((answer.status, answer.failing.as_slice()), (Some(500), &["etc\\u{1b}d".to_owned()][..]));
-        assert!(read(200, b"[+]ping ok\n[+]etcd ok\nreadyz check passed\n", &mut answer));
+        assert!(read_checks(200, b"[+]ping ok\n[+]etcd ok\nreadyz check passed\n", &mut answer));
         assert!(answer.failing.is_empty());
-        assert!(!read(200, b"[+]etcd-readiness ok\n", &mut answer));
-        assert!(read(500, b"[-]etcd failed: reason withheld\n", &mut answer));
+        assert!(!read_checks(200, b"[+]etcd-readiness ok\n", &mut answer));
+        assert!(read_checks(500, b"[-]etcd failed: reason withheld\n", &mut answer));
     }
 }

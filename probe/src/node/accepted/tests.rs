@@ -1,4 +1,4 @@
-//! Against a real server: what is sent to whom, and what is made of the answer.
+//! Tests against a real server: what is sent to which server, and how its answer is judged.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -22,17 +22,18 @@ mod proxied;
 
 /// The common name of a kubelet's certificate.
 const NODE: &str = "system:node:worker-3";
-/// The secret of the tests.
+/// The bearer token.
 const TOKEN: &str = "abcdef.0123456789abcdef";
 
-/// An API server that knows clients of one CA, and what it was asked.
+/// An API server that accepts clients of one CA, and the requests it received: `+` before the text if the client sent a
+/// certificate, else `-`.
 struct Server {
     at: SocketAddr,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    /// Starts one that answers requests for a Node object in this way.
+    /// Starts a server that answers requests for a Node object with this status and body.
     async fn start(identity: &Identity, clients: &Authority, status: u16, body: &'static str) -> Self {
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -46,11 +47,11 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let at = listener.local_addr().expect("an address");
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&asked);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let received = Arc::clone(&requests);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, heard) = (acceptor.clone(), Arc::clone(&heard));
+                let (acceptor, received) = (acceptor.clone(), Arc::clone(&received));
                 tokio::spawn(async move {
                     let Ok(mut stream) = acceptor.accept(stream).await else { return };
                     let known = if stream.get_ref().1.peer_certificates().is_some() { "+" } else { "-" };
@@ -63,7 +64,7 @@ impl Server {
                         let text = String::from_utf8_lossy(&request).into_owned();
                         let of_node = text.contains("/api/v1/nodes/");
                         let (status, body) = if of_node { (status, body) } else { (200, "[+]etcd ok\n") };
-                        heard.lock().expect("no panic").push(format!("{known}{text}"));
+                        received.lock().expect("no panic").push(format!("{known}{text}"));
                         let length = body.len();
                         let response = format!(
                             "HTTP/1.1 {status} x\r\nlocation: /elsewhere\r\ncontent-length: {length}\r\n\r\n{body}"
@@ -76,10 +77,10 @@ impl Server {
                 });
             }
         });
-        Self { at, asked }
+        Self { at, requests }
     }
 
-    /// Asks it as the agent of a node with these files does.
+    /// Queries it as the agent of a node with these files does.
     async fn ask(&self, files: &[(&str, &str)], authority: &Authority, user: &str) -> Answer {
         self.ask_with(files, &format!("certificate-authority-data: {}", base64(&authority.pem)), user, |_| {})
             .await
@@ -111,19 +112,19 @@ impl Server {
         };
         let stream = TcpStream::connect(self.at).await.expect("connected");
         let target = target(self.at, None);
-        ask(&settings, &kubelet, stream, &target).await.expect("a server that can be asked")
+        ask(&settings, &kubelet, stream, &target).await.expect("a server that can be queried")
     }
 
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().expect("no panic").clone()
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("no panic").clone()
     }
 
     /// The one request for a Node object.
     fn of_node(&self) -> String {
-        let asked = self.asked();
-        let mut of_node = asked.iter().filter(|request| request.contains("/api/v1/nodes/"));
-        let one = of_node.next().expect("asked").clone();
-        assert!(of_node.next().is_none() && asked.len() == 2, "{asked:?}");
+        let requests = self.requests();
+        let mut of_node = requests.iter().filter(|request| request.contains("/api/v1/nodes/"));
+        let one = of_node.next().expect("a request").clone();
+        assert!(of_node.next().is_none() && requests.len() == 2, "{requests:?}");
         one
     }
 }
@@ -155,7 +156,7 @@ fn server(authority: &Authority) -> Identity {
 }
 
 #[tokio::test]
-async fn the_node_is_read_with_the_kubelet_s_certificate_and_nothing_else_is() {
+async fn uses_the_kubelet_s_certificate_only_to_read_the_node() {
     let authority = Authority::new("kubernetes");
     let client = authority.issue(NODE, None);
     for (user, files) in [
@@ -172,13 +173,13 @@ async fn the_node_is_read_with_the_kubelet_s_certificate_and_nothing_else_is() {
         assert!(kubelet.accepts() && kubelet.own_node && answer.untrusted.is_none(), "{kubelet:?}");
         let request = running.of_node();
         assert!(request.starts_with("+GET /api/v1/nodes/worker-3 HTTP/1.1\r\n"), "{request}");
-        let anonymous = &running.asked()[0];
+        let anonymous = &running.requests()[0];
         assert!(anonymous.starts_with("-GET /readyz?verbose "), "{anonymous}");
     }
 }
 
 #[tokio::test]
-async fn refusals_are_told_from_what_proves_acceptance() {
+async fn distinguishes_rejected_from_accepted_credentials() {
     let authority = Authority::new("kubernetes");
     let certificate = inline(&authority.issue(NODE, None));
     let of_bootstrap = inline(&authority.issue("system:bootstrap", None));
@@ -197,8 +198,8 @@ async fn refusals_are_told_from_what_proves_acceptance() {
         let answer = running.ask(&[], &authority, user).await;
         let refused = answer.kubelet.as_ref().map(CredentialAnswer::refuses);
         assert_eq!(refused, refuses, "{status} {:?}", answer.kubelet);
-        let said = answer.kubelet.as_ref().map_or("", |kubelet| &kubelet.message);
-        assert_eq!(said, message, "{status}");
+        let found = answer.kubelet.as_ref().map_or("", |kubelet| &kubelet.message);
+        assert_eq!(found, message, "{status}");
         assert!(!format!("{answer:?}").contains("0123456789"), "{answer:?}");
         running.of_node();
     }
@@ -208,7 +209,7 @@ async fn refusals_are_told_from_what_proves_acceptance() {
 }
 
 #[tokio::test]
-async fn an_alert_about_the_certificate_is_a_refusal() {
+async fn tls_alert_about_the_certificate_is_a_rejection() {
     let [authority, other] = ["kubernetes", "other"].map(Authority::new);
     let running = Server::start(&server(&authority), &authority, 200, "{}").await;
     let answer = running.ask(&[], &authority, &inline(&other.issue(NODE, None))).await;
@@ -217,7 +218,7 @@ async fn an_alert_about_the_certificate_is_a_refusal() {
 }
 
 #[tokio::test]
-async fn nothing_secret_goes_to_a_server_that_is_not_verified() {
+async fn sends_nothing_secret_to_an_unverified_server() {
     let [authority, other] = ["kubernetes", "other"].map(Authority::new);
     let ca = format!("certificate-authority-data: {}", base64(&authority.pem));
     let elsewhere = authority.issue("kube-apiserver", Some("10.0.0.1"));
@@ -225,7 +226,7 @@ async fn nothing_secret_goes_to_a_server_that_is_not_verified() {
         ("another CA", server(&other), ca.clone(), true),
         ("another name", elsewhere, ca.clone(), false),
         (
-            "another name by the kubeconfig",
+            "another name in the kubeconfig",
             server(&authority),
             format!("{ca}, tls-server-name: x.test"),
             false,
@@ -238,18 +239,18 @@ async fn nothing_secret_goes_to_a_server_that_is_not_verified() {
         for user in [token(), inline(&authority.issue(NODE, None))] {
             let running = Server::start(&identity, &authority, 200, "{}").await;
             let answer = running.ask_with(&[], &cluster, &user, |_| {}).await;
-            assert_eq!(answer.status, Some(200), "{what}: /readyz is asked all the same");
+            assert_eq!(answer.status, Some(200), "{what}: /readyz is still requested");
             assert_eq!(answer.untrusted.is_some(), is_untrusted, "{what}");
             assert!(answer.kubelet.is_none(), "{what}");
-            let asked = running.asked();
-            assert!(asked.len() == 1 && asked[0].starts_with("-GET /readyz"), "{what}: {asked:?}");
-            assert!(!asked[0].to_lowercase().contains("authorization"), "{what}");
+            let requests = running.requests();
+            assert!(requests.len() == 1 && requests[0].starts_with("-GET /readyz"), "{what}: {requests:?}");
+            assert!(!requests[0].to_lowercase().contains("authorization"), "{what}");
         }
     }
 }
 
 #[tokio::test]
-async fn what_is_untrusted_names_the_file_and_the_issuer() {
+async fn untrusted_certificate_is_reported_with_ca_file_and_issuer() {
     let [authority, other] = ["kubernetes", "other"].map(Authority::new);
     let running = Server::start(&server(&other), &authority, 200, "{}").await;
     let untrusted = running.ask(&[], &authority, "").await.untrusted.expect("of another CA");
@@ -260,7 +261,7 @@ async fn what_is_untrusted_names_the_file_and_the_issuer() {
 }
 
 #[tokio::test]
-async fn credentials_are_left_alone_where_they_may_not_or_cannot_be_used() {
+async fn does_not_use_credentials_that_are_disallowed_or_unusable() {
     let authority = Authority::new("kubernetes");
     let ca = format!("certificate-authority-data: {}", base64(&authority.pem));
     let client = authority.issue(NODE, None);
@@ -270,20 +271,20 @@ async fn credentials_are_left_alone_where_they_may_not_or_cannot_be_used() {
     for (what, user, change) in [
         ("--no-kubelet-credentials", inline(&client), off),
         ("--apiserver", inline(&client), named),
-        ("a program", "exec: {command: aws}, token: x".to_owned(), |_| {}),
+        ("a credential plugin", "exec: {command: aws}, token: x".to_owned(), |_| {}),
         ("no credential", String::new(), |_| {}),
         ("half a rotation", inline(&key_of_another), |_| {}),
-        ("no header", "token: \"a\\nb\"".to_owned(), |_| {}),
+        ("a token that is not a valid header", "token: \"a\\nb\"".to_owned(), |_| {}),
     ] {
         let running = Server::start(&server(&authority), &authority, 200, "{}").await;
         let answer = running.ask_with(&[], &ca, &user, change).await;
         assert!(answer.kubelet.is_none() && answer.status == Some(200), "{what}: {answer:?}");
-        assert_eq!(running.asked().len(), 1, "{what}");
+        assert_eq!(running.requests().len(), 1, "{what}");
     }
 }
 
 #[tokio::test]
-async fn what_the_kubelet_is_connected_to_is_the_api_server_unless_its_certificate_says_otherwise() {
+async fn peer_of_the_kubelet_is_the_api_server_unless_another_ca_issued_its_certificate() {
     let [authority, other] = ["kubernetes", "other"].map(Authority::new);
     let kubeconfig = |at: SocketAddr, cluster: &str| {
         format!(
@@ -303,10 +304,10 @@ async fn what_the_kubelet_is_connected_to_is_the_api_server_unless_its_certifica
     let another = Server::start(&server(&other), &authority, 200, "{}").await;
     assert_eq!(is_server(own, &ca, true).await, Some(true));
     assert_eq!(is_server(another.at, &ca, true).await, Some(false));
-    // Nothing is known of the CAs, or nothing may be asked.
+    // The CAs are unknown, or active checks are disabled.
     assert_eq!(is_server(another.at, "x: y", true).await, Some(true));
     assert_eq!(is_server(another.at, &ca, false).await, Some(true));
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("an address");
-    assert_eq!(is_server(nobody, &ca, true).await, None);
-    assert!(another.asked().is_empty(), "nothing is requested");
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("an address");
+    assert_eq!(is_server(closed, &ca, true).await, None);
+    assert!(another.requests().is_empty(), "nothing is requested");
 }
