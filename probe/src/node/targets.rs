@@ -1,4 +1,4 @@
-//! Where this node expects the API server.
+//! Determines the addresses at which the clients on this node expect the API server.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,26 +13,26 @@ use super::names::{self, Named};
 use crate::settings::{ApiServer, ServerHost, Settings};
 use crate::text::clean;
 
-/// What was found, and what could not be made out.
+/// The API servers that were found, and what could not be determined.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Servers {
-    /// In the order in which clients prefer them.
+    /// Known addresses, in the order in which clients prefer them.
     pub(crate) targets: Vec<ApiTarget>,
-    /// Names that did not resolve, files that did not parse.
+    /// Files that did not parse, and servers that cannot be observed.
     pub(crate) gaps: Vec<Gap>,
-    /// Servers that are known by a name, whether the host's table of names has it or a resolver must be asked.
+    /// Servers that are configured by name, including those that `/etc/hosts` resolves.
     pub(crate) names: Vec<Named>,
-    /// A kubeconfig of the kubelet was read and names a server: an address that is not here is not used any more.
+    /// Whether a kubeconfig of the kubelet was read and names a server: an address that is not included is no longer in use.
     pub(crate) is_whole: bool,
 }
 
-/// What is missing where an address is not known.
+/// Signal of the gap if an address of the API server is unknown.
 pub(crate) const SIGNAL: &str = "api.address";
 
 /// Default port of an `https` URL and of kube-apiserver.
 const HTTPS_PORT: u16 = 443;
 
-/// The kubelet's kubeconfigs: the one named by hand, else those that it is started with.
+/// Returns the paths of the kubelet's kubeconfigs: the one given by `--kubeconfig`, else those in the kubelet's flags.
 pub(crate) fn kubeconfigs(settings: &Settings, discovery: &Discovery) -> Vec<PathBuf> {
     match &settings.kubeconfig {
         Some(path) => vec![path.clone()],
@@ -40,27 +40,27 @@ pub(crate) fn kubeconfigs(settings: &Settings, discovery: &Discovery) -> Vec<Pat
     }
 }
 
-/// Every address, named ones first.
+/// Returns all API servers, those given by `--apiserver` first.
 pub(crate) fn find(settings: &Settings, discovery: &Discovery) -> Servers {
     let services = service_ranges(settings, discovery);
     let mut found = Servers::default();
     for ApiServer { host, port, kind } in &settings.apiservers {
-        found.server(settings, &services, (host.clone(), *port), "--apiserver", Whose::Flag(*kind));
+        found.server(settings, &services, (host.clone(), *port), "--apiserver", Origin::Flag(*kind));
     }
     if !settings.only_named {
         for path in kubeconfigs(settings, discovery) {
-            found.kubeconfig(settings, discovery, &services, &path, Whose::Kubelet);
+            found.kubeconfig(settings, discovery, &services, &path, Origin::Kubelet);
         }
         if let Some(addr) = service_in_environment() {
             let source = "KUBERNETES_SERVICE_HOST".to_owned();
             found.add(ApiTarget { addr, kind: TargetKind::Service, source, name: None, proxy: None });
         }
         for (name, _) in cnis::kubeconfigs() {
-            found.kubeconfig(settings, discovery, &services, &settings.cni.conf().join(name), Whose::Cni);
+            found.kubeconfig(settings, discovery, &services, &settings.cni.conf().join(name), Origin::Cni);
         }
     }
     if found.targets.is_empty() && found.names.is_empty() && found.gaps.is_empty() {
-        found.gap("no address of the API server was found; name it with --apiserver ADDRESS:PORT".to_owned());
+        found.gap("no address of the API server was found; set it with --apiserver ADDRESS:PORT".to_owned());
     }
     found
 }
@@ -76,14 +76,14 @@ impl Servers {
         self.gaps.push(Gap { signal: SIGNAL.to_owned(), why, blind: false });
     }
 
-    /// Only the server's URL is read; credentials are not kept.
+    /// Adds the servers in a kubeconfig. Only their URLs are kept.
     fn kubeconfig(
         &mut self,
         settings: &Settings,
         discovery: &Discovery,
         services: &[Range],
         path: &Path,
-        whose: Whose,
+        origin: Origin,
     ) {
         let Some(text) = file::read_text(&settings.on_host(path)) else { return };
         let source = clean(path.to_string_lossy().as_bytes(), 200);
@@ -92,14 +92,14 @@ impl Servers {
             Ok(value) => servers(&value),
             Err(_) => return self.gap(format!("{source} is not a kubeconfig")),
         };
-        self.is_whole |= whose == Whose::Kubelet && !servers.is_empty();
+        self.is_whole |= origin == Origin::Kubelet && !servers.is_empty();
         for server in servers {
             match parse(&server) {
                 Some((host, port)) => {
-                    let by = discovery.kubelet.proxy_for(&host, port).filter(|_| whose == Whose::Kubelet);
-                    match by {
+                    let proxy = discovery.kubelet.proxy_for(&host, port);
+                    match proxy.filter(|_| origin == Origin::Kubelet) {
                         Some(proxy) => self.proxy(settings, proxy, &source),
-                        None => self.server(settings, services, (host, port), &source, whose),
+                        None => self.server(settings, services, (host, port), &source, origin),
                     }
                 }
                 None => {
@@ -109,7 +109,8 @@ impl Servers {
         }
     }
 
-    /// What a direct connection to the server says is nothing that the kubelet would see: it connects to the proxy.
+    /// Adds a proxy in place of the server behind it: the kubelet connects to the proxy, so a direct connection to the server
+    /// shows nothing about the kubelet's.
     fn proxy(&mut self, settings: &Settings, proxy: &Proxy, source: &str) {
         if !proxy.can_ask(settings.kubelet_credentials) {
             self.gap(format!(
@@ -122,7 +123,7 @@ impl Servers {
             name: proxy.host.to_string(),
             port: proxy.port,
             source: source.to_owned(),
-            whose: Whose::Kubelet,
+            origin: Origin::Kubelet,
             services: Vec::new(),
             proxy: Some(proxy.url.clone()),
         };
@@ -132,30 +133,30 @@ impl Servers {
         }
     }
 
-    /// Its addresses as far as they are known without asking anybody.
+    /// Adds a server: its address, or its name with the addresses in `/etc/hosts`.
     fn server(
         &mut self,
         settings: &Settings,
         services: &[Range],
         (host, port): (ServerHost, u16),
         source: &str,
-        whose: Whose,
+        origin: Origin,
     ) {
         match host {
             ServerHost::Address(ip) => {
                 let addr = SocketAddr::new(ip, port);
-                let (kind, source) = (whose.kind(services, addr), source.to_owned());
+                let (kind, source) = (origin.kind(services, addr), source.to_owned());
                 self.add(ApiTarget { addr, kind, source, name: None, proxy: None });
             }
             ServerHost::Name(name) => {
                 let (source, services) = (source.to_owned(), services.to_vec());
-                self.name(settings, Named { name, port, source, whose, services, proxy: None });
+                self.name(settings, Named { name, port, source, origin, services, proxy: None });
             }
         }
     }
 
     fn name(&mut self, settings: &Settings, named: Named) {
-        for ip in names::in_table(settings, &named.name) {
+        for ip in names::in_hosts_file(settings, &named.name) {
             self.add(named.target(ip));
         }
         if !self.names.iter().any(|known| (&known.name, known.port) == (&named.name, named.port)) {
@@ -164,16 +165,20 @@ impl Servers {
     }
 }
 
-/// Where the address or name of an API server comes from.
+/// Where an API server is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
+pub(crate) enum Origin {
+    /// `--apiserver`, with the kind if the flag specifies it.
     Flag(Option<TargetKind>),
+    /// A kubeconfig of the kubelet.
     Kubelet,
+    /// A kubeconfig of a CNI plugin.
     Cni,
 }
 
-impl Whose {
-    /// Whether an address is the Service's. A plugin's kubeconfig mostly names that.
+impl Origin {
+    /// Returns whether an address is that of the Service or of an API server itself. The kubeconfig of a CNI plugin usually
+    /// names the Service.
     pub(super) fn kind(self, services: &[Range], addr: SocketAddr) -> TargetKind {
         match self {
             Self::Flag(Some(kind)) => kind,
@@ -183,6 +188,7 @@ impl Whose {
     }
 }
 
+/// Returns the server URLs in a kubeconfig, at most 16.
 pub(super) fn servers(kubeconfig: &Value) -> Vec<String> {
     let clusters =
         kubeconfig.get("clusters").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -190,13 +196,15 @@ pub(super) fn servers(kubeconfig: &Value) -> Vec<String> {
     clusters.iter().take(16).filter_map(server).collect()
 }
 
+/// Returns the address of the Service `kubernetes`, which the kubelet passes to containers.
 fn service_in_environment() -> Option<SocketAddr> {
     let host: IpAddr = std::env::var("KUBERNETES_SERVICE_HOST").ok()?.parse().ok()?;
     let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?.parse().ok()?;
     Some(SocketAddr::new(host, port))
 }
 
-/// `https://host:port/path`, `host:port`, `[v6]:port`, `host`.
+/// Parses host and port of a server in one of the forms `https://host:port/path`, `host:port`, `[v6]:port` and `host`. The
+/// default port is 443 for a URL, else 6443.
 pub(crate) fn parse(server: &str) -> Option<(ServerHost, u16)> {
     let (rest, default) = match server.strip_prefix("https://") {
         Some(rest) => (rest, HTTPS_PORT),
@@ -214,21 +222,21 @@ pub(crate) fn parse(server: &str) -> Option<(ServerHost, u16)> {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (authority, default),
     };
-    // RFC 1035; the underscore is not for hosts, and is used all the same.
+    // RFC 1035. Underscores are not valid in host names, but are in use.
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     (!host.is_empty() && host.len() <= 253 && host.bytes().all(is_name))
         .then(|| (ServerHost::Name(host.to_owned()), port))
 }
 
-/// Service when it is known to be one.
+/// Returns [`TargetKind::Service`] if the address is known to be that of a Service.
 fn kind_of(services: &[Range], addr: SocketAddr) -> TargetKind {
     let in_environment = service_in_environment().is_some_and(|service| service.ip() == addr.ip());
     let in_range = services.iter().any(|range| range.contains(addr.ip()));
     if in_environment || in_range { TargetKind::Service } else { TargetKind::Direct }
 }
 
-/// As [`kind_of`]; where nothing is known of the Services, a private address with the Service's port 443 is
-/// taken for one: API servers themselves listen on 6443 nearly everywhere.
+/// Same as [`kind_of`], but if the Service ranges are unknown, a private address with port 443 is assumed to be a Service:
+/// API servers themselves nearly always listen on 6443.
 fn guess(services: &[Range], addr: SocketAddr) -> TargetKind {
     let private = match addr.ip() {
         // RFC 1918, and RFC 6598, which kops uses.
@@ -241,8 +249,9 @@ fn guess(services: &[Range], addr: SocketAddr) -> TargetKind {
     kind_of(services, addr)
 }
 
-/// From the API server's own manifest; else around the cluster's DNS address, which is a Service: the /16
-/// there is the smallest range that common installers use (kubeadm: /12, Kubespray: /18 of a /16 of its own).
+/// Returns the address ranges of Services: those in the API server's static pod manifest, else the /16 (IPv6: /112) around the
+/// address of the cluster DNS, which is a Service. A /16 is the smallest range that common installers reserve (kubeadm: /12,
+/// Kubespray: /18 of a /16 of its own).
 fn service_ranges(settings: &Settings, discovery: &Discovery) -> Vec<Range> {
     let static_pods = discovery.kubelet.static_pods.as_ref();
     let manifest = static_pods
@@ -269,7 +278,7 @@ mod tests {
     use crate::settings::tests::settings;
 
     #[test]
-    fn a_server_is_a_url_or_an_address() {
+    fn parses_urls_and_addresses() {
         let name = |name: &str| ServerHost::Name(name.to_owned());
         for (server, wanted) in [
             ("https://10.0.0.1", Some((ServerHost::Address([10, 0, 0, 1].into()), 443))),
@@ -289,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_behind_a_proxy_is_reached_at_the_proxy_s_address() {
+    fn target_behind_a_proxy_has_the_address_of_the_proxy() {
         let root = tempfile::tempdir().expect("a directory");
         fs::write(root.path().join("k"), "clusters: [{cluster: {server: 'https://10.0.0.1:6443'}}]")
             .expect("written");
@@ -334,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_read_from_a_kubeconfig() {
+    fn reads_servers_from_a_kubeconfig() {
         let text = "clusters:\n- name: a\n  cluster: {server: 'https://10.0.0.1:6443', x: 1}\n- name: b\n";
         let value: Value = serde_yaml_ng::from_str(text).expect("yaml");
         assert_eq!(servers(&value), ["https://10.0.0.1:6443"]);

@@ -1,4 +1,4 @@
-//! What is known of one name: the addresses that it resolves to, and those that the kubelet is connected to.
+//! The state of one name: the addresses that it resolves to, and those that the kubelet is connected to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,99 +8,105 @@ use probe_engine::{Actor, Gap, Mono, NameLookup, Observation, ProcessClass, limi
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{ADDRESSES, EVERY, LookedUp, Named};
+use super::{LookedUp, MAX_ADDRESSES, MAX_INTERVAL, MIN_INTERVAL, Named};
 use crate::clock;
 use crate::node::discovery::Kubelet;
-use crate::node::targets::Whose;
+use crate::node::targets::Origin;
 use crate::node::{accepted, processes, provenance, sockets, targets};
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Between two look-ups while the name has no address.
-const AGAIN: Duration = Duration::from_secs(5);
-/// For how long an address that is neither among the answers nor used any more is kept: answers take turns, and clients keep
-/// what they had.
-const KEPT: u64 = 300 * limits::SECOND;
-/// Between two looks at what the kubelet is connected to: a walk of the kernel's connections to one port.
-const LOOK: Duration = Duration::from_secs(10);
-/// How long a connection is open before its address counts as one of the name. The kubelet keeps its connection to the API
-/// server for hours; those of its probes to pods with the same port end with the probe's timeout.
-const LASTS: Duration = Duration::from_secs(30);
-/// Longest name (RFC 1035).
-const NAME: usize = 253;
+/// Interval between lookups while the lookup fails.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an address is kept after it was last resolved or in use, ns: resolvers rotate the addresses in their responses,
+/// and clients keep the address they are connected to.
+const RETENTION_NS: u64 = 300 * limits::SECOND;
+/// Interval between polls of the kubelet's connections; each walks the kernel's connections to one port.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Minimum age of a connection for its address to count as one of the name. The kubelet keeps its connection to the API server
+/// open for hours; connections of its probes to pods on the same port close with the probe's timeout.
+const MIN_CONNECTION_AGE: Duration = Duration::from_secs(30);
+/// Maximum length of a name, bytes (RFC 1035).
+const MAX_NAME_LEN: usize = 253;
 
-/// See the module.
+/// The state of one name.
 #[derive(Debug)]
-pub(super) struct Known {
-    /// Its addresses.
+pub(super) struct NameState {
     addresses: BTreeMap<IpAddr, Address>,
-    /// When it is looked up next.
+    /// When the next lookup is due.
     pub(super) due: Instant,
+    /// Whether the last lookup failed.
     failed: bool,
-    /// When the kubelet's connections are looked at next.
-    look_due: Instant,
-    /// By inode: connections to addresses that are not among the known ones.
-    others: BTreeMap<u32, Other>,
+    /// When the kubelet's connections are polled next.
+    poll_due: Instant,
+    /// Connections to addresses that are not known, by the socket's inode number.
+    unknown_peers: BTreeMap<u32, UnknownPeer>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Address {
-    /// When it was last among the answers, or found in use.
+    /// When it was last in a response, or in use.
     at: Mono,
-    /// It was among the answers.
+    /// Whether a lookup returned it.
     is_resolved: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Other {
-    /// When it was first seen.
+struct UnknownPeer {
+    /// When the connection was first seen.
     since: Instant,
-    /// It is not the kubelet's, or not to the API server.
+    /// Whether the connection is known not to be one of the kubelet to the API server.
     is_rejected: bool,
 }
 
-impl Default for Known {
+impl Default for NameState {
     fn default() -> Self {
         let now = Instant::now();
-        Self { addresses: BTreeMap::new(), due: now, failed: false, look_due: now, others: BTreeMap::new() }
+        Self {
+            addresses: BTreeMap::new(),
+            due: now,
+            failed: false,
+            poll_due: now,
+            unknown_peers: BTreeMap::new(),
+        }
     }
 }
 
-impl Known {
-    /// The files that say how names resolve have changed.
-    pub(super) fn is_due(&mut self) {
+impl NameState {
+    /// Makes the next lookup due at once: the resolver's configuration has changed.
+    pub(super) fn retry_now(&mut self) {
         self.due = Instant::now();
     }
 
-    /// Returns what to report of a lookup.
-    pub(super) fn take(
+    /// Records the result of a lookup and returns what to report of it.
+    pub(super) fn record(
         &mut self,
         named: &Named,
         LookedUp { resolver, result }: LookedUp,
     ) -> Vec<Observation> {
         let now = clock::now();
-        let mut seen = Vec::new();
-        let name = clean(named.name.as_bytes(), NAME);
+        let mut reports = Vec::new();
+        let name = clean(named.name.as_bytes(), MAX_NAME_LEN);
         let (addresses, failure) = match result {
             Ok((addresses, ttl)) => {
-                self.due = Instant::now() + ttl.clamp(EVERY[0], EVERY[1]);
+                self.due = Instant::now() + ttl.clamp(MIN_INTERVAL, MAX_INTERVAL);
                 (addresses, None)
             }
             Err(failure) => {
-                self.due = Instant::now() + AGAIN;
+                self.due = Instant::now() + RETRY_INTERVAL;
                 (Vec::new(), Some(failure))
             }
         };
         for ip in addresses {
             if self.addresses.insert(ip, Address { at: now, is_resolved: true }).is_none() {
-                seen.push(Observation::ApiTarget(named.target(ip)));
+                reports.push(Observation::ApiTarget(named.target(ip)));
             }
         }
         if failure.is_some() || self.failed {
             self.failed = failure.is_some();
-            seen.push(match failure {
-                // Its agent may have another way.
-                Some(failure) if named.whose == Whose::Cni => {
+            reports.push(match failure {
+                // The CNI agent may use another address.
+                Some(failure) if named.origin == Origin::Cni => {
                     let why = format!("{name} in {}: {resolver} {}", named.source, failure.words());
                     Observation::Gap(Gap { signal: targets::SIGNAL.to_owned(), why, blind: false })
                 }
@@ -110,11 +116,11 @@ impl Known {
                 }
             });
         }
-        seen
+        reports
     }
 
-    /// Returns what to report of the kubelet's own connections: whoever resolved the name for it, the address that it is
-    /// connected to is one of the name. Forgets what is neither resolved nor used any more.
+    /// Polls the kubelet's own connections and returns what to report of them: an address that the kubelet is connected to is
+    /// an address of the name, regardless of how the kubelet resolved it. Removes addresses that have expired.
     pub(super) async fn follow_kubelet(
         &mut self,
         settings: &Settings,
@@ -122,21 +128,21 @@ impl Known {
         named: &Named,
     ) -> Vec<Observation> {
         let now = Instant::now();
-        // Without any address there is nothing that the kubelet's connection could be mistaken beside.
+        // A name without an address needs one soon, and there is no known address that it could be confused with.
         let is_urgent = self.failed && self.addresses.is_empty();
-        if now < self.look_due && !is_urgent {
+        if now < self.poll_due && !is_urgent {
             return Vec::new();
         }
-        self.look_due = now + LOOK;
+        self.poll_due = now + POLL_INTERVAL;
         let found = sockets::connected_to(named.port).unwrap_or_default();
-        let mut seen = Vec::new();
-        if named.whose == Whose::Kubelet {
-            let lasts = if is_urgent { Duration::ZERO } else { LASTS };
-            let lasting = self.lasting(&found, now, lasts);
+        let mut reports = Vec::new();
+        if named.origin == Origin::Kubelet {
+            let min_age = if is_urgent { Duration::ZERO } else { MIN_CONNECTION_AGE };
+            let lasting = self.lasting(&found, now, min_age);
             let inodes: BTreeSet<_> = lasting.iter().map(|(_, inode)| *inode).collect();
             let of_kubelet = of_kubelets(settings, &inodes);
             for (ip, inode) in lasting {
-                if self.addresses.contains_key(&ip) || self.addresses.len() >= ADDRESSES {
+                if self.addresses.contains_key(&ip) || self.addresses.len() >= MAX_ADDRESSES {
                     continue;
                 }
                 let target = named.target(ip);
@@ -149,60 +155,60 @@ impl Known {
                 match is_server {
                     Some(true) => {
                         self.addresses.insert(ip, Address { at: clock::now(), is_resolved: false });
-                        seen.push(Observation::ApiTarget(target));
+                        reports.push(Observation::ApiTarget(target));
                     }
-                    Some(false) => _ = self.others.get_mut(&inode).map(|other| other.is_rejected = true),
-                    // Asked again at the next look.
+                    Some(false) => _ = self.unknown_peers.get_mut(&inode).map(|peer| peer.is_rejected = true),
+                    // Unknown: checked again at the next poll.
                     None => {}
                 }
             }
         }
-        let over = self.over(clock::now());
-        if over.is_empty() {
-            return seen;
+        let expired = self.expired(clock::now());
+        if expired.is_empty() {
+            return reports;
         }
-        // Whoever is connected to one stays so for hours.
-        let to_them = found.into_iter().filter(|(ip, _)| over.contains(ip)).collect();
-        seen.extend(self.forget(named, over, &used(settings, to_them)));
-        seen
+        // The kubelet may still use an expired address: its connections stay open for hours.
+        let to_them = found.into_iter().filter(|(ip, _)| expired.contains(ip)).collect();
+        reports.extend(self.forget(named, expired, &used(settings, to_them)));
+        reports
     }
 
-    /// Returns the connections to unknown addresses that have been open for this long and were not rejected.
-    fn lasting(&mut self, found: &[(IpAddr, u32)], now: Instant, lasts: Duration) -> Vec<(IpAddr, u32)> {
+    /// Returns the connections to unknown addresses that have been open for at least `min_age` and were not rejected.
+    fn lasting(&mut self, found: &[(IpAddr, u32)], now: Instant, min_age: Duration) -> Vec<(IpAddr, u32)> {
         let unknown = found.iter().copied().filter(|(ip, _)| !self.addresses.contains_key(ip));
         let unknown: Vec<_> = unknown.collect();
         let open: BTreeSet<_> = unknown.iter().map(|(_, inode)| *inode).collect();
-        self.others.retain(|inode, _| open.contains(inode));
-        let lasts = |(_, inode): &(IpAddr, u32)| {
-            let other = self.others.entry(*inode).or_insert(Other { since: now, is_rejected: false });
-            !other.is_rejected && now.duration_since(other.since) >= lasts
+        self.unknown_peers.retain(|inode, _| open.contains(inode));
+        let is_lasting = |(_, inode): &(IpAddr, u32)| {
+            let peer =
+                self.unknown_peers.entry(*inode).or_insert(UnknownPeer { since: now, is_rejected: false });
+            !peer.is_rejected && now.duration_since(peer.since) >= min_age
         };
-        unknown.into_iter().filter(lasts).collect()
+        unknown.into_iter().filter(is_lasting).collect()
     }
 
-    /// Returns the addresses that have not been among the answers, or in use, for too long. While the name does not resolve
-    /// there is nothing that those which it resolved to would be missing from.
-    fn over(&self, now: Mono) -> Vec<IpAddr> {
-        let over = self
-            .addresses
-            .iter()
-            .filter(|(_, address)| now.since(address.at) >= KEPT && !(self.failed && address.is_resolved));
-        over.map(|(ip, _)| *ip).collect()
+    /// Returns the addresses that were neither resolved nor in use for [`RETENTION_NS`]. Resolved addresses do not expire while
+    /// lookups fail.
+    fn expired(&self, now: Mono) -> Vec<IpAddr> {
+        let expired = self.addresses.iter().filter(|(_, address)| {
+            now.since(address.at) >= RETENTION_NS && !(self.failed && address.is_resolved)
+        });
+        expired.map(|(ip, _)| *ip).collect()
     }
 
-    /// Forgets those of them that are not used.
-    fn forget(&mut self, named: &Named, over: Vec<IpAddr>, used: &BTreeSet<IpAddr>) -> Vec<Observation> {
+    /// Removes the expired addresses that are not in use, and returns what to report.
+    fn forget(&mut self, named: &Named, expired: Vec<IpAddr>, used: &BTreeSet<IpAddr>) -> Vec<Observation> {
         let now = clock::now();
-        let mut seen = Vec::new();
-        for ip in over {
+        let mut reports = Vec::new();
+        for ip in expired {
             if used.contains(&ip) {
                 self.addresses.entry(ip).and_modify(|address| address.at = now);
                 continue;
             }
             self.addresses.remove(&ip);
-            seen.push(Observation::ApiTargetGone { addr: SocketAddr::new(ip, named.port) });
+            reports.push(Observation::ApiTargetGone { addr: SocketAddr::new(ip, named.port) });
         }
-        seen
+        reports
     }
 }
 
@@ -234,7 +240,7 @@ mod tests {
             name: "api.test".to_owned(),
             port: 443,
             source: "here".to_owned(),
-            whose: Whose::Kubelet,
+            origin: Origin::Kubelet,
             services: Vec::new(),
             proxy: None,
         }
@@ -245,75 +251,75 @@ mod tests {
     }
 
     fn answer(result: Result<u8, NameFailure>) -> LookedUp {
-        let result = result.map(|last| (vec![ip(last)], EVERY[0]));
+        let result = result.map(|last| (vec![ip(last)], MIN_INTERVAL));
         LookedUp { resolver: "10.0.0.2:53".to_owned(), result }
     }
 
-    fn kinds(seen: &[Observation]) -> Vec<String> {
+    fn summaries(reports: &[Observation]) -> Vec<String> {
         let kind = |observation: &Observation| match observation {
             Observation::ApiTarget(target) => format!("+{}", target.addr),
             Observation::ApiTargetGone { addr } => format!("-{addr}"),
             Observation::NameLookup(lookup) => format!("{:?}", lookup.failure),
             other => format!("{other:?}"),
         };
-        seen.iter().map(kind).collect()
+        reports.iter().map(kind).collect()
     }
 
-    /// Makes an address as old as one that is kept no longer.
-    fn age(known: &mut Known, last: u8) {
-        let at = clock::now().minus(KEPT);
-        known.addresses.entry(ip(last)).and_modify(|address| address.at = at);
+    /// Sets the age of an address to the retention time.
+    fn age(state: &mut NameState, last: u8) {
+        let at = clock::now().minus(RETENTION_NS);
+        state.addresses.entry(ip(last)).and_modify(|address| address.at = at);
     }
 
-    fn forget(known: &mut Known, used: &[u8]) -> Vec<String> {
-        let over = known.over(clock::now());
-        kinds(&known.forget(&named(), over, &used.iter().map(|last| ip(*last)).collect()))
+    fn forget(state: &mut NameState, used: &[u8]) -> Vec<String> {
+        let expired = state.expired(clock::now());
+        summaries(&state.forget(&named(), expired, &used.iter().map(|last| ip(*last)).collect()))
     }
 
     #[test]
-    fn an_address_stays_while_answers_take_turns_and_a_failure_is_told_until_it_is_over() {
-        let (named, mut known) = (named(), Known::default());
-        assert_eq!(kinds(&known.take(&named, answer(Ok(1)))), ["+10.0.0.1:443"]);
-        assert_eq!(kinds(&known.take(&named, answer(Ok(2)))), ["+10.0.0.2:443"]);
-        assert_eq!(kinds(&known.take(&named, answer(Ok(1)))), [""; 0]);
+    fn keeps_rotated_addresses_and_reports_a_failure_until_it_ends() {
+        let (named, mut state) = (named(), NameState::default());
+        assert_eq!(summaries(&state.record(&named, answer(Ok(1)))), ["+10.0.0.1:443"]);
+        assert_eq!(summaries(&state.record(&named, answer(Ok(2)))), ["+10.0.0.2:443"]);
+        assert_eq!(summaries(&state.record(&named, answer(Ok(1)))), [""; 0]);
         for _ in 0..2 {
-            assert_eq!(kinds(&known.take(&named, answer(Err(NameFailure::Silent)))), ["Some(Silent)"]);
+            assert_eq!(summaries(&state.record(&named, answer(Err(NameFailure::Silent)))), ["Some(Silent)"]);
         }
-        age(&mut known, 2);
-        assert_eq!(forget(&mut known, &[]), [""; 0], "without an answer nothing is missing from it");
-        assert_eq!(kinds(&known.take(&named, answer(Ok(1)))), ["None"]);
-        assert_eq!(forget(&mut known, &[]), ["-10.0.0.2:443"]);
+        age(&mut state, 2);
+        assert_eq!(forget(&mut state, &[]), [""; 0], "resolved addresses do not expire while lookups fail");
+        assert_eq!(summaries(&state.record(&named, answer(Ok(1)))), ["None"]);
+        assert_eq!(forget(&mut state, &[]), ["-10.0.0.2:443"]);
     }
 
     #[test]
-    fn an_address_that_only_the_kubelet_uses_goes_with_its_connection() {
-        let mut known = Known::default();
-        known.take(&named(), answer(Ok(1)));
-        known.addresses.insert(ip(3), Address { at: clock::now(), is_resolved: false });
-        assert_eq!(forget(&mut known, &[]), [""; 0], "it was used a moment ago");
-        age(&mut known, 3);
-        assert_eq!(forget(&mut known, &[3]), [""; 0]);
-        age(&mut known, 3);
-        known.take(&named(), answer(Err(NameFailure::Silent)));
-        assert_eq!(forget(&mut known, &[]), ["-10.0.0.3:443"], "whether the name resolves or not");
+    fn address_that_only_the_kubelet_uses_expires_with_its_connection() {
+        let mut state = NameState::default();
+        state.record(&named(), answer(Ok(1)));
+        state.addresses.insert(ip(3), Address { at: clock::now(), is_resolved: false });
+        assert_eq!(forget(&mut state, &[]), [""; 0], "it was in use recently");
+        age(&mut state, 3);
+        assert_eq!(forget(&mut state, &[3]), [""; 0]);
+        age(&mut state, 3);
+        state.record(&named(), answer(Err(NameFailure::Silent)));
+        assert_eq!(forget(&mut state, &[]), ["-10.0.0.3:443"], "it expires whether or not the name resolves");
     }
 
     #[test]
-    fn only_connections_that_last_count() {
-        let mut known = Known::default();
-        known.take(&named(), answer(Ok(1)));
+    fn only_lasting_connections_count() {
+        let mut state = NameState::default();
+        state.record(&named(), answer(Ok(1)));
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let found = [(ip(1), 11), (ip(3), 13), (ip(4), 14)];
-        assert_eq!(known.lasting(&found, at(0), LASTS), []);
-        // One has ended, another takes its place.
+        assert_eq!(state.lasting(&found, at(0), MIN_CONNECTION_AGE), []);
+        // One connection was closed, and another was opened to the same address.
         let next = [(ip(1), 11), (ip(3), 23), (ip(4), 14)];
-        assert_eq!(known.lasting(&next, at(20), LASTS), []);
-        assert_eq!(known.lasting(&next, at(30), LASTS), [(ip(4), 14)]);
-        known.others.get_mut(&14).expect("known").is_rejected = true;
-        assert_eq!(known.lasting(&next, at(60), LASTS), [(ip(3), 23)]);
-        assert_eq!(known.lasting(&[], at(70), LASTS), []);
-        assert!(known.others.is_empty(), "what has ended is forgotten");
-        assert_eq!(known.lasting(&found, at(80), Duration::ZERO), [(ip(3), 13), (ip(4), 14)]);
+        assert_eq!(state.lasting(&next, at(20), MIN_CONNECTION_AGE), []);
+        assert_eq!(state.lasting(&next, at(30), MIN_CONNECTION_AGE), [(ip(4), 14)]);
+        state.unknown_peers.get_mut(&14).expect("a peer").is_rejected = true;
+        assert_eq!(state.lasting(&next, at(60), MIN_CONNECTION_AGE), [(ip(3), 23)]);
+        assert_eq!(state.lasting(&[], at(70), MIN_CONNECTION_AGE), []);
+        assert!(state.unknown_peers.is_empty(), "closed connections are removed");
+        assert_eq!(state.lasting(&found, at(80), Duration::ZERO), [(ip(3), 13), (ip(4), 14)]);
     }
 }
