@@ -1,4 +1,4 @@
-//! Asks the container runtime about itself, as the kubelet does: over CRI, read-only.
+//! Queries the container runtime over CRI, as the kubelet does. All calls are read-only.
 
 mod messages;
 #[cfg(test)]
@@ -35,20 +35,20 @@ use crate::text::clean;
 pub(crate) use watch::{Endpoint, Endpoints, watch};
 
 /// Deadline of each call. The kubelet's is two minutes; a runtime responds to these within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Longest response that is read: the verbose status of containerd has 10 to 20 KB.
-const RESPONSE: usize = 1 << 20;
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum size of a response, bytes: the verbose status of containerd has 10 to 20 KB.
+const MAX_RESPONSE_LEN: usize = 1 << 20;
 /// API versions, newest first. Runtimes before containerd 1.6 and CRI-O 1.23 serve only the second.
-const VERSIONS: [&str; 2] = ["runtime.v1", "runtime.v1alpha2"];
-/// Longest message and longest runtime name that are kept, bytes.
-const WORDS: usize = 300;
-const NAME: usize = 64;
-/// Most plugin directories that are read.
-const DIRS: usize = 8;
+const API_VERSIONS: [&str; 2] = ["runtime.v1", "runtime.v1alpha2"];
+/// Maximum length of a message and of the runtime's name, bytes.
+const MAX_MESSAGE_LEN: usize = 300;
+const MAX_NAME_LEN: usize = 64;
+/// Maximum number of plugin directories.
+const MAX_DIRS: usize = 8;
 
 /// The result of one round of calls.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct RuntimeReport {
     pub(crate) answer: CriAnswer,
     /// The runtime's own settings, which only containerd reports.
     pub(crate) cni: CniSettings,
@@ -56,14 +56,14 @@ pub(crate) struct Asked {
     pub(crate) cgroup_driver: Option<Known<String>>,
 }
 
-/// Calls the runtime that listens on `socket`, a path in this process' mount namespace. `sandbox_image` is the one in the
+/// Calls the runtime that listens on `socket`, a path in this process's mount namespace. `sandbox_image` is the one in the
 /// runtime's configuration.
 ///
 /// # Errors
 /// If this process lacks the permission, descriptors or memory to connect, which is not a fault of the runtime.
-pub(crate) async fn ask(socket: &Path, sandbox_image: Option<&str>) -> io::Result<Asked> {
-    let unknown = |answer| Ok(Asked { answer, cni: CniSettings::default(), cgroup_driver: None });
-    let stream = match timeout(PATIENCE, UnixStream::connect(socket)).await {
+pub(crate) async fn query(socket: &Path, sandbox_image: Option<&str>) -> io::Result<RuntimeReport> {
+    let unknown = |answer| Ok(RuntimeReport { answer, cni: CniSettings::default(), cgroup_driver: None });
+    let stream = match timeout(CALL_TIMEOUT, UnixStream::connect(socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => match error.raw_os_error() {
             Some(errno) if !file::is_own(&error) => {
@@ -74,18 +74,18 @@ pub(crate) async fn ask(socket: &Path, sandbox_image: Option<&str>) -> io::Resul
         },
         Err(_) => return unknown(CriAnswer::Silent),
     };
-    let shaken = timeout(PATIENCE, http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await;
-    let (sender, connection) = match shaken {
+    let connected = timeout(CALL_TIMEOUT, http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await;
+    let (sender, connection) = match connected {
         Ok(Ok(both)) => both,
         Ok(Err(error)) => return unknown(fails(&error)),
         Err(_) => return unknown(CriAnswer::Silent),
     };
     // Ends when the last sender is dropped.
     tokio::spawn(connection);
-    for version in VERSIONS {
+    for version in API_VERSIONS {
         let mut client = Client { sender: sender.clone(), version };
         match client.read(sandbox_image).await {
-            Ok(asked) => return Ok(asked),
+            Ok(report) => return Ok(report),
             Err(status) if status.code() == Code::Unimplemented => {}
             Err(status) if status.code() == Code::DeadlineExceeded => return unknown(CriAnswer::Silent),
             Err(status) => return unknown(fails(&words(&status))),
@@ -95,7 +95,7 @@ pub(crate) async fn ask(socket: &Path, sandbox_image: Option<&str>) -> io::Resul
 }
 
 fn fails(why: &dyn Display) -> CriAnswer {
-    CriAnswer::Fails { why: clean(why.to_string().as_bytes(), WORDS) }
+    CriAnswer::Fails { why: clean(why.to_string().as_bytes(), MAX_MESSAGE_LEN) }
 }
 
 /// Returns the message of the runtime if there is one, else that of the connection.
@@ -114,19 +114,21 @@ struct Client {
 }
 
 impl Client {
-    async fn read(&mut self, sandbox_image: Option<&str>) -> Result<Asked, Status> {
+    async fn read(&mut self, sandbox_image: Option<&str>) -> Result<RuntimeReport, Status> {
         let version: VersionResponse = self.call("RuntimeService", "Version", VersionRequest {}).await?;
         let status: StatusResponse =
             self.call("RuntimeService", "Status", StatusRequest { verbose: true }).await?;
         let config = info(&status, "config").unwrap_or_default();
-        let named = config.get("sandboxImage").and_then(Value::as_str).filter(|image| !image.is_empty());
-        let image = sandbox_image.or(named).map(|image| clean(image.as_bytes(), WORDS));
+        let reported = config.get("sandboxImage").and_then(Value::as_str).filter(|image| !image.is_empty());
+        let image = sandbox_image.or(reported).map(|image| clean(image.as_bytes(), MAX_MESSAGE_LEN));
         let sandbox_image = match image {
             Some(name) => {
                 let image = Some(ImageSpec { image: name.clone() });
-                let said = self.call("ImageService", "ImageStatus", ImageStatusRequest { image }).await;
-                said.ok()
-                    .map(|said: ImageStatusResponse| SandboxImage { name, is_here: said.image.is_some() })
+                let response = self.call("ImageService", "ImageStatus", ImageStatusRequest { image }).await;
+                response.ok().map(|response: ImageStatusResponse| SandboxImage {
+                    name,
+                    is_here: response.image.is_some(),
+                })
             }
             None => None,
         };
@@ -136,7 +138,7 @@ impl Client {
         let driver = self.cgroup_driver().await;
         let source = format!("CRI RuntimeConfig of {}", version.runtime_name);
         let cgroup_driver = driver.map(|driver| Known::of(driver.to_owned(), &source));
-        Ok(Asked { answer, cni, cgroup_driver })
+        Ok(RuntimeReport { answer, cni, cgroup_driver })
     }
 
     /// Returns the cgroup driver that the runtime reports to the kubelet. containerd before 2.0 and CRI-O before 1.28 do not
@@ -159,17 +161,17 @@ impl Client {
         let path = PathAndQuery::try_from(path).map_err(|error| Status::internal(error.to_string()))?;
         let sender = self.sender.clone();
         let send = tower::service_fn(move |request| sender.clone().send_request(request));
-        let mut grpc =
-            Grpc::with_origin(send, Uri::from_static("http://localhost")).max_decoding_message_size(RESPONSE);
+        let mut grpc = Grpc::with_origin(send, Uri::from_static("http://localhost"))
+            .max_decoding_message_size(MAX_RESPONSE_LEN);
         let answer = grpc.unary(Request::new(request), path, ProstCodec::<Q, A>::default());
-        match timeout(PATIENCE, answer).await {
+        match timeout(CALL_TIMEOUT, answer).await {
             Ok(answer) => answer.map(tonic::Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded("")),
         }
     }
 }
 
-/// Returns one of the texts that are specific to a runtime, if it is JSON.
+/// Returns an entry of the runtime-specific `info` map, if it is JSON.
 fn info(status: &StatusResponse, key: &str) -> Option<Value> {
     serde_json::from_str(status.info.get(key)?).ok()
 }
@@ -182,11 +184,11 @@ fn serves(api: &str, version: &VersionResponse, status: &StatusResponse) -> CriS
     let load = status.info.get("lastCNILoadStatus");
     let load = load.map(|load| serde_json::from_str(load).unwrap_or_else(|_| load.clone()));
     CriStatus {
-        runtime: clean(runtime.as_bytes(), NAME),
+        runtime: clean(runtime.as_bytes(), MAX_NAME_LEN),
         api: api.trim_start_matches("runtime.").to_owned(),
-        not_ready: failing(conditions, "RuntimeReady"),
-        network_not_ready: failing(conditions, "NetworkReady"),
-        config_load: load.map(|load| clean(load.as_bytes(), WORDS)),
+        not_ready: false_condition(conditions, "RuntimeReady"),
+        network_not_ready: false_condition(conditions, "NetworkReady"),
+        config_load: load.map(|load| clean(load.as_bytes(), MAX_MESSAGE_LEN)),
         sandbox_image: None,
     }
 }
@@ -195,9 +197,9 @@ fn serves(api: &str, version: &VersionResponse, status: &StatusResponse) -> CriS
 fn cni(config: &Value, source: &dyn Display) -> CniSettings {
     let cni = config.get("cni");
     let dir = |key: &str| cni?.get(key)?.as_str().and_then(absolute);
-    // A single directory is how containerd named it before version 2.1.
+    // containerd before version 2.1 reports a single directory.
     let dirs: Vec<_> = match cni.and_then(|cni| cni.get("binDirs")).and_then(Value::as_array) {
-        Some(dirs) => dirs.iter().filter_map(|dir| absolute(dir.as_str()?)).take(DIRS).collect(),
+        Some(dirs) => dirs.iter().filter_map(|dir| absolute(dir.as_str()?)).take(MAX_DIRS).collect(),
         None => dir("binDir").into_iter().collect(),
     };
     let max_files = cni.and_then(|cni| cni.get("maxConfNum")).and_then(Value::as_i64);
@@ -218,13 +220,13 @@ fn cni(config: &Value, source: &dyn Display) -> CniSettings {
 }
 
 /// Returns why a condition is false, in the form that the kubelet prints.
-fn failing(conditions: &[RuntimeCondition], r#type: &str) -> Option<String> {
+fn false_condition(conditions: &[RuntimeCondition], r#type: &str) -> Option<String> {
     let condition = conditions.iter().find(|condition| condition.r#type == r#type && !condition.status)?;
     let words = format!("{}: {}", condition.reason, condition.message);
-    Some(clean(words.as_bytes(), WORDS))
+    Some(clean(words.as_bytes(), MAX_MESSAGE_LEN))
 }
 
-/// A response of any content.
+/// Fuzz target: a response of any content.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(bytes: &[u8]) {
     use crate::fuzz::is_clean;
@@ -232,12 +234,12 @@ pub(super) fn fuzz(bytes: &[u8]) {
 
     let Ok(status) = StatusResponse::decode(bytes) else { return };
     let version = VersionResponse::decode(bytes).unwrap_or_default();
-    let serves = serves(VERSIONS[0], &version, &status);
+    let serves = serves(API_VERSIONS[0], &version, &status);
     for text in [Some(serves.runtime), serves.not_ready, serves.network_not_ready, serves.config_load] {
-        assert!(text.is_none_or(|text| is_clean(&text) && text.len() <= WORDS));
+        assert!(text.is_none_or(|text| is_clean(&text) && text.len() <= MAX_MESSAGE_LEN));
     }
     let cni = cni(&info(&status, "config").unwrap_or_default(), &"");
     let dirs = cni.bin_dirs.map(|known| known.value).unwrap_or_default();
     let conf_dir = cni.conf_dir.map(|known| known.value);
-    assert!(dirs.len() <= DIRS && dirs.iter().chain(&conf_dir).all(|dir| dir.is_absolute()));
+    assert!(dirs.len() <= MAX_DIRS && dirs.iter().chain(&conf_dir).all(|dir| dir.is_absolute()));
 }

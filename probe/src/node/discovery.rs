@@ -1,5 +1,5 @@
-//! What this node really uses. A path is a guess; what the running kubelet and the running container runtime are
-//! configured for is a fact. Only where no kubelet runs, a table of distributions says where to look.
+//! Discovers the paths and settings that this node uses from the configuration of the running kubelet and container runtime,
+//! not from well-known paths. If no kubelet runs, a table of distributions provides the paths.
 
 mod containerd;
 mod crio;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use probe_engine::{CgroupDrivers, ProcessClass, is_same_path};
 
-use self::distributions::{DISTRIBUTIONS, Started};
+use self::distributions::{DISTRIBUTIONS, StartConfig};
 use self::kubelet::Flags;
 use super::cni_dirs;
 use super::kubeconfig::Kubeconfig;
@@ -28,30 +28,30 @@ pub(crate) use containerd::NETNS_DIR;
 pub(crate) use kubelet::{Kubelet, socket};
 pub(crate) use program::Program;
 
-/// Longest path and name that is kept.
-const PATH: usize = 256;
+/// Maximum length of a path or name, bytes.
+const MAX_PATH_LEN: usize = 256;
 
 /// Returns a path with control characters escaped.
 pub(super) fn shown(path: &Path) -> String {
-    clean(path.as_os_str().as_bytes(), PATH)
+    clean(path.as_os_str().as_bytes(), MAX_PATH_LEN)
 }
 
-/// `path` without a slash at its end; `None` for one that is relative.
+/// Returns `path` without trailing slashes; `None` if it is relative.
 pub(super) fn absolute(path: &str) -> Option<PathBuf> {
     Some(Path::new(path)).filter(|path| path.is_absolute()).map(|path| path.components().collect())
 }
 
-/// Every file below `dir`, in the order of their paths; `None` where there are more than `most`.
-fn files_below(settings: &Settings, dir: &Path, most: usize) -> Option<Vec<PathBuf>> {
-    let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(dir) = todo.pop() {
+/// Returns every file below `dir`, sorted by path; `None` if there are more than `max`.
+fn files_below(settings: &Settings, dir: &Path, max: usize) -> Option<Vec<PathBuf>> {
+    let (mut found, mut pending) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = pending.pop() {
         for entry in fs::read_dir(settings.on_host(&dir)).into_iter().flatten().flatten() {
             let path = dir.join(entry.file_name());
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() => todo.push(path),
+                Ok(kind) if kind.is_dir() => pending.push(path),
                 _ => found.push(path),
             }
-            if found.len() + todo.len() > most {
+            if found.len() + pending.len() > max {
                 return None;
             }
         }
@@ -60,30 +60,30 @@ fn files_below(settings: &Settings, dir: &Path, most: usize) -> Option<Vec<PathB
     Some(found)
 }
 
-/// What a container runtime is configured for.
+/// The configuration of a container runtime. A setting is `None` if it is unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RuntimeConfig {
     /// The socket that it listens on.
     pub(crate) endpoint: Option<Known<String>>,
     pub(crate) cni: CniSettings,
     pub(crate) sandbox_image: Option<Known<String>>,
-    /// The cgroup driver for containers, where the kubelet relies on this configuration for it.
+    /// The cgroup driver for containers; `None` also if the kubelet does not depend on this setting.
     pub(crate) cgroup_driver: Option<Known<String>>,
-    /// Set when its CRI plugin is disabled.
-    pub(crate) without_cri: Option<Known<()>>,
+    /// Set if the CRI plugin is disabled.
+    pub(crate) cri_disabled: Option<Known<()>>,
 }
 
-/// See the module.
+/// The discovered settings of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Discovery {
     pub(crate) kubelet: Kubelet,
     /// Whether a kubelet runs.
     pub(crate) kubelet_runs: bool,
-    /// Whether one runs, or files of a distribution show that this host has one.
+    /// Whether a kubelet runs, or files of a distribution show that one is installed.
     pub(crate) is_installed: bool,
     /// Whether the program that embeds the kubelet also runs an API server.
     pub(crate) with_api_server: bool,
-    /// The runtime behind the kubelet's endpoint, by name: `containerd`, `crio`, `cri-dockerd`; empty where it is not known.
+    /// Name of the runtime that serves the kubelet's endpoint: `containerd`, `crio` or `cri-dockerd`; empty if unknown.
     pub(crate) runtime: String,
     pub(crate) runtime_config: RuntimeConfig,
     /// Contradictions between these settings, one sentence each.
@@ -91,35 +91,35 @@ pub(crate) struct Discovery {
 }
 
 impl Discovery {
-    /// From the processes that run.
+    /// Discovers the settings from the running processes.
     pub(crate) fn of(settings: &Settings, processes: &[Found]) -> Self {
         Self::find(settings, &Program::all(processes))
     }
 
-    /// As [`Self::of`], and points `settings` to the directories that were found.
+    /// Same as [`Self::of`], and stores the discovered directories in `settings`.
     pub(crate) fn followed(settings: &Settings, processes: &[Found]) -> Self {
         let discovery = Self::of(settings, processes);
         settings.cni.configure(discovery.runtime_config.cni.clone());
         if let Some(logs) = discovery.kubelet.pod_logs.clone() {
             settings.pod_logs.configure(Some(logs));
         }
-        // At once: until it is restarted a runtime may use something else than what it is configured for.
+        // Done immediately: until it is restarted, a runtime may use other directories than those in its configuration.
         cni_dirs::learn(settings, processes);
         discovery
     }
 
-    /// From the programs that matter among them.
+    /// Discovers the settings from the kubelets and runtimes among the processes.
     pub(crate) fn find(settings: &Settings, programs: &[Program]) -> Self {
-        let started = started(settings, programs);
-        // Without a kubelet its defaults say nothing.
+        let start = start_config(settings, programs);
+        // Without a kubelet, the defaults of kubelets do not apply.
         let mut kubelet =
-            if started.flags.is_empty() { Kubelet::default() } else { Kubelet::find(settings, &started) };
+            if start.flags.is_empty() { Kubelet::default() } else { Kubelet::find(settings, &start) };
         let kubelets = || programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
         let kubelet_runs = kubelets().next().is_some();
-        // k3s shows it by its files.
+        // The flag is that of MicroK8s' kubelite; k3s is recognised by its files.
         let with_api_server =
             programs.iter().any(|program| program.flag("start-control-plane") == Some("true"));
-        let is_installed = kubelet_runs || !started.flags.is_empty();
+        let is_installed = kubelet_runs || !start.flags.is_empty();
         kubelet.proxy = kubelets().find_map(|program| program.proxy.clone());
         let mut found = Self { kubelet, kubelet_runs, is_installed, with_api_server, ..Self::default() };
         let named = settings.runtime_endpoint.as_ref().and_then(|path| socket(&path.to_string_lossy()));
@@ -156,17 +156,17 @@ impl Discovery {
         found.runtime_config = if is_crio {
             crio::find(settings, None)
         } else {
-            containerd::of_file(settings, &started.containerd)
+            containerd::of_file(settings, &start.containerd)
         };
         found
     }
 
-    /// The cgroup drivers that kubelet and runtime use; `None` where one of them is not known.
+    /// Returns the cgroup drivers of kubelet and runtime; `None` if one of them is unknown.
     ///
-    /// A kubelet uses the one that the runtime reports, whatever it is configured for (`KubeletCgroupDriverFromCRI`, on by
-    /// default since Kubernetes 1.31). That an earlier one does not is not known here.
+    /// A kubelet uses the driver that the runtime reports instead of its own setting (`KubeletCgroupDriverFromCRI`, enabled by
+    /// default since Kubernetes 1.31). Earlier kubelets do not; this function cannot distinguish them.
     pub(crate) fn cgroup_drivers(&self, settings: &Settings) -> Option<CgroupDrivers> {
-        // One that does not run is configured for nothing yet.
+        // The configuration of a kubelet that does not run may be incomplete.
         if self.runtime.is_empty() || !self.kubelet_runs {
             return None;
         }
@@ -178,7 +178,7 @@ impl Discovery {
         Some(CgroupDrivers { runtime: runtime.value.clone(), kubelet: kubelet.value.clone() })
     }
 
-    /// Every setting that is known, with its source, as the node is looked at with these `settings`.
+    /// Returns every known setting with its name and source, including those that the flags in `settings` override.
     pub(crate) fn rows(&self, settings: &Settings) -> Vec<(&'static str, Known<String>)> {
         fn path(known: Option<&Known<PathBuf>>) -> Option<Known<String>> {
             known.cloned().map(|known| known.map(|path| shown(&path)))
@@ -195,7 +195,7 @@ impl Discovery {
         let kubeconfig = by_flag(settings.kubeconfig.clone(), "--kubeconfig").or(kubelet.kubeconfig.clone());
         let (dns, proxy) = (kubelet.cluster_dns.clone(), kubelet.proxy.as_ref());
         let max_files = settings.cni.max_files();
-        let files = |most| if most == 0 { "all".to_owned() } else { format!("the first {most}") };
+        let files = |max| if max == 0 { "all".to_owned() } else { format!("the first {max}") };
         let reported = settings.cgroup_driver.known().filter_map(|driver| driver);
         let rows = [
             ("node name", kubelet.node_name.clone()),
@@ -217,7 +217,7 @@ impl Discovery {
             ("runtime endpoint", endpoint.or(kubelet.runtime_endpoint.clone()).or(runtime.endpoint.clone())),
             ("runtime's cgroup driver", reported.or(runtime.cgroup_driver.clone())),
             ("sandbox image", runtime.sandbox_image.clone()),
-            ("CRI", runtime.without_cri.clone().map(|known| known.map(|()| "disabled".to_owned()))),
+            ("CRI", runtime.cri_disabled.clone().map(|known| known.map(|()| "disabled".to_owned()))),
             ("CNI configurations", path(Some(&settings.cni.known_conf()))),
             ("CNI plugins", Some(settings.cni.known_bin().map(|dirs| list(dirs, |dir| shown(&dir))))),
             (
@@ -230,7 +230,7 @@ impl Discovery {
     }
 }
 
-/// Returns the runtime's configuration; `None` for a program that sets up no pod networks.
+/// Returns the runtime's configuration; `None` for a program that does not set up pod networks.
 fn of_runtime(settings: &Settings, program: &Program) -> Option<RuntimeConfig> {
     match program.name.as_str() {
         "containerd" => Some(containerd::of_program(settings, program)),
@@ -240,7 +240,7 @@ fn of_runtime(settings: &Settings, program: &Program) -> Option<RuntimeConfig> {
     }
 }
 
-/// cri-dockerd has no configuration file, only flags (config/options.go in its source).
+/// Returns the configuration of cri-dockerd, which has flags but no configuration file (config/options.go in its source).
 fn cri_dockerd(program: &Program) -> RuntimeConfig {
     let get = |name: &str, default: &str| match program.flag(name) {
         Some(value) => Known::of(value.to_owned(), &format_args!("cri-dockerd --{name}")),
@@ -255,34 +255,36 @@ fn cri_dockerd(program: &Program) -> RuntimeConfig {
                 get("cni-bin-dir", "/opt/cni/bin").map(|dirs| dirs.split(',').filter_map(absolute).collect()),
             ),
             max_files: None,
-            // Plugins get /proc/PID/ns/net (core/sandbox_helpers.go).
+            // It passes /proc/PID/ns/net to plugins (core/sandbox_helpers.go).
             netns_dir: None,
         },
         ..RuntimeConfig::default()
     }
 }
 
-/// What the kubelet that runs was started with; where none runs, what the distribution whose files are here starts it with.
-fn started(settings: &Settings, programs: &[Program]) -> Started {
-    let here =
-        || DISTRIBUTIONS.iter().find(|row| row.is_here(settings)).map(|row| row.started(settings, None));
-    let nowhere = || Started { containerd: PathBuf::from(containerd::FILE), ..Started::default() };
+/// Returns what the running kubelet was started with; if none runs, what the installed distribution starts it with.
+fn start_config(settings: &Settings, programs: &[Program]) -> StartConfig {
+    let installed = || {
+        let distribution = DISTRIBUTIONS.iter().find(|row| row.is_present(settings))?;
+        Some(distribution.start_config(settings, None))
+    };
+    let unknown = || StartConfig { containerd: PathBuf::from(containerd::FILE), ..StartConfig::default() };
     let kubelets = || programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
     if let Some(kubelet) = kubelets().find(|program| program.name == "kubelet") {
         let flags = vec![Flags { source: kubelet.name.clone(), words: kubelet.words.clone() }];
-        return Started { flags, defaults: None, ..here().unwrap_or_else(nowhere) };
+        return StartConfig { flags, defaults: None, ..installed().unwrap_or_else(unknown) };
     }
     let embedding = |program: &Program| {
         let row = DISTRIBUTIONS.iter().find(|row| row.programs.contains(&program.name.as_str()))?;
-        Some(row.started(settings, Some(program)))
+        Some(row.start_config(settings, Some(program)))
     };
-    kubelets().find_map(embedding).or_else(here).unwrap_or_else(nowhere)
+    kubelets().find_map(embedding).or_else(installed).unwrap_or_else(unknown)
 }
 
-/// The configuration files of kubelets and runtimes, of any content.
+/// Fuzz target: configuration files of kubelets and runtimes, of any content.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &str) {
-    let words = distributions::words_of(text.to_owned(), &std::collections::BTreeMap::new());
+    let words = distributions::flags_in(text.to_owned(), &std::collections::BTreeMap::new());
     let shown = containerd::fuzz(text).into_iter().chain(kubelet::fuzz(text, words)).chain(proxy::fuzz(text));
     for text in shown {
         assert!(crate::fuzz::is_clean(&text), "{text:?}");
@@ -296,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reported_cgroup_driver_is_the_one_of_both() {
+    fn reported_cgroup_driver_applies_to_runtime_and_kubelet() {
         let (settings, _root) = host(&[
             ("etc/containerd/config.toml", "version = 2\n"),
             (
@@ -325,7 +327,7 @@ mod tests {
         assert_eq!(drivers(), ["cgroupfs", "systemd", "cgroupfs", "default of containerd"]);
         settings.cgroup_driver.report(Some(Known::of(Some("systemd".to_owned()), &"CRI RuntimeConfig")));
         assert_eq!(drivers(), ["systemd", "systemd", "systemd", "CRI RuntimeConfig"]);
-        // A runtime that does not report it any more.
+        // The runtime no longer reports it.
         settings.cgroup_driver.report(None);
         assert_eq!(drivers()[0], "cgroupfs");
     }

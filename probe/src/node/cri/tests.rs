@@ -14,10 +14,10 @@ use tokio::net::UnixListener;
 use super::messages::{Image, LinuxRuntimeConfiguration, RuntimeStatus};
 use super::*;
 
-/// What a runtime answers to one call: a message, or a gRPC status with its words.
+/// A runtime's response to one call: a message, or a gRPC status with its text.
 type Reply = Result<Vec<u8>, (u32, &'static str)>;
 
-/// Starts a runtime that answers each call, given by its path, with `reply`.
+/// Starts a runtime that answers each call with `reply` of the call's path.
 fn runtime(reply: fn(&str) -> Reply) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("runtime.sock");
@@ -34,7 +34,7 @@ fn runtime(reply: fn(&str) -> Reply) -> (TempDir, PathBuf) {
     (dir, socket)
 }
 
-/// As gRPC frames it: a byte for no compression, the length, the message; the status follows in the trailers.
+/// Returns a gRPC response: a zero byte for no compression, the length, the message; the status follows in the trailers.
 fn respond(reply: Reply) -> Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>> {
     let (code, words) = reply.as_ref().err().copied().unwrap_or_default();
     let mut trailers = HeaderMap::new();
@@ -57,7 +57,7 @@ fn condition(r#type: &str, status: bool, reason: &str, message: &str) -> Runtime
     RuntimeCondition { r#type: r#type.into(), status, reason: reason.into(), message: message.into() }
 }
 
-/// The form of CRI-O's answers: what it is configured for is one object.
+/// Responses in the form of CRI-O's: the configuration is a single object.
 fn crio(path: &str) -> Reply {
     match path {
         "/runtime.v1.RuntimeService/Version" => Ok(version()),
@@ -82,7 +82,7 @@ fn crio(path: &str) -> Reply {
     }
 }
 
-/// A containerd before 1.6.
+/// Responses of containerd before 1.6.
 fn old(path: &str) -> Reply {
     match path {
         "/runtime.v1alpha2.RuntimeService/Version" => Ok(version()),
@@ -101,12 +101,12 @@ fn old(path: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn what_the_runtime_says_is_read_and_made_safe() {
+async fn reads_and_escapes_the_responses_of_crio() {
     let (_dir, socket) = runtime(crio);
-    let asked = ask(&socket, None).await.expect("may be asked");
-    let driver = asked.cgroup_driver.expect("reported");
+    let report = query(&socket, None).await.expect("may be queried");
+    let driver = report.cgroup_driver.expect("reported");
     assert_eq!((driver.value.as_str(), driver.source.as_str()), ("systemd", "CRI RuntimeConfig of cri-o"));
-    let CriAnswer::Serves(status) = asked.answer else { panic!("{:?}", asked.answer) };
+    let CriAnswer::Serves(status) = report.answer else { panic!("{:?}", report.answer) };
     assert_eq!((status.runtime.as_str(), status.api.as_str()), ("cri-o 1.33.0\\u{1b}", "v1"));
     assert_eq!(status.not_ready, None);
     let network = status.network_not_ready.expect("not ready");
@@ -116,25 +116,25 @@ async fn what_the_runtime_says_is_read_and_made_safe() {
 }
 
 #[tokio::test]
-async fn a_runtime_with_only_the_old_api_serves_and_shows_its_directories() {
+async fn falls_back_to_v1alpha2_and_reads_its_directories() {
     let (_dir, socket) = runtime(old);
-    let asked = ask(&socket, Some("pause:1")).await.expect("may be asked");
-    assert!(asked.answer.is_well(), "{:?}", asked.answer);
-    assert_eq!(asked.cgroup_driver, None);
-    let CriAnswer::Serves(status) = asked.answer else { unreachable!("it is well") };
+    let report = query(&socket, Some("pause:1")).await.expect("may be queried");
+    assert!(report.answer.is_well(), "{:?}", report.answer);
+    assert_eq!(report.cgroup_driver, None);
+    let CriAnswer::Serves(status) = report.answer else { unreachable!("it is well") };
     assert_eq!((status.api.as_str(), status.config_load.as_deref()), ("v1alpha2", Some("OK")));
-    // It does not say: its image service fails.
+    // Unknown: its image service fails.
     assert_eq!(status.sandbox_image, None);
-    assert_eq!(asked.cni.conf_dir.map(|known| known.value), Some(PathBuf::from("/etc/cni/net.d")));
-    assert_eq!(asked.cni.bin_dirs.map(|known| known.value), Some(vec![PathBuf::from("/opt/cni/bin")]));
-    let netns_dir = asked.cni.netns_dir.expect("known");
+    assert_eq!(report.cni.conf_dir.map(|known| known.value), Some(PathBuf::from("/etc/cni/net.d")));
+    assert_eq!(report.cni.bin_dirs.map(|known| known.value), Some(vec![PathBuf::from("/opt/cni/bin")]));
+    let netns_dir = report.cni.netns_dir.expect("known");
     assert_eq!(netns_dir.value, Path::new("/run/containerd/io.containerd.grpc.v1.cri/netns"));
     assert_eq!(netns_dir.source, "CRI status of cri-o");
 }
 
 #[tokio::test]
-async fn each_way_to_fail_is_told_from_the_others() {
-    let answer = async |socket: &Path| ask(socket, None).await.expect("may be asked").answer;
+async fn distinguishes_the_kinds_of_failure() {
+    let answer = async |socket: &Path| query(socket, None).await.expect("may be queried").answer;
     let (_dir, socket) = runtime(|_| Err((12, "unknown service runtime.v1.RuntimeService")));
     assert_eq!(answer(&socket).await, CriAnswer::Unimplemented { disabled_by: None });
     let (_dir, socket) = runtime(|_| Err((2, "server is not initialized yet")));
@@ -145,21 +145,21 @@ async fn each_way_to_fail_is_told_from_the_others() {
     let closed = dir.path().join("closed");
     drop(UnixListener::bind(&closed).expect("bound"));
     assert_eq!(answer(&closed).await, CriAnswer::Unreachable { errno: 111 });
-    assert!(ask(&dir.path().join("x".repeat(200)), None).await.is_err());
+    assert!(query(&dir.path().join("x".repeat(200)), None).await.is_err());
 }
 
 #[tokio::test]
-async fn a_runtime_that_takes_connections_and_says_nothing_is_silent_within_its_time() {
+async fn runtime_that_accepts_connections_and_sends_nothing_is_silent() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("silent");
     let _listener = UnixListener::bind(&socket).expect("bound");
     let started = Instant::now();
-    assert_eq!(ask(&socket, None).await.expect("may be asked").answer, CriAnswer::Silent);
-    assert!(started.elapsed() < PATIENCE * 3);
+    assert_eq!(query(&socket, None).await.expect("may be queried").answer, CriAnswer::Silent);
+    assert!(started.elapsed() < CALL_TIMEOUT * 3);
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_is_no_runtime() {
+async fn response_that_is_not_grpc_is_a_failure() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("other");
     let listener = UnixListener::bind(&socket).expect("bound");
@@ -169,6 +169,6 @@ async fn what_is_no_grpc_is_no_runtime() {
                 tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
-    let answer = ask(&socket, None).await.expect("may be asked").answer;
+    let answer = query(&socket, None).await.expect("may be queried").answer;
     assert!(matches!(answer, CriAnswer::Fails { .. }), "{answer:?}");
 }

@@ -8,19 +8,19 @@ use probe_engine::{Cri, CriAnswer, Gap, Observation, limits};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::{Asked, ask};
+use super::{RuntimeReport, query};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::node::discovery::{Discovery, socket};
 use crate::settings::Settings;
 
 /// Interval while the runtime is ready, and while it is not: the kubelet's own interval (`updateRuntimeUp`) is 5 s.
-const EVERY: Duration = Duration::from_secs(30);
-const AGAIN: Duration = Duration::from_secs(5);
+const READY_INTERVAL: Duration = Duration::from_secs(30);
+const NOT_READY_INTERVAL: Duration = Duration::from_secs(5);
 /// Shortest interval, regardless of the number of events.
-const LEAST: Duration = Duration::from_secs(2);
+const MIN_INTERVAL: Duration = Duration::from_secs(2);
 /// Delay of one more round after an event, by which time the runtime has reacted to it.
-const SETTLED: Duration = Duration::from_nanos(limits::LOAD + limits::SECOND);
+const SETTLE_DELAY: Duration = Duration::from_nanos(limits::LOAD + limits::SECOND);
 /// Signal of the gap if the runtime cannot be called.
 const SIGNAL: &str = "cri";
 
@@ -54,31 +54,32 @@ pub(crate) async fn watch(
             }
             continue;
         };
-        let asked = endpoint.ask(&settings).await;
-        let mut news = Vec::new();
-        let every = match asked {
+        let answer = endpoint.ask(&settings).await;
+        let mut observations = Vec::new();
+        let every = match answer {
             Ok(answer) => {
                 if std::mem::take(&mut has_gap) {
-                    news.push(Observation::GapClosed { signal: SIGNAL.to_owned() });
+                    observations.push(Observation::GapClosed { signal: SIGNAL.to_owned() });
                 }
-                let every = if answer.is_well() { EVERY } else { AGAIN };
+                let every = if answer.is_well() { READY_INTERVAL } else { NOT_READY_INTERVAL };
                 let cri = Cri { socket: endpoint.socket, answer };
                 // A ready runtime is reported only if its answer changed or an event preceded it.
-                let is_news = reported.as_ref() != Some(&cri) || every == AGAIN || settled.is_some();
-                if is_news {
+                let is_change =
+                    reported.as_ref() != Some(&cri) || every == NOT_READY_INTERVAL || settled.is_some();
+                if is_change {
                     reported = Some(cri.clone());
-                    news.push(Observation::Cri(cri));
+                    observations.push(Observation::Cri(cri));
                 }
                 every
             }
             Err(why) => {
                 if !std::mem::replace(&mut has_gap, true) {
-                    news.push(Observation::Gap(Gap { signal: SIGNAL.to_owned(), why, blind: false }));
+                    observations.push(Observation::Gap(Gap { signal: SIGNAL.to_owned(), why, blind: false }));
                 }
-                EVERY
+                READY_INTERVAL
             }
         };
-        for observation in news {
+        for observation in observations {
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                 return;
             }
@@ -89,8 +90,8 @@ pub(crate) async fn watch(
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
             () = happened.notified() => {
-                settled = Some(Instant::now() + SETTLED);
-                tokio::time::sleep_until(now + LEAST).await;
+                settled = Some(Instant::now() + SETTLE_DELAY);
+                tokio::time::sleep_until(now + MIN_INTERVAL).await;
             }
             changed = endpoints.changed() => {
                 if changed.is_err() {
@@ -110,15 +111,15 @@ impl Endpoint {
         Some(Self {
             socket: named.or_else(of_kubelet)?,
             sandbox_image: config.sandbox_image.as_ref().map(|known| known.value.clone()),
-            disabled_by: config.without_cri.as_ref().map(|known| known.source.clone()),
+            disabled_by: config.cri_disabled.as_ref().map(|known| known.source.clone()),
         })
     }
 
     /// Runs one round of calls and passes what the runtime reports of itself to `settings`.
     pub(crate) async fn ask(&self, settings: &Settings) -> Result<CriAnswer, String> {
-        let asked = ask(&settings.on_host(Path::new(&self.socket)), self.sandbox_image.as_deref()).await;
-        let Asked { mut answer, cni, cgroup_driver } = asked
-            .map_err(|error| format!("the container runtime cannot be asked: {}: {error}", self.socket))?;
+        let report = query(&settings.on_host(Path::new(&self.socket)), self.sandbox_image.as_deref()).await;
+        let RuntimeReport { mut answer, cni, cgroup_driver } = report
+            .map_err(|error| format!("cannot query the container runtime at {}: {error}", self.socket))?;
         match &mut answer {
             CriAnswer::Serves(_) => {
                 settings.cni.report(cni);

@@ -1,31 +1,32 @@
-//! What CRI-O is configured for: its file and its drop-ins, the later ones winning.
+//! The configuration of CRI-O: its file and its drop-ins, of which later ones take precedence.
 
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use super::program::Program;
-use super::{PATH, RuntimeConfig, absolute, files_below};
+use super::{MAX_PATH_LEN, RuntimeConfig, absolute, files_below};
 use crate::node::file;
 use crate::settings::{CniSettings, Known, Settings};
 use crate::text::clean;
 
-/// Its default files and its defaults (pkg/config/config_unix.go, config.go); the one of plugin directories is another in each
-/// distribution's package.
+/// Defaults of CRI-O (pkg/config/config_unix.go, config.go). The default of the plugin directories is not included because it
+/// depends on the distribution's package.
 const FILE: &str = "/etc/crio/crio.conf";
 const DROP_INS: &str = "/etc/crio/crio.conf.d";
 const SOCKET: &str = "/var/run/crio/crio.sock";
 const CONF_DIR: &str = "/etc/cni/net.d";
-/// It binds network namespaces in `netns` inside (internal/config/nsmgr/nsmgr_linux.go).
+/// CRI-O mounts network namespaces in the subdirectory `netns` (internal/config/nsmgr/nsmgr_linux.go).
 const NAMESPACES_DIR: &str = "/var/run";
 const DEFAULT: &str = "default of CRI-O";
-/// Most drop-ins that are read.
-const FILES: usize = 64;
+/// Maximum number of drop-in files.
+const MAX_FILES: usize = 64;
 
-/// From its files; the flags of a running one win.
+/// Returns the configuration in CRI-O's files; the flags of a running `program` take precedence.
 pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeConfig {
     let flag = |name: &str| program.and_then(|program| program.flag(name)).map(str::to_owned);
-    let drop_ins = files_below(settings, Path::new(flag("config-dir").as_deref().unwrap_or(DROP_INS)), FILES);
+    let drop_ins =
+        files_below(settings, Path::new(flag("config-dir").as_deref().unwrap_or(DROP_INS)), MAX_FILES);
     let mut is_whole = drop_ins.is_some();
     let paths = [PathBuf::from(flag("config").as_deref().unwrap_or(FILE))]
         .into_iter()
@@ -50,7 +51,7 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
         let configured = || config(table, key)?.filter_map(|value| Some(value.as_str()?.to_owned()));
         let default = || default.filter(|_| is_whole).map(|value| Known::of(value.to_owned(), &DEFAULT));
         let known = set.or_else(configured).filter(|known| !known.value.is_empty()).or_else(default)?;
-        Some(known.map(|value| clean(value.as_bytes(), PATH)))
+        Some(known.map(|value| clean(value.as_bytes(), MAX_PATH_LEN)))
     };
     let path = |known: Option<Known<String>>| known?.filter_map(|value| absolute(&value));
     let listed = |value: &Value| {
@@ -65,14 +66,14 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
         cni: CniSettings {
             conf_dir: path(get("cni-config-dir", "network", "network_dir", Some(CONF_DIR))),
             bin_dirs,
-            // It uses the first that is good.
+            // CRI-O uses the first valid file.
             max_files: None,
             netns_dir: path(get("namespaces-dir", "runtime", "namespaces_dir", Some(NAMESPACES_DIR)))
                 .map(|known| known.map(|dir| dir.join("netns"))),
         },
         sandbox_image: get("pause-image", "image", "pause_image", None),
         cgroup_driver: get("cgroup-manager", "runtime", "cgroup_manager", Some("systemd")),
-        without_cri: None,
+        cri_disabled: None,
     }
 }
 
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn network_namespaces_are_bound_where_a_drop_in_says() {
+    fn netns_directory_is_read_from_a_drop_in() {
         let drop_in = "[crio.runtime]\nnamespaces_dir = '/data/ns'\n";
         for (files, wanted) in
             [(&[("etc/crio/crio.conf.d/10.conf", drop_in)][..], "/data/ns/netns"), (&[], "/var/run/netns")]

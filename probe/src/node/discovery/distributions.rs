@@ -1,5 +1,5 @@
-//! What each distribution starts its kubelet with. Used where the command line does not show it: the kubelet runs inside
-//! another program, or does not run.
+//! The flags that each distribution passes to its kubelet. They are used if the kubelet's command line is not available: the
+//! kubelet is embedded in another program, or does not run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,46 +12,45 @@ use super::program::{Program, flag};
 use crate::node::file;
 use crate::settings::Settings;
 
-/// The flag that names a file with the kubelet's flags.
+/// Flag of MicroK8s' kubelite that names a file with the kubelet's flags.
 const ARGS_FILE: &str = "kubelet-args-file";
 
-/// One distribution.
+/// A distribution of Kubernetes. An empty string means that the distribution has no such setting.
 pub(super) struct Distribution {
-    /// Its usual name.
+    /// Common name.
     pub(super) name: &'static str,
-    /// Programs that embed the kubelet; empty where it is a process of its own.
+    /// Programs that embed the kubelet; empty if the kubelet is a separate process.
     pub(super) programs: &'static [&'static str],
-    /// Its default data directory, which stands for `{data}` in the other fields.
+    /// Default data directory, the value of `{data}` in the other fields.
     pub(super) data: &'static str,
-    /// The environment variable that overrides it; empty when there is none.
-    pub(super) variable: &'static str,
-    /// Variables that its argument files use, with their usual values.
+    /// Environment variable that overrides the data directory.
+    pub(super) data_variable: &'static str,
+    /// Variables that occur in its argument files, with their default values.
     pub(super) variables: &'static [(&'static str, &'static str)],
-    /// An environment file that holds kubelet flags; empty when there is none.
+    /// Environment file that contains kubelet flags.
     pub(super) environment: &'static str,
-    /// Its YAML configuration file, whose keys are the names of its flags (`data-dir`, `kubelet-arg`); empty when there is
-    /// none.
+    /// YAML configuration file, whose keys are flag names (`data-dir`, `kubelet-arg`).
     pub(super) config: &'static str,
-    /// Paths of which each exists only on its nodes.
-    pub(super) marks: &'static [&'static str],
-    /// The flags that it passes to the kubelet.
+    /// Paths, each of which exists only on nodes of this distribution.
+    pub(super) marker_files: &'static [&'static str],
+    /// Flags that it passes to the kubelet.
     pub(super) kubelet: &'static [&'static str],
     /// Flags that replace the kubelet's own defaults.
     pub(super) defaults: &'static [&'static str],
-    /// The configuration file of its containerd; empty for the default path.
+    /// Configuration file of its containerd; empty for the default path.
     pub(super) containerd: &'static str,
 }
 
-/// What a row does not say.
-const OTHER: Distribution = Distribution {
+/// Default values of the rows.
+const BASE: Distribution = Distribution {
     name: "other",
     programs: &[],
     data: "",
-    variable: "",
+    data_variable: "",
     variables: &[],
     config: "",
     environment: "",
-    marks: &[],
+    marker_files: &[],
     kubelet: &[],
     defaults: &[],
     containerd: "",
@@ -61,28 +60,28 @@ const K3S: Distribution = Distribution {
     name: "k3s",
     programs: &["k3s", "k3s-server", "k3s-agent"],
     data: "/var/lib/rancher/k3s",
-    variable: "K3S_DATA_DIR",
+    data_variable: "K3S_DATA_DIR",
     config: "/etc/rancher/k3s/config.yaml",
-    marks: &["{data}/agent/kubelet.kubeconfig"],
+    marker_files: &["{data}/agent/kubelet.kubeconfig"],
     kubelet: &[
         "--kubeconfig={data}/agent/kubelet.kubeconfig",
         "--config-dir={data}/agent/etc/kubelet.conf.d",
     ],
     defaults: &["--container-runtime-endpoint=unix:///run/k3s/containerd/containerd.sock"],
     containerd: "{data}/agent/etc/containerd/config.toml",
-    ..OTHER
+    ..BASE
 };
 
-/// The first row whose mark exists wins: nodes of an earlier row may also have the mark of a later one. `tests/nodes` names the
-/// source of each fact.
+/// The known distributions. The first row with an existing marker file wins: nodes of an earlier row may also have the marker
+/// file of a later one. `tests/nodes` names the source of each value.
 pub(super) const DISTRIBUTIONS: &[Distribution] = &[
     K3S,
-    // Its kubelet and containerd are k3s', as processes of their own.
+    // The same kubelet and containerd as k3s, as separate processes.
     Distribution {
         name: "RKE2",
         programs: &[],
         data: "/var/lib/rancher/rke2",
-        variable: "RKE2_DATA_DIR",
+        data_variable: "RKE2_DATA_DIR",
         config: "/etc/rancher/rke2/config.yaml",
         ..K3S
     },
@@ -90,144 +89,144 @@ pub(super) const DISTRIBUTIONS: &[Distribution] = &[
         name: "MicroK8s",
         programs: &["kubelite"],
         data: "/var/snap/microk8s/current",
-        variable: "SNAP_DATA",
+        data_variable: "SNAP_DATA",
         variables: &[
             ("SNAP_DATA", "/var/snap/microk8s/current"),
             ("SNAP_COMMON", "/var/snap/microk8s/common"),
         ],
-        marks: &["{data}/args/kubelet"],
+        marker_files: &["{data}/args/kubelet"],
         kubelet: &["--kubelet-args-file={data}/args/kubelet"],
         containerd: "{data}/args/containerd.toml",
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "k0s",
         data: "/var/lib/k0s",
-        marks: &["{data}/kubelet.conf"],
+        marker_files: &["{data}/kubelet.conf"],
         kubelet: &[
             "--kubeconfig={data}/kubelet.conf",
             "--root-dir={data}/kubelet",
             "--container-runtime-endpoint=unix:///run/k0s/containerd.sock",
         ],
         containerd: "/etc/k0s/containerd.toml",
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "Talos",
-        marks: &["/etc/kubernetes/kubeconfig-kubelet"],
+        marker_files: &["/etc/kubernetes/kubeconfig-kubelet"],
         kubelet: &[
             "--kubeconfig=/etc/kubernetes/kubeconfig-kubelet",
             "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubeconfig",
             "--config=/etc/kubernetes/kubelet.yaml",
         ],
         containerd: "/etc/cri/containerd.toml",
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "Bottlerocket",
-        marks: &["/etc/kubernetes/kubelet/kubeconfig"],
+        marker_files: &["/etc/kubernetes/kubelet/kubeconfig"],
         kubelet: &[
             "--kubeconfig=/etc/kubernetes/kubelet/kubeconfig",
             "--config=/etc/kubernetes/kubelet/config",
         ],
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "EKS",
-        marks: &["/etc/kubernetes/kubelet/config.json"],
+        marker_files: &["/etc/kubernetes/kubelet/config.json"],
         kubelet: &[
             "--kubeconfig=/var/lib/kubelet/kubeconfig",
             "--config=/etc/kubernetes/kubelet/config.json",
         ],
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "OpenShift",
-        marks: &["/etc/kubernetes/apiserver-url.env"],
+        marker_files: &["/etc/kubernetes/apiserver-url.env"],
         kubelet: &[
             "--kubeconfig=/var/lib/kubelet/kubeconfig",
             "--bootstrap-kubeconfig=/etc/kubernetes/kubeconfig",
             "--config=/etc/kubernetes/kubelet.conf",
             "--container-runtime-endpoint=unix:///var/run/crio/crio.sock",
         ],
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "Kubespray",
-        marks: &["/etc/kubernetes/kubelet-config.yaml"],
+        marker_files: &["/etc/kubernetes/kubelet-config.yaml"],
         kubelet: &[
             "--kubeconfig=/etc/kubernetes/kubelet.conf",
             "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf",
             "--config=/etc/kubernetes/kubelet-config.yaml",
         ],
-        ..OTHER
+        ..BASE
     },
     Distribution {
         name: "kubeadm",
         environment: "/var/lib/kubelet/kubeadm-flags.env",
-        marks: &["/etc/kubernetes/kubelet.conf", "/etc/kubernetes/bootstrap-kubelet.conf"],
+        marker_files: &["/etc/kubernetes/kubelet.conf", "/etc/kubernetes/bootstrap-kubelet.conf"],
         kubelet: &[
             "--kubeconfig=/etc/kubernetes/kubelet.conf",
             "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf",
             "--config=/var/lib/kubelet/config.yaml",
         ],
-        ..OTHER
+        ..BASE
     },
     // kops, AKS, GKE.
     Distribution {
-        marks: &["/var/lib/kubelet/kubeconfig"],
+        marker_files: &["/var/lib/kubelet/kubeconfig"],
         kubelet: &["--kubeconfig=/var/lib/kubelet/kubeconfig"],
-        ..OTHER
+        ..BASE
     },
 ];
 
-/// What a kubelet is started with.
+/// The flags that a kubelet is started with, and the configuration of its distribution.
 #[derive(Default)]
-pub(super) struct Started {
-    /// Its flags, those that win first.
+pub(super) struct StartConfig {
+    /// Flags, highest precedence first.
     pub(super) flags: Vec<Flags>,
-    /// What holds in place of its defaults.
+    /// Flags that replace the kubelet's own defaults.
     pub(super) defaults: Option<Flags>,
-    /// The configuration file of its distribution's containerd.
+    /// Configuration file of the distribution's containerd.
     pub(super) containerd: PathBuf,
 }
 
 impl Distribution {
-    /// Whether its files are on this host.
-    pub(super) fn is_here(&self, settings: &Settings) -> bool {
-        let data = self.configured_data(settings);
-        self.marks.iter().any(|mark| settings.on_host(Path::new(&placed(mark, &data))).exists())
+    /// Returns whether one of its marker files exists on this host.
+    pub(super) fn is_present(&self, settings: &Settings) -> bool {
+        let data = self.data_dir(settings);
+        self.marker_files.iter().any(|path| settings.on_host(Path::new(&expand_data(path, &data))).exists())
     }
 
-    /// What its kubelet is started with inside `program`; without one, what it would be started with.
-    pub(super) fn started(&self, settings: &Settings, program: Option<&Program>) -> Started {
+    /// Returns what the kubelet embedded in `program` was started with; without a program, what it would be started with.
+    pub(super) fn start_config(&self, settings: &Settings, program: Option<&Program>) -> StartConfig {
         let flag_of = |name| program.and_then(|program| program.flag(name)).map(str::to_owned);
         let mut variables = program.map(|program| program.variables.clone()).unwrap_or_default();
-        let data = flag_of("data-dir").or_else(|| variables.get(self.variable).cloned());
-        let data = data.unwrap_or_else(|| self.configured_data(settings));
+        let data = flag_of("data-dir").or_else(|| variables.get(self.data_variable).cloned());
+        let data = data.unwrap_or_else(|| self.data_dir(settings));
         for (name, value) in self.variables {
             variables.entry((*name).to_owned()).or_insert_with(|| (*value).to_owned());
         }
         let mut flags: Vec<_> = self.configured_flags(settings).into_iter().collect();
         flags.extend(args_file(settings, self.environment, &variables));
-        let words: Vec<_> = self.kubelet.iter().map(|word| placed(word, &data)).collect();
+        let words: Vec<_> = self.kubelet.iter().map(|word| expand_data(word, &data)).collect();
         if let Some(file) = flag_of(ARGS_FILE).or_else(|| flag(&words, ARGS_FILE).map(str::to_owned)) {
             flags.extend(args_file(settings, &file, &variables));
         }
         let source = format!("default of {}", self.name);
-        let defaults = self.defaults.iter().map(|word| placed(word, &data)).collect();
+        let defaults = self.defaults.iter().map(|word| expand_data(word, &data)).collect();
         flags.push(Flags { source: source.clone(), words });
-        Started {
+        StartConfig {
             flags,
             defaults: Some(Flags { source, words: defaults }),
             containerd: PathBuf::from(match self.containerd {
                 "" => containerd::FILE.to_owned(),
-                file => placed(file, &data),
+                file => expand_data(file, &data),
             }),
         }
     }
 
-    /// What its own configuration file says of the kubelet.
+    /// Returns the kubelet flags in the distribution's own configuration file.
     fn configured_flags(&self, settings: &Settings) -> Option<Flags> {
         let config = self.configuration(settings)?;
         let arguments = config.get("kubelet-arg").and_then(Value::as_array).into_iter().flatten();
@@ -242,28 +241,29 @@ impl Distribution {
         serde_yaml_ng::from_str(&file::read_text(&settings.on_host(Path::new(path)))?).ok()
     }
 
-    fn configured_data(&self, settings: &Settings) -> String {
+    /// Returns the data directory in the distribution's configuration file, else the default.
+    fn data_dir(&self, settings: &Settings) -> String {
         let configured = || Some(self.configuration(settings)?.get("data-dir")?.as_str()?.to_owned());
         configured().unwrap_or_else(|| self.data.to_owned())
     }
 }
 
-fn placed(text: &str, data: &str) -> String {
+fn expand_data(text: &str, data: &str) -> String {
     text.replace("{data}", data)
 }
 
-/// A file with flags, as MicroK8s and kubeadm have it: comments after `#`, variables as the shell writes them, and in front
-/// of the flags maybe a variable that they are given to. `None` without one.
+/// Reads a file with flags in the form of MicroK8s and kubeadm: comments after `#`, variables in shell syntax, and possibly a
+/// variable assignment before the flags. Returns `None` if there is no such file.
 fn args_file(settings: &Settings, path: &str, variables: &BTreeMap<String, String>) -> Option<Flags> {
     if path.is_empty() {
         return None;
     }
     let text = file::read_text(&settings.on_host(Path::new(path)))?;
-    Some(Flags { source: path.to_owned(), words: words_of(text, variables) })
+    Some(Flags { source: path.to_owned(), words: flags_in(text, variables) })
 }
 
-/// The flags in such a text.
-pub(super) fn words_of(mut text: String, variables: &BTreeMap<String, String>) -> Vec<String> {
+/// Returns the flags in such a file.
+pub(super) fn flags_in(mut text: String, variables: &BTreeMap<String, String>) -> Vec<String> {
     for (name, value) in variables {
         text = text.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value);
     }
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_read_from_files_in_their_forms() {
+    fn reads_flags_from_argument_and_environment_files() {
         let root = tempfile::tempdir().expect("a directory");
         let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
         let variables = BTreeMap::from([("SNAP_DATA".to_owned(), "/snap".to_owned())]);
@@ -302,18 +302,18 @@ mod tests {
     }
 
     #[test]
-    fn another_place_is_read_from_the_configuration_of_the_distribution() {
+    fn reads_data_directory_from_the_configuration_of_the_distribution() {
         let root = tempfile::tempdir().expect("a directory");
         let settings = settings(&["--host-root", root.path().to_str().expect("a text")]);
         let config = root.path().join("etc/rancher/k3s/config.yaml");
         fs::create_dir_all(config.parent().expect("a directory")).expect("made");
         fs::write(config, "data-dir: /data\nkubelet-arg: [node-ip=10.0.0.1, 7]\n").expect("written");
         let row = DISTRIBUTIONS.iter().find(|row| row.name == "k3s").expect("a row");
-        assert!(!row.is_here(&settings));
-        let started = row.started(&settings, None);
-        let words: Vec<_> = started.flags.iter().flat_map(|flags| &flags.words).collect();
+        assert!(!row.is_present(&settings));
+        let start = row.start_config(&settings, None);
+        let words: Vec<_> = start.flags.iter().flat_map(|flags| &flags.words).collect();
         assert!(words.contains(&&"--node-ip=10.0.0.1".to_owned()), "{words:?}");
         assert!(words.contains(&&"--kubeconfig=/data/agent/kubelet.kubeconfig".to_owned()), "{words:?}");
-        assert_eq!(started.containerd, Path::new("/data/agent/etc/containerd/config.toml"));
+        assert_eq!(start.containerd, Path::new("/data/agent/etc/containerd/config.toml"));
     }
 }

@@ -1,35 +1,34 @@
-//! What the kubelet is configured for: by its command line, its `--config` file with the drop-ins of `--config-dir`, and its
-//! defaults.
+//! The kubelet's configuration: its command line, its `--config` file with the drop-ins of `--config-dir`, and its defaults.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::distributions::Started;
+use super::distributions::StartConfig;
 use super::program::flag;
 use super::proxy::Proxy;
-use super::{PATH, absolute, files_below};
+use super::{MAX_PATH_LEN, absolute, files_below};
 use crate::node::file;
 use crate::settings::{Known, POD_LOGS, ServerHost, Settings};
 use crate::text::clean;
 
-/// Its defaults, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). The one of the
-/// endpoint is as young as 1.27: before 1.24 it was Docker's.
+/// Defaults of the kubelet, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). The
+/// default endpoint exists since 1.27; before 1.24 it was Docker's.
 pub(super) const ENDPOINT: &str = "/run/containerd/containerd.sock";
 const ROOT: &str = "/var/lib/kubelet";
 const DRIVER: &str = "cgroupfs";
-/// Most drop-ins that are read.
-const DROP_INS: usize = 64;
-/// Most addresses of the cluster's DNS; the kubelet itself takes three.
-const DNS: usize = 8;
+/// Maximum number of drop-in files.
+const MAX_DROP_INS: usize = 64;
+/// Maximum number of addresses of the cluster DNS; the kubelet itself uses three.
+const MAX_DNS_SERVERS: usize = 8;
 
-/// Flags that a kubelet was started with, and where they stand.
+/// Flags that a kubelet was started with, and their source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Flags {
-    /// For people: `kubelet`, `/var/snap/microk8s/current/args/kubelet`, `default of k3s`.
+    /// In readable form: `kubelet`, `/var/snap/microk8s/current/args/kubelet`, `default of k3s`.
     pub(super) source: String,
-    /// In a form that [`flag`] reads.
+    /// Arguments in a form that [`flag`] parses.
     pub(super) words: Vec<String>,
 }
 
@@ -43,34 +42,34 @@ impl Flags {
     }
 }
 
-/// See the module.
+/// The kubelet's settings. A setting is `None` if it is not configured or unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kubelet {
     pub(crate) kubeconfig: Option<Known<PathBuf>>,
     pub(crate) bootstrap_kubeconfig: Option<Known<PathBuf>>,
-    /// The CRI socket, as a path with control characters escaped; `None` where nothing names it.
+    /// Path of the CRI socket with control characters escaped.
     pub(crate) runtime_endpoint: Option<Known<String>>,
-    /// Where it keeps its files.
+    /// Root directory of its files.
     pub(crate) root: Option<Known<PathBuf>>,
-    /// Where it keeps its client certificate, with `kubelet-client-current.pem` as the one in use.
+    /// Directory of its client certificates, in which `kubelet-client-current.pem` is the one in use.
     pub(crate) certificates: Option<Known<PathBuf>>,
-    /// `systemd` or `cgroupfs`, whatever the runtime says.
+    /// `systemd` or `cgroupfs`, regardless of what the runtime reports.
     pub(crate) cgroup_driver: Option<Known<String>>,
     pub(crate) static_pods: Option<Known<PathBuf>>,
-    /// Where it keeps the logs of pods.
+    /// Directory of pod logs.
     pub(crate) pod_logs: Option<Known<PathBuf>>,
     pub(crate) node_name: Option<Known<String>>,
     pub(crate) node_ip: Option<Known<String>>,
     pub(crate) cluster_domain: Option<Known<String>>,
     pub(crate) cluster_dns: Option<Known<Vec<IpAddr>>>,
-    /// The proxy of its environment.
+    /// The proxy in its environment.
     pub(crate) proxy: Option<Proxy>,
 }
 
 impl Kubelet {
-    /// From what it was started with.
-    pub(super) fn find(settings: &Settings, started: &Started) -> Self {
-        let Started { flags, defaults, .. } = started;
+    /// Determines the settings from what the kubelet was started with.
+    pub(super) fn find(settings: &Settings, start: &StartConfig) -> Self {
+        let StartConfig { flags, defaults, .. } = start;
         Self::from(&Sources { flags, files: files(settings, flags), defaults: defaults.as_ref() })
     }
 
@@ -99,35 +98,34 @@ impl Kubelet {
         }
     }
 
-    /// The client certificate that it uses, where it rotates it.
+    /// Returns the path of the client certificate that a kubelet with certificate rotation uses.
     pub(crate) fn client_certificate(&self) -> Option<PathBuf> {
         Some(self.certificates.as_ref()?.value.join("kubelet-client-current.pem"))
     }
 
-    /// Returns the proxy by which it reaches a server.
+    /// Returns the proxy through which the kubelet connects to a server.
     pub(crate) fn proxy_for(&self, host: &ServerHost, port: u16) -> Option<&Proxy> {
-        self.proxy.as_ref().filter(|proxy| proxy.is_for(host, port))
+        self.proxy.as_ref().filter(|proxy| proxy.covers(host, port))
     }
 
-    /// Those that it is started with, in the order in which it uses them.
+    /// Returns the configured kubeconfigs, in the order in which the kubelet tries them.
     pub(crate) fn kubeconfigs(&self) -> impl Iterator<Item = &Known<PathBuf>> {
         self.kubeconfig.iter().chain(&self.bootstrap_kubeconfig)
     }
 }
 
-/// What settings are read from.
+/// The sources of settings.
 struct Sources<'a> {
     flags: &'a [Flags],
-    /// Configuration files, those that win first; `None` where one cannot be read.
+    /// Configuration files, highest precedence first; `None` if one cannot be read.
     files: Option<Vec<(PathBuf, Value)>>,
-    /// What holds in place of the kubelet's own defaults.
+    /// Flags that replace the kubelet's own defaults.
     defaults: Option<&'a Flags>,
 }
 
 impl Sources<'_> {
-    /// The value of a flag, else of a key of the configuration files, else the default. `name` and `key` are empty where there
-    /// is none.
-    /// `None` where a file that may name another value cannot be read.
+    /// Returns the value of the flag `name`, else of `key` in the configuration files, else the default. `name` and `key` are
+    /// empty if the setting has no flag or no key. Returns `None` if a file that may contain another value cannot be read.
     fn get(&self, name: &str, key: &str, default: Option<&str>) -> Option<Known<String>> {
         if let Some(known) = self.flag(name) {
             return Some(known);
@@ -155,27 +153,27 @@ impl Sources<'_> {
 
     fn cluster_dns(&self) -> Option<Known<Vec<IpAddr>>> {
         if let Some(known) = self.flag("cluster-dns") {
-            return Some(
-                known.map(|value| value.split(',').filter_map(|ip| ip.parse().ok()).take(DNS).collect()),
-            );
+            return Some(known.map(|value| {
+                value.split(',').filter_map(|ip| ip.parse().ok()).take(MAX_DNS_SERVERS).collect()
+            }));
         }
         let named = |(path, config): &(PathBuf, Value)| {
             let addresses = config.get("clusterDNS")?.as_array()?;
-            let addresses = addresses.iter().filter_map(|ip| ip.as_str()?.parse().ok()).take(DNS);
+            let addresses = addresses.iter().filter_map(|ip| ip.as_str()?.parse().ok()).take(MAX_DNS_SERVERS);
             Some(Known::of(addresses.collect(), &path.display()))
         };
         self.files.as_ref()?.iter().find_map(named)
     }
 }
 
-/// The configuration files, those that win first: drop-ins in the reverse order of their names, then the file itself.
+/// Reads the configuration files, highest precedence first: drop-ins in reverse order of their names, then the file itself.
 fn files(settings: &Settings, flags: &[Flags]) -> Option<Vec<(PathBuf, Value)>> {
     let named =
         |name| flags.iter().find_map(|flags| flag(&flags.words, name)).filter(|path| !path.is_empty());
     let mut paths = Vec::new();
     if let Some(dir) = named("config-dir") {
-        // The kubelet takes those that end so, also of directories inside.
-        paths = files_below(settings, Path::new(dir), DROP_INS)?;
+        // The kubelet reads only files with this extension, including those in subdirectories.
+        paths = files_below(settings, Path::new(dir), MAX_DROP_INS)?;
         paths.retain(|path| path.extension().is_some_and(|end| end == "conf"));
         paths.reverse();
     }
@@ -188,17 +186,18 @@ fn files(settings: &Settings, flags: &[Flags]) -> Option<Vec<(PathBuf, Value)>> 
 }
 
 fn shown(value: &str) -> String {
-    clean(value.as_bytes(), PATH)
+    clean(value.as_bytes(), MAX_PATH_LEN)
 }
 
-/// `unix:///run/x.sock`, `unix:/run/x.sock` or `/run/x.sock`; `None` for anything that is no Unix socket.
+/// Returns the path of a Unix socket, given as `unix:///run/x.sock`, `unix:/run/x.sock` or `/run/x.sock`; `None` for any other
+/// endpoint.
 pub(crate) fn socket(endpoint: &str) -> Option<String> {
     let path =
         endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint);
     Path::new(path).is_absolute().then(|| shown(path))
 }
 
-/// A file and flags of any content: what a terminal would be shown of them.
+/// Fuzz target: a file and flags of any content. Returns the texts that may be printed.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &str, words: Vec<String>) -> Vec<String> {
     let config = serde_yaml_ng::from_str(text).unwrap_or(Value::Null);
@@ -215,12 +214,12 @@ mod tests {
 
     use super::*;
 
-    /// A host with these files, and what a kubelet with this command line uses there.
+    /// Returns the settings of a kubelet with this command line on a host with these files.
     fn found(files: &[(&str, &str)], line: &str) -> Kubelet {
         let (settings, _root) = host(files);
         let words = line.split(' ').map(str::to_owned).collect();
         let flags = vec![Flags { source: "kubelet".to_owned(), words }];
-        Kubelet::find(&settings, &Started { flags, ..Started::default() })
+        Kubelet::find(&settings, &StartConfig { flags, ..StartConfig::default() })
     }
 
     fn value<T>(known: Option<Known<T>>) -> Option<T> {
@@ -228,10 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_wins_over_the_configuration_and_that_over_the_default() {
+    fn flags_override_the_configuration_which_overrides_defaults() {
         let files = [
             ("a.yaml", "containerRuntimeEndpoint: unix:///run/a.sock\ncgroupDriver: systemd\n"),
-            ("silent.yaml", "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: ''\n"),
+            ("empty.yaml", "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: ''\n"),
             ("odd.yaml", "containerRuntimeEndpoint: [x]\ncgroupDriver: other\n"),
             ("broken.yaml", ": : :\n\t"),
         ];
@@ -250,9 +249,9 @@ mod tests {
                 Some("cgroupfs"),
             ),
             ("kubelet --container-runtime-endpoint=tcp://127.0.0.1:1", None, Some("cgroupfs")),
-            ("kubelet --config=/silent.yaml", None, Some("cgroupfs")),
+            ("kubelet --config=/empty.yaml", None, Some("cgroupfs")),
             ("kubelet", None, Some("cgroupfs")),
-            // What cannot be read may say anything.
+            // The value is unknown if a file cannot be read.
             ("kubelet --config=/odd.yaml", None, None),
             ("kubelet --config=/broken.yaml", None, None),
             ("kubelet --config=/nothing.yaml", None, None),
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn kubeconfigs_are_named_by_flags() {
+    fn reads_kubeconfigs_from_flags() {
         for (line, wanted) in [
             ("kubelet --bootstrap-kubeconfig=/b --kubeconfig=/k --config=/c", &["/k", "/b"][..]),
             ("kubelet --kubeconfig /k", &["/k"]),

@@ -22,14 +22,14 @@ use crate::node::{cni_config, role, targets};
 use crate::settings::tests::settings;
 use crate::settings::{Known, Settings};
 
-/// `node.json`
+/// Content of `node.json`.
 #[derive(Deserialize)]
 struct Node {
     processes: Vec<Running>,
-    /// What the node's resolver knows.
+    /// Names that the node's resolver resolves.
     #[serde(default)]
     names: BTreeMap<String, IpAddr>,
-    /// Client certificates that the kubelet was given.
+    /// Files of the kubelet's client certificates.
     #[serde(default)]
     certificates: Vec<PathBuf>,
     /// Names of the plugins in each directory.
@@ -79,7 +79,7 @@ impl Running {
     }
 }
 
-/// Copies a tree with its links.
+/// Copies a directory tree, including symbolic links.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("made");
     for entry in fs::read_dir(from).expect("a directory").map(|entry| entry.expect("readable")) {
@@ -100,14 +100,14 @@ fn add_plugins(settings: &Settings, node: &Node) {
         let dir = settings.on_host(Path::new(dir));
         fs::create_dir_all(&dir).expect("made");
         for name in names {
-            // Nobody runs it.
+            // The file is never executed.
             fs::write(dir.join(name), "#!plugin\n").expect("written");
             fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).expect("set");
         }
     }
 }
 
-/// Valid for two thousand years.
+/// Creates the client certificates, valid for two thousand years.
 fn add_certificates(settings: &Settings, node: &Node) {
     for path in &node.certificates {
         let path = settings.on_host(path);
@@ -117,7 +117,7 @@ fn add_certificates(settings: &Settings, node: &Node) {
     }
 }
 
-/// What is discovered, a line each.
+/// Returns the discovered settings, one per line.
 fn table(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str, source: &str| {
@@ -146,7 +146,7 @@ fn known(targets: &Servers) -> role::Known {
     role::Known { targets: !targets.targets.is_empty(), hides_processes: false }
 }
 
-/// Kubeconfig, directories of CNI and endpoint, wherever links lead.
+/// Returns the paths of the kubeconfig, the CNI directories and the endpoint, with symbolic links resolved.
 fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
     fn paths<T>(known: Option<&Known<T>>, of: impl Fn(&T) -> Vec<PathBuf>) -> Vec<PathBuf> {
         known.into_iter().flat_map(|known| of(&known.value)).collect()
@@ -163,7 +163,7 @@ fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
     ]
 }
 
-/// The verdict on such a node whose clients get through.
+/// Returns the verdict on such a node whose clients reach the API server.
 fn verdict(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> Reason {
     let second = |seconds: u64| Mono((3600 + seconds) * 1_000_000_000);
     let mut engine = Engine::new(Config::default(), second(0));
@@ -219,7 +219,7 @@ fn verdict(settings: &Settings, discovery: &Discovery, found: &[Found], targets:
 }
 
 #[test]
-fn every_distribution_s_node_is_discovered_and_healthy() {
+fn discovers_node_of_each_distribution_and_judges_it_healthy() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/nodes");
     let entries =
         fs::read_dir(&dir).expect("tests/nodes is there").map(|entry| entry.expect("readable").path());
@@ -246,18 +246,22 @@ fn every_distribution_s_node_is_discovered_and_healthy() {
             targets.targets.extend(node.names.get(&named.name).map(|ip| named.target(*ip)));
         }
         targets.targets.dedup_by_key(|target| target.addr);
-        let said = table(&settings, &discovery, &found, &targets);
-        let absent = Discovery::find(&settings, &[]);
-        if places(&settings, &absent) != places(&settings, &discovery) {
-            wrong.push(format!("{}: where nothing runs {:#?}", path.display(), places(&settings, &absent)));
+        let actual = table(&settings, &discovery, &found, &targets);
+        let without_processes = Discovery::find(&settings, &[]);
+        if places(&settings, &without_processes) != places(&settings, &discovery) {
+            wrong.push(format!(
+                "{}: without processes {:#?}",
+                path.display(),
+                places(&settings, &without_processes)
+            ));
         }
         let expected = path.join("expected.txt");
         if std::env::var_os("NETREADY_BLESS").is_some() {
-            fs::write(&expected, &said).expect("written");
+            fs::write(&expected, &actual).expect("written");
         }
         let verdict = verdict(&settings, &discovery, &found, &targets);
-        if fs::read_to_string(&expected).unwrap_or_default() != said || verdict != Reason::NetworkReady {
-            wrong.push(format!("{}: {verdict:?}\n{said}", path.display()));
+        if fs::read_to_string(&expected).unwrap_or_default() != actual || verdict != Reason::NetworkReady {
+            wrong.push(format!("{}: {verdict:?}\n{actual}", path.display()));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -1,4 +1,4 @@
-//! The processes whose command lines and files say what the node uses.
+//! The kubelet and runtime processes, from whose command lines and environments settings are read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,29 +8,30 @@ use probe_engine::ProcessClass;
 use super::proxy::Proxy;
 use crate::node::processes::{self, Found, is_of_the_host};
 
-/// Longest command line that is read: a kubelet's has a few kilobytes.
-const COMMAND_LINE: usize = 128 * 1024;
-/// Most programs that are looked at; a node has a kubelet and one or two runtimes.
-const PROGRAMS: usize = 64;
-/// The variables that are kept of an environment: where a distribution keeps its files. Besides the proxy nothing else of it
-/// is kept, for it may hold secrets.
+/// Maximum size of a command line or environment, bytes: a kubelet's command line has a few kilobytes.
+const MAX_FILE_LEN: usize = 128 * 1024;
+/// Maximum number of programs; a node has a kubelet and one or two runtimes.
+const MAX_PROGRAMS: usize = 64;
+/// Environment variables that are kept: the data directories of distributions. Apart from the proxy, no other variable is kept
+/// because it may contain a secret.
 const VARIABLES: &[&str] = &["K3S_DATA_DIR", "RKE2_DATA_DIR", "SNAP_COMMON", "SNAP_DATA"];
 
-/// One that only root can have started, and not in a container: a pod on the host network may run a program of any name.
+/// A program that root started outside containers: a pod on the host network may run a program of any name.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    /// Name of the file that it executes.
+    /// File name of the executable.
     pub(crate) name: String,
     pub(crate) class: ProcessClass,
-    /// Its command line, the program first.
+    /// Its command line, including the program.
     pub(crate) words: Vec<String>,
+    /// The environment variables in [`VARIABLES`] that are set.
     pub(crate) variables: BTreeMap<String, String>,
-    /// The proxy of its environment.
+    /// The proxy in its environment.
     pub(crate) proxy: Option<Proxy>,
 }
 
 impl Program {
-    /// Those of the kubelets and runtimes among `processes`.
+    /// Returns the kubelets and runtimes among `processes`, oldest first.
     pub(crate) fn all(processes: &[Found]) -> Vec<Self> {
         let matters = |found: &&Found| {
             matches!(found.class, ProcessClass::Kubelet | ProcessClass::Runtime)
@@ -38,10 +39,10 @@ impl Program {
         };
         let mut programs: Vec<_> = processes.iter().filter(matters).collect();
         oldest_first(&mut programs);
-        programs.into_iter().take(PROGRAMS).filter_map(Self::read).collect()
+        programs.into_iter().take(MAX_PROGRAMS).filter_map(Self::read).collect()
     }
 
-    /// `None` when it is gone.
+    /// Returns `None` if the process has exited.
     fn read(found: &Found) -> Option<Self> {
         let pid = found.actor.pid;
         let words = strings(pid, "cmdline")?;
@@ -56,13 +57,14 @@ impl Program {
         })
     }
 
-    /// The value of a flag of its command line.
+    /// Returns the value of a flag on the command line.
     pub(super) fn flag(&self, name: &str) -> Option<&str> {
         flag(&self.words, name)
     }
 }
 
-/// Of several kubelets the oldest is the node's, which holds its ports: installers and scanners run `kubelet --version`.
+/// Sorts processes by start time. Of several kubelets the oldest is the node's: it holds the kubelet's ports, while installers
+/// and scanners run short-lived commands such as `kubelet --version`.
 fn oldest_first(processes: &mut [&Found]) {
     processes.sort_by_cached_key(|found| processes::stat(found.actor.pid).map(|stat| stat.started));
 }
@@ -71,15 +73,15 @@ fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
     environment.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The NUL-terminated strings of a file of a process.
+/// Returns the NUL-terminated strings in a file of `/proc/PID`.
 fn strings(pid: u32, file: &str) -> Option<Vec<String>> {
     let mut bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
-    bytes.truncate(COMMAND_LINE);
+    bytes.truncate(MAX_FILE_LEN);
     let words = bytes.strip_suffix(b"\0").unwrap_or(&bytes).split(|byte| *byte == 0);
     Some(words.map(|word| String::from_utf8_lossy(word).into_owned()).collect())
 }
 
-/// The value of a flag in both of its forms, with one dash or two; the last one counts.
+/// Returns the value of a flag in the forms `--name=value` and `--name value`, with one dash or two. The last occurrence wins.
 pub(super) fn flag<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
     let bare = |word: &'a String| word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
     words.iter().enumerate().rev().find_map(|(at, word)| match bare(word)?.split_once('=') {
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_of_several_kubelets_comes_first() {
+    fn oldest_kubelet_is_first() {
         let found =
             |pid| Found { actor: Actor { pid, name: "kubelet".to_owned() }, class: ProcessClass::Kubelet };
         let (own, parent) = (found(std::process::id()), found(std::os::unix::process::parent_id()));

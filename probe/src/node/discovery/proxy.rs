@@ -1,4 +1,4 @@
-//! The proxy by which the kubelet reaches its API server, by the variables that Go programs obey
+//! The proxy through which the kubelet connects to its API server, from the environment variables that Go programs evaluate
 //! (golang.org/x/net/http/httpproxy).
 
 use std::net::{IpAddr, SocketAddr};
@@ -9,40 +9,41 @@ use hyper::header::HeaderValue;
 use hyper_util::client::proxy::matcher::Matcher;
 use probe_engine::Range;
 
-use super::PATH;
+use super::MAX_PATH_LEN;
 use crate::settings::ServerHost;
 use crate::text::{HIDDEN, clean};
 
-/// The variables, the one that wins first.
-const PROXY: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
-const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
-/// Most exceptions that are read.
-const ENTRIES: usize = 256;
+/// The environment variables, highest precedence first.
+const PROXY_VARIABLES: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
+const EXCEPTION_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// Maximum number of exceptions.
+const MAX_EXCEPTIONS: usize = 256;
 
-/// A proxy, and what is reached without it. Its printable form holds no user information.
+/// A proxy, and the hosts that are reached without it. Its `Debug` output contains no user information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proxy {
-    /// Its URL without user information; control characters are escaped.
+    /// URL without user information; control characters are escaped.
     pub(crate) url: String,
     pub(crate) host: ServerHost,
     pub(crate) port: u16,
-    /// It is spoken to in plain HTTP, and not over TLS or by SOCKS.
+    /// Whether the proxy accepts plain HTTP, as opposed to TLS and SOCKS.
     is_http: bool,
-    /// The value of the header `Proxy-Authorization`, marked as sensitive.
+    /// Value of the header `Proxy-Authorization`, marked as sensitive.
     authorization: Option<HeaderValue>,
+    /// Hosts, domains and address ranges that are reached without the proxy, in lower case.
     exceptions: Vec<String>,
 }
 
 impl Proxy {
-    /// Returns the proxy that these variables name; `None` where they name none, or none that Go understands.
+    /// Returns the proxy that these variables configure; `None` if they configure none, or one that Go does not support.
     pub(crate) fn of<'a>(variable: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         let get = |names: [&str; 2]| names.iter().find_map(|name| variable(name).filter(|it| !it.is_empty()));
-        let url = get(PROXY)?;
+        let url = get(PROXY_VARIABLES)?;
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let matcher = Matcher::builder().https(url).build();
         let found = matcher.intercept(&Uri::from_static("https://server/"))?;
         let scheme = found.uri().scheme_str()?;
-        // The ports of Go's net/http (transport.go).
+        // Default ports of Go's net/http (transport.go).
         let default = match scheme {
             "http" => 80,
             "https" => 443,
@@ -51,8 +52,8 @@ impl Proxy {
         let port = found.uri().port_u16().unwrap_or(default);
         let bare = found.uri().host()?.trim_start_matches('[').trim_end_matches(']');
         let host = bare.parse().map_or_else(|_| ServerHost::Name(bare.to_owned()), ServerHost::Address);
-        let url = clean(format!("{scheme}://{}", authority(&host, port)).as_bytes(), PATH);
-        let entries = get(EXCEPTIONS).unwrap_or_default().split(',').take(ENTRIES);
+        let url = clean(format!("{scheme}://{}", authority(&host, port)).as_bytes(), MAX_PATH_LEN);
+        let entries = get(EXCEPTION_VARIABLES).unwrap_or_default().split(',').take(MAX_EXCEPTIONS);
         let exceptions = entries.map(|entry| entry.trim().to_lowercase()).filter(|entry| !entry.is_empty());
         Some(Self {
             url,
@@ -64,21 +65,23 @@ impl Proxy {
         })
     }
 
-    /// Returns whether the kubelet reaches a server through it.
-    pub(crate) fn is_for(&self, host: &ServerHost, port: u16) -> bool {
+    /// Returns whether the kubelet connects to a server through this proxy.
+    pub(crate) fn covers(&self, host: &ServerHost, port: u16) -> bool {
         !is_exception(&self.exceptions, &host.to_string(), port)
     }
 
-    /// Returns whether the agent can send it a request, and may: user information is a credential of the kubelet's.
+    /// Returns whether the agent can and may send requests through this proxy: user information is a credential of the
+    /// kubelet.
     pub(crate) fn can_ask(&self, with_credentials: bool) -> bool {
         self.is_http && (with_credentials || self.authorization.is_none())
     }
 
+    /// Returns the value of the header `Proxy-Authorization`.
     pub(crate) fn authorization(&self) -> Option<&HeaderValue> {
         self.authorization.as_ref()
     }
 
-    /// Returns a text of the proxy's own without user information: proxies quote URLs and accounts.
+    /// Returns a text that the proxy sent, without user information: proxies quote URLs and account names.
     pub(crate) fn redact(&self, text: &str) -> String {
         let known = self.authorization.as_ref().and_then(|header| header.to_str().ok());
         let known = known.and_then(|header| header.strip_prefix("Basic "));
@@ -102,7 +105,7 @@ impl Proxy {
     }
 }
 
-/// Returns host and port as they stand in URLs and requests.
+/// Returns host and port in the form used in URLs and requests.
 pub(crate) fn authority(host: &ServerHost, port: u16) -> String {
     match host {
         ServerHost::Address(ip) => SocketAddr::new(*ip, port).to_string(),
@@ -110,7 +113,7 @@ pub(crate) fn authority(host: &ServerHost, port: u16) -> String {
     }
 }
 
-/// Returns whether a server is among the exceptions, or on this host, for which Go asks no proxy either.
+/// Returns whether a server is among the exceptions, or on this host: Go uses no proxy for loopback addresses.
 fn is_exception(exceptions: &[String], host: &str, port: u16) -> bool {
     let host = host.to_lowercase();
     let ip: Option<IpAddr> = host.parse().ok();
@@ -133,7 +136,7 @@ fn is_exception(exceptions: &[String], host: &str, port: u16) -> bool {
         }
         let name = name.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(name);
         match name.strip_prefix('.') {
-            // With a dot before it the name itself is not meant.
+            // A leading dot excludes the domain itself.
             Some("") => false,
             Some(_) => host.ends_with(name),
             None => {
@@ -144,7 +147,7 @@ fn is_exception(exceptions: &[String], host: &str, port: u16) -> bool {
     })
 }
 
-/// Returns the host and the port of an exception; the port is empty where there is none.
+/// Returns the host and the port of an exception; the port is empty if there is none.
 fn split_port(entry: &str) -> (&str, &str) {
     if let Some((host, port)) = entry.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
         return (host, port);
@@ -155,7 +158,7 @@ fn split_port(entry: &str) -> (&str, &str) {
     }
 }
 
-/// The variables of an environment of any content.
+/// Fuzz target: environment variables of any content.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &str) -> Option<String> {
     let (proxy, exceptions) = text.split_once('\n').unwrap_or((text, ""));
@@ -164,8 +167,8 @@ pub(super) fn fuzz(text: &str) -> Option<String> {
         "NO_PROXY" => Some(exceptions),
         _ => None,
     })?;
-    let _ = found.is_for(&ServerHost::Name("api.example.com".to_owned()), 6443);
-    Some(format!("{} {}", found.url, clean(found.redact(text).as_bytes(), PATH)))
+    let _ = found.covers(&ServerHost::Name("api.example.com".to_owned()), 6443);
+    Some(format!("{} {}", found.url, clean(found.redact(text).as_bytes(), MAX_PATH_LEN)))
 }
 
 #[cfg(test)]
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_are_read_as_go_does() {
+    fn exceptions_match_as_in_go() {
         assert_eq!(proxy(&[("NO_PROXY", "a"), ("HTTP_PROXY", "http://p")]), None);
         assert_eq!(proxy(&[("HTTPS_PROXY", ""), ("NO_PROXY", "a")]), None);
         let all = "10.0.0.0/8, .cluster.local,api.example.com:6443,192.168.0.1,svc,fd00::/8,*.test,192.168.0.2:443,\
@@ -216,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_a_url_or_an_address() {
+    fn parses_urls_and_addresses() {
         for (value, wanted) in [
             ("http://proxy.corp:3128", Some("http://proxy.corp:3128")),
             ("http://proxy.corp", Some("http://proxy.corp:80")),
