@@ -1,4 +1,4 @@
-//! Open vSwitch: what the kernel's half has, what its database says, whether somebody takes its packets.
+//! Open vSwitch: its datapaths and ports in the kernel, its database, and whether ovs-vswitchd handles the upcalls.
 
 mod database;
 #[cfg(fuzzing)]
@@ -22,20 +22,21 @@ use crate::settings::Settings;
 use crate::text::clean;
 use kernel::{Change, Families, Stats};
 
-/// The default of Open vSwitch, and the name of its database's socket.
+/// Default directory of Open vSwitch's sockets.
 const RUN_DIR: &str = "/run/openvswitch";
+/// File name of the database's socket.
 const DATABASE: &str = "db.sock";
-/// Between two looks at the whole state; on a host without any of it that is one `stat` and one question.
-const LOOK: Duration = Duration::from_secs(5);
-/// How long changes may gather before the whole state is read: one pod makes three.
-const GATHER: Duration = Duration::from_millis(200);
+/// Interval at which the whole state is read. On a host without Open vSwitch that takes one `stat` and one netlink request.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Delay between a change and reading the whole state, so that one read covers several changes: one pod causes three.
+const COALESCE: Duration = Duration::from_millis(200);
 
-/// Runs for ever.
+/// Reports the state of Open vSwitch when it changes, and its upcalls. Returns when the receiver of the feed is dropped.
 pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
-    let mut told = None;
+    let mut reported = None;
     // Why the agent cannot read the database.
-    let mut unread = None;
-    // By datapath: its counters at the last look, and whether it lost packets then.
+    let mut reported_error = None;
+    // By datapath: its counters at the last poll, and whether it lost packets before that.
     let mut counts: BTreeMap<String, (Stats, bool)> = BTreeMap::new();
     loop {
         let families = kernel::families().unwrap_or_default();
@@ -43,7 +44,7 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
             None => None,
             Some(Ok(listener)) => Some(listener),
             Some(Err(error)) => {
-                let why = format!("watch the ports of Open vSwitch: {error:#}; its state is read every 5 s");
+                let why = format!("cannot watch the ports of Open vSwitch: {error:#}; polling every 5 s");
                 let gap = Gap { signal: "ovs.port".to_owned(), why, blind: false };
                 if feed.send(Seen { at: clock::now(), observation: Observation::Gap(gap) }).await.is_err() {
                     return;
@@ -51,16 +52,20 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
                 None
             }
         };
-        // Until the families change: their numbers are the module's own.
+        // Until the families change: their IDs are assigned when the kernel module is loaded.
         loop {
-            // The datapaths cannot be read for a reason of the agent's own.
-            let Some((state, stats, denied)) = look(&settings, &families).await else {
-                tokio::time::sleep(LOOK).await;
+            // If the datapaths cannot be read, the cause is the agent's own and shows nothing about Open vSwitch.
+            let Some((state, stats, error)) = read_state(&settings, &families).await else {
+                tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
             };
-            let mut seen = Vec::new();
-            if let Some(why) = denied.clone().filter(|_| denied != unread) {
-                seen.push(Observation::Gap(Gap { signal: OVS_DATABASE.to_owned(), why, blind: false }));
+            let mut observations = Vec::new();
+            if let Some(why) = error.clone().filter(|_| error != reported_error) {
+                observations.push(Observation::Gap(Gap {
+                    signal: OVS_DATABASE.to_owned(),
+                    why,
+                    blind: false,
+                }));
             }
             counts.retain(|datapath, _| stats.iter().any(|(name, _)| name == datapath));
             for (datapath, now) in stats {
@@ -68,26 +73,26 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
                 let missed = now.missed.saturating_sub(before.missed);
                 let lost = now.lost.saturating_sub(before.lost);
                 counts.insert(datapath.clone(), (now, lost > 0));
-                // A loss that has ended is worth a word, too.
+                // The end of a loss is reported as well.
                 if missed + lost > 0 || losing {
-                    seen.push(Observation::OvsUpcalls(OvsUpcalls { datapath, missed, lost }));
+                    observations.push(Observation::OvsUpcalls(OvsUpcalls { datapath, missed, lost }));
                 }
             }
-            if told.as_ref() != Some(&state) {
-                told = Some(state.clone());
-                seen.push(Observation::Ovs(state));
+            if reported.as_ref() != Some(&state) {
+                reported = Some(state.clone());
+                observations.push(Observation::Ovs(state));
             }
-            // After the state: without the gap, a database that is not there is a fault.
-            if denied.is_none() && unread.is_some() {
-                seen.push(Observation::GapClosed { signal: OVS_DATABASE.to_owned() });
+            // The gap is closed after the state is reported: a missing database without a gap would be a fault.
+            if error.is_none() && reported_error.is_some() {
+                observations.push(Observation::GapClosed { signal: OVS_DATABASE.to_owned() });
             }
-            unread = denied;
-            for observation in seen {
+            reported_error = error;
+            for observation in observations {
                 if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
                     return;
                 }
             }
-            if !follow(&mut listener, &families, Instant::now() + LOOK, &feed).await {
+            if !follow(&mut listener, &families, Instant::now() + POLL_INTERVAL, &feed).await {
                 return;
             }
             if kernel::families().is_ok_and(|now| now != families) {
@@ -97,7 +102,8 @@ pub(crate) async fn watch(settings: Arc<Settings>, feed: Feed) {
     }
 }
 
-/// Tells of ports until `deadline`, or until a little after the first change. False when nobody listens.
+/// Reports changes of ports until `deadline`, or until [`COALESCE`] after the first change. Returns false if the receiver of
+/// the feed is dropped.
 async fn follow(
     listener: &mut Option<Listener>,
     families: &Families,
@@ -114,10 +120,10 @@ async fn follow(
             Ok(Ok(Came::Datagram(datagram, _))) => {
                 netlink::messages(datagram).filter_map(|message| families.change(message)).collect()
             }
-            // What was lost is read with the rest.
+            // Lost messages, and the state after an error, are covered by the next read of the whole state.
             Ok(_) => Vec::new(),
         };
-        deadline = deadline.min(Instant::now() + GATHER);
+        deadline = deadline.min(Instant::now() + COALESCE);
         for Change { name, kind, up } in ports {
             let observation = Observation::OvsPort(OvsPort { name, port_kind: kind, up });
             if feed.send(Seen { at: clock::now(), observation }).await.is_err() {
@@ -127,31 +133,33 @@ async fn follow(
     }
 }
 
-/// Where Open vSwitch has its sockets: as named by hand, else where a database has one.
+/// Returns the directory of Open vSwitch's sockets: the one given by `--ovs-run-dir`, else the first candidate that contains a
+/// database socket, else the default.
 fn run_dir(settings: &Settings) -> PathBuf {
-    let usual = || PathBuf::from(RUN_DIR);
     let of_cnis = cnis::CNIS.iter().map(|cni| cni.ovs_run_dir).filter(|dir| !dir.is_empty());
-    let mut places = std::iter::once(RUN_DIR).chain(of_cnis).map(PathBuf::from);
-    let there = || places.find(|dir| settings.on_host(&dir.join(DATABASE)).exists());
-    settings.ovs_run_dir.clone().or_else(there).unwrap_or_else(usual)
+    let mut candidates = std::iter::once(RUN_DIR).chain(of_cnis).map(PathBuf::from);
+    let existing = || candidates.find(|dir| settings.on_host(&dir.join(DATABASE)).exists());
+    settings.ovs_run_dir.clone().or_else(existing).unwrap_or_else(|| PathBuf::from(RUN_DIR))
 }
 
-/// Returns the state, the counters of each datapath, and why the agent cannot read the database, if so. `None` if the kernel does
-/// not answer.
-async fn look(
+/// Returns the state, the counters of each datapath, and why the agent cannot read the database, if so. Returns `None` if the
+/// datapaths cannot be read from the kernel.
+async fn read_state(
     settings: &Settings,
     families: &Families,
 ) -> Option<(Ovs, Vec<(String, Stats)>, Option<String>)> {
     let datapaths = families.datapaths().ok()?;
     let stats = datapaths.iter().map(|datapath| (datapath.name.clone(), datapath.stats)).collect();
     let socket = settings.on_host(&run_dir(settings).join(DATABASE));
-    let (database, denied) = match database::read(&socket).await {
+    let (database, error) = match database::read(&socket).await {
         Ok(database) => (database, None),
-        Err(error) => (None, Some(format!("read {}: {error}", clean(socket.as_os_str().as_bytes(), 256)))),
+        Err(error) => {
+            (None, Some(format!("cannot read {}: {error}", clean(socket.as_os_str().as_bytes(), 256))))
+        }
     };
     let module = families.datapath.is_some();
     let datapaths = datapaths.into_iter().map(|datapath| datapath.name).collect();
-    Some((Ovs { module, datapaths, database }, stats, denied))
+    Some((Ovs { module, datapaths, database }, stats, error))
 }
 
 #[cfg(test)]
@@ -163,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_is_the_flag_s_then_where_a_database_is_then_the_usual_one() {
+    fn run_dir_is_the_flag_then_a_directory_with_a_database_then_the_default() {
         let root = tempfile::tempdir().expect("a directory");
         let flag = root.path().to_str().expect("a text");
         let found = |flags: &[&str]| run_dir(&settings(&[&["--host-root", flag], flags].concat()));
