@@ -93,7 +93,7 @@ pub(super) async fn ask(
         let expected = Expected { name, authorities: None };
         return Some(tls::ask(stream, target.addr, name, (&expected, &provider), limit).await.0);
     };
-    if endpoint.proxy.as_ref().is_some_and(|(proxy, _)| !proxy.can_ask(settings.kubelet_credentials)) {
+    if endpoint.proxy.as_ref().is_some_and(|(proxy, _)| !proxy.is_usable(settings.kubelet_credentials)) {
         return None;
     }
     match timeout(limit, endpoint.connect_through(stream)).await.unwrap_or(Err(TlsFailure::Silent)) {

@@ -46,7 +46,7 @@ enum State {
     Answered,
     /// The server has acknowledged data of the client, and has not responded yet.
     Silent,
-    /// The server has responded before, and acknowledges nothing any more.
+    /// The server has responded before, and no longer acknowledges data.
     Unacked,
 }
 

@@ -178,7 +178,8 @@ impl Discovery {
         Some(CgroupDrivers { runtime: runtime.value.clone(), kubelet: kubelet.value.clone() })
     }
 
-    /// Returns every known setting with its name and source, including those that the flags in `settings` override.
+    /// Returns every known setting with its name, effective value and source. Flags of the agent in `settings` override
+    /// discovered values.
     pub(crate) fn rows(&self, settings: &Settings) -> Vec<(&'static str, Known<String>)> {
         fn path(known: Option<&Known<PathBuf>>) -> Option<Known<String>> {
             known.cloned().map(|known| known.map(|path| shown(&path)))

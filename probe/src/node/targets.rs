@@ -112,7 +112,7 @@ impl Servers {
     /// Adds a proxy in place of the server behind it: the kubelet connects to the proxy, so a direct connection to the server
     /// shows nothing about the kubelet's.
     fn proxy(&mut self, settings: &Settings, proxy: &Proxy, source: &str) {
-        if !proxy.can_ask(settings.kubelet_credentials) {
+        if !proxy.is_usable(settings.kubelet_credentials) {
             self.gap(format!(
                 "the kubelet reaches its API server through the proxy {}; only connections to the proxy are observed, \
                  because requests through it would need TLS, SOCKS or the kubelet's user information",

@@ -37,7 +37,8 @@ pub(crate) struct Endpoint {
 /// The runtime that is called.
 pub(crate) type Endpoints = watch::Sender<Option<Endpoint>>;
 
-/// Calls the runtime periodically, and after events that its answers can depend on. Runs forever.
+/// Calls the runtime periodically, and after events that its answers can depend on. Returns when the receiver of the feed, or
+/// the sender of the endpoint, is dropped.
 pub(crate) async fn watch(
     settings: Arc<Settings>,
     mut endpoints: watch::Receiver<Option<Endpoint>>,

@@ -72,7 +72,7 @@ impl Proxy {
 
     /// Returns whether the agent can and may send requests through this proxy: user information is a credential of the
     /// kubelet.
-    pub(crate) fn can_ask(&self, with_credentials: bool) -> bool {
+    pub(crate) fn is_usable(&self, with_credentials: bool) -> bool {
         self.is_http && (with_credentials || self.authorization.is_none())
     }
 
@@ -242,7 +242,7 @@ mod tests {
     fn user_information_is_sent_and_never_shown() {
         let found = proxy(&[("HTTPS_PROXY", "http://user:se%40cret@p:3128")]).expect("a proxy");
         assert_eq!(found.authorization().and_then(|it| it.to_str().ok()), Some("Basic dXNlcjpzZUBjcmV0"));
-        assert!(found.can_ask(true) && !found.can_ask(false));
+        assert!(found.is_usable(true) && !found.is_usable(false));
         for (text, wanted) in [
             ("403 Forbidden", "403 Forbidden"),
             ("407 user:se@cret is unknown", "407 [redacted] is unknown"),
@@ -253,6 +253,6 @@ mod tests {
             assert_eq!(found.redact(text), wanted);
         }
         let by_tls = proxy(&[("HTTPS_PROXY", "https://p")]).expect("a proxy");
-        assert!(!by_tls.can_ask(true));
+        assert!(!by_tls.is_usable(true));
     }
 }

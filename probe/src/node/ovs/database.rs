@@ -146,7 +146,7 @@ mod tests {
     fn read_as_nobody(socket: &Path) -> io::Result<Option<OvsDatabase>> {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
-                // SAFETY: the call takes a number and affects only this thread.
+                // SAFETY: takes a number, and changes this thread alone.
                 unsafe { libc::setfsuid(65534) };
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime.expect("a runtime").block_on(read(socket))

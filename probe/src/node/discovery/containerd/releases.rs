@@ -26,8 +26,8 @@ pub(super) fn readings(files: &[File]) -> Vec<Table> {
     readings.into_iter().flatten().collect()
 }
 
-/// Returns whether only containerd 2 can use these files: a file has version 3 or later, or the files contain only tables that
-/// earlier releases ignore, as on AKS.
+/// Returns whether only containerd 2 can use these files: a file has version 3 or later, or the files contain tables of
+/// version 3 and none of an earlier version, as on AKS.
 pub(super) fn require_containerd_2(files: &[File]) -> bool {
     let has = |(_, config): &File, names: &[&str]| names.iter().any(|name| plugin(config, name).is_some());
     files.iter().any(|(_, config)| version(config).is_some_and(|version| version > 2))
