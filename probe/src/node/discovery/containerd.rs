@@ -115,8 +115,8 @@ impl ConfigFiles {
 
     /// Returns the value on which all releases agree, else the default; with the last file that contains one of `keys`.
     ///
-    /// Returns `None` if the releases differ, if there is no default, and instead of the default if a file cannot be read, since
-    /// it may contain another value.
+    /// Returns `None` if the releases differ, if there is no default, and instead of the default if a file cannot be read: it
+    /// may contain another value.
     fn agreed<T: PartialEq>(
         &self,
         keys: &[&[&str]],
