@@ -1,8 +1,8 @@
-//! The half of the agent that watches: sources in, observations out. It never thinks: what to say is the engine's, and
-//! that is in the other half, [`Judge`].
+//! The watcher: it collects the observations of all sources and passes them to the [`Judge`], which runs the engine. It draws no
+//! conclusions itself.
 
+mod background;
 mod judge;
-mod looks;
 mod reread;
 mod sources;
 
@@ -29,26 +29,28 @@ use crate::settings::Settings;
 use crate::sinks::Sink;
 use crate::threads::Threads;
 
+use background::BackgroundReads;
 use judge::Rereads;
 pub(crate) use judge::{About, Judge};
 
-/// How many observations may wait between the sources and the loop. The largest burst is the state of links
-/// at start: about three a pod.
+/// Capacity of the queue between the sources and the loop. The largest burst is the state of links at start: about three
+/// observations a pod.
 const QUEUE: usize = 1024;
-/// How often the loss counters are read: 57 look-ups in a map, about 30 µs.
-const LOOK_FOR_LOSS: Duration = Duration::from_millis(250);
-/// How often the kernel's counters of the runs that it left out are read. Most such runs would have had nothing to tell, and
-/// a busy machine whose kernel can be interrupted everywhere has some at any time: what depends on their hooks is then
-/// read again this often.
-const LOOK_FOR_LEFT_OUT: Duration = Duration::from_secs(5);
-/// How long the last look at the ring may take: many times what a full one needs.
-const LEAVE: Duration = Duration::from_secs(1);
-/// Most observations that the judge is given at once. A message wakes it, and so many take it well below a millisecond.
+/// Interval of reading the loss counters: 57 map look-ups, about 30 µs.
+const LOSS_CHECK: Duration = Duration::from_millis(250);
+/// Interval of reading the kernel's counters of skipped runs. Most skipped runs would not have had an event to report, and a
+/// busy host with a fully preemptible kernel always has some: the state behind their hooks is then read again at this
+/// interval.
+const SKIPPED_RUNS_CHECK: Duration = Duration::from_secs(5);
+/// How long draining the ring buffer may take: many times what a full one needs.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum number of observations in a message to the judge. A message wakes it, and it processes this many in well below a
+/// millisecond.
 const BATCH: usize = 128;
-/// How often the judge shows that it turns, and how late it was.
+/// Interval at which the judge reports that it is running, and how late it was.
 const TURN: Duration = Duration::from_millis(100);
 
-/// See the module.
+/// The watcher, see the module.
 pub(crate) struct App {
     settings: Arc<Settings>,
     threads: Threads,
@@ -62,44 +64,46 @@ pub(crate) struct App {
     asked: mpsc::Receiver<Asked>,
     wake: mpsc::Sender<SocketAddr>,
     targets: watch::Sender<Targets>,
-    /// The container runtime that is called over CRI.
+    /// Endpoint of the container runtime, for calls over CRI.
     runtime: cri::Endpoints,
-    /// Names of API servers that are looked up.
+    /// Names of API servers to resolve.
     names: watch::Sender<Vec<Named>>,
-    /// What the node's kubelet is configured for.
+    /// Configuration of the node's kubelet.
     kubelet: watch::Sender<Kubelet>,
     addresses_changed: mpsc::Receiver<()>,
-    /// What the threads that read files have read for this one.
-    looks: looks::Looks,
-    /// What was observed and is not with the judge yet.
+    /// Reads that other threads do for this one.
+    background: BackgroundReads,
+    /// Observations that have not been sent to the judge yet.
     out: Vec<Seen>,
     judge: mpsc::Sender<Vec<Seen>>,
     rereads: Rereads,
-    /// Whether the state at start is still to be read.
+    /// Whether the state at start must still be read.
     snapshot_due: bool,
-    /// SIGHUP, where it means that everything is to be read again.
+    /// SIGHUP, if it is handled: everything is read again.
     hangup: Option<Signal>,
-    /// Of one batch of the ring; empty between two, kept to reuse its memory.
+    /// Observations of one batch of the ring buffer. Empty between batches; a field only so that its memory is reused.
     observations: Vec<(Mono, Observation)>,
     state: sources::State,
     tasks: tokio::task::JoinSet<()>,
-    /// Between two looks at the loss counters.
-    look: Duration,
+    /// Interval of reading the loss counters.
+    loss_check: Duration,
 }
 
 impl App {
-    /// Loads the kernel half and starts the sources. Where no program can be loaded the agent works with what else there
-    /// is: see [`About::unsupported`]. Nothing is read before [`Self::run`].
+    /// Loads the kernel programs and starts the sources. If no program can be loaded, the other sources are used: see
+    /// [`About::unsupported`]. Nothing is read before [`Self::run`].
+    ///
+    /// # Errors
+    /// As [`bpf::load`], except for [`Unsupported::Kernel`].
     pub(crate) fn start(settings: Arc<Settings>, threads: Threads) -> Result<(Self, Judge)> {
         let started = clock::now();
-        let (kernel, unsupported) = match bpf::load(&settings, false) {
+        let (mut kernel, unsupported) = match bpf::load(&settings, false) {
             Ok(kernel) => (Some(kernel), None),
             Err(error) => match error.downcast_ref::<Unsupported>() {
                 Some(Unsupported::Kernel(why)) => (None, Some(why.clone())),
                 _ => return Err(error),
             },
         };
-        let mut kernel = kernel;
         if let Some(kernel) = &mut kernel {
             crate::commands::kernel_log::follow(&mut kernel.programs);
         }
@@ -112,22 +116,22 @@ impl App {
     }
 
     fn follow_sources(&mut self, address_feed: mpsc::Sender<()>) {
-        let sees_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
-        let stands_in = sources::StandsIn {
-            routes: !self.hooks.iter().any(HookStatus::sees_routes),
-            drops: !self.hooks.iter().any(sees_drops),
+        let reports_drops = |status: &HookStatus| status.hook == Hook::KfreeSkb && status.attached();
+        let fallbacks = sources::Fallbacks {
+            routes: !self.hooks.iter().any(HookStatus::reports_routes),
+            drops: !self.hooks.iter().any(reports_drops),
         };
         let watched = self.targets.subscribe();
         let processes = self.state.processes();
         let node = (&mut self.tasks, &self.threads.node);
-        sources::spawn(node, &self.settings, &self.feed, address_feed, watched, processes, stands_in);
-        let asked = cri::watch(
+        sources::spawn(node, &self.settings, &self.feed, address_feed, watched, processes, fallbacks);
+        let cri = cri::watch(
             Arc::clone(&self.settings),
             self.runtime.subscribe(),
             Arc::clone(self.state.happened()),
             self.feed.clone(),
         );
-        self.tasks.spawn_on(asked, &self.threads.net);
+        self.tasks.spawn_on(cri, &self.threads.net);
         let (processes, runtime) = (self.state.processes().subscribe(), self.runtime.subscribe());
         self.tasks.spawn_on(pulse::watch(processes, runtime, self.feed.clone()), &self.threads.node);
         let (names, kubelet) = (self.names.subscribe(), self.kubelet.subscribe());
@@ -135,7 +139,7 @@ impl App {
         self.tasks.spawn_on(names, &self.threads.net);
     }
 
-    /// One that sees what it is told and what it asks for itself.
+    /// Creates a watcher without sources, apart from its own requests, and its judge.
     fn with(
         settings: Arc<Settings>,
         threads: Threads,
@@ -193,7 +197,7 @@ impl App {
             names: watch::Sender::default(),
             kubelet,
             addresses_changed,
-            looks: looks::Looks::new(threads.node.clone()),
+            background: BackgroundReads::new(threads.node.clone()),
             threads,
             out: Vec::new(),
             judge: to_judge,
@@ -204,73 +208,74 @@ impl App {
             state: sources::State::default(),
             tasks,
             settings,
-            look: LOOK_FOR_LOSS,
+            loss_check: LOSS_CHECK,
         };
         (app, judge)
     }
 
-    /// One without a kernel half and without a host: `early` is all that it knows at start.
-    pub(crate) fn without_eyes(settings: Arc<Settings>, early: Vec<Observation>) -> (Self, Judge) {
-        // It has no counters, and thousands of its kind share a processor.
-        const LOOK: Duration = Duration::from_secs(5);
+    /// Creates a watcher without kernel programs and without a host, and its judge. `initial` are its observations at start.
+    pub(crate) fn simulated(settings: Arc<Settings>, initial: Vec<Observation>) -> (Self, Judge) {
+        // There are no counters to read, and thousands of simulated agents share a processor.
+        const INTERVAL: Duration = Duration::from_secs(5);
         let started = clock::now();
         let addresses_changed = mpsc::channel(1).1;
         let (mut app, judge) =
-            Self::with(settings, Threads::here(), (None, None), addresses_changed, (started, LOOK));
-        app.look = LOOK;
-        for observation in early {
+            Self::with(settings, Threads::here(), (None, None), addresses_changed, (started, INTERVAL));
+        app.loss_check = INTERVAL;
+        for observation in initial {
             app.deliver(started, observation);
         }
         (app, judge)
     }
 
-    /// From now on SIGHUP has everything read again, and does not end the process. On the runtime that watches.
+    /// Handles SIGHUP from now on: everything is read again, and the process is not terminated. Must be called on the watcher's
+    /// runtime.
     pub(crate) fn reread_on_hangup(&mut self) -> Result<()> {
-        self.hangup = Some(signal(SignalKind::hangup()).context("watch for SIGHUP")?);
+        self.hangup = Some(signal(SignalKind::hangup()).context("handle SIGHUP")?);
         Ok(())
     }
 
-    /// Watches until `until` resolves; the judge has been given everything then.
+    /// Watches until `until` resolves, and then sends all remaining observations to the judge.
     ///
     /// # Errors
-    /// When the ring buffer cannot be read any more.
+    /// If the ring buffer or the loss counters cannot be read.
     pub(crate) async fn run(&mut self, until: impl Future<Output = ()>) -> Result<()> {
         if std::mem::take(&mut self.snapshot_due) {
             self.snapshot().await?;
         }
         self.flush().await;
         tokio::pin!(until);
-        let mut look = tokio::time::interval(self.look);
-        let mut look_for_left_out = tokio::time::interval(LOOK_FOR_LEFT_OUT);
+        let mut loss_check = tokio::time::interval(self.loss_check);
+        let mut skipped_runs_check = tokio::time::interval(SKIPPED_RUNS_CHECK);
         loop {
             tokio::select! {
                 () = &mut until => {
                     self.take_waiting().await;
-                    self.tell_left_out();
-                    self.look_for_loss().await?;
+                    self.report_skipped_runs();
+                    self.check_for_losses().await?;
                     self.flush().await;
                     return Ok(());
                 }
-                ready = wait(&mut self.kernel) => {
+                ready = wait_for_events(&mut self.kernel) => {
                     ready?;
                     let _more = self.take_events();
                 }
                 Some(seen) = self.queue.recv() => self.deliver(seen.at, seen.observation),
                 Some(asked) = self.asked.recv() => self.take_answer(asked),
-                Some(look) = self.looks.next() => self.take_look(look),
-                Some(()) = self.addresses_changed.recv() => self.look_at_addresses().await,
+                Some(read) = self.background.next() => self.take_read(read),
+                Some(()) = self.addresses_changed.recv() => self.reread_addresses().await,
                 () = hung_up(&mut self.hangup) => self.state.must_reread_all(),
-                _ = look.tick() => {
-                    self.look_for_loss().await?;
-                    self.look_at_node();
+                _ = loss_check.tick() => {
+                    self.check_for_losses().await?;
+                    self.reread_node_if_due();
                 }
-                _ = look_for_left_out.tick() => self.tell_left_out(),
+                _ = skipped_runs_check.tick() => self.report_skipped_runs(),
             }
             self.flush().await;
         }
     }
 
-    /// What was observed before the end counts, also when a busy machine left no time for it until now.
+    /// Takes everything that was observed until now, which may have waited on a busy host.
     async fn take_waiting(&mut self) {
         self.take_all_events().await;
         while let Ok(seen) = self.queue.try_recv() {
@@ -281,16 +286,16 @@ impl App {
         }
     }
 
-    /// Everything that the kernel half saw until now.
+    /// Takes all events that the kernel programs have recorded until now.
     async fn take_all_events(&mut self) {
-        // A flood goes on meanwhile, and may be faster than this.
-        let end = clock::now().plus(nanos(LEAVE));
-        while self.take_events() && clock::now() < end {
+        // The limit is needed because events may arrive faster than they are read.
+        let deadline = clock::now().plus(nanos(DRAIN_TIMEOUT));
+        while self.take_events() && clock::now() < deadline {
             self.flush().await;
         }
     }
 
-    /// One batch of what the kernel half saw: what else there is to do has its turn between two. True when there may
+    /// Takes one batch of events from the kernel programs, so that other work is done between batches. Returns whether there may
     /// be more.
     fn take_events(&mut self) -> bool {
         let Some(kernel) = &mut self.kernel else { return false };
@@ -313,7 +318,7 @@ impl App {
         more
     }
 
-    /// Passes on to the kernel programs which processes with watched names are components of the node.
+    /// Reports to the kernel programs which processes with watched names are components of the node.
     fn identify(&mut self) {
         let Some(kernel) = &mut self.kernel else { return };
         for (pid, executed_ns, is_trusted) in self.enricher.take_identified() {
@@ -323,7 +328,7 @@ impl App {
         }
     }
 
-    /// Takes an observation: it is with the judge after the next [`Self::flush`].
+    /// Queues an observation for the judge; the next [`Self::flush`] sends it.
     fn deliver(&mut self, at: Mono, observation: Observation) {
         self.state.note(&observation);
         self.sandboxes.note(at, &observation);
@@ -334,17 +339,17 @@ impl App {
         }
     }
 
-    /// Gives the judge what was observed, in its order. Waits where the judge is behind; the ring buffer holds what
-    /// happens meanwhile, and counts what it cannot hold.
+    /// Sends the queued observations to the judge, in their order. Waits if its queue is full; meanwhile events accumulate in the
+    /// ring buffer, which counts those that do not fit.
     async fn flush(&mut self) {
         let mut out = std::mem::take(&mut self.out).into_iter();
         while out.len() > 0 {
-            // Without a judge this half is about to be stopped, too.
+            // Sending fails only if the judge is gone, and then the watcher is about to be stopped.
             let _ = self.judge.send(out.by_ref().take(BATCH).collect()).await;
         }
     }
 
-    /// Addresses whose connects the kernel half reports and that are asked.
+    /// Updates the addresses whose connects the kernel programs report and to which requests are sent.
     fn watch_targets(&mut self) {
         let targets = self.state.targets().clone();
         let addresses: Vec<_> = targets.keys().copied().collect();
@@ -354,14 +359,14 @@ impl App {
             self.state.gap("tcp.connect", format!("{error:#}"));
         }
         self.targets.send_if_modified(|current| {
-            let new = *current != targets;
+            let changed = *current != targets;
             current.clone_from(&targets);
-            new
+            changed
         });
     }
 }
 
-/// Runs both halves on the current thread until `until` resolves.
+/// Runs the watcher and the judge on the current thread until `until` resolves.
 ///
 /// # Errors
 /// As [`App::run`].
@@ -387,7 +392,7 @@ fn drop_reasons(kernel: Option<&Kernel>) -> DropReasons {
     }
 }
 
-/// Waits for SIGHUP; for ever where it has its usual meaning.
+/// Waits for SIGHUP; forever if it is not handled.
 async fn hung_up(hangup: &mut Option<Signal>) {
     match hangup {
         Some(hangup) => _ = hangup.recv().await,
@@ -395,15 +400,15 @@ async fn hung_up(hangup: &mut Option<Signal>) {
     }
 }
 
-/// Waits for the ring buffer; for ever without a kernel half.
-async fn wait(kernel: &mut Option<Kernel>) -> Result<()> {
+/// Waits for events in the ring buffer; forever without kernel programs.
+async fn wait_for_events(kernel: &mut Option<Kernel>) -> Result<()> {
     match kernel {
         Some(kernel) => kernel.reader.wait().await,
         None => std::future::pending().await,
     }
 }
 
-/// The engine's times, from the settings.
+/// Returns the configuration of the engine.
 pub(crate) fn engine_config(settings: &Settings) -> Config {
     Config {
         start_grace_ns: nanos(settings.start_grace),
@@ -426,22 +431,22 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     #[derive(Default)]
-    struct Told(Vec<Observation>);
+    struct Recorded(Vec<Observation>);
 
-    impl Sink for Told {
+    impl Sink for Recorded {
         fn observation(&mut self, _at: Mono, observation: &Observation) {
             self.0.push(observation.clone());
         }
     }
 
     #[tokio::test]
-    async fn what_waits_when_the_time_is_over_is_told() {
+    async fn delivers_queued_observations_before_stopping() {
         let command = Cli::try_parse_from(["probe", "check", "--no-ask"]).expect("is a command").command;
         let Command::Check(args) = command else { unreachable!("check was asked for") };
         let settings = Arc::new(args.node.settings().expect("have defaults"));
-        // Which of two things that are due comes first is left to chance: one try may pass by luck.
+        // `select!` chooses among ready branches at random, so that a single attempt could pass by chance.
         for _ in 0..32 {
-            let (mut app, mut judge) = App::without_eyes(Arc::clone(&settings), Vec::new());
+            let (mut app, mut judge) = App::simulated(Arc::clone(&settings), Vec::new());
             let (answers, asked) = mpsc::channel(1);
             app.asked = asked;
             let at = clock::now();
@@ -459,11 +464,11 @@ mod tests {
                 answer: None,
             };
             answers.try_send(asked).expect("the queue has room");
-            let mut told = Told::default();
-            let halves = (&mut app, &mut judge);
-            run(halves, &mut [&mut told], std::future::ready(())).await.expect("ends in peace");
-            assert!(told.0.contains(&reread), "{:?}", told.0);
-            assert!(told.0.contains(&Observation::Route(route)), "{:?}", told.0);
+            let mut recorded = Recorded::default();
+            let agent = (&mut app, &mut judge);
+            run(agent, &mut [&mut recorded], std::future::ready(())).await.expect("stops without an error");
+            assert!(recorded.0.contains(&reread), "{:?}", recorded.0);
+            assert!(recorded.0.contains(&Observation::Route(route)), "{:?}", recorded.0);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The half of the agent that judges: observations in, verdicts out. Nothing here can block.
+//! The judge: it passes observations to the engine, and the resulting verdicts to the sinks. Nothing in it can block.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,60 +15,61 @@ use crate::feed::{Feed, Seen, WATCHER};
 use crate::sinks::Sink;
 use crate::threads::Operation;
 
-/// What the engine wants read again: asked for by the judge, done by the watcher.
+/// What the engine has requested to be read again; the watcher takes the requests.
 pub(super) type Rereads = Arc<Mutex<BTreeSet<Scope>>>;
 
-/// See the module.
+/// The judge, see the module.
 pub(crate) struct Judge {
     pub(super) engine: Engine,
-    /// What the watcher saw, in its order.
+    /// Observations of the watcher, in their order.
     pub(super) seen: mpsc::Receiver<Vec<Seen>>,
     pub(super) rereads: Rereads,
-    /// Asks the addresses that it is given.
+    /// Addresses to which a request is due.
     pub(super) wake: mpsc::Sender<SocketAddr>,
     pub(super) hooks: Vec<HookStatus>,
-    /// Between two turns.
+    /// Interval at which sinks are informed that the judge is running.
     pub(super) turn: Duration,
     pub(super) about: About,
-    /// Whether the sinks know of the hooks.
+    /// Whether the sinks have been given the hooks.
     pub(super) begun: bool,
-    /// What the watcher does, where it has a thread of its own, and whether it was found blocked.
+    /// Shows whether the watcher is blocked, if it has a thread of its own.
     pub(super) watcher: Option<Arc<Operation>>,
+    /// Whether the watcher was found blocked.
     pub(super) is_blind: bool,
 }
 
-/// What the sinks need to know of the agent.
+/// Facts about the agent for the sinks.
 #[derive(Clone)]
 pub(crate) struct About {
-    /// Turns the engine's times into wall time.
+    /// Converts the engine's times to wall-clock time.
     pub(crate) wall: Wall,
-    /// When the agent started: the time that the engine was made with.
+    /// When the agent started: the time with which the engine was created.
     pub(crate) started: Mono,
-    /// Why no eBPF program is loaded, on one line.
+    /// Why no eBPF program is loaded, on one line; `None` if any is loaded.
     pub(crate) unsupported: Option<String>,
-    /// From the start of the process to the last attached program.
+    /// Time from the start of the process to the last attached program.
     pub(crate) attach_took: Option<Duration>,
-    /// Where tasks of a command's own put what they observe.
+    /// Queue for the observations of a command's own tasks.
     pub(crate) feed: Feed,
 }
 
 impl Judge {
-    /// See there.
+    /// Returns facts about the agent.
     pub(crate) fn about(&self) -> &About {
         &self.about
     }
 
-    /// Takes what an earlier agent said last; before [`Self::run`].
+    /// Takes the last conditions of an earlier agent. Must be called before [`Self::run`].
     pub(crate) fn remember(&mut self, remembered: Remembered, sinks: &mut [&mut dyn Sink]) {
         self.deliver(self.about.started, Observation::Remembered(remembered), sinks);
     }
 
-    /// Takes what shows whether the watcher is blocked.
+    /// Sets the operation that shows whether the watcher is blocked.
     pub(crate) fn follow(&mut self, watcher: Arc<Operation>) {
         self.watcher = Some(watcher);
     }
 
-    /// Everything that is known now.
+    /// Returns the current report.
     pub(crate) fn report(&self) -> Report {
         self.engine.report()
     }
@@ -78,7 +79,7 @@ impl Judge {
         self.deliver(last.at, last.observation, sinks);
     }
 
-    /// Judges until the watcher has gone, and gives everything to the sinks. May be dropped at any time and called again.
+    /// Processes observations until the watcher is dropped. Cancel safe.
     pub(crate) async fn run(&mut self, sinks: &mut [&mut dyn Sink]) {
         if !std::mem::replace(&mut self.begun, true) {
             for sink in sinks.iter_mut() {
@@ -99,7 +100,7 @@ impl Judge {
                     for sink in sinks.iter_mut() {
                         sink.turn(clock::now(), late);
                     }
-                    self.look_at_watcher(sinks);
+                    self.check_watcher(sinks);
                 }
                 () = clock::reached(deadline) => {
                     self.engine.tick(clock::now());
@@ -109,9 +110,9 @@ impl Judge {
         }
     }
 
-    /// While the watcher is blocked nothing new is seen, and what was seen before proves nothing any more. When it goes on
-    /// it reads everything again, because it is asked to here.
-    fn look_at_watcher(&mut self, sinks: &mut [&mut dyn Sink]) {
+    /// Reports a gap while the watcher is blocked: nothing new is observed, and earlier observations are no longer a proof. The
+    /// loss reported here makes the watcher read everything again when it continues.
+    fn check_watcher(&mut self, sinks: &mut [&mut dyn Sink]) {
         let Some(line) = self.watcher.as_ref().map(|watcher| watcher.line()) else { return };
         if line.is_some() == self.is_blind {
             return;
@@ -122,14 +123,14 @@ impl Judge {
             self.deliver(now, Observation::GapClosed { signal }, sinks);
             return;
         };
-        let why = format!("{line}: nothing new is seen");
+        let why = format!("{line}: nothing new is observed");
         self.deliver(now, Observation::Gap(Gap { signal: signal.clone(), why, blind: true }), sinks);
         for lost in Lost::of_any_event(&signal, 0) {
             self.deliver(now, Observation::Lost(lost), sinks);
         }
     }
 
-    /// Takes what the watcher has seen until now.
+    /// Takes all observations that are waiting.
     pub(crate) fn take_waiting(&mut self, sinks: &mut [&mut dyn Sink]) {
         while let Ok(seen) = self.seen.try_recv() {
             self.take(seen, sinks);
@@ -142,20 +143,20 @@ impl Judge {
         }
     }
 
-    /// One mutation, then drained, before the next.
+    /// Passes one observation to the engine and drains its effects, so that they are complete before the next observation.
     fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
         let judged = at.max(self.engine.now());
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
             sink.judged(judged, &observation);
         }
-        // No effect follows from these, and the report is another one.
-        let tells = matches!(
+        // These have no effect, but change the report.
+        let changes_report = matches!(
             observation,
             Observation::Gap(_) | Observation::GapClosed { .. } | Observation::Writes(_)
         );
         self.engine.observe(at, observation);
-        self.drain(at, tells, sinks);
+        self.drain(at, changes_report, sinks);
     }
 
     fn drain(&mut self, at: Mono, mut changed: bool, sinks: &mut [&mut dyn Sink]) {
@@ -165,7 +166,7 @@ impl Judge {
                 sink.effect(at, &effect);
             }
             match effect {
-                // A full queue means that this address is about to be asked anyway.
+                // If the queue is full, a request to this address is about to be sent anyway.
                 Effect::Ask(addr) => drop(self.wake.try_send(addr)),
                 Effect::Reread(scope) => {
                     self.rereads.lock().unwrap_or_else(PoisonError::into_inner).insert(scope);
@@ -199,7 +200,7 @@ mod tests {
         Arc::new(args.node.settings().expect("have defaults"))
     }
 
-    /// The times of what it was given.
+    /// A sink that keeps the times of observations.
     #[derive(Default)]
     struct Times(Vec<Mono>);
 
@@ -210,8 +211,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_taken_after_a_deadline_is_recorded_with_the_time_at_which_it_was_judged() {
-        let (_app, mut judge) = App::without_eyes(settings(), Vec::new());
+    async fn records_late_observation_with_time_of_judgement() {
+        let (_app, mut judge) = App::simulated(settings(), Vec::new());
         let deadline = clock::now().plus(1_000_000_000);
         judge.engine.tick(deadline);
         let mut times = Times::default();
@@ -222,30 +223,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_blocked_watcher_saw_proves_nothing_until_it_has_read_everything_again() {
+    async fn conditions_are_unknown_after_blocked_watcher_until_everything_is_reread() {
         let settings = settings();
         let content = ConfContent::Network { network: "pods".to_owned(), plugins: Vec::new() };
         let file = ConfFile { name: "10-pods.conflist".to_owned(), size: 1, content };
-        let early = vec![
+        let initial = vec![
             Observation::Host(Host { role: Role::Worker, ..Host::default() }),
             Observation::CniConfig(CniConfig { files: vec![file], ..CniConfig::default() }),
             Observation::SnapshotDone,
         ];
-        let (mut app, mut judge) = App::without_eyes(settings, early);
+        let (mut app, mut judge) = App::simulated(settings, initial);
         app.flush().await;
         let watcher = Blocked::default().operation("the thread watch".to_owned());
         judge.follow(Arc::clone(&watcher));
         let network = |judge: &Judge| judge.report().conditions[0].reason;
         judge.take_waiting(&mut []);
-        judge.look_at_watcher(&mut []);
+        judge.check_watcher(&mut []);
         assert_eq!(network(&judge), Reason::NetworkReady);
         watcher.began(clock::now().minus(11_000_000_000));
-        judge.look_at_watcher(&mut []);
-        assert_eq!(judge.report().gaps[0].why, "the thread watch is blocked: nothing new is seen");
+        judge.check_watcher(&mut []);
+        assert_eq!(judge.report().gaps[0].why, "the thread watch is blocked: nothing new is observed");
         judge.engine.tick(clock::now().plus(15_000_000_000));
         assert_eq!(network(&judge), Reason::ProbeDegraded);
         watcher.begins();
-        judge.look_at_watcher(&mut []);
+        judge.check_watcher(&mut []);
         assert_eq!(judge.report().gaps, []);
         assert_eq!(network(&judge), Reason::ProbeDegraded, "nothing has been read again yet");
         let wanted = std::mem::take(&mut *judge.rereads.lock().unwrap_or_else(PoisonError::into_inner));

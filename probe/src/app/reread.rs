@@ -1,18 +1,18 @@
-//! Reading the present state: at start, so that faults older than the agent are seen, and after a loss.
+//! Reads the current state: at start, so that faults older than the agent are observed, and after lost events.
 
 use std::sync::PoisonError;
 
 use anyhow::Result;
 use probe_common::Hook;
 use probe_engine::{
-    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Host, Lost, Mono, Netns, Observation, Process,
+    Actor, ClientRole, Connect, ConnectEnd, ExitStatus, Gap, Host, Lost, Netns, Observation, Process,
     ProcessEvent, Role, Runtime, Scope, Throttled,
 };
 
 use super::App;
-use super::looks::{Look, NodeLook, discover};
+use super::background::{NodeRead, Read, discover};
 use super::sources::Due;
-use crate::bpf::{HOOKS, HookState, How, Missed};
+use crate::bpf::{HOOKS, HookState, How, Unreported};
 use crate::clock;
 use crate::enrich::plugin_of;
 use crate::node::ask::Asked;
@@ -20,11 +20,11 @@ use crate::node::discovery::Discovery;
 use crate::node::{cni_config, cri, file, links, namespaces, processes, provenance, role, sockets, targets};
 
 impl App {
-    /// Everything there is at start, in an order that needs no second thoughts: what the host is for, which
-    /// addresses matter, then what can be said of them.
+    /// Reads the state at start, ordered so that each step depends only on earlier ones: the role of the host, the addresses that
+    /// are relevant, then the state that concerns them.
     pub(super) async fn snapshot(&mut self) -> Result<()> {
         self.note_gaps();
-        // Before the scan: a process that starts in between must be in one of the two.
+        // Before the scan, so that a process that starts meanwhile is found by either.
         if let Some(kernel) = &mut self.kernel {
             kernel.watch.set_names(&processes::watch_names(), &cni_config::plugin_names(&self.settings))?;
         }
@@ -46,61 +46,66 @@ impl App {
         let mut host = role::find(&self.settings, &found, &discovery, known);
         match links::addresses().await {
             Ok(addresses) => host.addresses = addresses,
-            Err(error) => self.early_gap("link.address", &format!("{error:#}")),
+            Err(error) => self.deliver_gap("link.address", &format!("{error:#}")),
         }
-        self.early(Observation::Host(host));
+        self.deliver_now(Observation::Host(host));
         for target in targets.targets {
-            self.early(Observation::ApiTarget(target));
+            self.deliver_now(Observation::ApiTarget(target));
         }
         for gap in targets.gaps {
-            self.early(Observation::Gap(gap));
+            self.deliver_now(Observation::Gap(gap));
         }
         self.names.send_replace(targets.names);
         self.follow_runtime(&discovery);
         for process in found {
             let event = ProcessEvent::Found;
-            self.early(Observation::Process(Process { process: process.actor, class: process.class, event }));
+            self.deliver_now(Observation::Process(Process {
+                process: process.actor,
+                class: process.class,
+                event,
+            }));
         }
         match sockets::snapshot() {
             Ok(listeners) => {
                 for listener in listeners {
-                    self.early(Observation::Listener(listener));
+                    self.deliver_now(Observation::Listener(listener));
                 }
             }
-            Err(error) => self.early_gap("tcp.listen", &format!("{error:#}")),
+            Err(error) => self.deliver_gap("tcp.listen", &format!("{error:#}")),
         }
-        self.unanswered();
+        self.find_unanswered();
         for inum in namespaces::bound(&self.settings) {
-            self.early(Observation::Netns(Netns { inum, up: true, process: Actor::default() }));
+            self.deliver_now(Observation::Netns(Netns { inum, up: true, process: Actor::default() }));
         }
         self.find_plugins();
         for start in self.enricher.running_plugins(clock::now()) {
-            self.early(Observation::CniStart(start));
+            self.deliver_now(Observation::CniStart(start));
         }
         match links::snapshot().await {
             Ok(links) => {
                 for link in links {
-                    self.early(Observation::Link(link));
+                    self.deliver_now(Observation::Link(link));
                 }
             }
-            Err(error) => self.early_gap("link", &format!("{error:#}")),
+            Err(error) => self.deliver_gap("link", &format!("{error:#}")),
         }
-        let config = self.looks.cni_config(&self.settings).await;
-        self.early(Observation::CniConfig(config));
-        self.early(Observation::SnapshotDone);
+        let config = self.background.cni_config(&self.settings).await;
+        self.deliver_now(Observation::CniConfig(config));
+        self.deliver_now(Observation::SnapshotDone);
         Ok(())
     }
 
-    /// Connects that were under way before the kernel half: it reports only those whose start it saw.
-    fn unanswered(&mut self) {
+    /// Finds connects that were in progress before the kernel programs were attached: those report only connects whose start they
+    /// have recorded.
+    fn find_unanswered(&mut self) {
         let targets: Vec<_> = self.state.targets().keys().copied().collect();
         let found = sockets::unanswered(&targets).unwrap_or_default();
         for sockets::Connecting { to, retransmits, client } in found {
             let role = provenance::role_of(&self.settings, client.pid, &client.name);
-            // The first SYN is sent again after one second, and each further one after twice the time.
+            // The first SYN is retransmitted after one second, and each further one after twice the previous time.
             let took_ns = ((1_u64 << retransmits.min(16)) - 1) * 1_000_000_000;
             let end = ConnectEnd { retransmits, ..ConnectEnd::default() };
-            self.early(Observation::Connect(Connect {
+            self.deliver_now(Observation::Connect(Connect {
                 client,
                 role,
                 host_netns: true,
@@ -114,58 +119,63 @@ impl App {
 
     fn note_gaps(&mut self) {
         if let Some(why) = self.unsupported.clone() {
-            let why = format!("no eBPF: {why}; the agent's own questions and /proc stand in");
-            self.early(Observation::Gap(Gap { signal: "ebpf".to_owned(), why, blind: false }));
+            let why = format!("no eBPF: {why}; fallback: the agent's own requests and /proc");
+            self.deliver_now(Observation::Gap(Gap { signal: "ebpf".to_owned(), why, blind: false }));
         }
-        let less = self.kernel.as_ref().map(|kernel| kernel.less.clone()).unwrap_or_default();
-        for (signal, why) in less {
-            self.early_gap(signal, why);
+        let limitations = self.kernel.as_ref().map(|kernel| kernel.less.clone()).unwrap_or_default();
+        for (signal, why) in limitations {
+            self.deliver_gap(signal, why);
         }
         for (row, status) in HOOKS.iter().zip(self.hooks.clone()) {
             if let HookState::Missing { why, cost } = status.state {
-                let why = format!("{}: {why}; not seen: {cost}", row.hook.name());
+                let why = format!("{}: {why}; not observed: {cost}", row.hook.name());
                 let gap = Gap { signal: row.signal.to_owned(), why, blind: row.blind };
-                self.early(Observation::Gap(gap));
+                self.deliver_now(Observation::Gap(gap));
             }
         }
     }
 
-    /// Takes note of why the processes of the host cannot be read, or that they can be.
+    /// Records whether the processes of the host can be read; `hidden` is the reason why they cannot.
     fn note_hidden(&mut self, hidden: Option<String>) {
         let signal = Gap::PROCESS_TABLE.to_owned();
-        let is_news = self.state.hides_processes != hidden.is_some();
+        let has_changed = self.state.hides_processes != hidden.is_some();
         self.state.hides_processes = hidden.is_some();
         match hidden {
-            Some(why) if is_news => self.early(Observation::Gap(Gap { signal, why, blind: true })),
-            None if is_news => self.early(Observation::GapClosed { signal }),
+            Some(why) if has_changed => self.deliver_now(Observation::Gap(Gap { signal, why, blind: true })),
+            None if has_changed => self.deliver_now(Observation::GapClosed { signal }),
             _ => {}
         }
     }
 
-    fn early(&mut self, observation: Observation) {
+    /// Delivers an observation with the current time.
+    fn deliver_now(&mut self, observation: Observation) {
         self.deliver(clock::now(), observation);
     }
 
-    fn early_gap(&mut self, signal: &str, why: &str) {
-        self.early(Observation::Gap(Gap { signal: signal.to_owned(), why: why.to_owned(), blind: false }));
+    fn deliver_gap(&mut self, signal: &str, why: &str) {
+        self.deliver_now(Observation::Gap(Gap {
+            signal: signal.to_owned(),
+            why: why.to_owned(),
+            blind: false,
+        }));
     }
 
-    /// The answer to one of the agent's own questions. With a kernel half its connect has been seen there
-    /// already, with more detail; here remains what only the asker knows.
+    /// Takes the result of one of the agent's own requests. The kernel programs have already reported its connect with more
+    /// detail; only what they do not know is reported here.
     pub(super) fn take_answer(&mut self, asked: Asked) {
         self.deliver(asked.at, Observation::Route(asked.route));
         if let Some(answer) = asked.answer {
-            self.deliver(clock::now(), Observation::Answer(answer));
+            self.deliver_now(Observation::Answer(answer));
         }
-        // The sender of an ICMP message is not always known to the kernel half, and always to the asker.
+        // The kernel programs do not always know the sender of an ICMP message; the requesting socket does.
         if self.kernel.is_some() && !asked.neighbour_failed && asked.icmp.is_none() {
             return;
         }
         let errno = asked.result.err();
         let end = ConnectEnd {
             established: errno.is_none(),
-            // Without the kernel half a reset and an ICMP message look alike: the more common one is taken,
-            // and the gap says so.
+            // Without the kernel programs a reset cannot be distinguished from an ICMP message. The more common one is
+            // assumed, and the gap states so.
             rst: errno == Some(libc::ECONNREFUSED.unsigned_abs()) && asked.icmp.is_none(),
             icmp: asked.icmp,
             sk_err: errno.unwrap_or(0),
@@ -186,47 +196,47 @@ impl App {
         self.deliver(asked.at, Observation::Connect(connect));
     }
 
-    /// The host's addresses changed: whose refusal is a local one depends on them.
-    pub(super) async fn look_at_addresses(&mut self) {
+    /// Reads the addresses of the host again. They decide which refusals are those of this host.
+    pub(super) async fn reread_addresses(&mut self) {
         let Ok(addresses) = links::addresses().await else { return };
         self.update_host(|host| host.addresses = addresses);
     }
 
-    /// Has the node read again when something started that shows what the host is for, or what it uses: an agent may be
-    /// there before the node is made.
-    pub(super) fn look_at_node(&mut self) {
-        if let Some(due) = self.state.is_look_due()
-            && self.looks.start_node(&self.settings, self.state.targets(), due)
+    /// Starts to read the node again if a process has started that may have changed its role or what it uses: the agent may be
+    /// started before the node is set up.
+    pub(super) fn reread_node_if_due(&mut self) {
+        if let Some(due) = self.state.node_due()
+            && self.background.start_node(&self.settings, self.state.targets(), due)
         {
-            self.state.is_looked_at();
+            self.state.started_node();
         }
     }
 
-    /// Takes what was read by another thread.
-    pub(super) fn take_look(&mut self, look: Look) {
-        match look {
-            Look::Node(node) => self.take_node(*node),
-            Look::Cni(config) => {
-                self.deliver(clock::now(), Observation::CniConfig(*config));
-                self.deliver(clock::now(), Observation::Reread { scope: Scope::Cni });
+    /// Takes the result of a read by another thread.
+    pub(super) fn take_read(&mut self, read: Read) {
+        match read {
+            Read::Node(node) => self.take_node(*node),
+            Read::Cni(config) => {
+                self.deliver_now(Observation::CniConfig(*config));
+                self.deliver_now(Observation::Reread { scope: Scope::Cni });
             }
         }
     }
 
-    fn take_node(&mut self, look: NodeLook) {
-        let NodeLook { due, hidden, discovery, moved_logs, servers, host: found } = look;
+    fn take_node(&mut self, read: NodeRead) {
+        let NodeRead { due, hidden, discovery, moved_logs, servers, host: found } = read;
         self.note_hidden(hidden);
         if moved_logs {
             self.state.must_reread(Scope::Processes);
         }
-        // Between two kubelets what the last one used stands.
-        if discovery.kubelet_runs || due == Due::Asked {
+        // While no kubelet runs, what the last one used remains in effect.
+        if discovery.kubelet_runs || due == Due::Requested {
             self.kubelet.send_replace(discovery.kubelet.clone());
             self.follow_targets(servers);
         }
         self.follow_runtime(&discovery);
         let update = |host: &mut Host| {
-            // Where no manifest shows a control plane, only its process does: when that has ended it is missing.
+            // Without a manifest only its processes show a control plane, and those may have exited meanwhile.
             if host.role != Role::ControlPlane {
                 host.role = found.role;
             }
@@ -241,13 +251,13 @@ impl App {
         self.update_host(update);
     }
 
-    /// Calls the runtime that the kubelet is configured for.
+    /// Sets the container runtime to call: the one that the kubelet is configured for.
     fn follow_runtime(&self, discovery: &Discovery) {
         let Some(endpoint) = cri::Endpoint::of(&self.settings, discovery) else { return };
         self.runtime.send_if_modified(|known| known.replace(endpoint) != *known);
     }
 
-    /// A kubelet that was started with another kubeconfig has another API server.
+    /// Updates the API servers: a kubelet may have been restarted with another kubeconfig.
     fn follow_targets(&mut self, found: targets::Servers) {
         let now = clock::now();
         let known = self.state.targets().clone();
@@ -277,26 +287,26 @@ impl App {
         let mut host = known.clone();
         update(&mut host);
         if host != known {
-            self.deliver(clock::now(), Observation::Host(host));
+            self.deliver_now(Observation::Host(host));
         }
     }
 
-    /// Tells what the kernel half could not keep or read.
-    fn tell_skipped(&mut self) -> Result<()> {
-        let missed = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped()).transpose()?;
-        self.report_missed(missed.unwrap_or_default());
+    /// Reports events that the kernel programs lost or throttled.
+    fn report_losses(&mut self) -> Result<()> {
+        let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped()).transpose()?;
+        self.report_unreported(losses.unwrap_or_default());
         Ok(())
     }
 
-    /// Tells the runs of programs that the kernel left out.
-    pub(super) fn tell_left_out(&mut self) {
-        let missed = self.kernel.as_mut().map(|kernel| kernel.skips.take_left_out());
-        self.report_missed(missed.unwrap_or_default());
+    /// Reports runs of kernel programs that the kernel skipped.
+    pub(super) fn report_skipped_runs(&mut self) {
+        let skipped = self.kernel.as_mut().map(|kernel| kernel.skips.take_left_out());
+        self.report_unreported(skipped.unwrap_or_default());
     }
 
-    fn report_missed(&mut self, missed: Vec<Missed>) {
+    fn report_unreported(&mut self, unreported: Vec<Unreported>) {
         let now = clock::now();
-        for Missed { hook, count, how } in missed {
+        for Unreported { hook, count, how } in unreported {
             let scope = HOOKS.iter().find(|row| row.hook == hook).map_or(Scope::Sockets, |row| row.scope);
             if (hook, how) == (Hook::SchedProcessExec, How::Throttled) {
                 self.recount_limited();
@@ -319,10 +329,12 @@ impl App {
         }
     }
 
-    /// Reports what was lost and what shows with time, and reads again what is not known any more.
-    pub(super) async fn look_for_loss(&mut self) -> Result<()> {
-        // After a shortage the counters are read again with the next look.
-        if let Err(error) = self.tell_skipped()
+    /// Reports losses and what becomes due with time, and reads again the state that is no longer known.
+    ///
+    /// # Errors
+    /// If the loss counters cannot be read, except for a shortage of resources: they are read again with the next check.
+    pub(super) async fn check_for_losses(&mut self) -> Result<()> {
+        if let Err(error) = self.report_losses()
             && !is_shortage(&error)
         {
             return Err(error);
@@ -337,8 +349,8 @@ impl App {
         for gap in self.state.take_gaps() {
             self.deliver(now, Observation::Gap(gap));
         }
-        let wanted = std::mem::take(&mut *self.rereads.lock().unwrap_or_else(PoisonError::into_inner));
-        for scope in wanted {
+        let requested = std::mem::take(&mut *self.rereads.lock().unwrap_or_else(PoisonError::into_inner));
+        for scope in requested {
             self.state.must_reread(scope);
         }
         for scope in self.state.take_rereads() {
@@ -351,19 +363,19 @@ impl App {
         match scope {
             Scope::Sockets => {
                 if !self.reread_listeners() {
-                    // Not re-read: the loss stands, and the next look tries again.
+                    // The sockets were not read: the loss remains, and the next check tries again.
                     self.state.must_reread(scope);
                     return;
                 }
                 let targets: Vec<_> = self.state.targets().keys().copied().collect();
                 for addr in targets {
-                    // A full queue means that this address is about to be asked anyway.
+                    // If the queue is full, a request to this address is about to be sent anyway.
                     let _ = self.wake.try_send(addr);
                 }
             }
             Scope::Processes => {
                 self.note_hidden(processes::hidden());
-                // Processes that cannot be read have not exited. The gap says that they are unknown.
+                // Processes that cannot be read have not exited. The gap reports that they are unknown.
                 if !self.state.hides_processes {
                     self.reread_processes().await;
                     self.reread_plugins().await;
@@ -373,8 +385,8 @@ impl App {
                 if !self.state.hides_processes {
                     self.reread_plugins().await;
                 }
-                // What was begun before may have read what is not there any more.
-                if !self.looks.start_cni_config(&self.settings) {
+                // A read that started before may return an outdated state.
+                if !self.background.start_cni_config(&self.settings) {
                     self.state.must_reread(scope);
                 }
                 return;
@@ -382,18 +394,18 @@ impl App {
             Scope::Links => {
                 if let Ok(links) = links::snapshot().await {
                     for link in links {
-                        self.deliver(clock::now(), Observation::Link(link));
+                        self.deliver_now(Observation::Link(link));
                     }
                 }
             }
         }
-        self.deliver(clock::now(), Observation::Reread { scope });
+        self.deliver_now(Observation::Reread { scope });
     }
 
-    /// Those whose end was lost are forgotten; those that run are told again, also when their start was lost.
+    /// Drops plugins whose exit was lost, and reports all running ones again, including those whose start was lost.
     async fn reread_plugins(&mut self) {
         let dead = self.enricher.dead_runs();
-        // An exit is recorded before the process disappears from /proc: only those whose record was lost remain.
+        // An exit is recorded before the process disappears from /proc, so that only processes whose record was lost remain.
         self.take_all_events().await;
         if let Some(kernel) = &mut self.kernel {
             kernel.watch.forget_dead();
@@ -406,14 +418,14 @@ impl App {
         }
     }
 
-    /// Plugins that run and whose start was not seen. Only with a kernel half: nobody else tells their end.
+    /// Finds running plugins whose start was not observed. Only with kernel programs, because nothing else reports their exit.
     fn find_plugins(&mut self) {
         let Some(kernel) = &mut self.kernel else { return };
         let names = cni_config::plugin_names(&self.settings);
         let found = processes::called(&names).filter_map(plugin_of);
         let mut found: Vec<_> =
             found.filter(|record| provenance::is_trusted(&self.settings, &record.task)).collect();
-        // Who starts others comes before them.
+        // Parents come before the processes that they start.
         found.sort_by_key(|record| (record.header.at_ns, record.task.tgid));
         for record in found {
             let pid = record.task.tgid;
@@ -428,15 +440,15 @@ impl App {
 
     fn reread_listeners(&mut self) -> bool {
         let Ok(present) = sockets::snapshot() else { return false };
-        let gone: Vec<_> = self
+        let closed: Vec<_> = self
             .state
             .listeners()
             .iter()
             .filter(|known| !present.iter().any(|listener| listener.local == **known))
             .copied()
             .collect();
-        let now: Mono = clock::now();
-        for local in gone {
+        let now = clock::now();
+        for local in closed {
             let process = Actor::default();
             let listener = probe_engine::Listener { local, up: false, process, host_netns: true };
             self.deliver(now, Observation::Listener(listener));
@@ -451,17 +463,17 @@ impl App {
 
     async fn reread_processes(&mut self) {
         let found = processes::scan(&self.settings);
-        // An exit is recorded before the process disappears from /proc: only those whose record was lost remain.
+        // An exit is recorded before the process disappears from /proc, so that only processes whose record was lost remain.
         self.take_all_events().await;
         let known: Vec<_> = self.enricher.clients().watched().cloned().collect();
         for (process, class) in known {
             if !found.iter().any(|now| now.actor.pid == process.pid) {
                 self.enricher.clients().exited(process.pid);
-                // How it ended was lost with its event.
+                // Its exit status was lost with its event.
                 let exit = ExitStatus::default();
                 let event = ProcessEvent::Exited { exit, sender: None, sent: 0, oom: false };
-                let ended = Observation::Process(Process { process, class, event });
-                self.deliver(clock::now(), ended);
+                let exited = Observation::Process(Process { process, class, event });
+                self.deliver_now(exited);
             }
         }
         for process in found {
@@ -479,11 +491,11 @@ impl App {
             let event = ProcessEvent::Found;
             let observation =
                 Observation::Process(Process { process: process.actor, class: process.class, event });
-            self.deliver(clock::now(), observation);
+            self.deliver_now(observation);
         }
     }
 
-    /// Watches a process that was found; false when it has exited since, whether that was reported or not.
+    /// Watches a process that was found. Returns false if it has exited since, whether that was reported or not.
     fn watch_process(&mut self, process: &processes::Found) -> Result<bool> {
         let runs = || processes::executable(process.actor.pid).as_ref() == Some(&process.actor.name);
         let watched = match &mut self.kernel {
@@ -498,7 +510,7 @@ impl App {
     }
 }
 
-/// See [`file::is_shortage`].
+/// Returns whether a cause of the error is a shortage of resources, see [`file::is_shortage`].
 fn is_shortage(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref().is_some_and(file::is_shortage))
 }

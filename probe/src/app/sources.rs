@@ -1,4 +1,4 @@
-//! What the loop listens to, and what it remembers of it for when state must be read again.
+//! The sources of the watcher, and the state that it keeps for comparison when something is read again.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,20 +15,20 @@ use crate::node::pulse::Watched;
 use crate::node::{self, processes};
 use crate::settings::Settings;
 
-/// Ports whose connects and listeners are reported at any address: kube-apiserver's default. A node whose
-/// API address was not found shows its clients all the same.
+/// Ports whose connects and listeners are reported at any address: the default of kube-apiserver. With it clients are observed
+/// even if the API address of a node was not found.
 pub(super) const PORTS: &[u16] = &[6443];
 
-/// For which hooks something else must stand in.
+/// Which hooks need a fallback.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct StandsIn {
-    /// Who takes routes away.
+pub(super) struct Fallbacks {
+    /// For the hook that reports removed routes.
     pub(super) routes: bool,
-    /// Packets that the reverse path filter drops.
+    /// For the hook that reports packets dropped by the reverse path filter.
     pub(super) drops: bool,
 }
 
-/// Starts the sources that run for ever.
+/// Starts the sources that run for the lifetime of the agent.
 pub(super) fn spawn(
     (tasks, node): (&mut JoinSet<()>, &Handle),
     settings: &Arc<Settings>,
@@ -36,27 +36,27 @@ pub(super) fn spawn(
     addresses_changed: mpsc::Sender<()>,
     targets: watch::Receiver<Targets>,
     processes: &watch::Sender<Watched>,
-    stands_in: StandsIn,
+    fallbacks: Fallbacks,
 ) {
     tasks.spawn_on(node::cni_config::watch(Arc::clone(settings), feed.clone()), node);
     tasks.spawn_on(node::conf_access::watch(Arc::clone(settings), feed.clone()), node);
-    tasks.spawn_on(node::limits::watch(Arc::clone(settings), feed.clone(), stands_in.drops), node);
+    tasks.spawn_on(node::limits::watch(Arc::clone(settings), feed.clone(), fallbacks.drops), node);
     tasks.spawn_on(node::connections::watch(Arc::clone(settings), targets, feed.clone()), node);
     tasks.spawn_on(node::cni_dirs::watch(Arc::clone(settings), processes.subscribe(), feed.clone()), node);
     tasks.spawn_on(
-        node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, stands_in.routes),
+        node::links::watch(Arc::clone(settings), feed.clone(), addresses_changed, fallbacks.routes),
         node,
     );
     tasks.spawn_on(node::ovs::watch(Arc::clone(settings), feed.clone()), node);
     tasks.spawn_on(node::namespaces::watch(Arc::clone(settings), feed.clone()), node);
 }
 
-/// Inode number of the agent's own network namespace.
+/// Returns the inode number of the agent's network namespace.
 pub(super) fn own_netns() -> Option<u32> {
     processes::netns_of("self")
 }
 
-/// Returns whether the container runtime's answers can depend on this.
+/// Returns whether responses of the container runtime can depend on an observation.
 fn concerns_runtime(observation: &Observation) -> bool {
     match observation {
         Observation::CniConfig(_) | Observation::SocketConnect(_) => true,
@@ -66,35 +66,37 @@ fn concerns_runtime(observation: &Observation) -> bool {
     }
 }
 
-/// Why the node is looked at again.
+/// Why the node is read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
+    /// A process started that may have changed its state.
     Changed,
-    Asked,
+    /// Everything was requested to be read again.
+    Requested,
 }
 
-/// What was observed last, where a re-read has to be compared with it.
+/// The last observations, for comparison when something is read again, and pending work.
 #[derive(Debug, Default)]
 pub(super) struct State {
     targets: Targets,
     listeners: BTreeSet<SocketAddr>,
     pub(super) host: Option<Host>,
-    /// The processes of the host cannot be read: [`processes::hidden`].
+    /// Whether the processes of the host cannot be read, see [`processes::hidden`].
     pub(super) hides_processes: bool,
-    /// A process started that shows what the host is for.
+    /// Whether a process has started that shows the role of the host.
     role_due: bool,
-    /// Somebody asked for a look at everything.
-    asked: bool,
+    /// Whether everything was requested to be read again.
+    requested: bool,
     reread: BTreeSet<Scope>,
     gaps: Vec<Gap>,
-    /// Kubelets and runtimes that run.
+    /// Running kubelets and container runtimes.
     processes: watch::Sender<Watched>,
-    /// Notified of events that the container runtime's answers can depend on.
+    /// Notified of events on which responses of the container runtime can depend.
     happened: Arc<Notify>,
 }
 
 impl State {
-    /// Keeps what is needed of an observation on its way to the engine.
+    /// Records what is needed of an observation.
     pub(super) fn note(&mut self, observation: &Observation) {
         if concerns_runtime(observation) {
             self.happened.notify_one();
@@ -143,12 +145,12 @@ impl State {
         });
     }
 
-    /// Returns what is notified of events that the container runtime's answers can depend on.
+    /// Returns the notification of events on which responses of the container runtime can depend.
     pub(super) fn happened(&self) -> &Arc<Notify> {
         &self.happened
     }
 
-    /// Kubelets and runtimes that run.
+    /// Returns the running kubelets and container runtimes.
     pub(super) fn processes(&self) -> &watch::Sender<Watched> {
         &self.processes
     }
@@ -161,23 +163,23 @@ impl State {
         &self.listeners
     }
 
-    /// Returns whether the node is to be looked at again: because it may have changed, or because somebody asked for it.
-    pub(super) fn is_look_due(&self) -> Option<Due> {
-        if self.asked { Some(Due::Asked) } else { self.role_due.then_some(Due::Changed) }
+    /// Returns whether the node must be read again, and why.
+    pub(super) fn node_due(&self) -> Option<Due> {
+        if self.requested { Some(Due::Requested) } else { self.role_due.then_some(Due::Changed) }
     }
 
-    /// The node is being looked at.
-    pub(super) fn is_looked_at(&mut self) {
-        (self.role_due, self.asked) = (false, false);
+    /// Records that the node is being read.
+    pub(super) fn started_node(&mut self) {
+        (self.role_due, self.requested) = (false, false);
     }
 
-    /// Everything must be read again as soon as the loop comes to it.
+    /// Requests that everything is read again with the next check for losses.
     pub(super) fn must_reread_all(&mut self) {
-        self.asked = true;
+        self.requested = true;
         self.reread.extend([Scope::Sockets, Scope::Processes, Scope::Cni, Scope::Links]);
     }
 
-    /// Something must be read again as soon as the loop comes to it.
+    /// Requests that `scope` is read again with the next check for losses.
     pub(super) fn must_reread(&mut self, scope: Scope) {
         self.reread.insert(scope);
     }
@@ -186,7 +188,7 @@ impl State {
         std::mem::take(&mut self.reread)
     }
 
-    /// A gap that shows at the next look.
+    /// Adds a gap, which is reported with the next check for losses.
     pub(super) fn gap(&mut self, signal: &str, why: String) {
         self.gaps.push(Gap { signal: signal.to_owned(), why, blind: false });
     }

@@ -1,26 +1,26 @@
-//! Member offsets and enumerators from the kernel's own type information.
+//! Member offsets and enumerators from the kernel's BTF (type information).
 //!
-//! The library that loads the programs does not give member offsets, so this reads the type section itself:
-//! Documentation/bpf/btf.rst. The file is the kernel's, but every length is checked all the same.
+//! The library that loads the programs does not expose member offsets, so this module parses the type section itself
+//! (Documentation/bpf/btf.rst). The file comes from the kernel, but every length in it is checked nevertheless.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// Where the running kernel keeps it (5.4, `CONFIG_DEBUG_INFO_BTF`).
+/// BTF of the running kernel (5.4, `CONFIG_DEBUG_INFO_BTF`).
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// What is wrong with the file.
+/// Why a file cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BtfError {
-    #[error("it is not BTF: wrong magic number or header")]
+    #[error("not BTF: wrong magic number or header")]
     Header,
-    #[error("type {0} is cut off or of an unknown kind")]
+    #[error("type {0} is truncated or of an unknown kind")]
     Type(usize),
 }
 
-/// Bytes by which names are told apart before they are read; the shortest that is wanted, with its end.
+/// Length of the prefix that is compared before a whole name is read, bytes: that of the shortest name looked for, with its NUL.
 const HEAD: usize = 4;
-/// Bytes of the header.
+/// Length of the header, bytes.
 const HEADER: u32 = 24;
 /// Longest chain of typedefs, qualifiers and nested structs that is followed.
 const MAX_DEPTH: usize = 16;
@@ -45,20 +45,21 @@ const DECL_TAG: u32 = 17;
 const TYPE_TAG: u32 = 18;
 const ENUM64: u32 = 19;
 
-/// The type section of one kernel.
+/// The type section of a kernel's BTF.
 pub(super) struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where type `id` starts in `types`; type 0 is void.
+    /// Offset of each type in `types`, by type ID. Type 0 is void.
     starts: Vec<u32>,
-    /// Structs, enums and typedefs by name, of those asked for.
+    /// Type IDs of the requested structs, enums and typedefs, by name.
     named: BTreeMap<&'a str, u32>,
-    /// Functions and typedefs of those asked for, in the order of their numbers; names may repeat.
-    places: Vec<(u32, &'a str)>,
+    /// Type IDs and names of the requested functions and typedefs, in ascending order of their IDs. A name may occur more than
+    /// once.
+    attach_points: Vec<(u32, &'a str)>,
 }
 
 impl<'a> Btf<'a> {
-    /// Indexes `data`, keeping what `wanted` names.
+    /// Indexes `data` and keeps the types whose names are in `wanted`.
     pub(super) fn parse(data: &'a [u8], wanted: &BTreeSet<&str>) -> Result<Self, BtfError> {
         let word = |at: usize| read(data, at).ok_or(BtfError::Header);
         if data.get(..2) != Some(&0xeb9f_u16.to_ne_bytes()) {
@@ -74,13 +75,14 @@ impl<'a> Btf<'a> {
             data.get(range).ok_or(BtfError::Header)
         };
         let (types, strings) = (part(8)?, part(16)?);
-        let mut btf = Self { types, strings, starts: vec![0], named: BTreeMap::new(), places: Vec::new() };
+        let mut btf =
+            Self { types, strings, starts: vec![0], named: BTreeMap::new(), attach_points: Vec::new() };
         btf.index(wanted)?;
         Ok(btf)
     }
 
     fn index(&mut self, wanted: &BTreeSet<&str>) -> Result<(), BtfError> {
-        // Nearly every name is told from those that are wanted by how it begins.
+        // The first bytes rule out nearly every name, so that few are read as a whole.
         let head = |name: &[u8]| name.first_chunk::<HEAD>().copied();
         let heads: BTreeSet<_> =
             wanted.iter().filter_map(|name| head(&[name.as_bytes(), &[0; HEAD]].concat())).collect();
@@ -105,7 +107,7 @@ impl<'a> Btf<'a> {
                         self.named.insert(name, id);
                     }
                     if matches!(kind(info), FUNC | TYPEDEF) {
-                        self.places.push((id, name));
+                        self.attach_points.push((id, name));
                     }
                 }
             }
@@ -121,9 +123,9 @@ impl<'a> Btf<'a> {
         std::str::from_utf8(&rest[..end]).unwrap_or_default()
     }
 
-    /// A type section in which functions and typedefs that were asked for have their numbers and their names,
-    /// and every other type is a nameless one: a library that looks for a name from the first type on, for each
-    /// program anew, is done with it a hundred times sooner.
+    /// Returns a type section in which the requested functions and typedefs keep their IDs and names, and every other type is
+    /// an anonymous one. The library searches all types from the first one for each program; with this section that is about a
+    /// hundred times faster.
     pub(super) fn skeleton(&self) -> Vec<u8> {
         let (mut types, mut strings) = (Vec::new(), vec![0]);
         let mut push = |name: usize, kind: u32| {
@@ -132,7 +134,7 @@ impl<'a> Btf<'a> {
             }
         };
         let mut next = 1;
-        for (id, name) in &self.places {
+        for (id, name) in &self.attach_points {
             (next..*id).for_each(|_| push(0, FORWARD));
             push(strings.len(), self.at(*id).map_or(FORWARD, |(_, info)| kind(info)));
             strings.extend(name.as_bytes());
@@ -140,7 +142,7 @@ impl<'a> Btf<'a> {
             next = id + 1;
         }
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(0);
-        // Magic number, version and flags; the length of the header; where types and strings are.
+        // Magic number, version and flags; then the length of the header and the offsets and lengths of types and strings.
         let mut section = [&0xeb9f_u16.to_ne_bytes()[..], &[1, 0]].concat();
         for word in [HEADER, 0, length(&types), length(&types), length(&strings)] {
             section.extend(word.to_ne_bytes());
@@ -148,13 +150,13 @@ impl<'a> Btf<'a> {
         [section, types, strings].concat()
     }
 
-    /// Start of a type and its info word.
+    /// Returns the offset of a type and its info word.
     fn at(&self, id: u32) -> Option<(usize, u32)> {
         let start = *self.starts.get(id as usize).filter(|_| id != 0)? as usize;
         Some((start, read(self.types, start + 4)?))
     }
 
-    /// Follows typedefs and qualifiers to the type itself.
+    /// Follows typedefs and qualifiers to the underlying type; returns its offset and its info word.
     fn resolve(&self, mut id: u32) -> Option<(usize, u32)> {
         for _ in 0..MAX_DEPTH {
             let (start, info) = self.at(id)?;
@@ -166,7 +168,7 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Byte offset of `path` (`a.b.c`) in struct `name`; `None` when this kernel has no such member.
+    /// Returns the byte offset of `path` (`a.b.c`) in struct `name`; `None` if this kernel has no such member.
     pub(super) fn offset(&self, name: &str, path: &str) -> Option<u32> {
         let mut id = *self.named.get(name)?;
         let mut offset = 0;
@@ -178,7 +180,7 @@ impl<'a> Btf<'a> {
         Some(offset)
     }
 
-    /// Offset and type of one member, looked for in anonymous structs and unions too.
+    /// Returns the offset and type of a member, which may be inside anonymous structs and unions.
     fn member(&self, id: u32, name: &str, depth: usize) -> Option<(u32, u32)> {
         let (start, info) = self.resolve(id)?;
         if depth > MAX_DEPTH || !matches!(kind(info), STRUCT | UNION) {
@@ -188,7 +190,7 @@ impl<'a> Btf<'a> {
             let member = start + 12 + index * 12;
             let member_type = read(self.types, member + 4)?;
             let raw = read(self.types, member + 8)?;
-            // With the kind flag the upper byte is a bit field's size.
+            // If the kind flag is set, the upper byte holds the size of a bit field.
             let bits = if info >> 31 == 1 { raw & 0x00ff_ffff } else { raw };
             match self.name(read(self.types, member)?) {
                 found if found == name => return Some((bits / 8, member_type)),
@@ -203,26 +205,28 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Value of an enumerator of enum `name`; `None` when this kernel does not have it.
+    /// Returns the value of an enumerator of enum `name`; `None` if this kernel does not have it.
     pub(super) fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
         let (start, info) = self.at(*self.named.get(name)?)?;
         if kind(info) != ENUM {
             return None;
         }
-        let places = (0..vlen(info)).map(|index| start + 12 + index * 8);
-        let is_it = |at: &usize| read(self.types, *at).is_some_and(|offset| self.name(offset) == enumerator);
-        let place = places.into_iter().find(is_it)?;
-        read(self.types, place + 4)
+        let mut offsets = (0..vlen(info)).map(|index| start + 12 + index * 8);
+        let matches =
+            |at: &usize| read(self.types, *at).is_some_and(|offset| self.name(offset) == enumerator);
+        let offset = offsets.find(matches)?;
+        read(self.types, offset + 4)
     }
 
-    /// Every enumerator of enum `name`; none when this kernel does not have it.
+    /// Returns all enumerators of enum `name`; none if this kernel does not have it.
     pub(super) fn enumerators(&self, name: &str) -> Vec<(&'a str, u32)> {
         let Some((start, info)) = self.named.get(name).and_then(|id| self.at(*id)) else { return Vec::new() };
-        let places = (0..if kind(info) == ENUM { vlen(info) } else { 0 }).map(|index| start + 12 + index * 8);
-        places.filter_map(|at| Some((self.name(read(self.types, at)?), read(self.types, at + 4)?))).collect()
+        let count = if kind(info) == ENUM { vlen(info) } else { 0 };
+        let offsets = (0..count).map(|index| start + 12 + index * 8);
+        offsets.filter_map(|at| Some((self.name(read(self.types, at)?), read(self.types, at + 4)?))).collect()
     }
 
-    /// Is the first argument of this raw tracepoint a pointer? `None` when this kernel does not have it.
+    /// Returns whether the first argument of a raw tracepoint is a pointer; `None` if this kernel does not have it.
     pub(super) fn takes_pointer(&self, tracepoint: &str) -> Option<bool> {
         let (start, info) = self.resolve(*self.named.get(tracepoint)?)?;
         // typedef void (*btf_trace_X)(void *__data, …)
@@ -248,7 +252,7 @@ const fn vlen(info: u32) -> usize {
     (info & 0xffff) as usize
 }
 
-/// Bytes that follow the common twelve, by kind; `None` for a kind that is not known.
+/// Returns how many bytes follow the common twelve, by kind; `None` for an unknown kind.
 const fn extra(info: u32) -> Option<usize> {
     Some(match kind(info) {
         INT | VAR | DECL_TAG => 4,
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_found_through_unions_and_typedefs() {
+    fn finds_members_inside_anonymous_unions_and_typedefs() {
         let data = kernel();
         let wanted = BTreeSet::from(["sock_common", "sock", "sock_exterr_skb"]);
         let btf = Btf::parse(&data, &wanted).expect("parses");
@@ -278,17 +282,17 @@ mod tests {
         assert_eq!(btf.offset("sock_common", "skc_daddr"), Some(0));
         assert_eq!(btf.offset("sock_common", "skc_rcv_saddr"), Some(4));
         assert_eq!(btf.offset("sock", "__sk_common.skc_rcv_saddr"), Some(4));
-        // 24 on every kernel that was measured.
+        // 24 on every kernel measured.
         assert_eq!(btf.offset("sock_exterr_skb", "ee"), Some(24));
         assert_eq!(btf.offset("sock", "no_such_member"), None);
         assert_eq!(btf.offset("no_such_struct", "a"), None);
     }
 
     #[test]
-    fn enumerators_are_found() {
+    fn finds_enumerators() {
         let data = kernel();
         let btf = Btf::parse(&data, &BTreeSet::from(["bpf_func_id"])).expect("parses");
-        // include/uapi/linux/bpf.h, where numbers never change.
+        // include/uapi/linux/bpf.h. These numbers never change.
         assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_ringbuf_reserve"), Some(131));
         assert_eq!(btf.enumerator("bpf_func_id", "BPF_FUNC_no_such"), None);
         assert!(btf.enumerators("bpf_func_id").contains(&("BPF_FUNC_ringbuf_reserve", 131)));
@@ -296,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_of_tracepoints_are_told_apart() {
+    fn distinguishes_pointer_arguments_of_tracepoints() {
         let data = kernel();
         let wanted = BTreeSet::from(["btf_trace_sched_process_exit", "btf_trace_signal_generate"]);
         let btf = Btf::parse(&data, &wanted).expect("parses");
@@ -306,17 +310,17 @@ mod tests {
     }
 
     #[test]
-    fn the_skeleton_has_the_same_numbers() {
+    fn skeleton_keeps_type_ids() {
         let data = kernel();
         let wanted =
             BTreeSet::from(["btf_trace_sched_process_exit", "tcp_v4_rcv", "no_such_function", "sock"]);
         let whole = Btf::parse(&data, &wanted).expect("parses");
         let skeleton = whole.skeleton();
         let small = Btf::parse(&skeleton, &wanted).expect("parses");
-        let names: BTreeSet<_> = small.places.iter().map(|(_, name)| *name).collect();
+        let names: BTreeSet<_> = small.attach_points.iter().map(|(_, name)| *name).collect();
         assert_eq!(names, BTreeSet::from(["btf_trace_sched_process_exit", "tcp_v4_rcv"]));
-        assert_eq!(small.places, whole.places);
-        for (id, name) in &small.places {
+        assert_eq!(small.attach_points, whole.attach_points);
+        for (id, name) in &small.attach_points {
             let kinds = [&small, &whole].map(|btf| btf.at(*id).map(|(_, info)| kind(info)));
             assert_eq!(kinds[0], kinds[1], "{name}");
         }
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_anywhere_is_an_error_or_an_answer_but_never_a_panic() {
+    fn truncated_file_never_panics() {
         let data = kernel();
         for cut in (0..200).chain((200..data.len()).step_by(data.len() / 50)) {
             if let Ok(btf) = Btf::parse(&data[..cut], &BTreeSet::from(["sock"])) {

@@ -1,37 +1,37 @@
-//! The hook table: what each hook shows, what is lost without it.
+//! The hook table: how each hook is attached, which signal it provides, and what is not observed without it.
 
 use probe_common::Hook;
 use probe_engine::Scope;
 
 use super::layout::Abilities;
 
-/// How much may be spent.
+/// Which hooks to attach, by their cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum HookSet {
-    /// Everything that this kernel offers.
+    /// All hooks that this kernel supports.
     #[default]
     Full,
-    /// Without tracepoints of system calls, which cost every system call of the machine 12 to 15 ns.
+    /// No tracepoints of system calls, which add 12 to 15 ns to every system call of the host.
     Lean,
 }
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attach {
-    /// `tp_btf` of this tracepoint.
+    /// To this tracepoint, by `tp_btf`.
     Btf(&'static str),
-    /// Raw tracepoint, whose arguments have no types.
+    /// To this raw tracepoint, whose arguments are not typed.
     Raw(&'static str),
-    /// `fentry` of the first of these functions that the kernel has.
+    /// To the first of these functions that the kernel has, by `fentry`.
     Entry(&'static [&'static str]),
-    /// `fexit`, as above.
+    /// To the first of these functions that the kernel has, by `fexit`.
     Exit(&'static [&'static str]),
-    /// Perf tracepoint of a system call: taxes every system call of the machine.
+    /// To this perf tracepoint of a system call. It slows down every system call of the host.
     Syscall(&'static str),
 }
 
 impl Attach {
-    /// As people write it.
+    /// Returns the section name that is customary for this kind of program.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Btf(name) => format!("tp_btf/{name}"),
@@ -43,8 +43,8 @@ impl Attach {
     }
 }
 
-/// Functions and typedefs of the kernel that programs attach to, by the names of its type information.
-pub(super) fn places() -> Vec<String> {
+/// Returns the functions and typedefs that programs attach to, by their names in the kernel's BTF.
+pub(super) fn attach_points() -> Vec<String> {
     let names = |attach| match attach {
         Attach::Btf(name) => vec![format!("btf_trace_{name}")],
         Attach::Entry(names) | Attach::Exit(names) => names.iter().map(ToString::to_string).collect(),
@@ -53,35 +53,35 @@ pub(super) fn places() -> Vec<String> {
     HOOKS.iter().flat_map(|row| row.sources).flat_map(|source| names(source.attach)).collect()
 }
 
-/// What a program needs beyond the kernel's consent.
+/// Kernel features that a program needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
     Nothing,
     /// `bpf_loop`.
     Loop,
-    /// Memory that may be read by address.
+    /// Reading memory by address.
     Memory,
-    /// That, and `bpf_task_pt_regs`.
+    /// Reading memory by address, and `bpf_task_pt_regs`.
     Registers,
 }
 
 impl Needs {
-    /// Why this kernel does not do.
+    /// Returns which feature this kernel lacks; `None` if it has all of them.
     pub(super) fn missing(self, abilities: Abilities) -> Option<&'static str> {
         match self {
-            Self::Loop if !abilities.bpf_loop => Some("the helper bpf_loop (Linux 5.17) is not there"),
+            Self::Loop if !abilities.bpf_loop => Some("the kernel lacks the helper bpf_loop (Linux 5.17)"),
             Self::Registers if !abilities.task_pt_regs => {
-                Some("the helper bpf_task_pt_regs (Linux 5.15) is not there")
+                Some("the kernel lacks the helper bpf_task_pt_regs (Linux 5.15)")
             }
             Self::Registers | Self::Memory if !abilities.probe_read => {
-                Some("memory may not be read by address (lockdown=confidentiality)")
+                Some("the kernel forbids reading memory by address (lockdown=confidentiality)")
             }
             _ => None,
         }
     }
 }
 
-/// One way to watch.
+/// A program that implements a hook.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source {
     /// The program's name in the object.
@@ -89,34 +89,34 @@ pub(super) struct Source {
     /// How it is attached.
     pub(super) attach: Attach,
     pub(super) needs: Needs,
-    /// What the better source sees and this one does not: the signal, and why.
-    pub(super) less: Option<(&'static str, &'static str)>,
+    /// Limitation against the preferred source: the signal, and an explanation.
+    pub(super) limitation: Option<(&'static str, &'static str)>,
 }
 
-/// One hook.
+/// A row of the hook table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
-    /// Which one.
+    /// The hook.
     pub(crate) hook: Hook,
-    /// The ways to watch it, the best first: the first that the kernel takes is used.
+    /// Programs that implement it, by preference. The first one that the kernel accepts is used.
     pub(super) sources: &'static [Source],
-    /// The signal that it feeds, as verdicts name it in their gaps.
+    /// The signal that it provides, as the gaps of verdicts name it.
     pub(crate) signal: &'static str,
-    /// What must be read again when it lost events.
+    /// What must be read again after lost events.
     pub(crate) scope: Scope,
-    /// What is not seen without it, and what stands in.
+    /// What is not observed without it, and the fallback.
     pub(crate) cost: &'static str,
-    /// Nothing stands in.
+    /// There is no fallback.
     pub(crate) blind: bool,
 }
 
 const fn source(program: &'static str, attach: Attach, needs: Needs) -> Source {
-    Source { program, attach, needs, less: None }
+    Source { program, attach, needs, limitation: None }
 }
 
 impl Source {
-    const fn less(mut self, signal: &'static str, why: &'static str) -> Self {
-        self.less = Some((signal, why));
+    const fn limited(mut self, signal: &'static str, why: &'static str) -> Self {
+        self.limitation = Some((signal, why));
         self
     }
 }
@@ -144,8 +144,8 @@ const fn row(
     Row { hook, sources, signal, scope, cost, blind }
 }
 
-/// Every hook, in the order in which they are attached: exits before executions, so that no process is
-/// entered whose end would be missed; the end of connects before their start for the same reason.
+/// All hooks, in the order in which they are attached: exits before executions, so that no process is recorded whose exit
+/// would be missed; the end of connects before their start for the same reason.
 pub(crate) const HOOKS: &[Row] = &[
     row(
         Hook::TcpReceiveReset,
@@ -153,7 +153,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "tcp.reset",
         Scope::Sockets,
         false,
-        "a reset and an ICMP refusal look alike; the error queue stands in for IPv4",
+        "whether a connect was refused by a reset or by ICMP; fallback for IPv4: the error queue",
     ),
     row(
         Hook::TcpRetransmitSkb,
@@ -161,7 +161,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "tcp.retransmit",
         Scope::Sockets,
         false,
-        "how often a SYN was sent again; the time that passed stands in",
+        "how often a SYN was retransmitted; fallback: the time that has passed",
     ),
     row(
         Hook::InetSockSetState,
@@ -169,7 +169,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "tcp.connect",
         Scope::Sockets,
         false,
-        "how the clients' connects end; the agent's own questions stand in",
+        "how connects of the clients end; fallback: the agent's own requests",
     ),
     row(
         Hook::Connect,
@@ -180,7 +180,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "tcp.connect.early",
         Scope::Sockets,
         false,
-        "connects that fail before a packet leaves; the agent's own questions stand in",
+        "connects that fail before a packet is sent; fallback: the agent's own requests",
     ),
     row(
         Hook::SignalGenerate,
@@ -188,7 +188,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "process.signal",
         Scope::Processes,
         false,
-        "who ended a process; its exit status stands in",
+        "which process sent a signal to another; fallback: the exit status",
     ),
     row(
         Hook::MarkVictim,
@@ -196,7 +196,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "process.oom",
         Scope::Processes,
         false,
-        "whether the out-of-memory killer ended a process; the signal stands in",
+        "whether the OOM killer killed a process; fallback: the signal in its exit status",
     ),
     row(
         Hook::SchedProcessExit,
@@ -204,35 +204,36 @@ pub(crate) const HOOKS: &[Row] = &[
         "process.exit",
         Scope::Processes,
         false,
-        "how processes and plugins end; /proc stands in for processes",
+        "how processes and plugins exit; fallback for processes: /proc",
     ),
     row(
         Hook::Write,
         &[
             source("pipe_write", Attach::Entry(&["anon_pipe_write", "pipe_write"]), Needs::Memory),
-            source("sys_enter_write", Attach::Syscall("sys_enter_write"), Needs::Memory).less(
+            source("sys_enter_write", Attach::Syscall("sys_enter_write"), Needs::Memory).limited(
                 "cni.stdout.writev",
-                "fentry does not load here; what plugins write by writev(2) is not seen",
+                "fentry programs do not load on this kernel: plugin output written with writev(2) is not observed",
             ),
         ],
         "cni.stdout",
         Scope::Cni,
         false,
-        "the plugin's own error message; its exit code stands in",
+        "error messages of plugins; fallback: the exit code",
     ),
     row(
         Hook::SchedProcessExec,
         &[
             source("sched_process_exec", Attach::Btf("sched_process_exec"), Needs::Loop),
-            source("sched_process_exec_unrolled", Attach::Btf("sched_process_exec"), Needs::Nothing).less(
+            source("sched_process_exec_unrolled", Attach::Btf("sched_process_exec"), Needs::Nothing).limited(
                 "cni.exec.environment",
-                "bpf_loop (Linux 5.17) is not there; only the first 128 variables of a program are looked at",
+                "the kernel lacks the helper bpf_loop (Linux 5.17): only the first 128 environment variables of a \
+                 program are examined",
             ),
         ],
         "cni.exec",
         Scope::Processes,
         true,
-        "CNI runs and their failures",
+        "CNI operations and their failures",
     ),
     row(
         Hook::TaskNewtask,
@@ -240,7 +241,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "netns.clone",
         Scope::Links,
         false,
-        "namespaces made by clone(2); runtimes use unshare(2)",
+        "network namespaces created by clone(2); container runtimes use unshare(2)",
     ),
     row(
         Hook::Unshare,
@@ -251,22 +252,23 @@ pub(crate) const HOOKS: &[Row] = &[
         "netns.create",
         Scope::Links,
         false,
-        "namespaces made by unshare(2)",
+        "network namespaces created by unshare(2)",
     ),
     row(
         Hook::Rtnetlink,
         &[
             source("rtnetlink_rcv_msg", Attach::Exit(&["rtnetlink_rcv_msg"]), Needs::Nothing),
-            source("netlink_extack", Attach::Raw("netlink_extack"), Needs::Memory).less(
+            source("netlink_extack", Attach::Raw("netlink_extack"), Needs::Memory).limited(
                 "link.error.errno",
-                "fexit does not load here; of refused links and routes only the kernel's text is seen, where there is \
-                 one, and not the errno; who takes routes away is told by the port id of the request",
+                "fexit programs do not load on this kernel: of refused links and routes only the kernel's message is \
+                 observed, if there is one, and not the errno; which process removed a route is known only by the \
+                 port ID of its request",
             ),
         ],
         "link.error",
         Scope::Links,
         false,
-        "why the kernel refuses links, addresses and routes, and who asked",
+        "why the kernel refuses links, addresses and routes, and which process requested them",
     ),
     row(
         Hook::InotifyInit,
@@ -277,7 +279,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "limit.inotify",
         Scope::Processes,
         false,
-        "a runtime or kubelet that gets no inotify instance; how many there are stands in",
+        "a container runtime or kubelet that cannot create an inotify instance; fallback: the number of instances",
     ),
     row(
         Hook::Clone,
@@ -285,7 +287,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "limit.processes",
         Scope::Processes,
         false,
-        "a runtime or kubelet that gets no process; how many there are stands in",
+        "a container runtime or kubelet that cannot create a process; fallback: the number of processes",
     ),
     row(
         Hook::ModuleRequest,
@@ -293,7 +295,7 @@ pub(crate) const HOOKS: &[Row] = &[
         "module.request",
         Scope::Links,
         false,
-        "modules that the kernel asks for; the kernel's words on refused links stand in",
+        "modules that the kernel requests; fallback: the kernel's messages on refused links",
     ),
     row(
         Hook::KfreeSkb,
@@ -301,23 +303,23 @@ pub(crate) const HOOKS: &[Row] = &[
         "packet.drop",
         Scope::Links,
         false,
-        "why this host drops packets (Linux 5.17); that it drops those of a connect shows by their silence",
+        "why this host drops packets (Linux 5.17); fallback for connects: no SYN is retransmitted",
     ),
     row(
         Hook::Execve,
         &[
             source("sys_execve", Attach::Exit(&["__x64_sys_execve", "__arm64_sys_execve"]), Needs::Memory),
-            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Memory).less(
+            source("do_open_execat", Attach::Exit(&["do_open_execat"]), Needs::Memory).limited(
                 "cni.exec.format",
-                "fexit does not load on the system call; a plugin of another architecture or without its interpreter is \
-                 seen by its file only",
+                "fexit programs do not load on this system call: a plugin of another architecture or without its \
+                 interpreter is recognized by its file only",
             ),
             source("sys_exit_execve", Attach::Syscall("sys_exit_execve"), Needs::Registers),
         ],
         "cni.exec.refused",
         Scope::Cni,
         false,
-        "a plugin that cannot be executed; what its file shows stands in",
+        "a plugin that cannot be executed; fallback: examining its file",
     ),
     row(
         Hook::Openat,
@@ -328,34 +330,32 @@ pub(crate) const HOOKS: &[Row] = &[
         "cni.binary.busy",
         Scope::Cni,
         false,
-        "a plugin that cannot be replaced because it runs",
+        "a plugin file that cannot be replaced because the plugin is running (ETXTBSY)",
     ),
-    row(Hook::QdiscDestroy, btf!("qdisc_destroy"), "netns.end", Scope::Links, false, "the end of namespaces"),
+    row(Hook::QdiscDestroy, btf!("qdisc_destroy"), "netns.end", Scope::Links, false, "the removal of network namespaces"),
 ];
 
-/// What programs that load everywhere cannot see with less: the ability, the signal, and why.
-pub(super) fn less(abilities: Abilities) -> Vec<(&'static str, &'static str)> {
-    let mut less = Vec::new();
+/// Returns the limitations on this kernel of programs that load on every kernel: the signals, and an explanation of each.
+pub(super) fn limitations(abilities: Abilities) -> Vec<(&'static str, &'static str)> {
+    let mut limitations = Vec::new();
     if !abilities.probe_read {
-        less.push((
+        limitations.push((
             "cni.exec.environment",
-            "memory may not be read by address; plugins are known by the names of the installed ones, and what \
-             they were told is read from /proc while they run",
+            "the kernel forbids reading memory by address: plugins are recognized by the names of the installed ones, \
+             and their environment is read from /proc while they run",
         ));
-    }
-    if !abilities.probe_read {
-        less.push((
+        limitations.push((
             "link.error.text",
-            "memory may not be read by address; of what the kernel refuses the errno and the process are seen, not \
-             its words and not the link or route",
+            "the kernel forbids reading memory by address: of a refused request the errno and the process are \
+             observed, but neither the kernel's message nor the link or route",
         ));
     }
     if !abilities.probe_read || !abilities.task_pt_regs {
-        less.push((
+        limitations.push((
             "tcp.connect.asked",
-            "the address that connect(2) was called with cannot be read; where eBPF sends a Service on, only the \
-             backend is seen",
+            "the address passed to connect(2) cannot be read: where eBPF redirects a Service, only the backend is \
+             observed",
         ));
     }
-    less
+    limitations
 }

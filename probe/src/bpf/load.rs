@@ -1,4 +1,4 @@
-//! Loads and attaches every program that this kernel takes, by trying.
+//! Loads and attaches all programs that this kernel accepts. Which ones it accepts is found by trying.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,44 +15,46 @@ use crate::{clock, privileges};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-ebpf"));
 
-/// The kernel half at work. Dropping `programs` detaches it.
+/// The attached kernel programs. Dropping `programs` detaches them.
 pub(crate) struct Kernel {
-    /// Keeps the programs attached; also where the kernel half's own log is read from.
+    /// Keeps the programs attached, and gives access to their log.
     pub(crate) programs: Ebpf,
-    /// What became of each hook, in the order of [`HOOKS`].
+    /// State of each hook, in the order of [`HOOKS`].
     pub(crate) hooks: Vec<HookStatus>,
-    /// What attached programs cannot see on this kernel: the signal, and why.
+    /// Limitations of the attached programs on this kernel: the signals, and an explanation of each.
     pub(crate) less: Vec<(&'static str, &'static str)>,
-    /// Names of the reasons for which this kernel drops packets, by its own numbers; empty when it tells none.
+    /// Names of the reasons for which this kernel drops packets, by the kernel's numbers; empty if it reports none.
     pub(crate) drop_reasons: BTreeMap<u32, String>,
-    /// The events.
+    /// Reader of the events.
     pub(crate) reader: Reader,
-    /// What was not reported.
+    /// Counters of events that were not reported.
     pub(crate) skips: Skips,
-    /// What is looked at.
+    /// The filter maps: which addresses, names and processes are watched.
     pub(crate) watch: Watch,
-    /// From the start of the process to the last attached program.
+    /// Time from the start of this process to the last attached program.
     pub(crate) took: std::time::Duration,
 }
 
-/// Loads everything that `set` names; `verbose` keeps the verifier's words on what it refuses. A hook that the kernel refuses is a row in `hooks`, not an error.
+/// Loads and attaches the hooks selected by `settings`. `verbose` adds the verifier's log to the errors of refused programs. A
+/// hook that the kernel refuses is reported in [`Kernel::hooks`] and is not an error.
 ///
 /// # Errors
-/// [`Unsupported`] when nothing can be loaded here: no privilege, no type information, no ring buffer.
+/// [`Unsupported`] if no program can be loaded: a missing capability, no BTF, no ring buffer.
 pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
-    privilege()?;
+    check_capabilities()?;
     raise_limits();
-    // Without it every tracepoint below says so, and the rest works.
+    // A failure is reported by each hook that needs tracefs; the others work without it.
     let tracefs = tracefs::ensure();
     let data = std::fs::read(VMLINUX).map_err(|error| {
         Unsupported::Kernel(format!(
-            "read the kernel's type information {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
+            "read the kernel's BTF {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
         ))
     })?;
-    let layout =
-        Layout::read(&data, probe_read(), &hooks::places()).with_context(|| format!("read {VMLINUX}"))?;
+    let layout = Layout::read(&data, can_read_memory(), &hooks::attach_points())
+        .with_context(|| format!("read {VMLINUX}"))?;
     drop(data);
-    let btf = Btf::parse(&layout.places, Endianness::default()).context("read the places of programs")?;
+    let btf = Btf::parse(&layout.attach_points, Endianness::default())
+        .context("read the attach points of programs")?;
     let mut loader = loader()?;
 
     let log = if verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE };
@@ -72,7 +74,7 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
     let reader = Reader::take(&mut programs)?;
     let hooks = attach_all(
         &mut programs,
-        &Ground { layout: &layout, btf: &btf, tracefs: &tracefs, set: settings.hooks },
+        &LoadContext { layout: &layout, btf: &btf, tracefs: &tracefs, set: settings.hooks },
     );
     if hooks.iter().all(|status| !status.attached()) {
         let why = hooks.iter().find_map(|status| match &status.state {
@@ -81,82 +83,81 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
         });
         return Err(Unsupported::Kernel(format!(
             "attach any eBPF program: {}",
-            why.unwrap_or("none was tried")
+            why.unwrap_or("no hook is enabled")
         ))
         .into());
     }
     drop(btf);
     let skips = Skips::take(&mut programs, &hooks)?;
     let took = clock::since_start();
-    // The kernel's type information took 10 MB for a moment; the allocator keeps them unless it is told.
-    // SAFETY: no precondition.
+    // Parsing the BTF took 10 MB for a moment, which the allocator would keep.
+    // SAFETY: malloc_trim(3) has no preconditions.
     unsafe { libc::malloc_trim(0) };
-    let in_use = hooks.iter().filter_map(|status| match &status.state {
-        HookState::Attached { less, .. } => *less,
+    let of_attached = hooks.iter().filter_map(|status| match &status.state {
+        HookState::Attached { limitation, .. } => *limitation,
         HookState::Missing { .. } => None,
     });
-    let less = hooks::less(layout.abilities).into_iter().chain(in_use).collect();
+    let less = hooks::limitations(layout.abilities).into_iter().chain(of_attached).collect();
     let drop_reasons = layout.drop_reasons;
     Ok(Kernel { programs, hooks, less, drop_reasons, reader, skips, watch, took })
 }
 
-/// Makes a loader that has not read the kernel's type information. The library reads it whenever it makes one, into objects that
-/// take 20 MB, and uses it only for relocations, which the programs do not have: their offsets are globals. So the thread that
-/// makes the loader cannot open files. Where the kernel has no seccomp, the loader is a larger one.
+/// Creates a loader that has not read the kernel's BTF. The library reads it whenever a loader is created, into objects of
+/// 20 MB, and uses it only for relocations, which the programs do not have: their offsets are globals. Therefore the loader is
+/// created by a thread that cannot open files. If the kernel lacks seccomp, the loader is as large as usual.
 fn loader() -> Result<EbpfLoader<'static>> {
-    let make = || {
+    let create = || {
+        // Without seccomp the loader only takes more memory.
         let _ = privileges::forbid_files();
         EbpfLoader::new()
     };
-    std::thread::spawn(make).join().map_err(|_| anyhow!("the thread that makes the loader panicked"))
+    std::thread::spawn(create).join().map_err(|_| anyhow!("the thread that creates the loader panicked"))
 }
 
-/// One place in so many of the process table is for processes that are not known to be components of the node.
+/// Divisor: this fraction of the process table is for processes that are not known to be components of the node.
 const LIMITED_SHARE: u32 = 4;
-/// Descriptors that an agent may need: 114 with every hook attached (Linux 6.18), and those of its clients and helpers.
+/// Descriptors that an agent may need: 114 with every hook attached (Linux 6.18), plus those of its clients and helpers.
 const DESCRIPTORS: libc::rlim_t = 1024;
-/// How many programs are verified side by side: verification is most of the start, and nodes have two CPUs
-/// at the least.
+/// How many programs are verified in parallel: verification takes most of the start, and nodes have at least two CPUs.
 const VERIFIERS: usize = 2;
 
-/// What every attempt to load needs to know.
+/// What every attempt to load a program needs.
 #[derive(Clone, Copy)]
-struct Ground<'a> {
+struct LoadContext<'a> {
     layout: &'a Layout,
     btf: &'a Btf,
     tracefs: &'a std::io::Result<()>,
     set: HookSet,
 }
 
-/// One hook on its way: the sources that were not tried yet, and why the others do not work.
+/// A hook that is being attached: the sources that have not been tried yet, and the errors of the others.
 struct Attempt<'a> {
     row: &'static Row,
-    left: VecDeque<(usize, &'a mut Program)>,
-    why: Vec<String>,
+    untried: VecDeque<(usize, &'a mut Program)>,
+    errors: Vec<String>,
 }
 
 impl Attempt<'_> {
-    /// Loads the first source that the kernel takes; it stays at the front.
-    fn load(&mut self, ground: &Ground<'_>) {
-        while let Some((index, program)) = self.left.front_mut() {
+    /// Loads the first untried source that the kernel accepts, and leaves it at the front.
+    fn load(&mut self, context: &LoadContext<'_>) {
+        while let Some((index, program)) = self.untried.front_mut() {
             let source = &self.row.sources[*index];
-            match refused(source, ground) {
-                None => match try_load(source, program, ground.btf) {
+            let error = match unusable(source, context) {
+                Some(why) => why,
+                None => match try_load(source, program, context.btf) {
                     Ok(()) => return,
-                    Err(error) => {
-                        self.why.push(format!("{}: {}", source.attach.name(), chain(error.as_ref())));
-                    }
+                    Err(error) => chain(error.as_ref()),
                 },
-                Some(why) => self.why.push(format!("{}: {why}", source.attach.name())),
-            }
-            self.left.pop_front();
+            };
+            self.errors.push(format!("{}: {error}", source.attach.name()));
+            self.untried.pop_front();
         }
     }
 
-    /// Attaches what was loaded, or the next that can be.
-    fn attach(mut self, ground: &Ground<'_>) -> HookStatus {
+    /// Attaches the loaded source, or the next one that can be loaded and attached.
+    fn attach(mut self, context: &LoadContext<'_>) -> HookStatus {
         let hook = self.row.hook;
-        while let Some((index, program)) = self.left.pop_front() {
+        while let Some((index, program)) = self.untried.pop_front() {
             let source = &self.row.sources[index];
             match try_attach(source, program) {
                 Ok(()) => {
@@ -164,45 +165,48 @@ impl Attempt<'_> {
                         source: source.attach.name(),
                         program: source.program,
                         stand_in: index > 0,
-                        less: source.less,
+                        limitation: source.limitation,
                     };
                     return HookStatus { hook, state };
                 }
-                Err(error) => self.why.push(format!("{}: {}", source.attach.name(), chain(error.as_ref()))),
+                Err(error) => {
+                    self.errors.push(format!("{}: {}", source.attach.name(), chain(error.as_ref())))
+                }
             }
-            self.load(ground);
+            self.load(context);
         }
-        HookStatus { hook, state: HookState::Missing { why: self.why.join("; "), cost: self.row.cost } }
+        HookStatus { hook, state: HookState::Missing { why: self.errors.join("; "), cost: self.row.cost } }
     }
 }
 
-/// Loads every program, side by side, then attaches them in the order of the table.
-fn attach_all(programs: &mut Ebpf, ground: &Ground<'_>) -> Vec<HookStatus> {
+/// Loads all programs in parallel, then attaches them in the order of the table.
+fn attach_all(programs: &mut Ebpf, context: &LoadContext<'_>) -> Vec<HookStatus> {
     let mut by_name: BTreeMap<&str, &mut Program> = programs.programs_mut().collect();
     let mut attempts: Vec<_> = HOOKS
         .iter()
         .map(|row| {
             let sources = row.sources.iter().enumerate();
-            let left = sources.filter_map(|(index, source)| Some((index, by_name.remove(source.program)?)));
-            Attempt { row, left: left.collect(), why: Vec::new() }
+            let untried =
+                sources.filter_map(|(index, source)| Some((index, by_name.remove(source.program)?)));
+            Attempt { row, untried: untried.collect(), errors: Vec::new() }
         })
         .collect();
     let share = attempts.len().div_ceil(VERIFIERS);
     std::thread::scope(|scope| {
         for share in attempts.chunks_mut(share) {
-            scope.spawn(move || share.iter_mut().for_each(|attempt| attempt.load(ground)));
+            scope.spawn(move || share.iter_mut().for_each(|attempt| attempt.load(context)));
         }
     });
-    attempts.into_iter().map(|attempt| attempt.attach(ground)).collect()
+    attempts.into_iter().map(|attempt| attempt.attach(context)).collect()
 }
 
-/// Why a source cannot work here, whatever the kernel says to its program.
-fn refused(source: &Source, ground: &Ground<'_>) -> Option<String> {
-    if let Some(why) = source.needs.missing(ground.layout.abilities) {
+/// Returns why a source cannot be used on this host, without trying to load it; `None` if nothing is known against it.
+fn unusable(source: &Source, context: &LoadContext<'_>) -> Option<String> {
+    if let Some(why) = source.needs.missing(context.layout.abilities) {
         return Some(why.to_owned());
     }
-    match (source.attach, ground.set, ground.tracefs) {
-        (Attach::Syscall(_), HookSet::Lean, _) => Some("left out by --hooks lean".to_owned()),
+    match (source.attach, context.set, context.tracefs) {
+        (Attach::Syscall(_), HookSet::Lean, _) => Some("disabled by --hooks lean".to_owned()),
         (Attach::Syscall(_), _, Err(error)) => Some(format!("mount tracefs: {error}")),
         _ => None,
     }
@@ -219,7 +223,7 @@ fn try_load(source: &Source, program: &mut Program, btf: &Btf) -> Result<()> {
     }
 }
 
-/// The first of several names that works; the error of the last.
+/// Calls `load` with each name until it succeeds; returns the error of the last one.
 fn first(names: &[&str], mut load: impl FnMut(&str) -> Result<(), ProgramError>) -> Result<()> {
     let mut last = None;
     for name in names {
@@ -228,7 +232,7 @@ fn first(names: &[&str], mut load: impl FnMut(&str) -> Result<(), ProgramError>)
             Err(error) => last = Some(error),
         }
     }
-    Err(last.map_or_else(|| anyhow!("no function is named"), Into::into))
+    Err(last.map_or_else(|| anyhow!("no function name is given"), Into::into))
 }
 
 fn try_attach(source: &Source, program: &mut Program) -> Result<()> {
@@ -243,34 +247,34 @@ fn try_attach(source: &Source, program: &mut Program) -> Result<()> {
     Ok(())
 }
 
-/// Everything an error says, on one line; of the verifier's log the end, where the reason stands.
+/// Returns an error with its sources on one line. Of the verifier's log only the end is kept, which holds the reason.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     const LOG_LINES: usize = 4;
     if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
         let log = verifier_log.to_string();
         let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
-        let log = if end.is_empty() { String::new() } else { format!("; the verifier: {}", end.join(" | ")) };
+        let log = if end.is_empty() { String::new() } else { format!("; verifier: {}", end.join(" | ")) };
         return format!("the kernel refuses the program: {io_error}{log}");
     }
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        let words = error.to_string();
+        let message = error.to_string();
         // The library's messages repeat their source; one copy is enough.
-        if !text.contains(&words) {
+        if !text.contains(&message) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&words.replace('\n', " "));
+            text.push_str(&message.replace('\n', " "));
         }
         next = error.source();
     }
     text
 }
 
-/// Fails early, and with words, where every load would fail with `EPERM`.
-fn privilege() -> Result<(), Unsupported> {
+/// Checks for the capabilities without which every load would fail with `EPERM`, so that the error can name them.
+fn check_capabilities() -> Result<(), Unsupported> {
     // include/uapi/linux/capability.h
     const SYS_ADMIN: u32 = 21;
     const PERFMON: u32 = 38;
@@ -290,15 +294,16 @@ fn privilege() -> Result<(), Unsupported> {
         return Ok(());
     }
     Err(Unsupported::Privilege(format!(
-        "load eBPF programs: {} is missing; run as root, or give the process CAP_BPF, CAP_PERFMON, \
+        "load eBPF programs: missing {}; run as root, or grant the process CAP_BPF, CAP_PERFMON, \
          CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
         missing.join(" and ")
     )))
 }
 
-/// Raises the limits that loading needs more of than a session may have. Where they cannot be raised, what fails names the errno.
+/// Raises resource limits that may be too low for loading in a usual session. If one cannot be raised, the operation that
+/// exceeds it fails with its errno.
 fn raise_limits() {
-    // Before 5.11 the kernel counts maps and programs as locked memory.
+    // Before 5.11 the kernel accounts maps and programs as locked memory.
     raise_limit(libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY);
     raise_limit(libc::RLIMIT_NOFILE, DESCRIPTORS);
 }
@@ -318,9 +323,9 @@ fn raise_limit(which: libc::__rlimit_resource_t, least: libc::rlim_t) {
     }
 }
 
-/// Under `lockdown=confidentiality` the helpers that read kernel memory by address are refused, and the
-/// library then replaces those that read user memory by one that is refused, too.
-fn probe_read() -> bool {
+/// Returns whether programs may read memory by address. Under `lockdown=confidentiality` the kernel refuses the helpers that
+/// read kernel memory, and the library then replaces those that read user memory by one that is refused as well.
+fn can_read_memory() -> bool {
     let helper = aya::sys::BpfHelper::BPF_FUNC_probe_read_kernel;
     matches!(aya::sys::is_helper_supported(ProgramType::TracePoint, helper), Ok(true))
 }

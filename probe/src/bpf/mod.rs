@@ -1,4 +1,4 @@
-//! The kernel half, from user space: load, attach, read, count.
+//! User-space side of the kernel programs: loads and attaches them, reads their events and counters.
 
 mod btf;
 mod hooks;
@@ -14,17 +14,17 @@ mod watch;
 pub(crate) use hooks::{HOOKS, HookSet, Row};
 pub(crate) use load::{Kernel, load};
 pub(crate) use reader::Reader;
-pub(crate) use skips::{How, Missed, Skips};
+pub(crate) use skips::{How, Skips, Unreported};
 pub(crate) use status::{HookState, HookStatus};
 pub(crate) use watch::Watch;
 
-/// Why no program can be loaded here at all.
+/// Why no kernel program can be loaded on this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unsupported {
-    /// A capability is missing: nothing else could be looked at either.
+    /// A capability is missing, without which the agent cannot inspect the node by other means either.
     #[error("{0}")]
     Privilege(String),
-    /// The kernel lacks what the programs need: everything else still works.
+    /// The kernel lacks a feature that the programs need. Everything else still works.
     #[error("{0}")]
     Kernel(String),
 }

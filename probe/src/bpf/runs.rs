@@ -1,4 +1,4 @@
-//! What the kernel counts of the runs of a program.
+//! The kernel's counters of a program's runs.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -7,23 +7,23 @@ use std::os::unix::fs::FileExt as _;
 use aya::Ebpf;
 use aya::programs::Program;
 
-/// Runs of one program.
+/// Counters of one program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Runs {
-    /// How often it ran; zero while the kernel does not measure (`kernel.bpf_stats_enabled`).
+    /// How often it ran; 0 unless `kernel.bpf_stats_enabled` is set.
     pub(crate) count: u64,
-    /// Nanoseconds of all runs together; as above.
+    /// Total time of all runs, nanoseconds; 0 unless `kernel.bpf_stats_enabled` is set.
     pub(crate) ns: u64,
-    /// How often it should have run and did not (Linux 5.12): on a CPU where one run was interrupted the kernel begins no
-    /// other of the same program. Counted always.
-    pub(crate) left_out: u64,
+    /// Skipped runs (Linux 5.12): on a CPU where a run of a program is interrupted, the kernel does not start another run of
+    /// the same program. Always counted.
+    pub(crate) skipped: u64,
 }
 
-/// Where the kernel tells them: `/proc/self/fdinfo` of the program. The library gives the time alone.
+/// The file with the counters of a program, in `/proc/self/fdinfo`. The library exposes only the total time.
 pub(crate) struct RunCounters(File);
 
 impl RunCounters {
-    /// Those of the program of this name.
+    /// Opens the counters of the program with this name; `None` if they are not available.
     pub(super) fn open(programs: &Ebpf, name: &str) -> Option<Self> {
         let fd = match programs.program(name)? {
             Program::BtfTracePoint(program) => program.fd(),
@@ -37,19 +37,19 @@ impl RunCounters {
         Some(Self(File::open(format!("/proc/self/fdinfo/{fd}")).ok()?))
     }
 
-    /// As they are now.
+    /// Reads the current values.
     pub(crate) fn read(&self) -> Option<Runs> {
-        // A dozen lines of a word and a number each.
+        // The file has about a dozen lines of one word and one number each.
         let mut text = [0; 1024];
         let size = self.0.read_at(&mut text, 0).ok()?;
         let text = str::from_utf8(text.get(..size)?).ok()?;
-        let number = |key: &str| {
+        let counter = |key: &str| {
             text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok())
         };
         Some(Runs {
-            count: number("run_cnt")?,
-            ns: number("run_time_ns")?,
-            left_out: number("recursion_misses").unwrap_or(0),
+            count: counter("run_cnt")?,
+            ns: counter("run_time_ns")?,
+            skipped: counter("recursion_misses").unwrap_or(0),
         })
     }
 }

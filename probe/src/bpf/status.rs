@@ -1,47 +1,47 @@
-//! What became of each hook.
+//! Outcome of loading and attaching each hook.
 
 use probe_common::Hook;
 
-/// One row of the hook table after loading.
+/// State of one row of the hook table after loading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HookStatus {
-    /// Which one.
+    /// The hook.
     pub(crate) hook: Hook,
-    /// What became of it.
+    /// Whether and how it is attached.
     pub(crate) state: HookState,
 }
 
 impl HookStatus {
-    /// Tells who takes routes away: nothing else has to.
-    pub(crate) fn sees_routes(&self) -> bool {
+    /// Returns whether the hook reports removed routes, so that no fallback is needed.
+    pub(crate) fn reports_routes(&self) -> bool {
         self.hook == Hook::Rtnetlink && matches!(self.state, HookState::Attached { stand_in: false, .. })
     }
 
-    /// In use.
+    /// Returns whether the hook is attached.
     pub(crate) fn attached(&self) -> bool {
         matches!(self.state, HookState::Attached { .. })
     }
 }
 
-/// Probed by trying, never by reading a version.
+/// State of a hook, found by trying to attach it, never by comparing kernel versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HookState {
-    /// In use.
+    /// A program is attached.
     Attached {
-        /// How the kernel is watched: `tp_btf/…`, `fentry/…`, `fexit/…`, `tracepoint/syscalls/…`.
+        /// What it is attached to: `tp_btf/…`, `fentry/…`, `fexit/…`, `tracepoint/syscalls/…`.
         source: String,
         /// The program's name in the object.
         program: &'static str,
-        /// A better one is not there.
+        /// The program is a fallback: a better one is not available on this kernel.
         stand_in: bool,
-        /// What that one sees and this one does not: the signal, and why.
-        less: Option<(&'static str, &'static str)>,
+        /// Limitation against the preferred program: the signal, and an explanation.
+        limitation: Option<(&'static str, &'static str)>,
     },
-    /// The kernel refused it.
+    /// The kernel refused all programs of the hook.
     Missing {
-        /// One line: the kernel's words.
+        /// The kernel's errors, on one line.
         why: String,
-        /// What is not seen without it, and what stands in.
+        /// What is not observed without the hook, and the fallback.
         cost: &'static str,
     },
 }

@@ -1,17 +1,16 @@
-//! Where the kernel tells the numbers of its tracepoints.
+//! Access to tracefs, where the kernel publishes the IDs of its tracepoints.
 
 use std::ffi::CStr;
 use std::io;
 use std::path::Path;
 
-/// The place of the file system, and the older one.
-const PLACES: [&str; 2] = ["/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"];
+/// Mount points of tracefs: the current one and the older one.
+const MOUNT_POINTS: [&str; 2] = ["/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"];
 
-/// Makes sure that this thread sees tracefs. On hosts that do not mount it, it is mounted for this thread
-/// alone: in a mount namespace of its own that takes part in what the host mounts later, but not the other
-/// way round. It is the calling thread's, and that of the threads which it starts later.
+/// Makes tracefs visible to the calling thread and to threads that it starts later. If the host has not mounted it, it is
+/// mounted in a new mount namespace, which receives later mounts of the host but does not propagate its own.
 pub(super) fn ensure() -> io::Result<()> {
-    if PLACES.iter().any(|place| Path::new(place).is_dir()) {
+    if MOUNT_POINTS.iter().any(|path| Path::new(path).is_dir()) {
         return Ok(());
     }
     // SAFETY: no memory is involved.

@@ -1,4 +1,4 @@
-//! What the kernel half looks at: addresses, names, processes.
+//! The filter maps of the kernel programs: which addresses, names and processes they watch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -15,12 +15,12 @@ use probe_common::{
 
 type Name = [u8; COMM_LEN];
 
-/// include/uapi/linux/bpf.h: only a new key.
+/// include/uapi/linux/bpf.h: create a new element only.
 const BPF_NOEXIST: u64 = 1;
-/// The same: only a key that exists.
+/// include/uapi/linux/bpf.h: update an existing element only.
 const BPF_EXIST: u64 = 2;
 
-/// The filter maps.
+/// Handles of the filter maps.
 pub(crate) struct Watch {
     ports: Array<MapData, u64>,
     targets: HashMap<MapData, [u8; size_of::<TargetKey>()], u8>,
@@ -46,20 +46,20 @@ impl Watch {
         })
     }
 
-    /// Reports connects to exactly these addresses, and to these ports at any address; at most
-    /// [`MAX_TARGETS`] in all. Addresses first: the port set is only a short cut to them.
+    /// Has connects reported to exactly these addresses, and to these ports at any address; [`MAX_TARGETS`] in all at the most.
+    /// Addresses are set first, because the set of ports is only a fast path to them.
     pub(crate) fn set_targets(&mut self, addresses: &[SocketAddr], ports: &[u16]) -> Result<()> {
         let any = ports.iter().map(|port| TargetKey { addr: [0; 16], port: *port, family: 0 });
         let wanted: BTreeSet<_> = addresses.iter().map(key).chain(any).take(MAX_TARGETS as usize).collect();
         if wanted == self.current {
             return Ok(());
         }
-        for gone in self.current.difference(&wanted) {
-            // Gone already is as good.
-            let _ = self.targets.remove(&gone.to_bytes());
+        for removed in self.current.difference(&wanted) {
+            // It is not an error if the entry no longer exists.
+            let _ = self.targets.remove(&removed.to_bytes());
         }
-        for new in wanted.difference(&self.current) {
-            self.targets.insert(new.to_bytes(), 1, 0).context("watch an API address")?;
+        for added in wanted.difference(&self.current) {
+            self.targets.insert(added.to_bytes(), 1, 0).context("watch an API address")?;
         }
         let mut words = vec![0_u64; PORT_WORDS as usize];
         for target in &wanted {
@@ -73,7 +73,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches processes of these names from their exec on, and plugins where their environment cannot tell.
+    /// Watches processes of these names from their exec on, and plugins of these names where their environment cannot be read.
     pub(crate) fn set_names(&mut self, processes: &[Name], plugins: &[Name]) -> Result<()> {
         let mut names: BTreeMap<&Name, u8> = processes.iter().map(|name| (name, NAME_OF_PROCESS)).collect();
         for name in plugins {
@@ -87,24 +87,23 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches a process that runs already. Returns false when it does not run any more: an exit before it was watched is
-    /// not reported.
+    /// Watches a running process. Returns false if it no longer runs: an exit before it was watched is not reported.
     pub(crate) fn add_process(&mut self, pid: u32, runs: impl FnOnce() -> bool) -> Result<bool> {
         let state = ProcessState { trusted: 1, ..ProcessState::default() };
         match self.processes.insert(pid, state.to_bytes(), BPF_NOEXIST) {
             Ok(()) => {}
-            // Watched since its exec: what the kernel programs recorded of it, such as a signal on its way, stays.
+            // Watched since its exec: keep what the kernel programs have recorded of it, such as a pending signal.
             Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::AlreadyExists => {
                 return Ok(true);
             }
             Err(error) => return Err(error).context("watch a process"),
         }
-        // If its entry is gone, its exit was reported.
+        // If its entry no longer exists, its exit was reported.
         Ok(runs() || self.processes.remove(&pid).is_err())
     }
 
-    /// Watches a plugin that is there already, or something that works for one; false when the kernel half knows it, or
-    /// when it does not run any more: who ended before it was watched is told by nobody.
+    /// Watches a running plugin, or a process that a plugin has started. Returns false if the kernel programs know it already, or
+    /// if it no longer runs: an exit before it was watched is not reported.
     pub(crate) fn add_plugin(&mut self, pid: u32, runs: impl FnOnce() -> bool) -> Result<bool> {
         let state = ProcessState { cni: 1, trusted: 1, ..ProcessState::default() };
         match self.processes.insert(pid, state.to_bytes(), BPF_NOEXIST) {
@@ -115,7 +114,7 @@ impl Watch {
             Err(error) => return Err(error).context("watch a plugin"),
         }
         self.count_plugins(|running| running + 1)?;
-        // Where its place is gone already its end was seen, and counted.
+        // If its entry no longer exists, its exit was reported and counted.
         if !runs() && self.processes.remove(&pid).is_ok() {
             self.count_plugins(|running| running.saturating_sub(1))?;
             return Ok(false);
@@ -123,31 +122,31 @@ impl Watch {
         Ok(true)
     }
 
-    /// Takes what user space found out about a process that was executed under a watched name at `executed_ns`. A component of
-    /// the node is no longer limited; any other process is removed from the table.
+    /// Records whether a process that was executed under a watched name at `executed_ns` is a component of the node. A
+    /// component is no longer limited; any other process is removed from the table.
     pub(crate) fn identify(&mut self, pid: u32, executed_ns: u64, is_trusted: bool) -> Result<()> {
         let Ok(bytes) = self.processes.get(&pid, 0) else { return Ok(()) };
         let state = ProcessState::from_bytes(bytes);
-        // A newer program has the process ID, or it is known already.
+        // The process ID belongs to a newer program, or the process is known already.
         if state.started_ns > executed_ns || state.trusted != 0 {
             return Ok(());
         }
         let changed = if is_trusted {
-            // A signal that is sent between the two calls loses its sender.
+            // The sender of a signal that arrives between the two calls is lost.
             self.processes.insert(pid, ProcessState { trusted: 1, ..state }.to_bytes(), BPF_EXIST)
         } else {
             self.processes.remove(&pid)
         };
         match changed {
             Ok(()) => self.count_limited(|count| count.saturating_sub(1)),
-            // It has exited.
+            // The process has exited.
             Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(()),
             Err(MapError::KeyNotFound) => Ok(()),
             Err(error) => Err(error).context("watch a process"),
         }
     }
 
-    /// Counts the limited processes anew: the count of the kernel programs is not exact.
+    /// Recounts the limited processes, because the counter of the kernel programs is not exact.
     pub(crate) fn recount_limited(&mut self) -> Result<()> {
         let states = self.processes.iter().flatten().take(MAX_PROCESSES as usize);
         let limited = states.filter(|(_, bytes)| ProcessState::from_bytes(*bytes).trusted == 0).count();
@@ -159,19 +158,19 @@ impl Watch {
         self.limited.set(0, change(count), 0).context("count a limited process")
     }
 
-    /// As the kernel half counts, and no more exact: see `CNI_RUNNING` there.
+    /// Updates the counter of plugins without atomicity, as the kernel programs do: see `CNI_RUNNING` there.
     fn count_plugins(&mut self, change: fn(u64) -> u64) -> Result<()> {
         let running = self.running.get(&0, 0).context("count a plugin")?;
         self.running.set(0, change(running), 0).context("count a plugin")
     }
 
-    /// Gives back the places of processes whose end was not seen.
+    /// Removes processes whose exit was not observed.
     pub(crate) fn forget_dead(&mut self) {
-        // The kernel begins anew where the key that it stands on is removed meanwhile.
+        // The limit is needed because the kernel restarts the iteration if the current key is removed meanwhile.
         let known = self.processes.keys().flatten().take(MAX_PROCESSES as usize);
         let dead: Vec<_> = known.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()).collect();
         for pid in dead {
-            // Gone already is as good.
+            // It is not an error if the entry no longer exists.
             let _ = self.processes.remove(&pid);
         }
     }

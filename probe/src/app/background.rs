@@ -1,4 +1,4 @@
-//! What is read from disk for the watcher, on other threads: it goes on watching meanwhile.
+//! Reads from disk for the watcher, on other threads, so that the watcher is not blocked meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,30 +13,30 @@ use crate::node::discovery::Discovery;
 use crate::node::{cni_config, processes, role, targets};
 use crate::settings::Settings;
 
-/// How long the agent waits for the configuration at its start.
+/// How long the agent waits for the CNI configuration at start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What was read.
-pub(super) enum Look {
-    Node(Box<NodeLook>),
+/// The result of a read.
+pub(super) enum Read {
+    Node(Box<NodeRead>),
     Cni(Box<CniConfig>),
 }
 
-/// What the node uses and is for.
-pub(super) struct NodeLook {
+/// What the node uses, and its role.
+pub(super) struct NodeRead {
     pub(super) due: Due,
-    /// As [`processes::hidden`] returns it.
+    /// Result of [`processes::hidden`].
     pub(super) hidden: Option<String>,
     pub(super) discovery: Discovery,
-    /// As [`discover`] returns it.
+    /// Result of [`discover`].
     pub(super) moved_logs: bool,
     pub(super) servers: targets::Servers,
-    /// Without its addresses.
+    /// The host, without its addresses.
     pub(super) host: Host,
 }
 
-/// Discovers what the node uses from the processes that run. Returns also whether the pod logs are elsewhere than was known:
-/// their directory shows which pods are in kube-system, and so which processes count.
+/// Discovers what the node uses from its running processes. Also returns whether the directory of the pod logs has changed: it
+/// shows which pods are in kube-system, and thereby which processes are components of the node.
 pub(super) fn discover(settings: &Settings, processes: &[processes::Found]) -> (Discovery, bool) {
     let logs = settings.pod_logs.value();
     let discovery = Discovery::followed(settings, processes);
@@ -44,32 +44,32 @@ pub(super) fn discover(settings: &Settings, processes: &[processes::Found]) -> (
     (discovery, moved_logs)
 }
 
-/// At most one of each kind is under way.
-pub(super) struct Looks {
+/// Starts reads and returns their results. At most one read of each kind is in progress.
+pub(super) struct BackgroundReads {
     threads: Handle,
-    done: mpsc::Sender<Look>,
-    read: mpsc::Receiver<Look>,
+    done: mpsc::Sender<Read>,
+    results: mpsc::Receiver<Read>,
     reads_node: bool,
     reads_cni: bool,
 }
 
-impl Looks {
+impl BackgroundReads {
     pub(super) fn new(threads: Handle) -> Self {
-        let (done, read) = mpsc::channel(2);
-        Self { threads, done, read, reads_node: false, reads_cni: false }
+        let (done, results) = mpsc::channel(2);
+        Self { threads, done, results, reads_node: false, reads_cni: false }
     }
 
-    /// The next one that has been read; never `None`. May be dropped at any time and called again.
-    pub(super) async fn next(&mut self) -> Option<Look> {
-        let look = self.read.recv().await?;
-        match look {
-            Look::Node(_) => self.reads_node = false,
-            Look::Cni(_) => self.reads_cni = false,
+    /// Waits for the next result; never returns `None`. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Read> {
+        let read = self.results.recv().await?;
+        match read {
+            Read::Node(_) => self.reads_node = false,
+            Read::Cni(_) => self.reads_cni = false,
         }
-        Some(look)
+        Some(read)
     }
 
-    /// Starts to read what the node uses and is for; false while that is under way already.
+    /// Starts to read what the node uses, and its role. Returns false if that is in progress already.
     pub(super) fn start_node(&mut self, settings: &Arc<Settings>, known: &Targets, due: Due) -> bool {
         if std::mem::replace(&mut self.reads_node, true) {
             return false;
@@ -84,34 +84,35 @@ impl Looks {
             let hidden = processes::hidden();
             let known = role::Known { targets: has_targets, hides_processes: hidden.is_some() };
             let host = role::find(&settings, &processes, &discovery, known);
-            // The program may be about to exit.
-            let look = NodeLook { due, hidden, discovery, moved_logs, servers, host };
-            let _ = done.blocking_send(Look::Node(Box::new(look)));
+            let read = NodeRead { due, hidden, discovery, moved_logs, servers, host };
+            // Sending fails if the program is about to exit.
+            let _ = done.blocking_send(Read::Node(Box::new(read)));
         });
         true
     }
 
-    /// Starts to read the CNI configuration; false while that is under way already.
+    /// Starts to read the CNI configuration. Returns false if that is in progress already.
     pub(super) fn start_cni_config(&mut self, settings: &Arc<Settings>) -> bool {
         if std::mem::replace(&mut self.reads_cni, true) {
             return false;
         }
         let (settings, done) = (Arc::clone(settings), self.done.clone());
         self.threads.spawn_blocking(move || {
-            let _ = done.blocking_send(Look::Cni(Box::new(cni_config::read(&settings))));
+            let _ = done.blocking_send(Read::Cni(Box::new(cni_config::read(&settings))));
         });
         true
     }
 
-    /// Reads the CNI configuration for the state at start.
+    /// Reads the CNI configuration at start, and waits for it.
     pub(super) async fn cni_config(&self, settings: &Arc<Settings>) -> CniConfig {
         let shared = Arc::clone(settings);
         let read = self.threads.spawn_blocking(move || cni_config::read(&shared));
         match tokio::time::timeout(PATIENCE, read).await {
             Ok(Ok(config)) => config,
-            _ => {
-                cni_config::unread(settings, &format!("no answer from its disk for {} s", PATIENCE.as_secs()))
-            }
+            _ => cni_config::unread(
+                settings,
+                &format!("its disk did not respond within {} s", PATIENCE.as_secs()),
+            ),
         }
     }
 }
