@@ -1,25 +1,25 @@
-//! The one queue by which every source reaches the loop.
+//! The queue through which all sources deliver their observations.
 
 use probe_engine::{Mono, Observation};
 use tokio::sync::mpsc;
 
-/// An observation and when it was made.
+/// An observation and its time.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// Boot clock.
+    /// Time of the observation, boot time.
     pub(crate) at: Mono,
-    /// What was seen.
+    /// What was observed.
     pub(crate) observation: Observation,
 }
 
-/// The ring buffer, whose records may not be decodable, as [`probe_engine::Lost::hook`] names it.
+/// Name of the ring buffer in [`probe_engine::Lost::hook`], for records that cannot be decoded.
 pub(crate) const RING_BUFFER: &str = "ring buffer";
-/// The kernel's multicast messages about links.
+/// Name of the kernel's multicast messages about links.
 pub(crate) const RTNETLINK: &str = "rtnetlink multicast";
-/// The thread that watches, while it is blocked.
+/// Name of the watcher thread, for the time while it is blocked.
 pub(crate) const WATCHER: &str = "watcher";
-/// Every source of losses that is not a hook.
+/// All sources of losses that are not hooks.
 pub(crate) const LOSS_SOURCES: [&str; 3] = [RING_BUFFER, RTNETLINK, WATCHER];
 
-/// Sending half. Bounded: a source that is too fast waits.
+/// Sending half of the queue. It is bounded: a source that is too fast waits.
 pub(crate) type Feed = mpsc::Sender<Seen>;

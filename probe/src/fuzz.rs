@@ -1,7 +1,7 @@
-//! Doors for `tests/fuzz`: everything that reads bytes from outside, each by itself. No other build has them.
+//! Entry points for `tests/fuzz`: one for each parser of external input. They exist only in fuzzing builds.
 //!
-//! Each takes any bytes, must not panic, and checks what it can of the answer: nothing that a terminal would
-//! obey, nothing longer than it may be.
+//! Each accepts any bytes, must not panic, and checks the result as far as possible: no control characters, and no text
+//! above its length limit.
 
 use crate::commands::replay::read;
 pub use crate::enrich::fuzz::{plugin_output, record};
@@ -11,14 +11,14 @@ use probe_engine::{Engine, Line, RecordingHeader};
 
 use crate::text::{HIDDEN, clean, redact};
 
-/// A recording, as `probe replay` reads it: every line that is one, through the engine.
+/// Parses a recording as `probe replay` does, and passes every valid line through the engine.
 pub fn recording(bytes: &[u8]) {
     let mut lines = bytes.split(|byte| *byte == b'\n');
     let header = lines.next().and_then(|line| read::<RecordingHeader>(line).ok());
     let Some(header) = header else { return };
     let mut engine = Engine::new(header.config, header.started);
     for line in lines.filter_map(|line| read::<Line>(line).ok()) {
-        // A deadline may be asked for again and again, but never one that has passed.
+        // The engine may set any number of deadlines, but never one that has passed.
         for _ in 0..64 {
             let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < line.at) else { break };
             engine.tick(deadline);
@@ -26,13 +26,13 @@ pub fn recording(bytes: &[u8]) {
         engine.observe(line.at, line.observation);
         while engine.poll_effect().is_some() {}
         let report = engine.report();
-        for said in [&report.verdict].into_iter().chain(&report.because).chain(&report.consequences) {
-            assert!(said.message.len() <= 512 && is_clean(&said.message), "{:?}", said.message);
+        for verdict in [&report.verdict].into_iter().chain(&report.because).chain(&report.consequences) {
+            assert!(verdict.message.len() <= 512 && is_clean(&verdict.message), "{:?}", verdict.message);
         }
     }
 }
 
-/// A text from outside, redacted once and twice: it does not become much longer.
+/// Redacts external text once and twice: it must not become much longer.
 pub fn text(bytes: &[u8]) {
     let shown = clean(bytes, 1 << 20);
     assert!(is_clean(&shown), "{shown:?}");
@@ -41,7 +41,7 @@ pub fn text(bytes: &[u8]) {
     assert!(redact(&once).len() <= once.len() * 4 + HIDDEN.len());
 }
 
-/// Nothing that a terminal would obey.
+/// Returns whether a text has no control characters, which a terminal would interpret.
 pub(crate) fn is_clean(text: &str) -> bool {
     !text.chars().any(char::is_control)
 }

@@ -1,7 +1,7 @@
-//! `probe`: says why a Kubernetes node is not ready, from inside the kernel.
+//! `probe` reports why a Kubernetes node is not ready, from evidence inside the kernel.
 #![cfg_attr(
     fuzzing,
-    allow(dead_code, reason = "the fuzz targets' build has the parsers' doors, and no program")
+    allow(dead_code, reason = "fuzzing builds contain the entry points of the parsers, but not the program")
 )]
 
 mod app;
@@ -36,11 +36,11 @@ use crate::bpf::Unsupported;
 use crate::cli::{Cli, Color, Command, UsageError};
 use crate::exit::Exit;
 
-/// The program, from its arguments to its exit code.
+/// Runs the program: parses its arguments and returns its exit code.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| warn(&format!("internal error: {panic}").replace('\n', " "))));
     threads::share_memory();
-    // Wrong use ends here, with clap's own message and exit code 2.
+    // On a usage error, clap prints its message and exits with code 2.
     let cli = Cli::parse();
     match cli.color {
         Color::Auto => {}
@@ -80,24 +80,25 @@ fn dispatch(command: Command) -> anyhow::Result<Exit> {
     }
 }
 
-/// One thread: everything waits most of the time, and the order of events stays what it was. Only the agent has more.
+/// Runs a command on one thread, which is enough because it waits most of the time, and keeps events in order. Only the agent
+/// starts further threads.
 fn with_loop(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = threads::runtime()?;
     let exit = runtime.block_on(command);
-    // A thread that reads from a disk that does not respond is not waited for.
+    // Do not wait for a thread that reads from a disk that does not respond.
     runtime.shutdown_background();
     exit
 }
 
-/// One line on standard error: the only place that writes there. Errors of libraries, and the kernel half's log with `-v`,
-/// were not made safe before.
+/// Writes one line to standard error; no other function does. Secrets are redacted here because errors of libraries, and the
+/// log of the kernel programs with `-v`, are not redacted before.
 pub(crate) fn warn(text: &str) {
     let text = text::redact_text(text);
-    // Nobody to tell when this fails.
+    // There is no other place to report a failure of this write.
     let _ = writeln!(anstream::stderr().lock(), "probe: {text}");
 }
 
-/// The reader of our output went away: that ends us, and is no failure.
+/// Returns whether an error is due to a closed pipe: the reader of the output has exited, which is not a failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind)

@@ -1,4 +1,4 @@
-//! One agent for each host: two would write the same conditions from different histories.
+//! Lock that admits one agent per host: two would write the same conditions from different histories.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -11,17 +11,17 @@ use tokio::sync::oneshot;
 use crate::sinks::writing;
 use crate::threads;
 
-/// How long an agent that is being stopped may still hold the lock; its last writes take up to 9 s.
+/// How long an agent that is shutting down may still hold the lock; its last writes take up to 9 s.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the directory of the lock may take to respond after that.
-const SLOW: Duration = Duration::from_secs(2);
-/// Between two tries.
-const AGAIN: Duration = Duration::from_millis(100);
+/// How much longer the disk of the lock file may take to respond.
+const DISK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between two attempts.
+const RETRY: Duration = Duration::from_millis(100);
 
-/// Why the lock was not taken.
+/// Why the lock could not be acquired.
 #[derive(Debug)]
 pub(crate) enum NotTaken {
-    /// Another agent has it.
+    /// Another agent holds the lock file at this path.
     Held(PathBuf),
     /// The lock file cannot be opened, or its disk does not respond.
     Failed(io::Error),
@@ -33,16 +33,22 @@ impl From<io::Error> for NotTaken {
     }
 }
 
-/// Takes the lock beside the state file, on a thread of its own. It is held until the file is closed.
+/// Acquires the lock beside the state file, on a thread of its own. It is held until the returned file is closed.
+///
+/// # Errors
+/// See [`NotTaken`].
 pub(crate) async fn take(state_file: &Path) -> Result<File, NotTaken> {
     let path = state_file.with_extension("lock");
-    let (tell, told) = oneshot::channel();
+    let (done, result) = oneshot::channel();
     threads::named("lock").spawn(move || {
-        // The program may have given up waiting.
-        let _ = tell.send(wait(path));
+        // The receiver may have timed out.
+        let _ = done.send(wait(path));
     })?;
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the disk does not respond");
-    tokio::time::timeout(PATIENCE + SLOW, told).await.map_err(late)?.map_err(io::Error::other)?
+    let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "the disk does not respond");
+    tokio::time::timeout(PATIENCE + DISK_TIMEOUT, result)
+        .await
+        .map_err(timed_out)?
+        .map_err(io::Error::other)?
 }
 
 fn wait(path: PathBuf) -> Result<File, NotTaken> {
@@ -50,11 +56,11 @@ fn wait(path: PathBuf) -> Result<File, NotTaken> {
         fs::create_dir_all(dir)?;
     }
     let file = writing::open(&path, OpenOptions::new().write(true).create(true).truncate(false))?;
-    let until = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(AGAIN),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(RETRY),
             Err(TryLockError::WouldBlock) => return Err(NotTaken::Held(path)),
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }

@@ -1,4 +1,4 @@
-//! The program; all of it is in the library, where the fuzz targets reach it.
+//! The `probe` binary. All of its code is in the library, so that the fuzz targets can call it.
 
 fn main() -> std::process::ExitCode {
     probe::main()

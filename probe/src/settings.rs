@@ -1,6 +1,6 @@
-//! What is meant: the checked form of what was typed (`cli.rs`), shared by every command.
+//! Settings that all commands share: the validated form of the command line (`cli.rs`).
 
-mod learnt;
+mod discovered;
 
 use std::collections::VecDeque;
 use std::fmt::{self, Display};
@@ -14,84 +14,84 @@ use probe_engine::{Role, TargetKind};
 use crate::bpf::HookSet;
 use crate::text::clean;
 
-pub(crate) use learnt::{CniDirs, CniSettings, Learnt, POD_LOGS};
+pub(crate) use discovered::{CniDirs, CniSettings, Learnt, POD_LOGS};
 
-/// How the node is looked at. Everything has a default that fits a usual node.
+/// How the node is observed. All settings have defaults for a usual node.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Name of the node, for reports: `--node-name`, `NODE_NAME`, or the host's name.
+    /// Name of the node in reports: `--node-name`, `NODE_NAME`, or the host name.
     pub(crate) node: String,
-    /// API addresses that were named by hand, besides those that are found.
+    /// API addresses given by `--apiserver`, in addition to discovered ones.
     pub(crate) apiservers: Vec<ApiServer>,
-    /// Do not look for API addresses: only `apiservers` counts. Set when `--apiserver` is given.
+    /// Do not discover API addresses, use only `apiservers`. Set if `--apiserver` is given.
     pub(crate) only_named: bool,
-    /// Kubeconfig whose `server:` is an API address; `None`: the kubelet's, where it is found.
+    /// Kubeconfig whose `server:` is an API address; `None`: that of the kubelet, if it is found.
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Where the runtime reads network configurations, looks for plugins and binds network namespaces.
+    /// Directories from which the container runtime reads network configurations and plugins, and where it binds network namespaces.
     pub(crate) cni: CniDirs,
-    /// Where the kubelet keeps the logs of pods; inside `host_root`.
+    /// Directory of the kubelet's pod logs, inside `host_root`.
     pub(crate) pod_logs: Learnt<PathBuf>,
-    /// The cgroup driver that the runtime reports over CRI.
+    /// The cgroup driver that the container runtime reports over CRI.
     pub(crate) cgroup_driver: Learnt<Option<String>>,
-    /// Where Open vSwitch has its sockets; inside `host_root`. `None`: looked for.
+    /// Directory of Open vSwitch's sockets, inside `host_root`; `None`: auto-detected.
     pub(crate) ovs_run_dir: Option<PathBuf>,
-    /// CRI socket; inside `host_root`. `None`: the usual ones are tried.
+    /// CRI socket, inside `host_root`; `None`: the usual ones are tried.
     pub(crate) runtime_endpoint: Option<PathBuf>,
-    /// What this host is for, when a person says so.
+    /// Role of this host, if set by a flag.
     pub(crate) role: Option<Role>,
     /// Root of the host's file system as this process sees it: `/`, or `/proc/1/root` in a container.
     pub(crate) host_root: PathBuf,
     /// Bytes of the ring buffer; a power of two and a multiple of the page size.
     pub(crate) ring_bytes: u32,
-    /// Places for watched processes, in the kernel programs' table.
+    /// Maximum entries in the kernel programs' table of watched processes.
     pub(crate) max_processes: u32,
-    /// How much may be spent on watching.
+    /// Which hooks to attach, by their cost.
     pub(crate) hooks: HookSet,
-    /// Ask the API addresses now and then (`--no-ask` turns it off): connect, then close.
+    /// Connect to the API addresses periodically (`--no-ask` disables it).
     pub(crate) ask: bool,
-    /// Read the kubelet's own Node object with the kubelet's own credential (`--no-kubelet-credentials` turns it off).
+    /// Read the kubelet's Node object with the kubelet's credential (`--no-kubelet-credentials` disables it).
     pub(crate) kubelet_credentials: bool,
-    /// How long one such question may take.
+    /// Timeout of one such request.
     pub(crate) ask_timeout: Duration,
-    /// Between two questions to an address that answers, ± 20 %.
+    /// Interval between two requests to an address that responds, ± 20 %.
     pub(crate) ask_every: Duration,
-    /// Between two questions to an address that does not answer, ± 20 %.
+    /// Interval between two requests to an address that does not respond, ± 20 %.
     pub(crate) ask_again: Duration,
-    /// How long an agent without proof says `Learning`.
+    /// How long a condition without proof has the reason `Learning` after the start.
     pub(crate) start_grace: Duration,
-    /// How long a failure that retries must hold before a condition goes False.
+    /// How long a failure must last despite retries before a condition becomes False.
     pub(crate) fail_hold: Duration,
-    /// How long any plugin may run; `None`: each as long as it is known to wait.
+    /// How long any plugin may run; `None`: a limit for each, by how long it is known to wait.
     pub(crate) plugin_limit: Option<Duration>,
 }
 
-/// One `--apiserver`.
+/// An API server given by `--apiserver`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiServer {
-    /// As it was given.
+    /// Its address or name, as given.
     pub(crate) host: ServerHost,
-    /// 6443 where none was given, 443 for a URL and for a Service.
+    /// Its port; by default 6443, and 443 for a URL and for a Service.
     pub(crate) port: u16,
-    /// `service=ADDR` marks the cluster's Service address; `None`: to be found out.
+    /// `service=ADDR` marks the cluster's Service address; `None`: unknown.
     pub(crate) kind: Option<TargetKind>,
 }
 
-/// What stands before the port.
+/// Host part of a server's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ServerHost {
     Address(IpAddr),
-    /// Looked up as a kubeconfig's.
+    /// A name, resolved like that of a kubeconfig's server.
     Name(String),
 }
 
-/// The value of a setting, and where it is from, for people.
+/// The value of a setting, and its source for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Known<T> {
     pub(crate) value: T,
     pub(crate) source: String,
 }
 
-/// Longest source that is kept, bytes.
+/// Maximum length of a source, bytes.
 const SOURCE: usize = 256;
 
 impl<T> Known<T> {
@@ -118,23 +118,23 @@ impl Display for ServerHost {
 }
 
 impl Settings {
-    /// `path` of the host as this process sees it. Links in it are followed as the host does: to this process an absolute
-    /// one would lead back into its own container.
+    /// Returns the path by which this process reaches `path` of the host. Symbolic links are resolved as on the host: this
+    /// process would follow an absolute one into its own container.
     pub(crate) fn on_host(&self, path: &Path) -> PathBuf {
         let relative = path.strip_prefix("/").unwrap_or(path);
-        // The targets of links in /proc are not paths.
+        // The targets of symbolic links in /proc need not be paths.
         if self.host_root == Path::new("/") || relative.starts_with("proc") {
             return self.host_root.join(relative);
         }
-        self.host_root.join(followed(&self.host_root, relative))
+        self.host_root.join(resolve(&self.host_root, relative))
     }
 }
 
-/// Most links in one path; the kernel's own limit (path_resolution(7)).
-const LINKS: usize = 40;
+/// Maximum number of symbolic links in a path; the kernel's limit (path_resolution(7)).
+const MAX_LINKS: usize = 40;
 
-/// `path` below `root`, without links and without a way out.
-fn followed(root: &Path, path: &Path) -> PathBuf {
+/// Resolves symbolic links and `..` in `path`, so that it never leaves `root`. Returns a path relative to `root`.
+fn resolve(root: &Path, path: &Path) -> PathBuf {
     let parts =
         |path: &Path| path.components().map(|part| part.as_os_str().to_owned()).collect::<VecDeque<_>>();
     let (mut done, mut todo, mut links) = (PathBuf::new(), parts(path), 0);
@@ -148,7 +148,7 @@ fn followed(root: &Path, path: &Path) -> PathBuf {
             _ => {}
         }
         match fs::read_link(root.join(&done).join(&part)) {
-            Ok(target) if links < LINKS => {
+            Ok(target) if links < MAX_LINKS => {
                 links += 1;
                 if target.is_absolute() {
                     done.clear();
@@ -196,7 +196,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn links_are_followed_as_the_host_does() {
+    fn resolves_symbolic_links_as_the_host_does() {
         let root = tempfile::tempdir().expect("a directory");
         let at = |path: &str| root.path().join(path);
         for (link, target) in [

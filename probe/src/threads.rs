@@ -1,5 +1,5 @@
-//! The threads of the program. What can block has a thread of its own, so that it holds up nothing else: the thread that
-//! judges reads no file, starts no program and waits for no other process.
+//! The threads of the program. Every operation that can block runs on a thread of its own, so that it delays nothing else: the
+//! thread of the judge reads no file, starts no program and waits for no other process.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,35 +13,35 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 
-/// Stack of each thread; only what is used takes memory. The deepest stacks are those of a parser of YAML and of TLS.
+/// Stack size of each thread, bytes; only the used part takes memory. Parsing YAML and TLS need the deepest stacks.
 const STACK: usize = 1 << 20;
-/// Most threads that read files at once; further reads wait.
+/// Maximum number of threads that read files; further reads wait.
 const READERS: usize = 4;
-/// How often a thread shows that it is not blocked.
-const BEAT: Duration = Duration::from_secs(1);
-/// How long an operation may take until it is reported as blocked. The kernel reports a hung task after 120 s; a busy disk
-/// takes a second or two.
+/// How often a thread reports that it is not blocked.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long an operation may take before it is reported as blocked. The kernel reports a hung task after 120 s; a busy disk
+/// takes one or two seconds.
 const BLOCKED: Duration = Duration::from_secs(10);
 
-/// Where tasks run.
+/// Handles of the threads that run tasks.
 #[derive(Clone)]
 pub(crate) struct Threads {
     /// Reads and watches the node: files, netlink, `/proc`.
     pub(crate) node: Handle,
-    /// Talks to other programs: API server, container runtime, name servers.
+    /// Sends requests to the API server, the container runtime and name servers.
     pub(crate) net: Handle,
     /// Writes to the Node object.
     pub(crate) writer: Handle,
 }
 
 impl Threads {
-    /// All of them on the current runtime.
+    /// Returns handles that all refer to the current runtime.
     pub(crate) fn here() -> Self {
         let here = Handle::current();
         Self { node: here.clone(), net: here.clone(), writer: here }
     }
 
-    /// Starts one thread each, until the process exits.
+    /// Starts a thread for each. They run until the process exits.
     pub(crate) fn start(blocked: &Blocked) -> io::Result<Self> {
         Ok(Self {
             node: start("node", blocked)?,
@@ -51,27 +51,27 @@ impl Threads {
     }
 }
 
-/// Has all threads take their memory from one arena: by default glibc makes one for each, and what a thread frees is of no use
-/// to the others. Before there are threads.
+/// Makes all threads allocate from one arena: by default glibc creates one per thread, and memory that a thread frees is not
+/// available to the others. Must be called before threads are started.
 pub(crate) fn share_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes two numbers. It fails for other numbers, and then memory is as it was.
+    // SAFETY: mallopt(3) takes two numbers; for unsupported ones it fails and changes nothing.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Starts a thread that runs tasks, and returns where to give them to it.
+/// Starts a thread that runs tasks; returns the handle to spawn them.
 pub(crate) fn start(name: &'static str, blocked: &Blocked) -> io::Result<Handle> {
     let runtime = runtime()?;
     let handle = runtime.handle().clone();
     let operation = blocked.operation(thread(name));
-    named(name).spawn(move || runtime.block_on(beat(operation)))?;
+    named(name).spawn(move || runtime.block_on(heartbeat(operation)))?;
     Ok(handle)
 }
 
-/// Runs one future on a thread of its own; the future is given what shows whether that is blocked. What is returned resolves
-/// to its output.
+/// Runs a future on a thread of its own. The future receives the operation that shows whether the thread is blocked. Returns a
+/// receiver of the future's output.
 pub(crate) fn run<F: Future>(
     name: &'static str,
     blocked: &Blocked,
@@ -84,21 +84,21 @@ where
     let operation = blocked.operation(thread(name));
     let (done, ended) = oneshot::channel();
     named(name).spawn(move || {
-        runtime.spawn(beat(Arc::clone(&operation)));
+        runtime.spawn(heartbeat(Arc::clone(&operation)));
         let output = runtime.block_on(future(Arc::clone(&operation)));
         operation.ends();
-        // Nobody may wait for it.
+        // The receiver may have been dropped.
         let _ = done.send(output);
         runtime.shutdown_background();
     })?;
     Ok(ended)
 }
 
-/// Restarts an operation for ever: it takes long when its thread does nothing else.
-async fn beat(operation: Arc<Operation>) {
+/// Restarts an operation forever. It appears to take long only if its thread is blocked.
+async fn heartbeat(operation: Arc<Operation>) {
     loop {
         operation.begins();
-        tokio::time::sleep(BEAT).await;
+        tokio::time::sleep(HEARTBEAT).await;
     }
 }
 
@@ -106,12 +106,12 @@ fn thread(name: &str) -> String {
     format!("the thread {name}")
 }
 
-/// A thread with a small stack; the kernel keeps 15 bytes of its name.
+/// Returns a builder of a thread with a small stack. The kernel keeps 15 bytes of its name.
 pub(crate) fn named(name: &str) -> Builder {
     Builder::new().name(format!("probe-{name}")).stack_size(STACK)
 }
 
-/// A runtime of one thread, and a few that read files for it.
+/// Creates a runtime with one thread, and a few more that read files for it.
 pub(crate) fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread()
         .enable_all()
@@ -121,27 +121,27 @@ pub(crate) fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// Operations that can block, and since when each is under way.
+/// Operations that can block, and since when each is in progress.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Blocked(Arc<Mutex<Vec<Arc<Operation>>>>);
 
-/// See [`Blocked`].
+/// An operation that can block, see [`Blocked`].
 #[derive(Debug)]
 pub(crate) struct Operation {
     what: String,
-    /// Boot clock, nanoseconds; 0 while nothing is under way.
+    /// Start of the operation in progress, boot time in nanoseconds; 0 if there is none.
     since: AtomicU64,
 }
 
 impl Blocked {
-    /// A kind of operation, for as long as the process runs.
+    /// Registers a kind of operation for the lifetime of the process. `what` names it in reports.
     pub(crate) fn operation(&self, what: String) -> Arc<Operation> {
         let operation = Arc::new(Operation { what, since: AtomicU64::new(0) });
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&operation));
         operation
     }
 
-    /// Returns what has not come to its end for too long, one line each.
+    /// Returns the operations that are blocked, one line each.
     pub(crate) fn lines(&self) -> Vec<String> {
         let operations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         operations.iter().filter_map(|operation| operation.line()).collect()
@@ -149,22 +149,22 @@ impl Blocked {
 }
 
 impl Operation {
-    /// It is under way from now on.
+    /// Records that the operation starts now.
     pub(crate) fn begins(&self) {
         self.began(clock::now());
     }
 
-    /// It has been under way since then.
+    /// Records that the operation started at `at`.
     pub(crate) fn began(&self, at: Mono) {
         self.since.store(at.0, Ordering::Relaxed);
     }
 
-    /// It is over.
+    /// Records that the operation has finished.
     pub(crate) fn ends(&self) {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// Returns what is blocked; `None` while it is not.
+    /// Returns a report if the operation is blocked; otherwise `None`.
     pub(crate) fn line(&self) -> Option<String> {
         let since = self.since.load(Ordering::Relaxed);
         let took = Duration::from_nanos(clock::now().0.saturating_sub(since));

@@ -1,4 +1,4 @@
-//! Settings that are learnt of the node while the agent runs. Shared by everything that reads them.
+//! Settings that are discovered on the node while the agent runs, shared by all their readers.
 
 use std::path::PathBuf;
 
@@ -10,21 +10,21 @@ use super::Known;
 const CONF_DIR: &str = "/etc/cni/net.d";
 /// The defaults of containerd (upstream, Fedora, Debian) and CRI-O.
 const BIN_DIRS: [&str; 3] = ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"];
-/// The default of containerd and CRI-O, which call it by its old name below /var.
+/// The default of containerd and CRI-O, which use its old name below /var.
 const NETNS_DIR: &str = "/run/netns";
 /// The default of the kubelet's `podLogsDir` (pkg/kubelet/apis/config/v1beta1/defaults.go).
 pub(crate) const POD_LOGS: &str = "/var/log/pods";
 
-/// One setting.
+/// A setting, with what is known about it.
 #[derive(Clone, Debug)]
 pub(crate) struct Learnt<T>(watch::Sender<Candidates<T>>);
 
-/// Candidates for a setting, by precedence: a flag, what the runtime is observed to use, what it reports over CRI, what it is
-/// configured for, the default.
+/// Candidates for a setting, by precedence: a flag, what the container runtime is observed to use, what it reports over CRI,
+/// its configuration, the default.
 #[derive(Clone, Debug)]
 struct Candidates<T> {
-    named: Option<Known<T>>,
-    seen: Option<Known<T>>,
+    flag: Option<Known<T>>,
+    observed: Option<Known<T>>,
     reported: Option<Known<T>>,
     configured: Option<Known<T>>,
     default: Known<T>,
@@ -32,41 +32,41 @@ struct Candidates<T> {
 
 impl<T> Candidates<T> {
     fn best(&self) -> &Known<T> {
-        let known = [&self.named, &self.seen, &self.reported, &self.configured];
+        let known = [&self.flag, &self.observed, &self.reported, &self.configured];
         known.into_iter().flatten().next().unwrap_or(&self.default)
     }
 }
 
 impl<T: Clone + PartialEq> Learnt<T> {
-    /// A setting with this default, which the flag may name.
-    pub(crate) fn new(named: Option<T>, flag: &str, default: T) -> Self {
-        let named = named.map(|value| Known::of(value, &flag));
+    /// Creates a setting with this default. `value` is that of the command line, if `flag` is given.
+    pub(crate) fn new(value: Option<T>, flag: &str, default: T) -> Self {
+        let flag = value.map(|value| Known::of(value, &flag));
         let default = Known::of(default, &"default");
-        let known = Candidates { named, seen: None, reported: None, configured: None, default };
+        let known = Candidates { flag, observed: None, reported: None, configured: None, default };
         Self(watch::Sender::new(known))
     }
 
-    /// Its effective value, with its source.
+    /// Returns the effective value, with its source.
     pub(crate) fn known(&self) -> Known<T> {
         self.0.borrow().best().clone()
     }
 
-    /// Its effective value.
+    /// Returns the effective value.
     pub(crate) fn value(&self) -> T {
         self.0.borrow().best().value.clone()
     }
 
-    /// Takes what the runtime is observed to use.
-    fn see(&self, known: Known<T>) {
-        self.change(|candidates| candidates.seen = Some(known));
+    /// Sets the value that the container runtime is observed to use.
+    fn observe(&self, known: Known<T>) {
+        self.change(|candidates| candidates.observed = Some(known));
     }
 
-    /// Takes what the runtime reports over CRI; `None` if it reports nothing.
+    /// Sets the value that the container runtime reports over CRI; `None` if it reports none.
     pub(crate) fn report(&self, known: Option<Known<T>>) {
         self.change(|candidates| candidates.reported = known);
     }
 
-    /// Takes what is configured; `None` where that is not known.
+    /// Sets the configured value; `None` if it is not known.
     pub(crate) fn configure(&self, known: Option<Known<T>>) {
         self.change(|candidates| candidates.configured = known);
     }
@@ -81,20 +81,20 @@ impl<T: Clone + PartialEq> Learnt<T> {
     }
 }
 
-/// What a runtime reports, or is configured for; `None` where that is not known.
+/// CNI settings that a container runtime reports or is configured with; `None` for those that are not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CniSettings {
-    /// Where it reads network configurations.
+    /// Directory of network configurations.
     pub(crate) conf_dir: Option<Known<PathBuf>>,
-    /// Where it looks for plugins, in order.
+    /// Directories of plugins, in the order of the search.
     pub(crate) bin_dirs: Option<Known<Vec<PathBuf>>>,
-    /// How many configurations it loads; 0 for all.
+    /// How many configurations are loaded; 0 for all.
     pub(crate) max_files: Option<Known<u32>>,
-    /// Where it binds network namespaces.
+    /// Directory in which network namespaces are bound.
     pub(crate) netns_dir: Option<Known<PathBuf>>,
 }
 
-/// The directories of CNI, inside the host's root.
+/// Directories of CNI, inside the host's root.
 #[derive(Clone, Debug)]
 pub(crate) struct CniDirs {
     conf: Learnt<PathBuf>,
@@ -104,7 +104,7 @@ pub(crate) struct CniDirs {
 }
 
 impl CniDirs {
-    /// From what was named by hand; `bin` is empty when nothing was.
+    /// Creates the settings from the values of the command line; `bin` is empty if none is given.
     pub(crate) fn new(conf: Option<PathBuf>, bin: Vec<PathBuf>, netns: Option<PathBuf>) -> Self {
         let bin = Some(bin).filter(|bin| !bin.is_empty());
         Self {
@@ -116,52 +116,52 @@ impl CniDirs {
         }
     }
 
-    /// Where the runtime reads network configurations.
+    /// Returns the directory of network configurations.
     pub(crate) fn conf(&self) -> PathBuf {
         self.conf.value()
     }
 
-    /// Where the runtime looks for plugins, in order.
+    /// Returns the directories of plugins, in the order of the search.
     pub(crate) fn bin(&self) -> Vec<PathBuf> {
         self.bin.value()
     }
 
-    /// Where the runtime binds network namespaces.
+    /// Returns the directory in which network namespaces are bound.
     pub(crate) fn netns(&self) -> PathBuf {
         self.netns.value()
     }
 
-    /// How many configurations the runtime loads, with its source; 0 for all.
+    /// Returns how many configurations the container runtime loads, with the source; 0 for all.
     pub(crate) fn max_files(&self) -> Known<u32> {
         self.max_files.known()
     }
 
-    /// As [`Self::conf`], with its source.
+    /// Returns [`Self::conf`] with its source.
     pub(crate) fn known_conf(&self) -> Known<PathBuf> {
         self.conf.known()
     }
 
-    /// As [`Self::bin`], with its source.
+    /// Returns [`Self::bin`] with its source.
     pub(crate) fn known_bin(&self) -> Known<Vec<PathBuf>> {
         self.bin.known()
     }
 
-    /// As [`Self::netns`], with its source.
+    /// Returns [`Self::netns`] with its source.
     pub(crate) fn known_netns(&self) -> Known<PathBuf> {
         self.netns.known()
     }
 
-    /// The runtime was seen to read this directory.
+    /// Records that the container runtime was observed to read this directory.
     pub(crate) fn learn_conf(&self, dir: PathBuf) {
-        self.conf.see(Known::of(dir, &"watched by the container runtime"));
+        self.conf.observe(Known::of(dir, &"watched by the container runtime"));
     }
 
-    /// The runtime was seen to look for plugins there.
+    /// Records that the container runtime was observed to search these directories for plugins.
     pub(crate) fn learn_bin(&self, dirs: Vec<PathBuf>) {
-        self.bin.see(Known::of(dirs, &"CNI_PATH of the plugins that run"));
+        self.bin.observe(Known::of(dirs, &"CNI_PATH of the plugins that run"));
     }
 
-    /// Takes what the runtime reports over CRI.
+    /// Sets what the container runtime reports over CRI.
     pub(crate) fn report(&self, reported: CniSettings) {
         self.conf.report(reported.conf_dir);
         self.bin.report(reported.bin_dirs);
@@ -169,7 +169,7 @@ impl CniDirs {
         self.netns.report(reported.netns_dir);
     }
 
-    /// Takes what the runtime is configured for.
+    /// Sets what the container runtime is configured with.
     pub(crate) fn configure(&self, configured: CniSettings) {
         self.conf.configure(configured.conf_dir);
         self.bin.configure(configured.bin_dirs);
@@ -177,12 +177,12 @@ impl CniDirs {
         self.netns.configure(configured.netns_dir);
     }
 
-    /// Resolves when what is read of a configuration changes after this call.
+    /// Resolves when a setting that affects the reading of configurations changes after this call.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> + use<> {
         let (mut conf, mut bin) = (self.conf.0.subscribe(), self.bin.0.subscribe());
         let mut max_files = self.max_files.0.subscribe();
         async move {
-            // The senders live as long as the settings do.
+            // `changed` cannot fail: the senders live as long as the settings.
             tokio::select! {
                 _ = conf.changed() => {}
                 _ = bin.changed() => {}
