@@ -1,5 +1,5 @@
-//! Ways to the API server: an address, an account, and the files behind it. Tried in order, the one that worked
-//! last first; built again when a file behind them changes.
+//! Access to the API server: candidates of an address and an account, and the files they are read from. Candidates are tried in
+//! order, starting with the one that worked last, and are rebuilt if one of the files changes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,56 +25,57 @@ use crate::node::{file, names, processes, targets};
 use crate::settings::{ServerHost, Settings};
 use crate::text::clean;
 
-/// A connect within one data centre takes a millisecond; dead addresses must not eat the time of live ones.
-const CONNECT: Duration = Duration::from_secs(3);
-/// A whole request: the API server's own limit for one that changes something is 34 s, a usual one takes 5 ms.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most of an answer that is read: a Node object has about 20 KB, most of it names of images.
-const ANSWER: usize = 1 << 20;
-/// Longest problem that is kept.
-const WORDS: usize = 200;
+/// Timeout of a connect. One within a data centre takes a millisecond; unreachable addresses must not use up the time of others.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Timeout of a request: the API server's own limit for a mutating request is 34 s, a usual one takes 5 ms.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum size of a response, bytes: a Node object has about 20 KB, most of it names of images.
+const MAX_RESPONSE: usize = 1 << 20;
+/// Maximum length of an error message, bytes.
+const MAX_MESSAGE: usize = 200;
 
-/// Where a pod finds its account.
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Directory of a pod's service account.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// What went wrong, for the schedule and for people.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// What it means for the next try.
+    /// Kind of failure, which decides about the next attempt.
     pub(crate) failure: Failure,
-    /// The status, where there was an answer.
+    /// The HTTP status, if there was a response.
     pub(crate) status: Option<u16>,
-    /// One line.
+    /// Message of one line.
     pub(crate) why: String,
 }
 
 impl Problem {
-    fn away(why: &str) -> Self {
-        Self { failure: Failure::Away, status: None, why: clean(why.as_bytes(), WORDS) }
+    fn unavailable(why: &str) -> Self {
+        Self { failure: Failure::Unavailable, status: None, why: clean(why.as_bytes(), MAX_MESSAGE) }
     }
 }
 
-/// One way.
-struct Way {
-    /// For people: `in-cluster account at https://10.96.0.1:443`.
+/// A client with an address and an account.
+struct Candidate {
+    /// Name for display: `in-cluster account at 10.96.0.1:443`.
     name: String,
     client: Client,
 }
 
-/// What identifies the content of a file without reading it; `None` while it is not there.
-type Mark = Option<(u64, i64, i64, u64)>;
+/// Inode number, modification time (seconds, nanoseconds) and length of a file, which show a change of its content; `None` if
+/// it does not exist.
+type FileVersion = Option<(u64, i64, i64, u64)>;
 
-/// See the module.
+/// Client of the API server, see the module.
 pub(crate) struct Access {
     settings: Arc<Settings>,
-    ways: Vec<Way>,
-    /// The way that worked last.
-    good: usize,
-    /// The files that the ways were built from, also those that were not there.
-    marks: BTreeMap<PathBuf, Mark>,
-    /// What could not be used, one line each.
+    candidates: Vec<Candidate>,
+    /// Index of the candidate that worked last.
+    last_good: usize,
+    /// The files that the candidates were built from, including those that did not exist.
+    files: BTreeMap<PathBuf, FileVersion>,
+    /// Errors of candidates that cannot be used, one line each.
     unusable: Vec<String>,
-    /// When programs provide credentials: the second since 1970 from which on they are run again.
+    /// If programs provide credentials: when to run them again, seconds since 1970.
     renew: Option<i64>,
 }
 
@@ -82,148 +83,152 @@ impl Access {
     pub(crate) fn new(settings: Arc<Settings>) -> Self {
         Self {
             settings,
-            ways: Vec::new(),
-            good: 0,
-            marks: BTreeMap::new(),
+            candidates: Vec::new(),
+            last_good: 0,
+            files: BTreeMap::new(),
             unusable: Vec::new(),
             renew: None,
         }
     }
 
-    /// The way in use, for people.
+    /// Returns the name of the candidate in use, for display.
     pub(crate) fn name(&self) -> Option<&str> {
-        self.ways.get(self.good).map(|way| way.name.as_str())
+        self.candidates.get(self.last_good).map(|candidate| candidate.name.as_str())
     }
 
-    /// Sends `request` by each way until one is answered; with the answer's JSON.
+    /// Sends `request` through each candidate until one succeeds; returns the JSON of the response.
+    ///
+    /// # Errors
+    /// The error of the last candidate whose server responded, otherwise that of the first one.
     pub(crate) async fn send(&mut self, request: &Request<Vec<u8>>) -> Result<Value, Problem> {
         self.refresh().await;
         let mut problem = None;
-        for turn in 0..self.ways.len() {
-            let index = (self.good + turn) % self.ways.len();
-            let way = &self.ways[index];
-            match tokio::time::timeout(PATIENCE, once(&way.client, request.clone())).await {
-                Ok(Ok(answer)) => {
-                    self.good = index;
-                    return Ok(answer);
+        for offset in 0..self.candidates.len() {
+            let index = (self.last_good + offset) % self.candidates.len();
+            let candidate = &self.candidates[index];
+            match tokio::time::timeout(REQUEST_TIMEOUT, send_once(&candidate.client, request.clone())).await {
+                Ok(Ok(response)) => {
+                    self.last_good = index;
+                    return Ok(response);
                 }
-                Ok(Err(met)) => {
-                    // What the server says of an account counts more than another way's silence.
-                    let said = met.status.is_some();
-                    if met.status == Some(401) {
+                Ok(Err(new)) => {
+                    if new.status == Some(401) {
                         self.renew = self.renew.map(|_| 0);
                     }
-                    let met = Problem { why: format!("{}: {}", way.name, met.why), ..met };
-                    if problem.is_none() || said {
-                        problem = Some(met);
+                    let new = Problem { why: format!("{}: {}", candidate.name, new.why), ..new };
+                    // The server's response to an account is more relevant than another candidate's timeout.
+                    if problem.is_none() || new.status.is_some() {
+                        problem = Some(new);
                     }
                 }
                 Err(_) => {
-                    let silent = format!("{}: no answer within {} s", way.name, PATIENCE.as_secs());
-                    problem.get_or_insert_with(|| Problem::away(&silent));
+                    let why =
+                        format!("{}: no response within {} s", candidate.name, REQUEST_TIMEOUT.as_secs());
+                    problem.get_or_insert_with(|| Problem::unavailable(&why));
                 }
             }
         }
-        Err(problem.unwrap_or_else(|| self.no_way()))
+        Err(problem.unwrap_or_else(|| self.no_candidate()))
     }
 
-    fn no_way(&self) -> Problem {
+    fn no_candidate(&self) -> Problem {
         let why = match self.unusable.first() {
             Some(why) => why.clone(),
             None => {
-                "there is no account here: no service account, no kubeconfig of a kubelet; name one with \
-                     --kubeconfig"
+                "no account found: neither a service account nor a kubelet's kubeconfig; set --kubeconfig"
                     .to_owned()
             }
         };
-        Problem::away(&why)
+        Problem::unavailable(&why)
     }
 
-    /// A file behind the ways is another one than it was.
+    /// Returns whether a file has changed since the candidates were built from it.
     pub(crate) fn has_changed(&self) -> bool {
-        self.marks.iter().any(|(path, known)| mark(path) != *known)
+        self.files.iter().any(|(path, known)| version(path) != *known)
     }
 
-    /// Builds the ways again when that is so.
+    /// Rebuilds the candidates if a file has changed or a credential is due to be renewed.
     async fn refresh(&mut self) {
-        let is_over = self.renew.is_some_and(|at| clock::unix_now() >= at);
-        if !self.has_changed() && !self.ways.is_empty() && !is_over {
+        let is_due = self.renew.is_some_and(|at| clock::unix_now() >= at);
+        if !self.has_changed() && !self.candidates.is_empty() && !is_due {
             return;
         }
-        let good = self.name().map(str::to_owned);
-        let mut found = Found {
+        let last_good = self.name().map(str::to_owned);
+        let mut found = Candidates {
             settings: &self.settings,
-            ways: Vec::new(),
+            candidates: Vec::new(),
             files: Vec::new(),
             unusable: Vec::new(),
             renew: None,
         };
-        found.all().await;
-        self.marks = found.files.into_iter().map(|path| (path.clone(), mark(&path))).collect();
+        found.discover().await;
+        self.files = found.files.into_iter().map(|path| (path.clone(), version(&path))).collect();
         self.unusable = found.unusable;
         self.renew = found.renew;
-        self.ways = found.ways;
-        self.good = self.ways.iter().position(|way| Some(&way.name) == good.as_ref()).unwrap_or(0);
+        self.candidates = found.candidates;
+        let is_last_good = |candidate: &Candidate| Some(&candidate.name) == last_good.as_ref();
+        self.last_good = self.candidates.iter().position(is_last_good).unwrap_or(0);
     }
 }
 
-fn mark(path: &Path) -> Mark {
+fn version(path: &Path) -> FileVersion {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
 }
 
-async fn once(client: &Client, request: Request<Vec<u8>>) -> Result<Value, Problem> {
+async fn send_once(client: &Client, request: Request<Vec<u8>>) -> Result<Value, Problem> {
     let sent = client.send(request.map(Body::from)).await;
-    let response = sent.map_err(|error| Problem::away(&chain(&error)))?;
+    let response = sent.map_err(|error| Problem::unavailable(&chain(&error)))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER).collect().await;
-    let body = body.map_err(|error| Problem::away(&format!("its answer was cut: {error}")))?.to_bytes();
+    let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
+    let body =
+        body.map_err(|error| Problem::unavailable(&format!("incomplete response: {error}")))?.to_bytes();
     let value: Value = serde_json::from_slice(&body).unwrap_or_default();
     if status.is_success() {
         return Ok(value);
     }
-    let said = value["message"].as_str().unwrap_or_default();
-    let why = clean(format!("it answers {} {said}", status.as_u16()).trim().as_bytes(), WORDS);
+    let message = value["message"].as_str().unwrap_or_default();
+    let why = clean(format!("HTTP {} {message}", status.as_u16()).trim().as_bytes(), MAX_MESSAGE);
     let failure = match status {
         StatusCode::NOT_FOUND => Failure::NoNode,
-        status if status.is_server_error() => Failure::Away,
+        status if status.is_server_error() => Failure::Unavailable,
         _ => Failure::Refused,
     };
     Err(Problem { failure, status: Some(status.as_u16()), why })
 }
 
-/// An error with what stands behind it: the outermost says "client error (Connect)".
+/// Returns an error with its sources, because the outermost is only "client error (Connect)".
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
+    let mut message = error.to_string();
     let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_words = cause.to_string();
-        if !words.contains(&cause_words) {
-            words = format!("{words}: {cause_words}");
+    while let Some(source) = next {
+        let text = source.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
         }
-        next = cause.source();
+        next = source.source();
     }
-    words
+    message
 }
 
-/// What is found on this host.
-struct Found<'a> {
+/// Candidates that are discovered on this host. Fields as in [`Access`].
+struct Candidates<'a> {
     settings: &'a Settings,
-    ways: Vec<Way>,
+    candidates: Vec<Candidate>,
     files: Vec<PathBuf>,
     unusable: Vec<String>,
     renew: Option<i64>,
 }
 
-impl Found<'_> {
+impl Candidates<'_> {
     fn discovery(&self) -> Discovery {
         Discovery::of(self.settings, &processes::scan(self.settings))
     }
 
-    /// In the order in which they are tried.
-    async fn all(&mut self) {
-        // An account of our own that is refused is not replaced by somebody else's.
-        if self.settings.kubeconfig.is_none() && self.account() {
+    /// Discovers the candidates, in the order in which they are tried.
+    async fn discover(&mut self) {
+        // If the agent has an account of its own, that of the kubelet is not used, even if its own is refused.
+        if self.settings.kubeconfig.is_none() && self.service_account() {
             return;
         }
         for path in targets::kubeconfigs(self.settings, &self.discovery()) {
@@ -231,16 +236,16 @@ impl Found<'_> {
         }
     }
 
-    /// The pod's own account, if it has one: at the Service address, and, when nobody answers there, at the
-    /// addresses that the kubelet uses.
-    fn account(&mut self) -> bool {
-        let [token, authority] = ["token", "ca.crt"].map(|name| Path::new(ACCOUNT).join(name));
+    /// Adds the pod's service account at the Service address, then at the addresses that the kubelet uses. Returns false if
+    /// there is no such account.
+    fn service_account(&mut self) -> bool {
+        let [token, authority] = ["token", "ca.crt"].map(|name| Path::new(SERVICE_ACCOUNT).join(name));
         self.files.extend([token.clone(), authority.clone()]);
         if !token.is_file() {
             return false;
         }
         let mut found = targets::find(self.settings, &self.discovery()).targets;
-        // Pods do not have the kubelet's environment.
+        // A proxy comes from the kubelet's environment, which pods do not have.
         found.retain(|target| target.proxy.is_none());
         let service = found.iter().filter(|target| target.kind == TargetKind::Service);
         let direct = found.iter().filter(|target| target.kind != TargetKind::Service);
@@ -267,18 +272,18 @@ impl Found<'_> {
                     self.add(format!("{shown} at {server}"), config);
                 }
             }
-            Err(why) => self.unusable.push(clean(format!("{shown}: {why}").as_bytes(), WORDS)),
+            Err(why) => self.unusable.push(clean(format!("{shown}: {why}").as_bytes(), MAX_MESSAGE)),
         }
     }
 
-    /// The configuration that a kubeconfig describes, one for each address of its server, with its files looked for on the
-    /// host; and the server.
+    /// Returns the client configurations of a kubeconfig, one for each address of its server, and the server for display. Files
+    /// named in the kubeconfig are those of the host.
     async fn read(&mut self, path: &Path, text: &str) -> Result<(Vec<Config>, String), String> {
-        // Only its first line: the others quote the file.
+        // The other lines of an error quote the file.
         let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
         let mut kubeconfig = Kubeconfig::from_yaml(text).map_err(|error| first_line(error.to_string()))?;
         let dir = path.parent().unwrap_or(Path::new("/"));
-        let mut place = |file: &mut Option<String>| {
+        let mut resolve = |file: &mut Option<String>| {
             if let Some(file) = file {
                 let on_host = self.settings.on_host(&dir.join(&*file));
                 self.files.push(on_host.clone());
@@ -286,22 +291,22 @@ impl Found<'_> {
             }
         };
         for user in kubeconfig.auth_infos.iter_mut().filter_map(|user| user.auth_info.as_mut()) {
-            place(&mut user.client_certificate);
-            place(&mut user.client_key);
-            place(&mut user.token_file);
+            resolve(&mut user.client_certificate);
+            resolve(&mut user.client_key);
+            resolve(&mut user.token_file);
         }
         for cluster in kubeconfig.clusters.iter_mut().filter_map(|cluster| cluster.cluster.as_mut()) {
-            place(&mut cluster.certificate_authority);
+            resolve(&mut cluster.certificate_authority);
         }
         if kubeconfig.current_context.is_none() {
             kubeconfig.current_context = kubeconfig.contexts.first().map(|context| context.name.clone());
         }
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         let mut config = config.map_err(|error| chain(&error))?;
-        self.provide(&mut config, dir).await?;
+        self.run_credential_program(&mut config, dir).await?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        // Names are looked up as the host does: the resolver of this process may be another's.
-        let shown = clean(server.as_bytes(), WORDS);
+        let shown = clean(server.as_bytes(), MAX_MESSAGE);
+        // Names are resolved as on the host, because this process may use another resolver.
         let Some((ServerHost::Name(name), port)) = targets::parse(&server) else {
             return Ok((vec![config], shown));
         };
@@ -314,36 +319,40 @@ impl Found<'_> {
         for ip in addresses {
             let address = SocketAddr::new(ip, port);
             let mut config = config.clone();
-            config.cluster_url = format!("https://{address}").parse().map_err(|_| "its server is no URL")?;
+            config.cluster_url =
+                format!("https://{address}").parse().map_err(|_| "its server is not a URL")?;
             configs.push(config);
         }
         Ok((configs, shown))
     }
 
-    /// Has the program run that provides the account's credential, if there is one.
-    async fn provide(&mut self, config: &mut Config, dir: &Path) -> Result<(), String> {
+    /// Runs the program that provides the account's credential, if there is one.
+    async fn run_credential_program(&mut self, config: &mut Config, dir: &Path) -> Result<(), String> {
         if config.auth_info.auth_provider.is_some() {
-            return Err("its account has an auth-provider, which Kubernetes 1.26 removed".to_owned());
+            return Err("its user has an auth-provider, which is not supported (removed in Kubernetes 1.26)"
+                .to_owned());
         }
         let Some(exec) = config.auth_info.exec.take() else { return Ok(()) };
         if self.settings.host_root != Path::new("/") {
-            let why = "its account comes from a program, which is not run from inside a container";
+            let why = "its user has an exec program, which is not run from inside a container";
             return Err(why.to_owned());
         }
         let expires = helper::replace(&mut config.auth_info, &exec, dir).await?;
-        // One that does not expire may be refused all the same.
+        // A credential that does not expire is renewed as well if it is refused.
         let expires = expires.unwrap_or(i64::MAX);
         self.renew = Some(self.renew.map_or(expires, |known| known.min(expires)));
         Ok(())
     }
 
     fn add(&mut self, name: String, mut config: Config) {
-        config.connect_timeout = Some(CONNECT);
-        // The schedule tries again, with an eye on the whole fleet.
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        // The schedule retries, and limits the load of the whole fleet.
         config.default_retry = false;
         match Client::try_from(config) {
-            Ok(client) => self.ways.push(Way { name, client }),
-            Err(error) => self.unusable.push(clean(format!("{name}: {}", chain(&error)).as_bytes(), WORDS)),
+            Ok(client) => self.candidates.push(Candidate { name, client }),
+            Err(error) => {
+                self.unusable.push(clean(format!("{name}: {}", chain(&error)).as_bytes(), MAX_MESSAGE));
+            }
         }
     }
 }
@@ -355,8 +364,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    /// Returns why nothing can be written with a kubeconfig of this server, with these further lines of its cluster and
-    /// its user.
+    /// Returns the error of a request with a kubeconfig of this server, with further fields of its cluster and its user.
     async fn why(server: &str, cluster: &str, user: &str) -> String {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("kubeconfig");
@@ -375,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_problem_with_a_kubeconfig_shows_its_secrets() {
+    async fn errors_of_kubeconfigs_show_no_secrets() {
         // Nothing listens there.
         let server = "https://127.0.0.1:1";
         for (server, cluster, user, shown) in [

@@ -1,5 +1,5 @@
-//! Programs that provide a credential (`exec` in a kubeconfig; client-go's credential plugins). They are started with less
-//! than the agent has, and are given little time.
+//! Programs that provide a credential (`exec` in a kubeconfig; client-go's credential plugins). They run with fewer privileges
+//! than the agent, and with a timeout.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use tokio::process::{Child, Command};
 use crate::clock;
 
 /// How long a program may run; those of cloud providers take one or two seconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most output that is read; a token has a few kilobytes.
-const OUTPUT: u64 = 1 << 20;
-/// A credential is replaced so long before it expires, seconds.
-const EARLY: i64 = 30;
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum output that is read, bytes; a token has a few kilobytes.
+const MAX_OUTPUT: u64 = 1 << 20;
+/// How long before its expiration a credential is replaced, seconds.
+const RENEW_BEFORE: i64 = 30;
 
-/// `ExecCredential` of `client.authentication.k8s.io`, as far as it matters here.
+/// `ExecCredential` of `client.authentication.k8s.io`, reduced to the fields in use.
 #[derive(Deserialize)]
 struct Answer {
     status: Option<Credential>,
@@ -37,36 +37,35 @@ struct Credential {
     client_key_data: Option<String>,
 }
 
-/// Replaces the program in `account` by the credential that it provides. `dir` is where the kubeconfig lies.
+/// Replaces the program in `account` by the credential that it provides. `dir` is the directory of the kubeconfig.
 ///
-/// Returns the second since 1970 from which on the program is to be run again; `None` if its credential does not expire.
+/// Returns when to run the program again, seconds since 1970; `None` if its credential does not expire.
 pub(super) async fn replace(
     account: &mut AuthInfo,
     exec: &ExecConfig,
     dir: &Path,
 ) -> Result<Option<i64>, String> {
-    let name = exec.command.as_deref().ok_or("its account comes from a program without a name")?;
-    let failed =
-        |why: &dyn std::fmt::Display| format!("the program {name:?} that provides its credential {why}");
+    let name = exec.command.as_deref().ok_or("its exec program has no command")?;
+    let failed = |why: &dyn std::fmt::Display| format!("its exec program {name:?} {why}");
     if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
         return Err(failed(&"needs a terminal"));
     }
     let mut child =
-        command(exec, name, dir).spawn().map_err(|error| failed(&format!("does not start: {error}")))?;
-    let output = match tokio::time::timeout(PATIENCE, output(&mut child)).await {
+        command(exec, name, dir).spawn().map_err(|error| failed(&format!("cannot be started: {error}")))?;
+    let output = match tokio::time::timeout(TIMEOUT, output(&mut child)).await {
         Ok(Ok(output)) => output,
         Ok(Err(why)) => return Err(failed(&why)),
         Err(_) => {
             kill(&child);
-            return Err(failed(&format!("was killed: no result within {} s", PATIENCE.as_secs())));
+            return Err(failed(&format!("was killed: no result within {} s", TIMEOUT.as_secs())));
         }
     };
-    // JSON is YAML, and some programs write that.
+    // Some programs print YAML, and JSON is a subset of it.
     let answer: Answer =
-        serde_yaml_ng::from_slice(&output).map_err(|_| failed(&"does not print an ExecCredential"))?;
-    let credential = answer.status.ok_or_else(|| failed(&"prints no status"))?;
+        serde_yaml_ng::from_slice(&output).map_err(|_| failed(&"printed no ExecCredential"))?;
+    let credential = answer.status.ok_or_else(|| failed(&"printed no status"))?;
     if credential.token.is_none() && credential.client_certificate_data.is_none() {
-        return Err(failed(&"prints no credential"));
+        return Err(failed(&"printed no credential"));
     }
     account.token = credential.token.map(Into::into);
     let encoded = |pem: String| BASE64.encode(pem.as_bytes());
@@ -75,12 +74,12 @@ pub(super) async fn replace(
         account.client_key_data = Some(encoded(key).into());
     }
     let expires = credential.expiration_timestamp.map(|at| at.parse::<jiff::Timestamp>()).transpose();
-    let expires = expires.map_err(|_| failed(&"prints an expirationTimestamp that is not RFC 3339"))?;
-    Ok(expires.map(|at| at.as_second().saturating_sub(EARLY).max(clock::unix_now())))
+    let expires = expires.map_err(|_| failed(&"printed an expirationTimestamp that is not RFC 3339"))?;
+    Ok(expires.map(|at| at.as_second().saturating_sub(RENEW_BEFORE).max(clock::unix_now())))
 }
 
 fn command(exec: &ExecConfig, name: &str, dir: &Path) -> Command {
-    // As client-go: a path is relative to the kubeconfig, a bare name is searched for.
+    // As in client-go, a path is relative to the kubeconfig and a bare name is searched in PATH.
     let program = if name.contains('/') { dir.join(name) } else { PathBuf::from(name) };
     let mut spec = json!({"interactive": false});
     if exec.provide_cluster_info {
@@ -111,16 +110,16 @@ async fn output(child: &mut Child) -> Result<Vec<u8>, String> {
     let stdout = child.stdout.take();
     let read = async {
         match stdout {
-            Some(stdout) => stdout.take(OUTPUT).read_to_end(&mut output).await.map(drop),
+            Some(stdout) => stdout.take(MAX_OUTPUT).read_to_end(&mut output).await.map(drop),
             None => Ok(()),
         }
     };
     let (read, status) = tokio::join!(read, child.wait());
-    let status = read.and(status).map_err(|error| format!("cannot be followed: {error}"))?;
+    let status = read.and(status).map_err(|error| format!("cannot be read: {error}"))?;
     if status.success() { Ok(output) } else { Err(format!("failed: {status}")) }
 }
 
-/// Kills a program that runs, and what it has started: its process group.
+/// Kills a running program and the processes that it has started: its process group.
 fn kill(child: &Child) {
     if let Some(group) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         // SAFETY: no memory is involved.
@@ -128,8 +127,8 @@ fn kill(child: &Child) {
     }
 }
 
-/// Between fork and exec: takes from the program every capability, also those that root gets at exec (capabilities(7),
-/// `PR_SET_NO_NEW_PRIVS`), and every descriptor above 2. It ends with the agent.
+/// Runs between fork and exec: drops all capabilities, including those that root gains at exec (capabilities(7),
+/// `PR_SET_NO_NEW_PRIVS`), and all descriptors above 2. The program is killed when the agent exits.
 fn confine() -> io::Result<()> {
     // include/uapi/linux/capability.h
     const VERSION_3: u32 = 0x2008_0522;
@@ -140,8 +139,9 @@ fn confine() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
     // SAFETY: no memory is involved.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into())?;
-    // SAFETY: no memory is involved. It fails where there is no such capability, and without CAP_SETPCAP; what is in the
-    // bounding set cannot be had again without new privileges.
+    // Failures are ignored: the capability does not exist, or CAP_SETPCAP is missing. In the latter case the bounding set has
+    // no effect because of `PR_SET_NO_NEW_PRIVS`.
+    // SAFETY: no memory is involved.
     (0..64).for_each(|capability| _ = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) });
     // SAFETY: both are live and have the size of that version's structures, which the kernel reads.
     check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), nothing.as_ptr()) })?;
@@ -149,17 +149,17 @@ fn confine() -> io::Result<()> {
     Ok(())
 }
 
-/// The agent opens everything so that exec closes it; what whoever started the agent left open is not.
+/// Marks all descriptors above 2 as close-on-exec. Those of the agent are already; those inherited from its parent need not be.
 fn close_on_exec() {
-    /// One above the highest descriptor that is marked where close_range(2) cannot mark all of them.
-    const MOST: i32 = 1024;
+    /// Exclusive limit of the descriptors that are marked if close_range(2) cannot mark all.
+    const LIMIT: i32 = 1024;
     // SAFETY: no memory is involved.
     let closed =
         unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    // The flag is there from Linux 5.11 on.
+    // CLOSE_RANGE_CLOEXEC exists since Linux 5.11.
     if closed != 0 {
-        // SAFETY: no memory is involved; it fails for a descriptor that is not open.
-        (3..MOST).for_each(|fd| _ = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) });
+        // SAFETY: no memory is involved; the call fails for a descriptor that is not open.
+        (3..LIMIT).for_each(|fd| _ = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) });
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    /// A kubeconfig's `exec` that runs this script from beside the kubeconfig.
+    /// Returns a kubeconfig's `exec` that runs `script` from the directory of the kubeconfig.
     fn exec(dir: &Path, script: &str) -> ExecConfig {
         let path = dir.join("helper");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
@@ -185,7 +185,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let exec = exec(dir.path(), script);
         let mut account = AuthInfo::default();
-        // Another test's fork may hold the script open for writing for a moment.
+        // The fork of another test may briefly hold the script open for writing (ETXTBSY).
         loop {
             match replace(&mut account, &exec, dir.path()).await {
                 Err(why) if why.contains("busy") => {}
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_is_given_its_arguments_and_provides_a_token_that_expires() {
+    async fn program_gets_its_arguments_and_provides_expiring_token() {
         let script = r#"[ "$1 $REGION" = "a b x" ] && echo "$KUBERNETES_EXEC_INFO" | grep -q '"interactive":false' &&
             echo '{"status": {"token": "t", "expirationTimestamp": "2100-01-01T00:00:30Z"}}'"#;
         let (account, result) = run(script).await;
@@ -207,8 +207,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_has_no_capability_and_no_descriptor_of_the_agent_s() {
-        // SAFETY: no memory is involved. Nobody closes this one, as of whoever started the agent.
+    async fn program_has_no_capabilities_and_no_inherited_descriptors() {
+        // Not close-on-exec, like a descriptor that the agent inherited.
+        // SAFETY: no memory is involved.
         let inherited = unsafe { libc::dup(2) };
         let script = "status=$(grep -E '^(Cap(Inh|Prm|Eff|Amb)|NoNewPrivs)' /proc/self/status | cut -f2 | tr '\\n' ' ')
             files=$(ls /proc/self/fd | tr '\\n' ' ')
@@ -224,18 +225,18 @@ mod tests {
         let (status, files) = seen.split_once('|').expect("both");
         let none = "0000000000000000";
         assert_eq!(status.trim(), format!("{none} {none} {none} {none} 1"));
-        // The third is the directory that it reads; a shell may have its script as the tenth.
+        // Descriptor 3 is the directory that `ls` reads; shells open their script as 10 or 255.
         let files: Vec<_> = files.split_whitespace().collect();
         assert!(files.iter().all(|fd| ["0", "1", "2", "3", "10", "255"].contains(fd)), "{files:?}");
     }
 
     #[tokio::test]
-    async fn what_a_program_does_wrong_is_named() {
+    async fn errors_name_what_the_program_did_wrong() {
         for (script, words) in [
             ("exit 3", "failed: exit status: 3"),
-            ("echo no", "does not print an ExecCredential"),
-            ("echo '{}'", "prints no status"),
-            ("echo '{\"status\": {}}'", "prints no credential"),
+            ("echo no", "printed no ExecCredential"),
+            ("echo '{}'", "printed no status"),
+            ("echo '{\"status\": {}}'", "printed no credential"),
             ("exec yes", "failed: signal: 13"),
         ] {
             let (_, result) = run(script).await;
@@ -245,12 +246,12 @@ mod tests {
         let missing = r#"{"command": "/no/such/program"}"#;
         let exec = serde_json::from_str(missing).expect("a program");
         let why = replace(&mut AuthInfo::default(), &exec, Path::new("/")).await.expect_err("is not there");
-        assert!(why.contains("does not start"), "{why}");
+        assert!(why.contains("cannot be started"), "{why}");
     }
 
     #[tokio::test]
-    async fn a_program_that_does_not_end_is_killed_with_its_children() {
-        let begun = Instant::now();
+    async fn hanging_program_is_killed_with_its_children() {
+        let start = Instant::now();
         let dir = tempfile::tempdir().expect("a directory");
         let exec = exec(dir.path(), "sleep 1000 & echo $! > \"$(dirname $0)/child\"; wait");
         let mut account = AuthInfo::default();
@@ -261,11 +262,11 @@ mod tests {
             }
         };
         assert!(why.contains("was killed: no result within 10 s"), "{why}");
-        assert!(begun.elapsed() < PATIENCE * 2);
+        assert!(start.elapsed() < TIMEOUT * 2);
         let child = fs::read_to_string(dir.path().join("child")).expect("it ran");
         let comm = format!("/proc/{}/comm", child.trim());
         while fs::read_to_string(&comm).is_ok_and(|name| name.trim() == "sleep") {
-            assert!(begun.elapsed() < PATIENCE * 2, "its child is alive");
+            assert!(start.elapsed() < TIMEOUT * 2, "its child is alive");
             std::thread::yield_now();
         }
     }

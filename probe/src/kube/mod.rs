@@ -1,5 +1,5 @@
-//! The API server, spoken to with an account: the conditions of the Node object, events, and what only the API
-//! knows. All of it may fail for as long as it likes; nothing else waits for it.
+//! Client of the API server: writes the conditions of the Node object and events, and reads what only the API server knows. All
+//! of it may fail for any length of time; nothing else waits for it.
 
 mod access;
 mod helper;

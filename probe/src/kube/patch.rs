@@ -1,4 +1,4 @@
-//! What is sent: our two conditions in a Node object, and events about them.
+//! Requests that write the agent's two conditions to the Node object, and events about them.
 
 use http::Request;
 use probe_engine::{Condition, Mono, Status};
@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use crate::clock::Wall;
 use crate::report::{PREFIX, timestamp};
 
-/// Answered with the object's metadata alone: a Node object is twenty times as long.
+/// Accepted content type: only the metadata of the object, because a Node object is twenty times as large.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 
-/// A strategic merge: the list of conditions merges by type, so those of others stay as they are.
+/// Returns the request that writes `conditions`. In a strategic merge patch the list of conditions is merged by type, so those of
+/// other components are left unchanged.
 pub(crate) fn status(node: &str, conditions: &[Condition], now: Mono, wall: Wall) -> Request<Vec<u8>> {
     let rows: Vec<_> = conditions
         .iter()
@@ -29,24 +30,24 @@ pub(crate) fn status(node: &str, conditions: &[Condition], now: Mono, wall: Wall
     request("PATCH", &format!("/api/v1/nodes/{node}/status"), "application/strategic-merge-patch+json", &body)
 }
 
-/// One event, as it is created and then counted on.
+/// An event, which is created once and then counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
-    /// Name of the object; the same for the same transition.
+    /// Name of the Event object, which identifies the transition.
     pub(crate) name: String,
-    /// Of the last one.
+    /// The condition at its last occurrence.
     pub(crate) condition: Condition,
-    /// How often it happened.
+    /// Number of occurrences.
     pub(crate) count: u32,
-    /// When it happened first.
+    /// Time of its first occurrence.
     pub(crate) first: Mono,
 }
 
-/// Where events of nodes lie, which are in no namespace.
+/// Path of the events of nodes: nodes have no namespace, and their events are in `default`.
 const EVENTS: &str = "/api/v1/namespaces/default/events";
 
 impl Event {
-    /// The object, when it is not there yet.
+    /// Returns the request that creates the event.
     pub(crate) fn create(&self, node: &str, wall: Wall) -> Request<Vec<u8>> {
         let condition = &self.condition;
         let kind = if condition.status == Status::False { "Warning" } else { "Normal" };
@@ -67,8 +68,8 @@ impl Event {
         request("POST", EVENTS, "application/json", &body)
     }
 
-    /// The same thing happened again.
-    pub(crate) fn again(&self, wall: Wall) -> Request<Vec<u8>> {
+    /// Returns the request that updates the event after a further occurrence.
+    pub(crate) fn update(&self, wall: Wall) -> Request<Vec<u8>> {
         let body = json!({
             "count": self.count,
             "message": self.message(),
@@ -88,10 +89,10 @@ fn request(method: &str, path: &str, content: &str, body: &Value) -> Request<Vec
     builder
         .header("Accept", METADATA)
         .body(body.to_string().into_bytes())
-        .expect("a node's name was checked to be a part of a path")
+        .expect("names of nodes are validated")
 }
 
-/// `2026-01-02T03:04:05Z`: the API server keeps whole seconds.
+/// Formats a time as `2026-01-02T03:04:05Z`: the API server keeps whole seconds.
 fn seconds(wall: Wall, at: Mono) -> String {
     timestamp(wall, at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -115,7 +116,7 @@ mod tests {
     const WALL: Wall = Wall { offset_ns: 1_767_322_000_000_000_000 };
 
     #[test]
-    fn only_our_own_types_are_in_a_patch_and_times_are_true() {
+    fn patch_contains_only_own_condition_types_with_their_times() {
         let request = status("worker-3", &[condition()], Mono(150_000_000_000), WALL);
         assert_eq!(request.uri(), "/api/v1/nodes/worker-3/status");
         let body: Value = serde_json::from_slice(request.body()).expect("JSON");
@@ -128,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_created_once_and_counted_on() {
+    fn event_is_created_and_then_updated() {
         let event = Event { name: "worker-3.1".into(), condition: condition(), count: 2, first: Mono(0) };
         let body: Value = serde_json::from_slice(event.create("worker-3", WALL).body()).expect("JSON");
         assert_eq!((body["type"].as_str(), body["count"].as_u64()), (Some("Warning"), Some(2)));
-        let again = event.again(WALL);
+        let again = event.update(WALL);
         assert_eq!(again.uri(), "/api/v1/namespaces/default/events/worker-3.1");
         assert!(!String::from_utf8_lossy(again.body()).contains("firstTimestamp"));
     }

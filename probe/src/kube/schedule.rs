@@ -1,215 +1,225 @@
-//! When the Node object is written, decided without a clock and without a network: what is wanted and how each
-//! try ended go in, the next time comes out. Thousands of nodes do this at once; see `docs/design.md` §8.
+//! Decides when the Node object is written, without a clock and without a network: the input is the conditions and the result of
+//! each write, the output the time of the next one. Thousands of nodes do this concurrently; see `docs/design.md` §8.
 
 use probe_engine::{Condition, Mono, Reason, Status};
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Between two writes of the same, ± a fifth: the kubelet's own, `nodeStatusReportFrequency`.
+/// Interval between two writes of unchanged conditions, ± a fifth: that of the kubelet, `nodeStatusReportFrequency`.
 const HEARTBEAT: u64 = 300 * SECOND;
-/// Writes of one node: one in five seconds in the long run, two at once.
-const EVERY: u64 = 5 * SECOND;
+/// Rate limit of a node's writes: one in five seconds on average.
+const WRITE_INTERVAL: u64 = 5 * SECOND;
+/// Rate limit of a node's writes: how many at once.
 const BURST: u64 = 2;
-/// After the first failure, which may be a connection that had grown old; then from a minute on, doubled with
-/// each failure: the fleet fails together, and what it tries within that minute is spread over it.
-const AT_FIRST: u64 = SECOND;
+/// Maximum delay after the first failure, which may be due to a stale connection.
+const FIRST_RETRY: u64 = SECOND;
+/// Maximum delay after the second failure, doubled with each further one. The nodes of a cluster fail at the same time, and their
+/// retries are spread over this interval.
 const BACKOFF: u64 = 60 * SECOND;
-const BACKOFF_MOST: u64 = 300 * SECOND;
-/// An account that has just been renewed: by whoever does that, often for many nodes at once.
-const RENEWED: u64 = 5 * SECOND;
-/// A Node object that is not there yet comes within moments of the kubelet.
+/// Upper limit of the maximum delay.
+const MAX_BACKOFF: u64 = 300 * SECOND;
+/// Maximum delay after a credential has changed, which often happens on many nodes at once.
+const CREDENTIALS_CHANGED: u64 = 5 * SECOND;
+/// Base of the delay while there is no Node object. It is created soon after the kubelet has started.
 const NO_NODE: u64 = 10 * SECOND;
-/// How long the first write waits, at most, after the API server has come back: shorter where it says that the
-/// node's network is broken.
-const RETURN_TRUE: u64 = 60 * SECOND;
-const RETURN_FALSE: u64 = 15 * SECOND;
-/// The condition says that the API server is back once its trouble has been over for ten seconds, and a moment for that.
-const CLEAN: u64 = 11 * SECOND;
-/// How long an agent that has just started may learn before it says that it does: it knows within moments, and a
-/// fleet that starts would write everything twice.
-const LEARNS: u64 = 3 * SECOND;
-/// When a kubelet that has just started has registered its node: 10 s on a cold one, measured.
+/// Maximum delay of the first write after an outage of the API server.
+const RECOVERY: u64 = 60 * SECOND;
+/// Maximum delay of the first write after an outage if the conditions report a fault of the node.
+const RECOVERY_BROKEN: u64 = 15 * SECOND;
+/// Until the condition reports that the API server has recovered: ten seconds after the last failure, plus a margin.
+const RECOVERY_REPORTED: u64 = 11 * SECOND;
+/// How long the first write waits while a condition has the reason `Learning`: usually it is known soon, and all nodes of a
+/// cluster would write twice.
+const LEARNING: u64 = 3 * SECOND;
+/// Times after the start of a kubelet at which the conditions are written, because it may have registered its node: 10 s on a
+/// cold one, measured.
 const REGISTERED: [u64; 3] = [3 * SECOND, 15 * SECOND, 60 * SECOND];
 
 /// How a write failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Nobody answered, or not as an API server does.
-    Away,
-    /// It answered, and did not do it.
+    /// No response, or not that of an API server.
+    Unavailable,
+    /// The API server refused the request.
     Refused,
-    /// It has no such Node object.
+    /// The API server has no such Node object.
     NoNode,
 }
 
-/// See the module.
+/// Schedule of a node's writes, see the module.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     random: fastrand::Rng,
-    /// An agent ran before this one on this boot: what it wrote stands until this one knows better.
+    /// An agent ran before this one on this boot: what it wrote remains until this one has a result.
     resumed: bool,
-    wanted: Vec<Condition>,
-    /// When `wanted` last became what it is.
+    /// The conditions to write; empty if nothing is to be written.
+    desired: Vec<Condition>,
+    /// When `desired` last changed.
     changed: Mono,
+    /// The conditions that were written last.
     written: Option<Vec<Condition>>,
+    /// When unchanged conditions are written again.
     heartbeat: Mono,
-    /// How often it failed since it last worked, and when it is tried again.
+    /// Number of failures since the last success, and the time of the next attempt.
     failed: Option<(u32, Mono)>,
-    /// Times at which it is written whatever was written before.
-    again: Vec<Mono>,
-    /// When the bucket of writes is full again.
+    /// Times of further writes, whatever was written before.
+    extra: Vec<Mono>,
+    /// When the token bucket of the rate limit is full again.
     full: Mono,
-    /// When a write has succeeded after an outage.
+    /// Time of the first successful write after an outage.
     returned: Option<Mono>,
-    /// The next try of this outage has been put off already.
-    put_off: bool,
-    /// Good news of the API server's return wait until then.
+    /// The next attempt of this outage has been postponed already.
+    postponed: bool,
+    /// Earliest time to report that the API server has recovered.
     not_before: Mono,
 }
 
 impl Schedule {
-    /// `seed` spreads the nodes: it should differ between them.
+    /// Creates a schedule. `seed` should differ between nodes, so that their writes are spread.
     pub(crate) fn new(seed: u64, resumed: bool) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),
             resumed,
-            wanted: Vec::new(),
+            desired: Vec::new(),
             changed: Mono(0),
             written: None,
             heartbeat: Mono(0),
             failed: None,
-            again: Vec::new(),
+            extra: Vec::new(),
             full: Mono(0),
             returned: None,
-            put_off: false,
+            postponed: false,
             not_before: Mono(0),
         }
     }
 
-    /// Another account is there, or another way.
-    pub(crate) fn renewed(&mut self, now: Mono) {
+    /// Takes a change of the credentials or addresses: the next attempt comes soon.
+    pub(crate) fn credentials_changed(&mut self, now: Mono) {
         if let Some((_, next)) = &mut self.failed {
-            *next = (*next).min(now.plus(self.random.u64(0..=RENEWED)));
+            *next = (*next).min(now.plus(self.random.u64(0..=CREDENTIALS_CHANGED)));
         }
     }
 
-    /// The conditions as they are now.
-    pub(crate) fn want(&mut self, now: Mono, conditions: &[Condition]) {
-        // On a host that is no node there is no object.
+    /// Takes the current conditions.
+    pub(crate) fn update(&mut self, now: Mono, conditions: &[Condition]) {
+        // A host that is not a node has no Node object.
         if conditions.iter().any(|condition| condition.reason == Reason::NotApplicable) {
-            self.wanted.clear();
+            self.desired.clear();
             return;
         }
-        // What an earlier agent wrote of a side stands until this one knows that side.
+        // What an earlier agent wrote of a condition remains until this one has a result for it.
         let known = |condition: &&Condition| !self.resumed || condition.reason != Reason::Learning;
         let conditions: Vec<_> = conditions.iter().filter(known).cloned().collect();
-        let back = |conditions: &[Condition]| {
+        let is_reachable = |conditions: &[Condition]| {
             let api = probe_engine::ConditionType::APIServerReachable;
             conditions.iter().any(|known| known.condition == api && known.status == Status::True)
         };
-        if back(&conditions) && !back(&self.wanted) {
-            self.came_back(now, &conditions);
+        if is_reachable(&conditions) && !is_reachable(&self.desired) {
+            self.api_recovered(now, &conditions);
         }
-        if self.wanted != conditions {
+        if self.desired != conditions {
             if is_broken(&conditions) {
                 self.not_before = Mono(0);
             }
-            self.wanted = conditions;
+            self.desired = conditions;
             self.changed = now;
         }
     }
 
-    /// The API server's trouble is over, which is not yet said: what a try would write until then is about to be wrong.
-    /// Once in an outage, for an API server that comes and goes is to be told of too.
-    pub(crate) fn clears(&mut self, now: Mono) {
+    /// Takes that the API server is recovering, which the conditions do not report yet: a write before they do would soon be
+    /// outdated. The next attempt is postponed only once in an outage, so that an unstable API server is reported as well.
+    pub(crate) fn api_recovering(&mut self, now: Mono) {
         if let Some((_, next)) = &mut self.failed
-            && !std::mem::replace(&mut self.put_off, true)
+            && !std::mem::replace(&mut self.postponed, true)
         {
-            *next = (*next).max(now.plus(CLEAN));
+            *next = (*next).max(now.plus(RECOVERY_REPORTED));
         }
     }
 
-    /// The API server answers again: the whole fleet sees that at the same moment, also those nodes whose last try
-    /// has just succeeded.
-    fn came_back(&mut self, now: Mono, conditions: &[Condition]) {
-        let at =
-            now.plus(self.random.u64(0..=if is_broken(conditions) { RETURN_FALSE } else { RETURN_TRUE }));
+    /// Spreads the writes after an outage of the API server: all nodes notice its end at the same time, including those whose last
+    /// attempt has just succeeded.
+    fn api_recovered(&mut self, now: Mono, conditions: &[Condition]) {
+        let most = if is_broken(conditions) { RECOVERY_BROKEN } else { RECOVERY };
+        let at = now.plus(self.random.u64(0..=most));
         match &mut self.failed {
             Some((_, next)) => *next = at,
-            None if self.returned.is_some_and(|returned| now.since(returned) < RETURN_TRUE) => {
+            None if self.returned.is_some_and(|returned| now.since(returned) < RECOVERY) => {
                 self.not_before = at;
             }
             None => {}
         }
     }
 
-    /// A kubelet has started: it may register the node anew, without our conditions.
-    pub(crate) fn registers(&mut self, now: Mono) {
-        self.again = REGISTERED.iter().map(|after| now.plus(*after)).collect();
+    /// Takes the start of a kubelet, which may register the node again, without the agent's conditions.
+    pub(crate) fn kubelet_started(&mut self, now: Mono) {
+        self.extra = REGISTERED.iter().map(|after| now.plus(*after)).collect();
     }
 
-    /// When to write next; `None`: when something else is wanted.
+    /// Returns when to write next; `None` if there is nothing to write.
     pub(crate) fn due(&self) -> Option<Mono> {
-        if self.wanted.is_empty() {
+        if self.desired.is_empty() {
             return None;
         }
-        let news = (self.written.as_ref() != Some(&self.wanted)).then_some(self.changed);
-        let at = match (self.failed, news) {
+        let changed = (self.written.as_ref() != Some(&self.desired)).then_some(self.changed);
+        let at = match (self.failed, changed) {
             (Some((_, next)), _) => next,
             (None, Some(changed)) => {
-                changed.plus(if self.learns() { LEARNS } else { 0 }).max(self.not_before)
+                changed.plus(if self.is_learning() { LEARNING } else { 0 }).max(self.not_before)
             }
-            (None, None) => self.again.iter().copied().fold(self.heartbeat, Mono::min),
+            (None, None) => self.extra.iter().copied().fold(self.heartbeat, Mono::min),
         };
-        // The bucket has room for one as soon as it lacks no more than the rest.
-        Some(at.max(Mono(self.full.0.saturating_sub((BURST - 1) * EVERY))))
+        // The token bucket allows a write if at most `BURST - 1` tokens are missing.
+        Some(at.max(Mono(self.full.0.saturating_sub((BURST - 1) * WRITE_INTERVAL))))
     }
 
-    fn learns(&self) -> bool {
-        self.wanted.iter().any(|condition| condition.reason == Reason::Learning)
+    fn is_learning(&self) -> bool {
+        self.desired.iter().any(|condition| condition.reason == Reason::Learning)
     }
 
-    /// The agent is being stopped, and that can be written: where writing has failed nobody waits for it.
-    pub(crate) fn says_goodbye(&self) -> bool {
-        let stops = self.wanted.iter().any(|condition| condition.reason == Reason::AgentStopping);
-        stops && self.failed.is_none() && self.written.as_ref().is_some_and(|written| *written != self.wanted)
+    /// Returns whether the shutdown of the agent must be written. Not if the last write failed, because the shutdown would wait for
+    /// it.
+    pub(crate) fn must_write_shutdown(&self) -> bool {
+        let stops = self.desired.iter().any(|condition| condition.reason == Reason::AgentStopping);
+        stops
+            && self.failed.is_none()
+            && self.written.as_ref().is_some_and(|written| *written != self.desired)
     }
 
-    /// What to write now; counts as a write whatever comes of it.
+    /// Returns the conditions to write now. This counts as a write for the rate limit, whatever its result.
     pub(crate) fn take(&mut self, now: Mono) -> Vec<Condition> {
-        self.full = self.full.max(now).plus(EVERY);
-        self.again.retain(|at| *at > now);
-        self.wanted.clone()
+        self.full = self.full.max(now).plus(WRITE_INTERVAL);
+        self.extra.retain(|at| *at > now);
+        self.desired.clone()
     }
 
-    /// `conditions` stand on the Node object.
+    /// Takes the success of a write of `conditions`.
     pub(crate) fn wrote(&mut self, now: Mono, conditions: Vec<Condition>) {
         self.written = Some(conditions);
-        if self.is_away() {
+        if self.is_failing() {
             self.returned = Some(now);
         }
         self.failed = None;
-        self.put_off = false;
+        self.postponed = false;
         self.heartbeat = now.plus(HEARTBEAT * 4 / 5 + self.random.u64(0..=HEARTBEAT * 2 / 5));
     }
 
-    /// It failed more than once: not for a connection that had grown old.
-    pub(crate) fn is_away(&self) -> bool {
+    /// Returns whether more than one write has failed since the last success, so that a stale connection is not the cause.
+    pub(crate) fn is_failing(&self) -> bool {
         self.failed.is_some_and(|(failures, _)| failures > 1)
     }
 
-    /// They do not.
+    /// Takes the failure of a write.
     pub(crate) fn failed(&mut self, now: Mono, failure: Failure) {
         let failures = self.failed.map_or(0, |(failures, _)| failures).saturating_add(1);
         let most = match (failure, failures) {
             (Failure::NoNode, _) => NO_NODE << failures.min(3),
-            (_, 1) => AT_FIRST,
-            _ => (BACKOFF << (failures - 2).min(8)).min(BACKOFF_MOST),
+            (_, 1) => FIRST_RETRY,
+            _ => (BACKOFF << (failures - 2).min(8)).min(MAX_BACKOFF),
         };
         let mut next = now.plus(self.random.u64(0..=most));
         if failure == Failure::NoNode {
-            // A kubelet that has just started is about to make one.
-            next = self.again.iter().copied().fold(next, Mono::min);
+            // A kubelet that has just started is about to create it.
+            next = self.extra.iter().copied().fold(next, Mono::min);
         }
         self.failed = Some((failures, next));
     }
@@ -240,10 +250,10 @@ mod tests {
         ]
     }
 
-    /// Both Unknown, for this reason.
-    fn saying(reason: Reason) -> Vec<Condition> {
-        let unknown = conditions(Status::Unknown, Status::Unknown).into_iter();
-        unknown.map(|condition| Condition { reason, ..condition }).collect()
+    /// Returns both conditions with the status Unknown and this reason.
+    fn unknown(reason: Reason) -> Vec<Condition> {
+        let both = conditions(Status::Unknown, Status::Unknown).into_iter();
+        both.map(|condition| Condition { reason, ..condition }).collect()
     }
 
     const S: u64 = SECOND;
@@ -254,54 +264,54 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_written_once_and_then_as_a_heartbeat() {
+    fn unchanged_conditions_are_written_as_heartbeat() {
         let good = conditions(Status::True, Status::True);
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
             assert_eq!(schedule.due(), None);
-            schedule.want(Mono(S), &good);
+            schedule.update(Mono(S), &good);
             assert_eq!(schedule.due(), Some(Mono(S)));
             write(&mut schedule, Mono(S));
-            schedule.want(Mono(9 * S), &good);
+            schedule.update(Mono(9 * S), &good);
             let due = schedule.due().expect("a heartbeat");
             assert!((Mono(241 * S)..=Mono(361 * S)).contains(&due), "{due:?}");
         }
     }
 
     #[test]
-    fn news_are_written_at_once_but_never_too_often() {
+    fn changes_are_written_at_once_within_rate_limit() {
         let mut schedule = Schedule::new(1, false);
         let mut now = Mono(100 * S);
         for turn in 0..50 {
             let status = if turn % 2 == 0 { Status::True } else { Status::False };
-            schedule.want(now, &conditions(status, Status::True));
-            let due = schedule.due().expect("news").max(now);
+            schedule.update(now, &conditions(status, Status::True));
+            let due = schedule.due().expect("a write is due").max(now);
             assert!(turn > 1 || due == now, "the first two are not delayed");
             write(&mut schedule, due);
             now = due.plus(S / 10);
         }
-        assert!(now.since(Mono(100 * S)) >= 48 * EVERY, "{}", now.since(Mono(100 * S)));
+        assert!(now.since(Mono(100 * S)) >= 48 * WRITE_INTERVAL, "{}", now.since(Mono(100 * S)));
     }
 
-    /// Evenly: two draws of which the earlier one counted had most of the fleet write at once.
+    /// The distribution must be uniform: with the earlier of two random times, most nodes would write at once.
     #[test]
-    fn an_outage_s_end_is_spread_over_the_fleet() {
+    fn writes_after_outage_are_spread_over_all_nodes() {
         let (mut soonest, mut latest, mut sum) = (u64::MAX, 0, 0);
         for seed in 0..200 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.want(Mono(0), &conditions(Status::True, Status::True));
+            schedule.update(Mono(0), &conditions(Status::True, Status::True));
             write(&mut schedule, Mono(S));
-            schedule.want(Mono(100 * S), &conditions(Status::True, Status::False));
+            schedule.update(Mono(100 * S), &conditions(Status::True, Status::False));
             let mut now = Mono(100 * S);
             while now < Mono(1000 * S) {
-                now = schedule.due().expect("it is not written").max(now);
+                now = schedule.due().expect("a write is due").max(now);
                 let _ = schedule.take(now);
-                schedule.failed(now, Failure::Away);
+                schedule.failed(now, Failure::Unavailable);
             }
             let back = now.plus(S);
-            schedule.want(back, &conditions(Status::True, Status::True));
-            let due = schedule.due().expect("news").since(back);
-            assert!(due <= RETURN_TRUE);
+            schedule.update(back, &conditions(Status::True, Status::True));
+            let due = schedule.due().expect("a write is due").since(back);
+            assert!(due <= RECOVERY);
             (soonest, latest, sum) = (soonest.min(due), latest.max(due), sum + due);
         }
         assert!(soonest < 5 * S && latest > 50 * S, "{soonest} {latest}");
@@ -310,126 +320,126 @@ mod tests {
     }
 
     #[test]
-    fn who_has_just_written_of_an_outage_waits_with_its_end_too() {
+    fn node_that_has_just_reported_outage_also_delays_its_end() {
         let mut latest = 0;
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.want(Mono(S), &conditions(Status::True, Status::False));
-            schedule.failed(Mono(S), Failure::Away);
-            schedule.failed(Mono(2 * S), Failure::Away);
+            schedule.update(Mono(S), &conditions(Status::True, Status::False));
+            schedule.failed(Mono(S), Failure::Unavailable);
+            schedule.failed(Mono(2 * S), Failure::Unavailable);
             write(&mut schedule, Mono(90 * S));
-            schedule.want(Mono(100 * S), &conditions(Status::True, Status::True));
-            latest = latest.max(schedule.due().expect("news").since(Mono(100 * S)));
-            // What is wrong meanwhile does not wait.
-            schedule.want(Mono(101 * S), &conditions(Status::False, Status::True));
+            schedule.update(Mono(100 * S), &conditions(Status::True, Status::True));
+            latest = latest.max(schedule.due().expect("a write is due").since(Mono(100 * S)));
+            // A fault of the node is written without a delay.
+            schedule.update(Mono(101 * S), &conditions(Status::False, Status::True));
             assert_eq!(schedule.due(), Some(Mono(101 * S)));
         }
-        assert!(latest > 50 * S && latest <= RETURN_TRUE, "{latest}");
+        assert!(latest > 50 * S && latest <= RECOVERY, "{latest}");
     }
 
     #[test]
-    fn a_renewed_account_is_tried_soon() {
+    fn changed_credentials_are_tried_soon() {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.want(Mono(S), &conditions(Status::True, Status::False));
+            schedule.update(Mono(S), &conditions(Status::True, Status::False));
             for turn in 1..9 {
                 schedule.failed(Mono(turn * 100 * S), Failure::Refused);
             }
-            schedule.renewed(Mono(801 * S));
-            let due = schedule.due().expect("a try");
-            assert!(due <= Mono(801 * S + RENEWED), "{due:?}");
-            // It is refused too: as before.
+            schedule.credentials_changed(Mono(801 * S));
+            let due = schedule.due().expect("a write is due");
+            assert!(due <= Mono(801 * S + CREDENTIALS_CHANGED), "{due:?}");
+            // If it is refused as well, the backoff continues.
             schedule.failed(due, Failure::Refused);
             assert!(schedule.due() > Some(due));
         }
     }
 
-    /// A fleet that tries within the ten seconds would write everything twice.
+    /// Nodes that write during the ten seconds would write twice.
     #[test]
-    fn what_is_about_to_be_wrong_is_not_written() {
+    fn postpones_write_while_api_server_is_recovering() {
         let mut schedule = Schedule::new(1, false);
-        schedule.want(Mono(S), &conditions(Status::True, Status::False));
-        schedule.clears(Mono(S));
+        schedule.update(Mono(S), &conditions(Status::True, Status::False));
+        schedule.api_recovering(Mono(S));
         assert_eq!(schedule.due(), Some(Mono(S)), "nothing has failed");
-        schedule.failed(Mono(2 * S), Failure::Away);
-        schedule.clears(Mono(3 * S));
-        let due = schedule.due().expect("a try");
-        assert_eq!(due, Mono(3 * S + CLEAN));
-        // It was away again, and comes once more.
-        schedule.failed(due, Failure::Away);
+        schedule.failed(Mono(2 * S), Failure::Unavailable);
+        schedule.api_recovering(Mono(3 * S));
+        let due = schedule.due().expect("a write is due");
+        assert_eq!(due, Mono(3 * S + RECOVERY_REPORTED));
+        // It fails and recovers once more.
+        schedule.failed(due, Failure::Unavailable);
         let next = schedule.due();
-        schedule.clears(due);
+        schedule.api_recovering(due);
         assert_eq!(schedule.due(), next);
         write(&mut schedule, Mono(100 * S));
-        schedule.failed(Mono(101 * S), Failure::Away);
-        schedule.clears(Mono(102 * S));
-        assert_eq!(schedule.due(), Some(Mono(102 * S + CLEAN)));
+        schedule.failed(Mono(101 * S), Failure::Unavailable);
+        schedule.api_recovering(Mono(102 * S));
+        assert_eq!(schedule.due(), Some(Mono(102 * S + RECOVERY_REPORTED)));
     }
 
     #[test]
-    fn a_broken_node_waits_less_after_an_outage() {
+    fn broken_node_waits_less_after_outage() {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.want(Mono(0), &conditions(Status::False, Status::False));
+            schedule.update(Mono(0), &conditions(Status::False, Status::False));
             for _ in 0..9 {
-                schedule.failed(Mono(S), Failure::Away);
+                schedule.failed(Mono(S), Failure::Unavailable);
             }
-            schedule.want(Mono(100 * S), &conditions(Status::False, Status::True));
-            assert!(schedule.due().expect("news") <= Mono(115 * S));
+            schedule.update(Mono(100 * S), &conditions(Status::False, Status::True));
+            assert!(schedule.due().expect("a write is due") <= Mono(115 * S));
         }
     }
 
     #[test]
-    fn what_an_earlier_agent_wrote_stands_while_this_one_learns() {
-        let learning = saying(Reason::Learning);
+    fn conditions_of_earlier_agent_remain_while_learning() {
+        let learning = unknown(Reason::Learning);
         let mut schedule = Schedule::new(1, true);
-        schedule.want(Mono(S), &learning);
+        schedule.update(Mono(S), &learning);
         assert_eq!(schedule.due(), None);
-        // One side is known, and is told.
-        let mut half = learning.clone();
-        half[0] = conditions(Status::False, Status::True).swap_remove(0);
-        schedule.want(Mono(S), &half);
-        assert_eq!(schedule.take(schedule.due().expect("news")), half[..1]);
+        // Only the known condition is written.
+        let mut one_known = learning.clone();
+        one_known[0] = conditions(Status::False, Status::True).swap_remove(0);
+        schedule.update(Mono(S), &one_known);
+        assert_eq!(schedule.take(schedule.due().expect("a write is due")), one_known[..1]);
         let mut first = Schedule::new(1, false);
-        first.want(Mono(S), &learning);
-        // It has nothing to say for a moment.
-        assert_eq!(first.due(), Some(Mono(S + LEARNS)));
-        first.want(Mono(2 * S), &conditions(Status::True, Status::True));
+        first.update(Mono(S), &learning);
+        // Without an earlier agent `Learning` is written after a delay.
+        assert_eq!(first.due(), Some(Mono(S + LEARNING)));
+        first.update(Mono(2 * S), &conditions(Status::True, Status::True));
         assert_eq!(first.due(), Some(Mono(2 * S)));
-        schedule.want(Mono(2 * S), &conditions(Status::True, Status::True));
+        schedule.update(Mono(2 * S), &conditions(Status::True, Status::True));
         assert_eq!(schedule.due(), Some(Mono(2 * S)));
         assert_eq!(schedule.take(Mono(2 * S)).len(), 2);
     }
 
     #[test]
-    fn an_agent_that_is_stopped_says_so_where_it_has_written_before() {
+    fn shutdown_is_written_only_after_successful_write() {
         let mut schedule = Schedule::new(1, false);
-        schedule.want(Mono(S), &conditions(Status::True, Status::True));
-        assert!(!schedule.says_goodbye());
+        schedule.update(Mono(S), &conditions(Status::True, Status::True));
+        assert!(!schedule.must_write_shutdown());
         write(&mut schedule, Mono(S));
-        schedule.want(Mono(2 * S), &saying(Reason::AgentStopping));
-        assert!(schedule.says_goodbye());
-        schedule.failed(Mono(3 * S), Failure::Away);
-        assert!(!schedule.says_goodbye());
-        let mut silent = Schedule::new(1, false);
-        silent.want(Mono(S), &saying(Reason::AgentStopping));
-        assert!(!silent.says_goodbye());
+        schedule.update(Mono(2 * S), &unknown(Reason::AgentStopping));
+        assert!(schedule.must_write_shutdown());
+        schedule.failed(Mono(3 * S), Failure::Unavailable);
+        assert!(!schedule.must_write_shutdown());
+        let mut unwritten = Schedule::new(1, false);
+        unwritten.update(Mono(S), &unknown(Reason::AgentStopping));
+        assert!(!unwritten.must_write_shutdown());
     }
 
     #[test]
-    fn a_host_that_is_no_node_is_not_written() {
-        let none = saying(Reason::NotApplicable);
+    fn host_that_is_not_a_node_is_not_written() {
+        let none = unknown(Reason::NotApplicable);
         let mut schedule = Schedule::new(1, false);
-        schedule.want(Mono(S), &none);
+        schedule.update(Mono(S), &none);
         assert_eq!(schedule.due(), None);
     }
 
     #[test]
-    fn a_kubelet_that_starts_makes_it_written_anew() {
+    fn start_of_kubelet_causes_further_writes() {
         let mut schedule = Schedule::new(1, false);
-        schedule.want(Mono(0), &conditions(Status::True, Status::True));
+        schedule.update(Mono(0), &conditions(Status::True, Status::True));
         write(&mut schedule, Mono(S));
-        schedule.registers(Mono(50 * S));
+        schedule.kubelet_started(Mono(50 * S));
         for after in [53, 65, 110] {
             assert_eq!(schedule.due(), Some(Mono(after * S)));
             write(&mut schedule, Mono(after * S));
@@ -438,29 +448,29 @@ mod tests {
     }
 
     #[test]
-    fn a_kubelet_that_takes_its_time_to_register_is_waited_for() {
+    fn waits_for_slow_registration_of_kubelet() {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.want(Mono(0), &conditions(Status::True, Status::True));
+            schedule.update(Mono(0), &conditions(Status::True, Status::True));
             write(&mut schedule, Mono(S));
-            schedule.registers(Mono(50 * S));
-            // Gone with the old object, and not there yet: as often as it is tried until the kubelet is cold no more.
+            schedule.kubelet_started(Mono(50 * S));
+            // The old object was deleted, and the kubelet has not yet created the new one.
             while let Some(due) = schedule.due().filter(|due| *due < Mono(65 * S)) {
                 let _ = schedule.take(due);
                 schedule.failed(due, Failure::NoNode);
             }
-            let due = schedule.due().expect("a try");
-            assert!(due <= Mono(65 * S + EVERY), "{due:?}");
+            let due = schedule.due().expect("a write is due");
+            assert!(due <= Mono(65 * S + WRITE_INTERVAL), "{due:?}");
         }
     }
 
     #[test]
-    fn a_node_that_is_not_there_is_asked_for_soon_and_not_for_ever_soon() {
+    fn missing_node_object_is_retried_with_bounded_delay() {
         let mut schedule = Schedule::new(3, false);
-        schedule.want(Mono(0), &conditions(Status::True, Status::True));
+        schedule.update(Mono(0), &conditions(Status::True, Status::True));
         for turn in 0..20 {
             schedule.failed(Mono(turn), Failure::NoNode);
-            assert!(schedule.due().expect("a try").since(Mono(turn)) <= 8 * NO_NODE);
+            assert!(schedule.due().expect("a write is due").since(Mono(turn)) <= 8 * NO_NODE);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Writes what the conditions say to the Node object, as the schedule has it.
+//! Writes the conditions to the Node object when the schedule says so, and sends events.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -18,27 +18,27 @@ use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
 use crate::sinks::metrics::WriteMetrics;
 
-/// When events of an outage are sent, by chance, after the write that ended it: every node of the cluster has some, and
-/// the conditions come first.
-const EVENTS_AFTER: (u64, u64) = (60_000_000_000, 360_000_000_000);
+/// Range of the random delay of an outage's events after the first successful write, nanoseconds: every node of the cluster has
+/// some, and the conditions take precedence.
+const EVENT_DELAY: (u64, u64) = (60_000_000_000, 360_000_000_000);
 
-/// Between two looks at the files of accounts, while writing fails: a handful of stat(2).
-const FILES: Duration = Duration::from_secs(10);
+/// Interval of checking the files of credentials while writes fail: a handful of stat(2) calls.
+const FILE_CHECK: Duration = Duration::from_secs(10);
 
-/// What the writer is told.
+/// Input of the writer.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
     /// Both conditions, after each change.
     Conditions(Vec<Condition>),
-    /// One changed its status.
+    /// A condition whose status has changed.
     Changed(Condition),
-    /// Nothing of the API server's trouble is left, and the conditions do not say so yet.
+    /// The API server is recovering, which the conditions do not report yet.
     ApiClears,
     /// A kubelet has started.
     KubeletStarted,
 }
 
-/// Everything that the task works with.
+/// State of the writer.
 struct Writer {
     settings: Arc<Settings>,
     wall: Wall,
@@ -46,27 +46,28 @@ struct Writer {
     schedule: Schedule,
     metrics: WriteMetrics,
     feed: Feed,
-    /// As it was told last.
-    told: Option<Writes>,
-    /// By what they are about: a closed set.
+    /// What was last reported about the writes.
+    reported: Option<Writes>,
+    /// Events by condition, reason and status, which are a closed set.
     events: BTreeMap<(ConditionType, Reason, Status), Event>,
-    /// Those that were not sent yet, and when they are; `None`: after the next write.
+    /// Events that have not been sent yet.
     unsent: Vec<(ConditionType, Reason, Status)>,
+    /// When the unsent events are sent; `None`: after the next successful write.
     events_due: Option<Mono>,
-    /// What is asked while the node has no network.
+    /// Requests while the node has no network.
     reads: Reads,
-    /// Names of events lie in the whole cluster's namespace and outlive an agent.
+    /// Makes the names of events unique: they are in one namespace for the whole cluster, and outlive an agent.
     seed: u64,
 }
 
-/// Runs until nobody tells it anything more; then it writes the last word, where writing has worked. `resumed`: an agent
-/// ran before on this boot.
+/// Runs until all senders of `inputs` are dropped, and then writes the shutdown of the agent if writing works. `resumed`: an
+/// agent ran before on this boot.
 pub(crate) async fn run(
     settings: Arc<Settings>,
     wall: Wall,
     resumed: bool,
     metrics: WriteMetrics,
-    mut news: mpsc::Receiver<News>,
+    mut inputs: mpsc::Receiver<News>,
     feed: Feed,
 ) {
     let mut hasher = DefaultHasher::new();
@@ -81,91 +82,92 @@ pub(crate) async fn run(
         schedule,
         metrics,
         feed,
-        told: None,
+        reported: None,
         events: BTreeMap::new(),
         unsent: Vec::new(),
         events_due: None,
         reads: Reads::default(),
         seed,
     };
-    let mut files = tokio::time::interval(FILES);
-    files.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut file_check = tokio::time::interval(FILE_CHECK);
+    file_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            told = news.recv() => match told {
-                Some(told) => writer.take(told).await,
-                None => return writer.say_goodbye().await,
+            input = inputs.recv() => match input {
+                Some(input) => writer.take(input).await,
+                None => return writer.shut_down().await,
             },
             () = clock::reached(writer.schedule.due()) => writer.write().await,
             () = clock::reached(writer.events_due) => writer.send_events().await,
             () = clock::reached(writer.reads.due()) => writer.read().await,
-            _ = files.tick(), if writer.schedule.is_away() => writer.look_for_files(),
+            _ = file_check.tick(), if writer.schedule.is_failing() => writer.check_files(),
         }
     }
 }
 
 impl Writer {
-    /// From here on nobody updates the object, and events that are not sent yet would be lost.
-    async fn say_goodbye(&mut self) {
-        if self.schedule.says_goodbye() {
+    /// Writes the shutdown of the agent, and sends events that would be lost otherwise.
+    async fn shut_down(&mut self) {
+        if self.schedule.must_write_shutdown() {
             self.write().await;
         }
-        if !self.schedule.is_away() {
+        if !self.schedule.is_failing() {
             self.send_events().await;
         }
     }
 
-    async fn take(&mut self, news: News) {
+    async fn take(&mut self, input: News) {
         let now = clock::now();
-        match news {
+        match input {
             News::Conditions(conditions) => {
-                self.schedule.want(now, &conditions);
-                self.may_be_known(now, &conditions).await;
+                self.schedule.update(now, &conditions);
+                self.update_reads(now, &conditions).await;
             }
-            News::ApiClears => self.schedule.clears(now),
-            News::KubeletStarted => self.schedule.registers(now),
-            News::Changed(condition) => self.happened(condition),
+            News::ApiClears => self.schedule.api_recovering(now),
+            News::KubeletStarted => self.schedule.kubelet_started(now),
+            News::Changed(condition) => self.add_event(condition),
         }
     }
 
-    /// The API server may know why a network does not come.
-    async fn may_be_known(&mut self, now: Mono, conditions: &[Condition]) {
+    /// Starts or stops the reads: the API server may know why the network does not become ready.
+    async fn update_reads(&mut self, now: Mono, conditions: &[Condition]) {
         let network = conditions.iter().find(|known| known.condition == ConditionType::NodeNetworkReady);
         let broken = |known: &Condition| known.status == Status::False && known.reason.side() == Side::Cni;
         if network.is_some_and(broken) {
-            self.reads.broken(now, &mut fastrand::Rng::new());
+            self.reads.start(now, &mut fastrand::Rng::new());
             return;
         }
-        for observation in self.reads.over() {
+        for observation in self.reads.stop() {
             self.feed(now, observation).await;
         }
     }
 
-    /// Whoever replaced an account that was refused waits for this.
-    fn look_for_files(&mut self) {
+    /// Schedules the next attempt soon if the files of a credential were replaced.
+    fn check_files(&mut self) {
         if self.access.has_changed() {
-            self.schedule.renewed(clock::now());
+            self.schedule.credentials_changed(clock::now());
         }
     }
 
     async fn read(&mut self) {
-        while let Some(question) = self.reads.next(clock::now()) {
-            let answer = self.access.send(&question.request(&self.settings.node)).await;
-            let answer = answer.as_ref().map_err(|problem| problem.status);
+        while let Some(query) = self.reads.next(clock::now()) {
+            let response = self.access.send(&query.request(&self.settings.node)).await;
+            let response = response.as_ref().map_err(|problem| problem.status);
             let now = clock::now();
-            if let Some(news) = self.reads.answered(question, answer, now, clock::unix_now()) {
-                self.feed(now, news).await;
+            let observation = self.reads.take_response(query, response, now, clock::unix_now());
+            if let Some(observation) = observation {
+                self.feed(now, observation).await;
             }
         }
     }
 
     async fn feed(&mut self, at: Mono, observation: Observation) {
-        // The loop has ended when nobody listens.
+        // Sending fails only if the agent is shutting down.
         let _ = self.feed.send(Seen { at, observation }).await;
     }
 
-    /// One event for each kind of change; the same again is counted.
-    fn happened(&mut self, condition: Condition) {
+    /// Adds an event for a changed condition, or counts a further occurrence of it.
+    fn add_event(&mut self, condition: Condition) {
         let key = (condition.condition, condition.reason, condition.status);
         let since = condition.since;
         if let Some(event) = self.events.get_mut(&key) {
@@ -184,7 +186,7 @@ impl Writer {
 
     async fn write(&mut self) {
         let now = clock::now();
-        // A node that boots often gets its time from the network after its agent has started.
+        // A booting node may set its clock from the network after the agent has started.
         self.wall = self.wall.refreshed();
         let conditions = self.schedule.take(now);
         let request = patch::status(&self.settings.node, &conditions, now, self.wall);
@@ -192,7 +194,7 @@ impl Writer {
         let now = clock::now();
         let (outcome, problem) = match result {
             Ok(_) => {
-                if self.schedule.is_away() && !self.unsent.is_empty() {
+                if self.schedule.is_failing() && !self.unsent.is_empty() {
                     self.send_events_later(now);
                 }
                 self.schedule.wrote(now, conditions);
@@ -205,43 +207,43 @@ impl Writer {
             }
         };
         self.metrics.ended(outcome);
-        let good = problem.is_none();
-        self.tell(now, problem).await;
-        if good && self.events_due.is_none() {
+        let succeeded = problem.is_none();
+        self.report(now, problem).await;
+        if succeeded && self.events_due.is_none() {
             self.send_events().await;
         }
     }
 
-    /// By which way they are written, or why not; when that is news.
-    async fn tell(&mut self, at: Mono, problem: Option<String>) {
+    /// Reports through which candidate the conditions are written, or why they are not, if that has changed.
+    async fn report(&mut self, at: Mono, problem: Option<String>) {
         let by = self.access.name().unwrap_or_default().to_owned();
         let writes = Writes { by, problem };
-        if self.told.as_ref() == Some(&writes) {
+        if self.reported.as_ref() == Some(&writes) {
             return;
         }
         crate::warn(&match &writes.problem {
-            None => format!("the conditions of node {} are written: {}", self.settings.node, writes.by),
-            Some(why) => format!("the conditions of node {} are not written: {why}", self.settings.node),
+            None => format!("writing the conditions of node {} with {}", self.settings.node, writes.by),
+            Some(why) => format!("cannot write the conditions of node {}: {why}", self.settings.node),
         });
-        self.told = Some(writes.clone());
+        self.reported = Some(writes.clone());
         self.feed(at, Observation::Writes(writes)).await;
     }
 
     fn send_events_later(&mut self, now: Mono) {
-        self.events_due.get_or_insert(now.plus(fastrand::u64(EVENTS_AFTER.0..EVENTS_AFTER.1)));
+        self.events_due.get_or_insert(now.plus(fastrand::u64(EVENT_DELAY.0..EVENT_DELAY.1)));
     }
 
     async fn send_events(&mut self) {
         self.events_due = None;
         for key in std::mem::take(&mut self.unsent) {
             let Some(event) = self.events.get(&key).cloned() else { continue };
-            let again = if event.count > 1 { self.send(&event, false).await } else { Err(Failure::NoNode) };
-            // It is not there yet, or has been forgotten: they are kept for an hour.
-            let sent = match again {
+            let updated = if event.count > 1 { self.send(&event, false).await } else { Err(Failure::NoNode) };
+            let sent = match updated {
+                // It does not exist yet, or has expired: the API server keeps events for an hour.
                 Err(Failure::NoNode) => self.send(&event, true).await,
                 other => other,
             };
-            if sent == Err(Failure::Away) {
+            if sent == Err(Failure::Unavailable) {
                 self.unsent.push(key);
                 self.send_events_later(clock::now());
             }
@@ -250,16 +252,16 @@ impl Writer {
 
     async fn send(&mut self, event: &Event, new: bool) -> Result<Value, Failure> {
         let node = &self.settings.node;
-        let request = if new { event.create(node, self.wall) } else { event.again(self.wall) };
+        let request = if new { event.create(node, self.wall) } else { event.update(self.wall) };
         self.access.send(&request).await.map_err(|problem| match problem.status {
-            // Until the credential is renewed, or the server less busy, the event waits.
-            Some(401 | 429) => Failure::Away,
+            // The event waits until the credential is renewed, or the server is less busy.
+            Some(401 | 429) => Failure::Unavailable,
             _ => problem.failure,
         })
     }
 }
 
-/// A closed set, for the metric.
+/// Returns the outcome of a failed write for the metric, one of a closed set.
 fn outcome(problem: &Problem) -> &'static str {
     match (problem.failure, problem.status) {
         (Failure::NoNode, _) => "no_node",
@@ -267,7 +269,7 @@ fn outcome(problem: &Problem) -> &'static str {
         (_, Some(403)) => "forbidden",
         (_, Some(429)) => "throttled",
         (Failure::Refused, _) => "refused",
-        (Failure::Away, Some(_)) => "server_error",
-        (Failure::Away, None) => "unreachable",
+        (Failure::Unavailable, Some(_)) => "server_error",
+        (Failure::Unavailable, None) => "unreachable",
     }
 }
