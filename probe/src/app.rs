@@ -178,7 +178,7 @@ impl App {
                 attach_took: kernel.as_ref().map(|kernel| kernel.took),
                 feed: feed.clone(),
             },
-            begun: false,
+            has_sent_hooks: false,
             watcher: None,
             is_blind: false,
         };
@@ -344,7 +344,7 @@ impl App {
     async fn flush(&mut self) {
         let mut out = std::mem::take(&mut self.out).into_iter();
         while out.len() > 0 {
-            // Sending fails only if the judge is gone, and then the watcher is about to be stopped.
+            // Sending fails only if the judge was dropped, and then the watcher is about to be stopped.
             let _ = self.judge.send(out.by_ref().take(BATCH).collect()).await;
         }
     }

@@ -31,7 +31,7 @@ pub(crate) struct Judge {
     pub(super) turn: Duration,
     pub(super) about: About,
     /// Whether the sinks have been given the hooks.
-    pub(super) begun: bool,
+    pub(super) has_sent_hooks: bool,
     /// Shows whether the watcher is blocked, if it has a thread of its own.
     pub(super) watcher: Option<Arc<Operation>>,
     /// Whether the watcher was found blocked.
@@ -81,7 +81,7 @@ impl Judge {
 
     /// Processes observations until the watcher is dropped. Cancel safe.
     pub(crate) async fn run(&mut self, sinks: &mut [&mut dyn Sink]) {
-        if !std::mem::replace(&mut self.begun, true) {
+        if !std::mem::replace(&mut self.has_sent_hooks, true) {
             for sink in sinks.iter_mut() {
                 sink.hooks(&self.hooks);
             }

@@ -14,7 +14,7 @@ use super::background::{NodeRead, Read, discover};
 use super::sources::Due;
 use crate::bpf::{HOOKS, HookState, How, Unreported};
 use crate::clock;
-use crate::enrich::plugin_of;
+use crate::enrich::running_plugin;
 use crate::node::ask::Asked;
 use crate::node::discovery::Discovery;
 use crate::node::{cni_config, cri, file, links, namespaces, processes, provenance, role, sockets, targets};
@@ -422,7 +422,7 @@ impl App {
     fn find_plugins(&mut self) {
         let Some(kernel) = &mut self.kernel else { return };
         let names = cni_config::plugin_names(&self.settings);
-        let found = processes::called(&names).filter_map(plugin_of);
+        let found = processes::called(&names).filter_map(running_plugin);
         let mut found: Vec<_> =
             found.filter(|record| provenance::is_trusted(&self.settings, &record.task)).collect();
         // Parents come before the processes that they start.

@@ -1,4 +1,4 @@
-//! Names and roles for process ids.
+//! Names and roles of processes, by process ID.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::node::provenance;
 use crate::settings::Settings;
 use crate::text::clean;
 
-/// Most process ids whose names are kept; beyond that all are looked up anew.
+/// Maximum number of processes whose names are cached; beyond that the cache is cleared.
 const CACHED: usize = 4096;
 
-/// Who did something.
+/// The process that did something.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    /// Process id and name.
+    /// Process ID and name.
     pub(crate) actor: Actor,
     /// Its class, if it is trusted.
     pub(crate) class: Option<ProcessClass>,
@@ -26,23 +26,24 @@ pub(crate) struct Client {
     pub(crate) role: ClientRole,
 }
 
-/// What is known of processes.
+/// Known processes.
 pub(crate) struct Clients {
     settings: Arc<Settings>,
-    /// By process ID, with the kernel's name and the user at that time: if they differ, it is another program.
-    seen: BTreeMap<u32, ([u8; 16], u32, Client)>,
-    /// Watched processes, for the report of their end, when `/proc` has forgotten them.
+    /// Cache by process ID, with the kernel's name of the process and its user at that time: if they differ, the process runs
+    /// another program.
+    cache: BTreeMap<u32, ([u8; 16], u32, Client)>,
+    /// Watched processes, needed to report their exit, when they no longer exist in `/proc`.
     watched: BTreeMap<u32, (Actor, ProcessClass)>,
 }
 
 impl Clients {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, seen: BTreeMap::new(), watched: BTreeMap::new() }
+        Self { settings, cache: BTreeMap::new(), watched: BTreeMap::new() }
     }
 
-    /// The task of a record. Looks into `/proc` once for each process.
+    /// Returns the process of a record. Reads `/proc` once for each process.
     pub(super) fn find(&mut self, task: &Task) -> Client {
-        if let Some((comm, uid, client)) = self.seen.get(&task.tgid)
+        if let Some((comm, uid, client)) = self.cache.get(&task.tgid)
             && (*comm, *uid) == (task.comm, task.uid)
         {
             return client.clone();
@@ -54,14 +55,14 @@ impl Clients {
             None => provenance::of_task(&self.settings, task, &name),
         };
         let client = Client { actor: Actor { pid: task.tgid, name }, class, role };
-        if self.seen.len() >= CACHED {
-            self.seen.clear();
+        if self.cache.len() >= CACHED {
+            self.cache.clear();
         }
-        self.seen.insert(task.tgid, (task.comm, task.uid, client.clone()));
+        self.cache.insert(task.tgid, (task.comm, task.uid, client.clone()));
         client
     }
 
-    /// Any process, by its id alone.
+    /// Returns the name of any process, by its ID.
     pub(super) fn name_of(&self, pid: u32) -> Actor {
         if let Some((actor, _)) = self.watched.get(&pid) {
             return actor.clone();
@@ -69,10 +70,10 @@ impl Clients {
         Actor { pid, name: executable(pid).unwrap_or_default() }
     }
 
-    /// Takes the execution of a watched name; `None` if the executable's real name is another one, and if the process is
-    /// untrusted.
+    /// Takes the execution of a program under a watched name. Returns `None` if the executable has another name, or if the process
+    /// is not trusted.
     pub(super) fn executed(&mut self, task: &Task, path: &[u8]) -> Option<(Actor, ProcessClass)> {
-        self.seen.remove(&task.tgid);
+        self.cache.remove(&task.tgid);
         let base = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let name = executable(task.tgid).unwrap_or_else(|| clean(base, NAME_MAX));
         let class = provenance::class_of_task(&self.settings, task, &name)
@@ -82,29 +83,29 @@ impl Clients {
         Some((actor, class))
     }
 
-    /// A watched process that was there already.
+    /// Adds a watched process that was already running.
     pub(crate) fn found(&mut self, actor: Actor, class: ProcessClass) {
         if self.watched.len() >= CACHED {
             self.watched.clear();
         }
-        // It may have been untrusted until now.
-        self.seen.remove(&actor.pid);
+        // Its cached class is outdated if the process was not trusted until now.
+        self.cache.remove(&actor.pid);
         self.watched.insert(actor.pid, (actor, class));
     }
 
-    /// A watched process by its id.
+    /// Returns a watched process by its ID.
     pub(super) fn watched_by(&self, pid: u32) -> Option<(Actor, ProcessClass)> {
         self.watched.get(&pid).cloned()
     }
 
-    /// The watched processes that are thought to be alive.
+    /// Returns the watched processes whose exit has not been reported.
     pub(crate) fn watched(&self) -> impl Iterator<Item = &(Actor, ProcessClass)> {
         self.watched.values()
     }
 
-    /// A watched process ended.
+    /// Removes a process that has exited; returns it if it was watched.
     pub(crate) fn exited(&mut self, pid: u32) -> Option<(Actor, ProcessClass)> {
-        self.seen.remove(&pid);
+        self.cache.remove(&pid);
         self.watched.remove(&pid)
     }
 }

@@ -1,4 +1,4 @@
-//! One CNI operation from many records: the plugin that a runtime started, its delegates, what it wrote.
+//! Assembles a CNI operation from its records: the plugin that a container runtime started, its delegates, and their output.
 
 use std::collections::BTreeMap;
 
@@ -12,29 +12,28 @@ use super::connects::socket_path;
 use super::{NAME_MAX, VALUE_MAX};
 use crate::text::{clean, redact_text};
 
-/// Most CNI processes at once: at 110 pods a node, each with four plugins and their helpers, all at once.
+/// Maximum number of CNI processes at the same time: 110 pods per node, each with four plugins and their helpers.
 const RUNS: usize = 2048;
-/// Most delegates that are kept of one operation.
+/// Maximum number of delegates of an operation that are kept.
 const DELEGATES: usize = 32;
-/// Most refusals of the kernel that are kept of one operation, the newest.
+/// Maximum number of refused requests of an operation that are kept; the oldest are dropped.
 const REFUSALS: usize = 8;
-/// Most Unix sockets that are kept of one operation.
+/// Maximum number of Unix sockets of an operation that are kept.
 const SOCKETS: usize = 8;
-/// Most output that is kept of one process: the error objects of real plugins reach 6 KB, with the cause at
-/// their end.
+/// Maximum output of a process that is kept, bytes: the error objects of real plugins reach 6 KB, with the cause at their end.
 const OUTPUT: usize = 16 * 1024;
-/// Longest `msg` or `details` that is kept.
+/// Maximum length of `msg` and `details`, bytes.
 pub(super) const MESSAGE: usize = 512;
 
-/// What a process with `CNI_COMMAND` in its environment is.
+/// Part of a process with `CNI_COMMAND` in its environment in an operation.
 #[expect(clippy::large_enum_variant, reason = "most are roots or live for milliseconds")]
 #[derive(Debug)]
 enum Part {
-    /// Started by a runtime.
+    /// A plugin started by a container runtime.
     Root { start: CniStart, delegates: Vec<Delegate>, refusals: Vec<NetlinkError>, sockets: Vec<AgentSocket> },
-    /// A plugin started by a plugin; the root's process.
+    /// A plugin started by a plugin; `root` is the process ID of the one that the container runtime started.
     Delegate { root: u32 },
-    /// Anything else that inherited the environment (`cat`, `jq`, `ip` in a shell plugin).
+    /// Any other program that inherited the environment (`cat`, `jq`, `ip` in a shell plugin).
     Helper { root: Option<u32> },
 }
 
@@ -46,39 +45,39 @@ struct Run {
     part: Part,
 }
 
-/// CNI processes that run now.
+/// Running CNI processes, by process ID.
 #[derive(Debug, Default)]
 pub(super) struct CniRuns {
     runs: BTreeMap<u32, Run>,
 }
 
 impl CniRuns {
-    /// A process with `CNI_COMMAND` in its environment was executed. Answers with the operation when it is
-    /// one that a runtime started. `look` says what the path of its namespace is.
+    /// Takes the execution of a process with `CNI_COMMAND` in its environment. Returns the operation if a container runtime started
+    /// it. `look_up_netns` finds the network namespace at a path.
     pub(super) fn started(
         &mut self,
         record: &CniExec,
         parent: Actor,
-        look: impl FnOnce(&str) -> NetnsSeen,
+        look_up_netns: impl FnOnce(&str) -> NetnsSeen,
     ) -> Option<CniStart> {
         let pid = record.task.tgid;
         let path = text(&record.path);
         let plugin = clean(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default(), NAME_MAX);
         let is_plugin = in_cni_path(path, text(&record.cni_path));
-        // A program that replaces itself (`ip netns exec`, a wrapper script) starts anew, under its old parent.
-        let above = match self.runs.get(&pid).map(|run| &run.part) {
+        // A process that executes another program (`ip netns exec`, a wrapper script) keeps its root.
+        let root = match self.runs.get(&pid).map(|run| &run.part) {
             Some(Part::Root { .. }) => None,
             Some(Part::Delegate { root }) => Some(*root),
             Some(Part::Helper { root }) => *root,
             None => self.root_of(record.task.ppid),
         };
-        let part = match (above, is_plugin) {
+        let part = match (root, is_plugin) {
             (Some(root), true) => Part::Delegate { root },
             (root, false) => Part::Helper { root },
             (None, true) => {
                 let mut start = start(record, pid, plugin.clone(), parent);
                 if start.netns.starts_with('/') {
-                    start.netns_seen = look(&start.netns);
+                    start.netns_seen = look_up_netns(&start.netns);
                 }
                 Part::Root { start, delegates: Vec::new(), refusals: Vec::new(), sockets: Vec::new() }
             }
@@ -102,8 +101,7 @@ impl CniRuns {
         }
     }
 
-    /// A CNI process wrote to its standard output. What a helper writes is what its plugin answers, as long
-    /// as the plugin itself writes nothing.
+    /// Takes data that a CNI process wrote to its standard output. The output of helpers counts as that of their plugin.
     pub(super) fn wrote(&mut self, pid: u32, data: &[u8]) {
         let Some(run) = self.runs.get_mut(&pid) else { return };
         let owner = match run.part {
@@ -118,18 +116,18 @@ impl CniRuns {
         }
     }
 
-    /// The operation that a CNI process works for.
+    /// Returns the operation of a CNI process.
     fn operation(&mut self, pid: u32) -> Option<&mut Part> {
         let root = self.root_of(pid)?;
         self.runs.get_mut(&root).map(|run| &mut run.part)
     }
 
-    /// Is this a CNI process?
-    pub(super) fn works_for_one(&self, pid: u32) -> bool {
+    /// Returns whether a process is a CNI process.
+    pub(super) fn contains(&self, pid: u32) -> bool {
         self.root_of(pid).is_some()
     }
 
-    /// The kernel refused a CNI process something: kept with the operation.
+    /// Adds a refused request of a CNI process to its operation.
     pub(super) fn refused(&mut self, pid: u32, error: &NetlinkError) {
         if let Some(Part::Root { refusals, .. }) = self.operation(pid) {
             if refusals.len() == REFUSALS {
@@ -139,7 +137,7 @@ impl CniRuns {
         }
     }
 
-    /// A CNI process connected to a Unix socket, or failed to: kept with the operation.
+    /// Adds an attempt of a CNI process to connect to a Unix socket to its operation.
     pub(super) fn connected(&mut self, record: &UnixConnect) {
         let Some(Part::Root { sockets, .. }) = self.operation(record.task.tgid) else { return };
         let path = socket_path(record);
@@ -151,8 +149,8 @@ impl CniRuns {
         }
     }
 
-    /// A CNI process ended. Answers with the operation when it is one that a runtime started.
-    pub(super) fn ended(&mut self, record: &Exit) -> Option<CniEnd> {
+    /// Takes the exit of a CNI process. Returns the operation if a container runtime started the process.
+    pub(super) fn exited(&mut self, record: &Exit) -> Option<CniEnd> {
         let run = self.runs.remove(&record.task.tgid)?;
         let exit = ExitStatus::from_wait(record.status);
         let took_ns = record.header.at_ns.saturating_sub(run.started_ns);
@@ -173,7 +171,7 @@ impl CniRuns {
         }
     }
 
-    /// Operations that run at this time, each with how long it does.
+    /// Returns the operations in progress, each with its duration so far.
     pub(super) fn running(&self, now: Mono) -> Vec<CniStart> {
         let roots = self.runs.values().filter_map(|run| match &run.part {
             Part::Root { start, .. } => {
@@ -184,10 +182,10 @@ impl CniRuns {
         roots.collect()
     }
 
-    /// Returns the processes that have exited: `began` says when the one that has this id now did, which is later than an
-    /// execution by one that had it before.
-    pub(super) fn dead(&self, began: impl Fn(u32) -> Option<Mono>) -> Vec<u32> {
-        let runs = |pid: u32, run: &Run| began(pid).is_some_and(|began| began.0 <= run.started_ns);
+    /// Returns the processes that have exited. `started` returns the start of the process that now has an ID: if it is later than
+    /// the execution of a run, the ID has been reused.
+    pub(super) fn dead(&self, started: impl Fn(u32) -> Option<Mono>) -> Vec<u32> {
+        let runs = |pid: u32, run: &Run| started(pid).is_some_and(|started| started.0 <= run.started_ns);
         self.runs.iter().filter(|(pid, run)| !runs(**pid, run)).map(|(pid, _)| *pid).collect()
     }
 
@@ -212,8 +210,7 @@ fn start(record: &CniExec, pid: u32, plugin: String, parent: Actor) -> CniStart 
     }
 }
 
-/// A plugin is run from one of the directories in `CNI_PATH`, whoever runs it; a runtime that does not set
-/// it gets the benefit of the doubt.
+/// Returns whether a program is in one of the directories of `CNI_PATH`, as plugins are. Always true if `CNI_PATH` is not set.
 pub(super) fn in_cni_path(path: &[u8], cni_path: &[u8]) -> bool {
     if cni_path.is_empty() {
         return true;
@@ -223,7 +220,7 @@ pub(super) fn in_cni_path(path: &[u8], cni_path: &[u8]) -> bool {
     cni_path.split(|byte| *byte == b':').any(|entry| entry[..trimmed(entry)] == *dir)
 }
 
-/// `K8S_POD_NAMESPACE=…;K8S_POD_NAME=…;K8S_POD_UID=…` in any order among others.
+/// Returns the pod in `CNI_ARGS`: `K8S_POD_NAMESPACE=…;K8S_POD_NAME=…;K8S_POD_UID=…`, in any order and among other pairs.
 pub(super) fn pod(args: &[u8]) -> Option<Pod> {
     let value = |key: &[u8]| {
         args.split(|byte| *byte == b';').find_map(|pair| pair.strip_prefix(key)).map(|v| clean(v, VALUE_MAX))
@@ -232,32 +229,32 @@ pub(super) fn pod(args: &[u8]) -> Option<Pod> {
     Some(Pod { namespace: value(b"K8S_POD_NAMESPACE=")?, name: value(b"K8S_POD_NAME=")?, uid })
 }
 
-/// The error object as SPEC.md has it; numbers as lenient as plugins are.
+/// The error object of the CNI specification (SPEC.md). Any number is accepted as code, because plugins differ.
 #[derive(Deserialize)]
-struct Wire {
+struct WireError {
     code: serde_json::Number,
     msg: Option<String>,
     details: Option<String>,
 }
 
-/// The last JSON object in what a plugin wrote: some print other lines before it.
+/// Returns the error object in a plugin's output. Some plugins print other lines before it.
 pub(super) fn error_in(output: &[u8]) -> Option<CniError> {
     let starts = output.iter().enumerate().filter(|(_, byte)| **byte == b'{').map(|(at, _)| at);
-    // The whole output first, then each line that opens an object; bounded, for a hostile plugin.
-    let wire = starts.take(16).find_map(|at| {
-        serde_json::Deserializer::from_slice(&output[at..]).into_iter::<Wire>().next()?.ok()
+    // Try every opening brace; the limit bounds the time for the output of a hostile plugin.
+    let error = starts.take(16).find_map(|at| {
+        serde_json::Deserializer::from_slice(&output[at..]).into_iter::<WireError>().next()?.ok()
     })?;
-    let short = |text: Option<String>| ends(&text.unwrap_or_default());
+    let short = |text: Option<String>| shorten(&text.unwrap_or_default());
     Some(CniError {
-        code: wire.code.as_u64().unwrap_or(0),
-        msg: short(wire.msg),
-        details: short(wire.details),
+        code: error.code.as_u64().unwrap_or(0),
+        msg: short(error.msg),
+        details: short(error.details),
     })
 }
 
-/// Long messages carry their input at length and their cause at the end: both ends are kept.
-fn ends(text: &str) -> String {
-    // Where the text is parted, a secret would be, too.
+/// Shortens a message to [`MESSAGE`] bytes by removing its middle: long messages quote their input and have the cause at the end.
+fn shorten(text: &str) -> String {
+    // Redact first: a secret that is cut in two would not be recognized.
     let text = &*redact_text(text);
     if text.len() <= MESSAGE {
         return clean(text.trim().as_bytes(), MESSAGE);
@@ -289,7 +286,7 @@ mod tests {
         record
     }
 
-    fn unseen(_: &str) -> NetnsSeen {
+    fn unknown(_: &str) -> NetnsSeen {
         NetnsSeen::Unknown
     }
 
@@ -303,20 +300,21 @@ mod tests {
     }
 
     #[test]
-    fn a_delegate_belongs_to_the_plugin_that_the_runtime_started() {
+    fn delegate_belongs_to_plugin_started_by_runtime() {
         let mut runs = CniRuns::default();
-        let start =
-            runs.started(&exec(10, 1, "/opt/cni/bin/bridge", 100), Actor::default(), unseen).expect("a root");
+        let start = runs
+            .started(&exec(10, 1, "/opt/cni/bin/bridge", 100), Actor::default(), unknown)
+            .expect("a root");
         let pod = Pod { namespace: "shop".into(), name: "web-1".into(), uid: "6f1c".into() };
         assert_eq!(start.pod, Some(pod));
         assert_eq!(
-            runs.started(&exec(11, 10, "/opt/cni/bin/host-local", 110), Actor::default(), unseen),
+            runs.started(&exec(11, 10, "/opt/cni/bin/host-local", 110), Actor::default(), unknown),
             None
         );
         runs.wrote(11, br#"{"cniVersion":"0.4.0","code":999,"msg":"no IP addresses available in range set: 10.0.0.1-10.0.0.2"}"#);
-        assert_eq!(runs.ended(&exit(11, 0x100, 120)), None);
+        assert_eq!(runs.exited(&exit(11, 0x100, 120)), None);
         runs.wrote(10, br#"{"code":999,"msg":"failed to allocate"}"#);
-        let end = runs.ended(&exit(10, 0x100, 150)).expect("the operation");
+        let end = runs.exited(&exit(10, 0x100, 150)).expect("the operation");
         assert_eq!((end.took_ns, end.exit.code), (50, 1));
         assert_eq!(end.error.expect("its error").msg, "failed to allocate");
         assert_eq!(end.delegates[0].plugin, "host-local");
@@ -325,20 +323,20 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_of_a_shell_plugin_is_no_plugin_but_writes_for_it() {
+    fn output_of_helper_counts_as_that_of_its_plugin() {
         let mut runs = CniRuns::default();
-        runs.started(&exec(10, 1, "/usr/lib/cni/shell-plugin", 100), Actor::default(), unseen)
+        runs.started(&exec(10, 1, "/usr/lib/cni/shell-plugin", 100), Actor::default(), unknown)
             .expect("a root");
-        assert_eq!(runs.started(&exec(11, 10, "/usr/bin/jq", 110), Actor::default(), unseen), None);
+        assert_eq!(runs.started(&exec(11, 10, "/usr/bin/jq", 110), Actor::default(), unknown), None);
         runs.wrote(11, br#"{"code":7,"msg":"bad"}"#);
-        assert_eq!(runs.ended(&exit(11, 0, 120)), None);
-        let end = runs.ended(&exit(10, 0x100, 130)).expect("the operation");
+        assert_eq!(runs.exited(&exit(11, 0, 120)), None);
+        let end = runs.exited(&exit(10, 0x100, 130)).expect("the operation");
         assert_eq!(end.delegates, Vec::new());
         assert_eq!(end.error.map(|error| error.code), Some(7));
     }
 
     #[test]
-    fn an_error_is_found_after_other_output_and_made_safe() {
+    fn finds_error_object_after_other_output() {
         let error = error_in(b"warning {x}\n{\"code\": 11, \"msg\": \"a\\u001b[31mb\", \"details\": \"d\"}")
             .expect("found");
         assert_eq!((error.code, error.msg.as_str()), (11, "a\\u{1b}[31mb"));
@@ -347,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_a_long_message_is_parted_in_is_redacted() {
+    fn redacts_secrets_before_shortening() {
         let key = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----", "canary".repeat(100));
         for msg in
             [format!("password={} is wrong", "canary".repeat(100)), format!("cannot parse {key}: bad key")]
@@ -360,9 +358,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_keeps_both_ends() {
+    fn long_message_keeps_both_ends() {
         let long = format!("start{}the cause", "x".repeat(6000));
-        let kept = ends(&long);
+        let kept = shorten(&long);
         assert!(kept.len() <= MESSAGE && kept.starts_with("start") && kept.ends_with("the cause"), "{kept}");
     }
 }

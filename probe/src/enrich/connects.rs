@@ -1,4 +1,4 @@
-//! Connects: the kernel's numbers, unjudged, with names.
+//! Converts records of connects to observations: adds names and draws no conclusions.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,7 +17,7 @@ const TCP_CLOSE_WAIT: u8 = 8;
 const ORIGIN_ICMP6: u8 = 3;
 const ORIGIN_ICMP: u8 = 2;
 
-/// A connect that left `SYN_SENT`.
+/// Converts a connect that left `SYN_SENT`.
 pub(super) fn ended(
     record: &ConnectEnd,
     client: Client,
@@ -32,7 +32,7 @@ pub(super) fn ended(
         code: record.icmp_code,
         from: has(ConnectEnd::ICMP_FROM).then(|| IpAddr::V4(Ipv4Addr::from(record.icmp_from))),
     });
-    let (to, via) = asked(
+    let (to, via) = requested(
         SocketAddr::new(address(record.family, record.daddr), record.dport),
         has(ConnectEnd::ASKED),
         (record.asked_family, record.asked, record.asked_port),
@@ -58,10 +58,12 @@ pub(super) fn ended(
     })
 }
 
-/// Three seconds bring two retransmissions (RFC 6298: after one second, then after two).
+/// Duration of a connect after which a missing retransmission means that the SYN was not sent, nanoseconds: the first
+/// retransmission is after one second, the second after three (RFC 6298).
 const UNSENT_NS: u64 = 2_500_000_000;
 const ETIMEDOUT: u32 = 110;
 
+/// Returns why this host dropped the packets of a connect; `None` if it did not, as far as is known.
 fn dropped(record: &ConnectEnd, drops: &DropReasons) -> Option<String> {
     if record.dropped != 0 {
         return Some(drops.names.get(&record.dropped).cloned().unwrap_or_else(|| "unknown".to_owned()));
@@ -74,25 +76,25 @@ fn dropped(record: &ConnectEnd, drops: &DropReasons) -> Option<String> {
     (drops.by_silence && silent).then(|| "unknown".to_owned())
 }
 
-/// What connect(2) was called with, and what stands on the socket when that is another address.
-fn asked(
+/// Returns the address that was passed to connect(2), and the address of the socket if it is another one.
+fn requested(
     on_socket: SocketAddr,
     known: bool,
     (family, bytes, port): (u16, [u8; 16], u16),
 ) -> (SocketAddr, Option<SocketAddr>) {
-    let asked = SocketAddr::new(address(family, bytes), port);
-    // The unspecified address is a way to write loopback, which is what stands on the socket then.
-    if !known || asked == on_socket || asked.ip().is_unspecified() {
+    let requested = SocketAddr::new(address(family, bytes), port);
+    // For the unspecified address the socket has the loopback address, which is equivalent.
+    if !known || requested == on_socket || requested.ip().is_unspecified() {
         (on_socket, None)
     } else {
-        (asked, Some(on_socket))
+        (requested, Some(on_socket))
     }
 }
 
-/// A connection that left `ESTABLISHED`.
+/// Converts a connection that left `ESTABLISHED`.
 pub(super) fn connection_ended(record: &ConnectionEnd, client: Client, host_netns: bool) -> Observation {
     let has = |flag| record.flags & flag != 0;
-    let (to, _) = asked(
+    let (to, _) = requested(
         SocketAddr::new(address(record.family, record.daddr), record.dport),
         has(ConnectEnd::ASKED),
         (record.asked_family, record.asked, record.asked_port),
@@ -104,7 +106,7 @@ pub(super) fn connection_ended(record: &ConnectionEnd, client: Client, host_netn
         host_netns,
         to,
         age_ns: record.header.at_ns.saturating_sub(record.established_ns),
-        // The kernel counts SYN and FIN.
+        // The kernel counts SYN and FIN as one byte each.
         received: record.bytes_received.saturating_sub(u64::from(record.state == TCP_CLOSE_WAIT)),
         acked: record.bytes_acked.saturating_sub(1),
         ended: true,
@@ -117,7 +119,7 @@ pub(super) fn connection_ended(record: &ConnectionEnd, client: Client, host_netn
     })
 }
 
-/// The path of a Unix socket as people write it.
+/// Returns the path of a Unix socket; abstract names are written with `@`.
 pub(super) fn socket_path(record: &UnixConnect) -> String {
     match record.path.as_slice() {
         [0, name @ ..] => format!("@{}", clean(text(name), VALUE_MAX)),
@@ -125,7 +127,7 @@ pub(super) fn socket_path(record: &UnixConnect) -> String {
     }
 }
 
-/// A connect(2) that failed before a packet left.
+/// Converts a connect(2) that failed before a packet was sent.
 pub(super) fn failed(record: &ConnectError, client: Client, host_netns: bool) -> Observation {
     Observation::Connect(Connect {
         client: client.actor,
@@ -138,17 +140,17 @@ pub(super) fn failed(record: &ConnectError, client: Client, host_netns: bool) ->
     })
 }
 
-/// How many ends are remembered: more threads than this rarely wait in connect(2) at once.
+/// How many failed connects are remembered: rarely do more threads wait in connect(2) at the same time.
 const REMEMBERED: usize = 64;
 
-/// A blocking connect shows twice: as the end of its socket and as the error of its system call. The
-/// second is dropped.
+/// Filters duplicates: a blocking connect that fails is reported for its socket and again as the error of its system call.
 #[derive(Default)]
 pub(super) struct EarlyErrors {
     ends: VecDeque<(u32, [u8; 16], u16, u64)>,
 }
 
 impl EarlyErrors {
+    /// Remembers a failed connect.
     pub(super) fn ended(&mut self, record: &ConnectEnd) {
         if record.state == TCP_ESTABLISHED {
             return;
@@ -159,8 +161,8 @@ impl EarlyErrors {
         self.ends.push_back((record.task.tid, record.daddr, record.dport, record.header.at_ns));
     }
 
-    /// False when the same thread's connect to the same address has just ended: the thread wakes up within
-    /// a second of that even on a loaded node, and a socket's end is reported once only.
+    /// Returns false if a connect of the same thread to the same address has just failed, and was thus reported: the thread wakes
+    /// up within a second of it even on a busy node.
     pub(super) fn is_new(&mut self, record: &ConnectError) -> bool {
         const SECOND: u64 = 1_000_000_000;
         let same = |end: &(u32, [u8; 16], u16, u64)| {
@@ -170,7 +172,7 @@ impl EarlyErrors {
         match self.ends.iter().position(same) {
             Some(index) => {
                 self.ends.remove(index);
-                // The socket's end shows nothing of this one: it looks like that of a client that changed its mind.
+                // The report for the socket does not show this error: it looks as if the client had cancelled the connect.
                 record.errno == libc::EADDRNOTAVAIL.unsigned_abs()
             }
             None => true,

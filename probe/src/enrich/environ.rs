@@ -1,4 +1,4 @@
-//! The variables of a plugin from `/proc`, where the kernel half may not read them or was not there to.
+//! Reads the environment of plugins from `/proc`, for those whose environment the kernel programs could not read.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -9,14 +9,14 @@ use zerocopy::FromZeros as _;
 
 use crate::node::processes;
 
-/// Most of an environment that is read: the kernel half looks at as much.
+/// Maximum size of an environment that is read, bytes; the same as in the kernel programs.
 const ENVIRONMENT: u64 = 128 * 1024;
 
-/// The record that the kernel half would have made when this process was executed; `None` when it is gone, or no plugin
-/// and nothing that works for one. What a plugin leaves behind as a daemon has its name and its environment, too, but
-/// nobody waits for it any more.
-pub(crate) fn of(pid: u32) -> Option<CniExec> {
-    /// Who takes over what has lost its parent; 0 when that is outside of this process' view.
+/// Returns the record that the kernel programs would have made of the execution of a process. Returns `None` if it has exited, or
+/// is not a CNI process. A daemon that a plugin has left behind has the plugin's name and environment, but no runtime waits for it:
+/// it is recognized by its parent.
+pub(crate) fn running_plugin(pid: u32) -> Option<CniExec> {
+    /// Parent of orphaned processes; 0 if the parent is outside of this PID namespace.
     const INIT: u32 = 1;
     let stat = processes::stat(pid).filter(|stat| stat.parent > INIT)?;
     let mut record = CniExec::new_zeroed();
@@ -27,7 +27,7 @@ pub(crate) fn of(pid: u32) -> Option<CniExec> {
     (!text(&record.command).is_empty()).then_some(record)
 }
 
-/// Fills in what the process still shows. A plugin that has ended already keeps empty fields.
+/// Fills the fields of a record from `/proc`. They remain empty if the process has exited.
 pub(super) fn fill(record: &mut CniExec) {
     let pid = record.task.tgid;
     if let Ok(path) = std::fs::read_link(format!("/proc/{pid}/exe")) {
@@ -54,7 +54,7 @@ pub(super) fn fill(record: &mut CniExec) {
     }
 }
 
-/// As the kernel half writes texts: cut, and ended by a NUL where there is room for it.
+/// Copies a text as the kernel programs do: truncated, and terminated by a NUL if there is room for it.
 fn copy(field: &mut [u8], value: &[u8]) {
     let length = value.len().min(field.len());
     field[..length].copy_from_slice(&value[..length]);
@@ -69,24 +69,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plugin_is_known_by_its_environment() {
+    fn recognizes_plugin_by_its_environment() {
         let run = |name: &str| {
             let mut cat = Command::new("cat");
             let cat = cat.env(name, "ADD").stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut cat = cat.spawn().expect("cat starts");
-            // Who answers has its environment; who is just being executed has none yet.
+            // A response shows that the execution is complete; before that there is no environment.
             cat.stdin.as_ref().expect("piped").write_all(b"?").expect("it reads");
-            cat.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it answers");
-            let record = of(cat.id());
+            cat.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it responds");
+            let record = running_plugin(cat.id());
             drop(cat.stdin.take());
-            cat.wait().expect("it ends");
+            cat.wait().expect("it exits");
             record
         };
         let record = run("CNI_COMMAND").expect("a plugin");
         assert_eq!((text(&record.command), record.task.ppid), (&b"ADD"[..], id()));
         assert!(text(&record.path).ends_with(b"/cat") && record.header.at_ns > 0);
         assert!(run("CNI_COMMANDS").is_none());
-        // Nobody waits for the first process.
-        assert!(of(1).is_none());
+        // Process 1 has no parent that waits for it.
+        assert!(running_plugin(1).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! See `crate::fuzz`.
+//! Entry points of this module for `crate::fuzz`.
 
 use probe_common::{Event, decode};
 use probe_engine::Actor;
@@ -6,20 +6,20 @@ use probe_engine::Actor;
 use super::{cni, rtnetlink};
 use crate::fuzz::is_clean;
 
-/// One record of the ring buffer, and what is read out of the texts inside.
+/// Decodes a record of the ring buffer, and reads the texts in it.
 pub fn record(bytes: &[u8]) {
     match decode(bytes) {
         Ok(Event::Rtnetlink(record)) => {
             let error = rtnetlink::refused(&record, Actor::default(), None);
             assert!(is_clean(&error.object) && is_clean(&error.text));
-            let _ = rtnetlink::gone(&record, Actor::default());
+            let _ = rtnetlink::removed(&record, Actor::default());
         }
         Ok(event) => drop((event.hook(), event.at_ns())),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
-/// What a plugin wrote, and the variables that it was started with.
+/// Parses the output of a plugin and its variables.
 pub fn plugin_output(bytes: &[u8]) {
     if let Some(error) = cni::error_in(bytes) {
         assert!(is_clean(&error.msg) && is_clean(&error.details));

@@ -1,5 +1,5 @@
-//! From the kernel's records to observations: names for process ids, one object for one CNI operation.
-//! Adds what the kernel side does not know, and judges nothing.
+//! Converts the kernel's records to observations: adds the names of processes, and assembles CNI operations. It adds what the
+//! kernel programs do not know, and draws no conclusions.
 
 mod clients;
 mod cni;
@@ -33,42 +33,42 @@ use clients::Client;
 pub(crate) use clients::Clients;
 use cni::CniRuns;
 use connects::EarlyErrors;
-pub(crate) use environ::of as plugin_of;
+pub(crate) use environ::running_plugin;
 use modules::Modules;
 pub(crate) use sandbox::Sandboxes;
 
-/// Who says that root may not execute the file at `path`; `None` when it cannot be looked at any more.
+/// Returns what prevents root from executing the file at `path`; `None` if the file can no longer be examined.
 fn denied_by(path: &Path) -> Option<DeniedBy> {
     if fs::metadata(path).ok()?.mode() & 0o111 == 0 {
         return Some(DeniedBy::Mode);
     }
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zero is a valid value.
+    // SAFETY: all-zero bytes are a valid `statvfs`.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `path` ends with a NUL, and `stat` is live and of the type that is filled.
-    let answer = unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) };
+    // SAFETY: `path` is NUL-terminated; `stat` is live and has the type that the call fills.
+    let result = unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) };
     let noexec = stat.f_flag & libc::ST_NOEXEC != 0;
-    (answer == 0).then_some(if noexec { DeniedBy::Mount } else { DeniedBy::SecurityModule })
+    (result == 0).then_some(if noexec { DeniedBy::Mount } else { DeniedBy::SecurityModule })
 }
 
-/// Longest name that is kept; an executable's name may be 255 bytes (`NAME_MAX`).
+/// Maximum length of a name, bytes; the kernel allows 255.
 const NAME_MAX: usize = 64;
-/// Longest path or other value of a CNI variable that is kept.
+/// Maximum length of a path or another value of a CNI variable, bytes.
 const VALUE_MAX: usize = 256;
 
-/// What the kernel says of the packets that it drops.
+/// How the kernel reports the packets that it drops.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DropReasons {
-    /// Its own numbers, and their names.
+    /// Names of the drop reasons, by the kernel's numbers.
     pub(crate) names: BTreeMap<u32, String>,
-    /// It gives no reasons, and reports a segment as sent again only when it could be sent (before 5.17): a
-    /// silence without any is a drop on this host.
+    /// The kernel reports no reasons, and reports a retransmission only if the segment could be sent (before 5.17): a connect
+    /// without a response and without a retransmission was dropped on this host.
     pub(crate) by_silence: bool,
 }
 
-/// Everything that is remembered between two records.
+/// Converter of records, with its state.
 pub(crate) struct Enricher {
-    /// The host's network namespace, which is the agent's own; 0 when it is not known.
+    /// The host's network namespace, which is the agent's own; 0 if it is not known.
     host_netns: u32,
     clients: Clients,
     cni: CniRuns,
@@ -82,7 +82,7 @@ pub(crate) struct Enricher {
 }
 
 impl Enricher {
-    /// `host_netns` as in the field; `drops` are the kernel's.
+    /// Creates a converter. `host_netns` and `drops` are those of this host.
     pub(crate) fn new(host_netns: u32, drops: DropReasons, settings: Arc<Settings>) -> Self {
         Self {
             host_netns,
@@ -101,37 +101,37 @@ impl Enricher {
         std::mem::take(&mut self.identified)
     }
 
-    /// Processes that were found without a record.
+    /// Returns the known processes, to add or remove those that were found without a record.
     pub(crate) fn clients(&mut self) -> &mut Clients {
         &mut self.clients
     }
 
-    /// Modules that were asked for long enough ago and have not come.
+    /// Returns requested modules that were not loaded in time, and reported ones that have been loaded since.
     pub(crate) fn missing_modules(&mut self, now: Mono) -> Vec<ModuleMissing> {
         self.modules.missing(now)
     }
 
-    /// The processes of CNI runs that have exited.
+    /// Returns the CNI processes that have exited although no record reported it.
     pub(crate) fn dead_runs(&self) -> Vec<u32> {
         self.cni.dead(|pid| processes::stat(pid).map(|stat| stat.started))
     }
 
-    /// Forgets the CNI runs of these processes: no record of their exit came.
+    /// Drops CNI processes that have exited without a record.
     pub(crate) fn forget_runs(&mut self, pids: &[u32]) {
         self.cni.forget(pids);
     }
 
-    /// Takes in a plugin, or what works for one, whose execution was not seen.
+    /// Adds a CNI process whose execution was not observed.
     pub(crate) fn found_plugin(&mut self, record: &CniExec) {
         self.plugin_started(*record);
     }
 
-    /// CNI operations that run at this time.
+    /// Returns the CNI operations in progress.
     pub(crate) fn running_plugins(&self, now: Mono) -> Vec<CniStart> {
         self.cni.running(now)
     }
 
-    /// One record becomes none, one or more observations.
+    /// Converts a record to any number of observations, and passes them to `emit`.
     pub(crate) fn event(&mut self, event: &Event<'_>, mut emit: impl FnMut(Mono, Observation)) {
         let at = Mono(event.at_ns());
         match event {
@@ -158,11 +158,11 @@ impl Enricher {
                     emit(at, Observation::SocketConnect(SocketConnect { client, class, path, errno }));
                 }
             }
-            // As with executions: another node may run on the same kernel.
+            // Another node may run on the same kernel, as for executions below.
             Event::LimitHit(record) if !self.is_host(record.task.netns) => {}
             Event::ModuleRequest(record)
                 if record.task.uid != 0
-                    || !self.is_host(record.task.netns) && !self.cni.works_for_one(record.task.tgid) => {}
+                    || !self.is_host(record.task.netns) && !self.cni.contains(record.task.tgid) => {}
             Event::LimitHit(record) => {
                 let Client { actor: process, class, .. } = self.clients.find(&record.task);
                 let what = if record.what == LimitHit::INOTIFY { "inotify" } else { "processes" }.to_owned();
@@ -173,7 +173,7 @@ impl Enricher {
                 let process = self.clients.find(&record.task).actor;
                 self.modules.requested(at, clean(text(&record.name), NAME_MAX), process);
             }
-            // A runtime executes in the host's namespace; an installer may run in a pod.
+            // A container runtime executes plugins in the host's namespace; an installer may write them from a pod.
             Event::FileRefused(record) if record.write == 0 && !self.is_host(record.task.netns) => {}
             Event::FileRefused(record) => emit_some(at, self.file_refused(record), emit),
             Event::Drops(record) if self.is_host(record.netns) => {
@@ -190,8 +190,8 @@ impl Enricher {
                     host_netns: self.is_host(record.task.netns),
                 }),
             ),
-            // Runtimes start their plugins in the host's namespace; another node's (kind, a laboratory) may
-            // run on the same kernel.
+            // Container runtimes start plugins in the host's namespace; those of another node (kind, for example) may run on
+            // the same kernel.
             Event::CniExec(record) if !self.is_host(record.task.netns) => {}
             Event::CniExec(record) => emit_some(at, self.plugin_started(*record), emit),
             Event::ProcessExec(record) => {
@@ -208,7 +208,7 @@ impl Enricher {
             }
             Event::Stdout { task, data, .. } => self.cni.wrote(task.tgid, data),
             Event::Exit(record) if record.cni != 0 => {
-                if let Some(end) = self.cni.ended(record) {
+                if let Some(end) = self.cni.exited(record) {
                     emit(at, Observation::CniEnd(end));
                 }
             }
@@ -238,9 +238,9 @@ impl Enricher {
     fn rtnetlink(&mut self, at: Mono, record: &Rtnetlink, mut emit: impl FnMut(Mono, Observation)) {
         let Client { actor: process, class, .. } = self.clients.find(&record.task);
         let host = self.is_host(record.task.netns);
-        if let Some(gone) = rtnetlink::gone(record, process.clone()) {
+        if let Some(removed) = rtnetlink::removed(record, process.clone()) {
             if host {
-                emit(at, Observation::RouteGone(gone));
+                emit(at, Observation::RouteGone(removed));
             }
             return;
         }
@@ -248,29 +248,28 @@ impl Enricher {
         if record.cni != 0 {
             self.cni.refused(record.task.tgid, &error);
         }
-        // Of other namespaces, only what plugins do there.
+        // Of other namespaces only requests of plugins are relevant.
         if host || record.cni != 0 {
             emit(at, Observation::NetlinkError(error));
         }
     }
 
     fn plugin_started(&mut self, mut record: CniExec) -> Option<Observation> {
-        // First, because the plugin may exit at any moment.
+        // This comes first because the plugin may exit at any time.
         if text(&record.command).is_empty() {
             environ::fill(&mut record);
         }
-        // Any process can set the environment of a plugin. Delegates exit together with the plugin that runs them.
-        if !self.cni.works_for_one(record.task.ppid) && !provenance::is_trusted(&self.settings, &record.task)
-        {
+        // Any process can set the environment of a plugin, so that it must be trusted, or a child of a CNI process.
+        if !self.cni.contains(record.task.ppid) && !provenance::is_trusted(&self.settings, &record.task) {
             return None;
         }
         let parent = self.clients.name_of(record.task.ppid);
         let settings = &self.settings;
         let class = provenance::class_of(&self.settings, parent.pid, &parent.name);
         let by_runtime = class == Some(ProcessClass::Runtime);
-        let seen = |path: &str| namespaces::look(settings, path, record.task.ppid);
-        let start = self.cni.started(&record, parent, seen)?;
-        // A runtime hands its own directories to every plugin.
+        let look_up = |path: &str| namespaces::look(settings, path, record.task.ppid);
+        let start = self.cni.started(&record, parent, look_up)?;
+        // A container runtime passes its plugin directories to every plugin.
         let dirs = text(&record.cni_path);
         if by_runtime && !dirs.is_empty() && dirs.len() < record.cni_path.len() {
             let dirs = dirs.split(|byte| *byte == b':').filter(|dir| dir.starts_with(b"/"));
@@ -282,7 +281,7 @@ impl Enricher {
         Some(Observation::CniStart(start))
     }
 
-    /// Judges only plugins, and only attempts of root: any user can fail to execute a file.
+    /// Converts a refused file, if it is that of a plugin and root's attempt: any user can fail to execute a file.
     fn file_refused(&mut self, record: &FileRefused) -> Option<Observation> {
         if record.task.uid != 0 {
             return None;
@@ -291,17 +290,17 @@ impl Enricher {
         let name = path.file_name()?;
         let dirs = self.settings.cni.bin();
         let mut dirs = dirs.iter();
-        // A short name without its directory is all that some sources give, and the file's number with it.
-        let is_it = |path: &Path| {
+        // Some sources report only the name of the file, and its inode number.
+        let is_same = |path: &Path| {
             fs::metadata(path).is_ok_and(|file| record.inode == 0 || file.ino() == record.inode)
         };
         let dir = match path.parent().filter(|dir| dir.is_absolute()) {
             Some(parent) => dirs.find(|dir| *dir == parent),
-            None => dirs.find(|dir| is_it(&self.settings.on_host(dir).join(name))),
+            None => dirs.find(|dir| is_same(&self.settings.on_host(dir).join(name))),
         }?;
         let (errno, write) = (record.errno, record.write == 1);
         let on_host = self.settings.on_host(dir).join(name);
-        // Of a plugin that is there something else is missing: its interpreter.
+        // ENOENT for an existing plugin means that its interpreter is missing. A missing plugin is reported by other means.
         if errno == libc::ENOENT.unsigned_abs() && !on_host.exists() {
             return None;
         }
@@ -331,13 +330,13 @@ fn emit_some(at: Mono, observation: Option<Observation>, mut emit: impl FnMut(Mo
     }
 }
 
-/// An address as the records carry it.
+/// Converts an address of a record.
 fn address(family: u16, bytes: [u8; 16]) -> IpAddr {
     if i32::from(family) == libc::AF_INET {
         let [a, b, c, d, ..] = bytes;
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     } else {
-        // A socket of IPv6 that speaks IPv4 carries ::ffff:a.b.c.d.
+        // An IPv6 socket that is connected over IPv4 has an address of the form ::ffff:a.b.c.d.
         IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
     }
 }

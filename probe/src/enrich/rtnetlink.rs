@@ -1,4 +1,4 @@
-//! Requests of rtnetlink(7): which object they were about.
+//! Converts records of rtnetlink(7) requests, and names the objects that they are about.
 
 use netlink_packet_core::{DefaultNla, Nla as _, NlasIterator, Parseable as _};
 use probe_common::{Rtnetlink, text};
@@ -7,7 +7,7 @@ use probe_engine::{Actor, NetlinkError, ProcessClass, RouteGone};
 use super::VALUE_MAX;
 use crate::text::clean;
 
-/// `struct nlmsghdr`
+/// Size of `struct nlmsghdr`, bytes.
 const HEADER: usize = 16;
 
 // include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h, fib_rules.h
@@ -38,7 +38,7 @@ const KINDS: &[(u16, &str)] = &[
     (88, "newnsid"),
 ];
 
-/// A request that was refused.
+/// Converts a refused request.
 pub(super) fn refused(record: &Rtnetlink, process: Actor, class: Option<ProcessClass>) -> NetlinkError {
     let request = KINDS.iter().find(|(kind, _)| *kind == record.kind).map_or("", |(_, name)| name);
     NetlinkError {
@@ -52,8 +52,8 @@ pub(super) fn refused(record: &Rtnetlink, process: Actor, class: Option<ProcessC
     }
 }
 
-/// A route or rule that somebody took away; `None` for anything else.
-pub(super) fn gone(record: &Rtnetlink, process: Actor) -> Option<RouteGone> {
+/// Converts a request that removed a route or a rule; `None` for any other request.
+pub(super) fn removed(record: &Rtnetlink, process: Actor) -> Option<RouteGone> {
     let rule = match (record.kind, record.errno) {
         (RTM_DELROUTE, 0) => false,
         (RTM_DELRULE, 0) => true,
@@ -62,13 +62,13 @@ pub(super) fn gone(record: &Rtnetlink, process: Actor) -> Option<RouteGone> {
     Some(RouteGone { process, rule, object: object(record).unwrap_or_default(), ..RouteGone::default() })
 }
 
-/// The link's name, the address, or the destination.
+/// Returns the object of a request: the name of a link, an address, or the destination of a route.
 fn object(record: &Rtnetlink) -> Option<String> {
     let length = usize::try_from(record.len).ok()?;
     let body = record.request.get(HEADER..length)?;
     match record.kind {
         16..=19 => {
-            // struct ifinfomsg: the index stands at 4.
+            // struct ifinfomsg has the index at offset 4.
             let name = attribute(body.get(16..)?, IFLA_IFNAME).map(|name| clean(text(&name), 64));
             name.or_else(|| Some(format!("#{}", i32::from_ne_bytes(body.get(4..8)?.try_into().ok()?))))
         }
@@ -93,7 +93,7 @@ fn prefix(bytes: &[u8], length: u8) -> String {
     format!("{}/{length}", address.unwrap_or_else(|| "?".to_owned()))
 }
 
-/// The value of the first attribute of this kind; ends at one that was cut off.
+/// Returns the value of the first attribute of this kind; `None` if a truncated one comes before it.
 fn attribute(bytes: &[u8], wanted: u16) -> Option<Vec<u8>> {
     for nla in NlasIterator::new(bytes) {
         let nla = DefaultNla::parse(&nla.ok()?).ok()?;
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_named_as_people_name_them() {
+    fn names_objects_as_ip_does() {
         let mut link = vec![0; 16];
         link[4] = 7;
         assert_eq!(object(&record(16, &link)).as_deref(), Some("#7"));
@@ -131,8 +131,8 @@ mod tests {
         let mut route = vec![2, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(object(&record(25, &route)).as_deref(), Some("default"));
         route.extend([8, 0, 1, 0, 10, 244, 0, 0]);
-        let gone = gone(&record(25, &route), Actor::default()).expect("a route");
-        assert_eq!((gone.object.as_str(), gone.rule), ("10.244.0.0/16", false));
+        let removed = removed(&record(25, &route), Actor::default()).expect("a route");
+        assert_eq!((removed.object.as_str(), removed.rule), ("10.244.0.0/16", false));
         for cut in 0..route.len() {
             let _ = object(&record(25, &route[..cut]));
         }

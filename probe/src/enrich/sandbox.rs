@@ -1,28 +1,29 @@
-//! One sandbox from many observations: its namespace, its name, the plugins that ran for it, its links.
+//! Assembles a sandbox from observations: its network namespace, its name, the plugins that ran for it, its links.
 
 use probe_engine::{
     CniEnd, CniStart, Link, Mono, NameState, Netns, NetnsName, NetnsSeen, Observation, Sandbox, Step,
     StepKind,
 };
 
-/// Most sandboxes at once: 110 pods, and as many again that are on their way out, twice.
+/// Maximum number of sandboxes: 110 pods and as many that are being removed, with a margin of two.
 const SANDBOXES: usize = 512;
-/// Most steps that are kept of one: the first half and the newest half.
+/// Maximum number of steps of a sandbox that are kept: the first half and the last half.
 const STEPS: usize = 32;
-/// How long links and names may lag behind the plugins: they come by other ways than the kernel half's.
+/// How long observations of links and names may lag behind those of plugins, nanoseconds: they come from other sources.
 const SETTLING: u64 = 300_000_000;
 
+/// A sandbox that is being assembled.
 #[derive(Debug)]
 struct Attempt {
     sandbox: Sandbox,
     first: Mono,
     last: Mono,
-    /// Plugins that run for it now, and since when.
+    /// Process IDs and start times of the plugins that run for it.
     running: Vec<(u32, Mono)>,
-    /// Something was done since it was told last.
-    news: bool,
-    /// Nothing more can come.
-    over: bool,
+    /// It has changed since it was last reported.
+    has_changed: bool,
+    /// No further observations of it are expected.
+    is_finished: bool,
 }
 
 impl Attempt {
@@ -32,12 +33,12 @@ impl Attempt {
             first: at,
             last: at,
             running: Vec::new(),
-            news: false,
-            over: false,
+            has_changed: false,
+            is_finished: false,
         }
     }
 
-    /// Adds its name once, however many sources report it and by whichever path.
+    /// Adds its name unless it is known: several sources may report it, by different paths.
     fn named(&mut self, at: Mono, path: &str) {
         let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
         let is_known = |step: &Step| step.step == StepKind::Named && name(&step.what) == name(path);
@@ -46,6 +47,7 @@ impl Attempt {
         }
     }
 
+    /// Adds a step.
     fn step(&mut self, at: Mono, step: StepKind, what: String, ok: bool, took_ns: u64) {
         let steps = &mut self.sandbox.steps;
         if steps.len() == STEPS {
@@ -57,14 +59,14 @@ impl Attempt {
     }
 }
 
-/// Sandboxes that are there or on their way. Only those for which a plugin ran are told.
+/// Sandboxes that exist or are being created or removed. Only those for which a plugin ran are reported.
 #[derive(Debug, Default)]
 pub(crate) struct Sandboxes {
     attempts: Vec<Attempt>,
 }
 
 impl Sandboxes {
-    /// Keeps what an observation says of a sandbox.
+    /// Records what an observation shows of a sandbox.
     pub(crate) fn note(&mut self, at: Mono, observation: &Observation) {
         match observation {
             Observation::Netns(netns) => self.netns(at, netns),
@@ -76,29 +78,29 @@ impl Sandboxes {
         }
     }
 
-    /// Those that have come to rest with news.
+    /// Returns the sandboxes that have changed since they were last reported, and for which nothing is in progress.
     pub(crate) fn settled(&mut self, now: Mono) -> Vec<Sandbox> {
-        let mut told = Vec::new();
+        let mut settled = Vec::new();
         for attempt in &mut self.attempts {
-            if attempt.news && attempt.running.is_empty() && now.since(attempt.last) >= SETTLING {
-                attempt.news = false;
+            if attempt.has_changed && attempt.running.is_empty() && now.since(attempt.last) >= SETTLING {
+                attempt.has_changed = false;
                 let mut sandbox = attempt.sandbox.clone();
                 sandbox.steps.sort_by_key(|step| (step.after_ns, step.step));
                 sandbox.took_ns = attempt.last.since(attempt.first);
                 sandbox.ok = sandbox.steps.iter().all(|step| step.ok);
-                told.push(sandbox);
+                settled.push(sandbox);
             }
         }
-        self.attempts.retain(|attempt| attempt.news || !attempt.over);
-        told
+        self.attempts.retain(|attempt| attempt.has_changed || !attempt.is_finished);
+        settled
     }
 
     fn of_netns(&mut self, inum: u32) -> Option<&mut Attempt> {
-        // The number is used again as soon as a namespace ends: the newest counts.
+        // The kernel reuses the number of a removed namespace: the newest sandbox with it is meant.
         self.attempts
             .iter_mut()
             .rev()
-            .find(|attempt| inum != 0 && attempt.sandbox.netns == inum && !attempt.over)
+            .find(|attempt| inum != 0 && attempt.sandbox.netns == inum && !attempt.is_finished)
     }
 
     fn begin(&mut self, at: Mono) -> &mut Attempt {
@@ -118,8 +120,8 @@ impl Sandboxes {
             attempt.step(at, StepKind::Created, who, true, 0);
         } else if let Some(attempt) = self.of_netns(netns.inum) {
             attempt.step(at, StepKind::Ended, String::new(), true, 0);
-            attempt.over = true;
-            attempt.news |= !attempt.sandbox.container_id.is_empty();
+            attempt.is_finished = true;
+            attempt.has_changed |= !attempt.sandbox.container_id.is_empty();
         }
     }
 
@@ -127,7 +129,7 @@ impl Sandboxes {
         let Some(attempt) = self.of_netns(name.inum) else { return };
         match name.state {
             NameState::Bound => {
-                // It is seen a little after it was there, and it was there before any plugin ran.
+                // Names are observed with a delay, and exist before the first plugin runs.
                 let ran = attempt.sandbox.steps.iter().filter(|step| step.step == StepKind::Add);
                 let ran = ran.map(|step| attempt.first.plus(step.after_ns));
                 let at = attempt.running.iter().map(|(_, since)| *since).chain(ran).fold(at, Mono::min);
@@ -148,7 +150,7 @@ impl Sandboxes {
     }
 
     fn started(&mut self, at: Mono, start: &CniStart) {
-        // VERSION and STATUS ask the plugin and no sandbox.
+        // VERSION and STATUS do not concern a sandbox.
         if start.container_id.is_empty() {
             return;
         }
@@ -157,7 +159,7 @@ impl Sandboxes {
             _ => 0,
         };
         let known = self.attempts.iter().rposition(|attempt| {
-            !attempt.over
+            !attempt.is_finished
                 && (inum != 0 && attempt.sandbox.netns == inum
                     || attempt.sandbox.container_id == start.container_id)
         });
@@ -168,7 +170,7 @@ impl Sandboxes {
         if inum != 0 {
             attempt.sandbox.netns = inum;
         }
-        // The mount is seen later on a busy machine, maybe after all is done.
+        // On a busy host the mount may be observed only after the last plugin has exited.
         let is_name = start.netns.starts_with('/') && !start.netns.starts_with("/proc/");
         if inum != 0 && start.command == "ADD" && is_name {
             attempt.named(at.minus(start.running_ns), &start.netns);
@@ -177,7 +179,7 @@ impl Sandboxes {
         if start.pod.is_some() {
             attempt.sandbox.pod.clone_from(&start.pod);
         }
-        // After a loss it is told again.
+        // After lost events running plugins are reported again.
         if !attempt.running.iter().any(|(running, _)| *running == start.pid) {
             attempt.running.push((start.pid, at.minus(start.running_ns)));
         }
@@ -185,10 +187,10 @@ impl Sandboxes {
 
     fn ended(&mut self, at: Mono, end: &CniEnd) {
         let pid = end.start.pid;
-        let works = |attempt: &&mut Attempt| attempt.running.iter().any(|(running, _)| *running == pid);
-        let Some(attempt) = self.attempts.iter_mut().find(works) else { return };
+        let runs = |attempt: &&mut Attempt| attempt.running.iter().any(|(running, _)| *running == pid);
+        let Some(attempt) = self.attempts.iter_mut().find(runs) else { return };
         attempt.running.retain(|(running, _)| *running != pid);
-        attempt.news = true;
+        attempt.has_changed = true;
         let step = match end.start.command.as_str() {
             "ADD" => StepKind::Add,
             "DEL" => StepKind::Del,
@@ -203,8 +205,8 @@ impl Sandboxes {
         let began = Mono(at.0.saturating_sub(end.took_ns)).max(attempt.first);
         attempt.step(began, step, what, end.exit.success(), end.took_ns);
         attempt.last = attempt.last.max(at);
-        // A namespace whose end would be seen is not known: this is the last word.
-        attempt.over |= step == StepKind::Del && attempt.sandbox.netns == 0;
+        // Without a known namespace its removal will not be observed: this is the last step.
+        attempt.is_finished |= step == StepKind::Del && attempt.sandbox.netns == 0;
     }
 }
 
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_was_done_for_a_sandbox_is_one_story() {
+    fn assembles_all_steps_of_a_sandbox() {
         let mut sandboxes = Sandboxes::default();
         let netns = |up| Observation::Netns(Netns { inum: 7, up, process: Actor::default() });
         let named = NetnsName { path: "/run/netns/x".into(), inum: 7, state: NameState::Bound };
@@ -255,16 +257,16 @@ mod tests {
         sandboxes.note(Mono(0), &netns(true));
         sandboxes.note(Mono(10 * MS), &Observation::CniStart(add.clone()));
         sandboxes.note(Mono(30 * MS), &end(&add, 20));
-        // Both are seen late.
+        // Both are observed with a delay.
         sandboxes.note(Mono(40 * MS), &Observation::NetnsName(named));
         sandboxes.note(Mono(41 * MS), &Observation::Link(link));
         assert_eq!(sandboxes.settled(Mono(50 * MS)), []);
-        let told = sandboxes.settled(Mono(400 * MS));
-        let steps: Vec<_> = told[0].steps.iter().map(|step| (step.after_ns / MS, step.step)).collect();
+        let settled = sandboxes.settled(Mono(400 * MS));
+        let steps: Vec<_> = settled[0].steps.iter().map(|step| (step.after_ns / MS, step.step)).collect();
         let wanted =
             [(0, StepKind::Created), (10, StepKind::Named), (10, StepKind::Add), (41, StepKind::Link)];
         assert_eq!(steps, wanted);
-        assert!(told[0].added && told[0].ok && told[0].netns == 7);
+        assert!(settled[0].added && settled[0].ok && settled[0].netns == 7);
         assert_eq!(sandboxes.settled(Mono(900 * MS)), []);
         sandboxes.note(Mono(1000 * MS), &netns(false));
         assert_eq!(sandboxes.settled(Mono(2000 * MS)).len(), 1);
@@ -272,26 +274,26 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_known_from_the_plugin_and_reported_once() {
+    fn name_is_taken_from_plugin_and_reported_once() {
         let mut sandboxes = Sandboxes::default();
         let add = CniStart { netns: "/var/run/netns/x".into(), ..start(10, "ADD", 7) };
         sandboxes.note(Mono(0), &Observation::CniStart(add.clone()));
         sandboxes.note(Mono(20 * MS), &end(&add, 20));
         let name = NetnsName { path: "/run/netns/x".into(), inum: 7, state: NameState::Bound };
         sandboxes.note(Mono(30 * MS), &Observation::NetnsName(name));
-        let told = sandboxes.settled(Mono(400 * MS));
-        let steps: Vec<_> = told[0].steps.iter().map(|step| step.step).collect();
+        let settled = sandboxes.settled(Mono(400 * MS));
+        let steps: Vec<_> = settled[0].steps.iter().map(|step| step.step).collect();
         assert_eq!(steps, [StepKind::Named, StepKind::Add]);
     }
 
     #[test]
-    fn a_del_without_an_add_is_told_as_such() {
+    fn reports_del_without_add() {
         let mut sandboxes = Sandboxes::default();
         let del = start(10, "DEL", 0);
         sandboxes.note(Mono(0), &Observation::CniStart(del.clone()));
         sandboxes.note(Mono(MS), &end(&del, 1));
-        let told = sandboxes.settled(Mono(1000 * MS));
-        assert!(!told[0].added && told[0].netns == 0);
+        let settled = sandboxes.settled(Mono(1000 * MS));
+        assert!(!settled[0].added && settled[0].netns == 0);
         assert!(sandboxes.attempts.is_empty());
     }
 
