@@ -1,11 +1,11 @@
-//! What the agent may do once it runs: less than the root that started it.
+//! Reduces the privileges of the running agent: capabilities and system calls.
 
 mod calls;
 
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// The capabilities that the agent uses; README.md says for what.
+/// The capabilities that the agent uses; README.md documents their purposes.
 const USED: [Capability; 9] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
@@ -18,23 +18,23 @@ const USED: [Capability; 9] = [
     Capability::CAP_DAC_OVERRIDE,
 ];
 
-/// Gives up all other capabilities, new privileges, and dumps of memory, which holds credentials. Each thread has privileges
-/// of its own: this must run before others are started.
+/// Drops all capabilities except [`USED`] from this thread, and forbids new privileges and memory dumps, which would contain
+/// credentials. Threads inherit these privileges when they are started, so this must run before.
 ///
 /// # Errors
-/// If the kernel refuses one of them; those before it are given up.
+/// If the kernel refuses a step; the steps before it remain in effect.
 pub(crate) fn confine() -> Result<()> {
     let used = CapsHashSet::from(USED);
     let kept: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(&used).copied().collect();
     for other in caps::all().difference(&used) {
-        // Without CAP_SETPCAP the bounding set stays as it is. It counts only for programs that gain privileges at exec.
+        // Without CAP_SETPCAP the bounding set cannot be changed. It affects only programs that gain privileges at exec.
         let _ = caps::drop(None, CapSet::Bounding, *other);
     }
     caps::clear(None, CapSet::Inheritable).context("clear the inheritable capabilities")?;
     for set in [CapSet::Effective, CapSet::Permitted] {
         caps::set(None, set, &kept).with_context(|| format!("reduce the {set:?} capabilities"))?;
     }
-    let check = |what: &'static str, answer: libc::c_int| match answer {
+    let check = |what: &'static str, result: libc::c_int| match result {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()).context(what),
     };
@@ -44,7 +44,7 @@ pub(crate) fn confine() -> Result<()> {
     // SAFETY: no memory is involved.
     check("forbid memory dumps", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
     // SAFETY: no memory is involved.
-    check("give up new privileges", unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
+    check("forbid new privileges", unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
 }
 
 /// Returns whether this thread lacks a capability.
@@ -52,7 +52,7 @@ pub(crate) fn lacks(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).is_ok_and(|has| !has)
 }
 
-/// Has the kernel refuse to this thread to open files, for as long as it runs.
+/// Forbids this thread to open files, until it exits.
 ///
 /// # Errors
 /// If the kernel has no seccomp.
@@ -60,8 +60,8 @@ pub(crate) fn forbid_files() -> Result<()> {
     Ok(seccompiler::apply_filter(&calls::no_files()?)?)
 }
 
-/// Has the kernel refuse to all threads the system calls that the agent does not make once its programs are attached.
-/// `runs_programs`: it may have to start programs that provide credentials.
+/// Forbids all threads the system calls that the agent does not use once the kernel programs are attached. `runs_programs`: the
+/// agent may have to start programs that provide credentials.
 ///
 /// # Errors
 /// If the kernel has no seccomp, or a thread has a filter of its own.

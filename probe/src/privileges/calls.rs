@@ -1,4 +1,4 @@
-//! Which system calls the running agent may make (seccomp(2)), and what for.
+//! The system calls that the running agent may use (seccomp(2)), grouped by purpose.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use seccompiler::{
 
 const ARCH: TargetArch = if cfg!(target_arch = "aarch64") { TargetArch::aarch64 } else { TargetArch::x86_64 };
 
-/// Memory of the process.
+/// Memory.
 const MEMORY: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_madvise,
@@ -22,7 +22,7 @@ const MEMORY: &[c_long] = &[
     libc::SYS_munmap,
 ];
 
-/// Threads, what they wait for, and their end. clone(2) is in [`LIMITED`].
+/// Threads, synchronization and signals. clone(2) is in [`LIMITED`].
 const THREADS: &[c_long] = &[
     libc::SYS_clone3,
     libc::SYS_exit,
@@ -45,8 +45,8 @@ const THREADS: &[c_long] = &[
     libc::SYS_tgkill,
 ];
 
-/// Time, random numbers, who the process is.
-const FACTS: &[c_long] = &[
+/// Time, random numbers, and information about the process and the host.
+const INFORMATION: &[c_long] = &[
     libc::SYS_capget,
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
@@ -62,7 +62,7 @@ const FACTS: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Files, as a rule to read; the agent writes its state, its journal, its lock and the file of its socket.
+/// Files. Most are only read; the agent writes its state, its journal, its lock and the file of its socket.
 const FILES: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_close_range,
@@ -100,7 +100,7 @@ const FILES: &[c_long] = &[
     libc::SYS_writev,
 ];
 
-/// Waiting for descriptors, and what watches files.
+/// Waiting for descriptors, and watching files.
 const WAITING: &[c_long] = &[
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -116,7 +116,7 @@ const WAITING: &[c_long] = &[
     libc::SYS_ppoll,
 ];
 
-/// Sockets: netlink, the API server, the runtime, name servers, the agent's own pages. socket(2) is in [`LIMITED`].
+/// Sockets: netlink, the API server, the container runtime, name servers, the agent's HTTP server. socket(2) is in [`LIMITED`].
 const SOCKETS: &[c_long] = &[
     libc::SYS_accept,
     libc::SYS_accept4,
@@ -137,7 +137,7 @@ const SOCKETS: &[c_long] = &[
     libc::SYS_socketpair,
 ];
 
-/// The older forms of calls above, which only some architectures have and C libraries use there.
+/// Older variants of the calls above, which exist only on some architectures and are used by their C libraries.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
     libc::SYS_access,
@@ -153,8 +153,8 @@ const OLDER: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[];
 
-/// What else starting a program that provides a credential takes, and what such programs make use of: they run with the same
-/// filter, which cannot be taken back. Nothing here takes a capability.
+/// Further calls to start a program that provides a credential, and calls that such programs use: they inherit the filter, which
+/// cannot be removed. None of these calls needs a capability.
 const PROGRAMS: &[c_long] = &[
     libc::SYS_capset,
     libc::SYS_chdir,
@@ -222,7 +222,7 @@ const PROGRAMS: &[c_long] = &[
     libc::SYS_waitid,
 ];
 
-/// The older forms of calls in [`PROGRAMS`].
+/// Older variants of the calls in [`PROGRAMS`].
 #[cfg(target_arch = "x86_64")]
 const OLDER_PROGRAMS: &[c_long] = &[
     libc::SYS_alarm,
@@ -252,26 +252,26 @@ const OLDER_PROGRAMS: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_PROGRAMS: &[c_long] = &[libc::SYS_getrlimit];
 
-/// A call that is allowed with some arguments only.
+/// A call that is allowed only with certain values of an argument.
 struct Limited {
     call: c_long,
-    /// Which argument decides.
+    /// Index of the argument.
     argument: u8,
     length: SeccompCmpArgLen,
     allowed: Allowed,
-    /// Programs that provide credentials need it with any arguments.
-    free_for_programs: bool,
+    /// Allowed with any arguments if the agent may start programs that provide credentials.
+    any_for_programs: bool,
 }
 
-/// Which arguments.
+/// Allowed values of an argument.
 enum Allowed {
-    /// One of these.
+    /// One of these values.
     OneOf(&'static [u64]),
-    /// None of these bits.
+    /// Values without any of these bits.
     Without(u64),
 }
 
-/// clone(2): namespaces of one's own.
+/// Flags of clone(2) that create namespaces.
 const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -280,14 +280,15 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS) as u64;
 
-/// bpf(2), `enum bpf_cmd`: read and change entries of maps. Without `BPF_PROG_LOAD` and
-/// `BPF_MAP_CREATE`: everything is loaded by then.
-const MAPS: &[u64] = &[1, 2, 3, 4];
+/// Commands of bpf(2) (`enum bpf_cmd`) that read and change map elements. `BPF_PROG_LOAD` and `BPF_MAP_CREATE` are not needed once
+/// everything is loaded.
+const MAP_COMMANDS: &[u64] = &[1, 2, 3, 4];
 
-/// prctl(2): `PR_SET_NAME` of new threads, `PR_GET_NAME`, and `PR_SET_VMA`, by which the allocator names its memory.
-const NAMES: &[u64] = &[15, 16, 0x5356_4d41];
+/// Operations of prctl(2): `PR_SET_NAME` for new threads, `PR_GET_NAME`, and `PR_SET_VMA`, with which the allocator names its
+/// memory.
+const NAME_OPERATIONS: &[u64] = &[15, 16, 0x5356_4d41];
 
-/// Families of sockets (socket(2)).
+/// Address families of socket(2).
 const FAMILIES: &[u64] =
     &[libc::AF_UNIX as u64, libc::AF_INET as u64, libc::AF_INET6 as u64, libc::AF_NETLINK as u64];
 
@@ -296,37 +297,37 @@ const LIMITED: &[Limited] = &[
         call: libc::SYS_bpf,
         argument: 0,
         length: SeccompCmpArgLen::Dword,
-        allowed: Allowed::OneOf(MAPS),
-        free_for_programs: false,
+        allowed: Allowed::OneOf(MAP_COMMANDS),
+        any_for_programs: false,
     },
     Limited {
         call: libc::SYS_clone,
         argument: 0,
         length: SeccompCmpArgLen::Qword,
         allowed: Allowed::Without(NAMESPACES),
-        free_for_programs: false,
+        any_for_programs: false,
     },
     Limited {
         call: libc::SYS_prctl,
         argument: 0,
         length: SeccompCmpArgLen::Dword,
-        allowed: Allowed::OneOf(NAMES),
-        free_for_programs: true,
+        allowed: Allowed::OneOf(NAME_OPERATIONS),
+        any_for_programs: true,
     },
-    // Limits are read; a new one is the third argument.
+    // Limits may be read, but not set: the third argument points to the new limit.
     Limited {
         call: libc::SYS_prlimit64,
         argument: 2,
         length: SeccompCmpArgLen::Qword,
         allowed: Allowed::OneOf(&[0]),
-        free_for_programs: true,
+        any_for_programs: true,
     },
     Limited {
         call: libc::SYS_socket,
         argument: 0,
         length: SeccompCmpArgLen::Dword,
         allowed: Allowed::OneOf(FAMILIES),
-        free_for_programs: false,
+        any_for_programs: false,
     },
 ];
 
@@ -345,29 +346,30 @@ impl Limited {
     }
 }
 
-/// The filters of the running agent, in the order of their installation. `runs_programs`: it may have to start programs that
-/// provide credentials.
+/// Returns the filters of the running agent, in the order in which they are installed. `runs_programs`: the agent may have to start
+/// programs that provide credentials.
 pub(super) fn filters(runs_programs: bool) -> Result<[Filter; 2]> {
-    // The flags of clone3(2) are in memory, where a filter cannot read them. C libraries use clone(2) where it is missing.
+    // The flags of clone3(2) are in memory, which a filter cannot read. C libraries fall back to clone(2) on ENOSYS.
     let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let without_clone3 =
         SeccompFilter::new(without_clone3, SeccompAction::Allow, refused(libc::ENOSYS), ARCH)?;
     let mut allowed: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    let always = [MEMORY, THREADS, FACTS, FILES, WAITING, SOCKETS, OLDER];
+    let always = [MEMORY, THREADS, INFORMATION, FILES, WAITING, SOCKETS, OLDER];
     let programs = [PROGRAMS, OLDER_PROGRAMS].into_iter().filter(|_| runs_programs);
     for call in always.into_iter().chain(programs).flatten() {
         allowed.insert(*call, Vec::new());
     }
     for limited in LIMITED {
-        let rules = if runs_programs && limited.free_for_programs { Vec::new() } else { limited.rules()? };
+        let rules = if runs_programs && limited.any_for_programs { Vec::new() } else { limited.rules()? };
         allowed.insert(limited.call, rules);
     }
     let allowed = SeccompFilter::new(allowed, refused(libc::EPERM), SeccompAction::Allow, ARCH)?;
-    // Refused calls appear in the kernel's log, with the audit type 1326 (`AUDIT_SECCOMP`); a missing clone3(2) is usual.
+    // Refused calls are logged by the kernel with the audit type 1326 (`AUDIT_SECCOMP`), except for clone3(2), whose refusal is
+    // expected.
     Ok([(without_clone3.try_into()?, 0), (allowed.try_into()?, libc::SECCOMP_FILTER_FLAG_LOG)])
 }
 
-/// Returns a filter that allows everything but to open files.
+/// Returns a filter that allows everything except opening files.
 pub(super) fn no_files() -> Result<BpfProgram> {
     let calls = BTreeMap::from([(libc::SYS_openat, Vec::new())]);
     Ok(SeccompFilter::new(calls, SeccompAction::Allow, refused(libc::EPERM), ARCH)?.try_into()?)
@@ -377,25 +379,25 @@ fn refused(errno: libc::c_int) -> SeccompAction {
     SeccompAction::Errno(errno.unsigned_abs())
 }
 
-/// A filter, and the flags of seccomp(2) that are its own.
+/// A filter, and its flags for seccomp(2).
 pub(super) type Filter = (BpfProgram, libc::c_ulong);
 
 /// Installs a filter for all threads of this process.
 pub(super) fn install((filter, flags): &Filter) -> Result<()> {
-    // The branch predictor need not be restrained: no part of the agent is code of others (spec_ctrl.rst in the kernel's
+    // Speculation need not be restricted, because the agent runs no untrusted code (spec_ctrl.rst in the kernel's
     // documentation).
     let flags = flags | libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).context("the filter is too long")?,
         filter: filter.as_ptr().cast_mut().cast(),
     };
-    // SAFETY: `program` names the instructions of `filter`, which has their layout; the kernel only reads them.
+    // SAFETY: `program` points to the instructions of `filter`, which have the expected layout; the kernel only reads them.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     match result {
         0 => Ok(()),
         ..0 => Err(io::Error::last_os_error().into()),
-        thread => bail!("the thread {thread} has a filter of its own"),
+        thread => bail!("thread {thread} has a filter of its own"),
     }
 }
 
@@ -405,9 +407,9 @@ mod tests {
 
     use super::*;
 
-    /// The errno of a call in a child process with these filters; 0 if it succeeds.
+    /// Returns the errno of a call in a child process with these filters; 0 if it succeeds.
     fn errno_of(filters: &[Filter], call: impl FnOnce() -> c_long) -> i32 {
-        // SAFETY: until it exits the child makes system calls only, and allocates nothing.
+        // SAFETY: until it exits, the child only makes system calls and allocates nothing.
         let child = unsafe { libc::fork() };
         if child == 0 {
             // SAFETY: no memory is involved.
@@ -421,7 +423,7 @@ mod tests {
                 () if call() < 0 => failed(),
                 () => 0,
             };
-            // SAFETY: it does not return.
+            // SAFETY: _exit(2) has no preconditions.
             unsafe { libc::_exit(errno) };
         }
         let mut status = 0;
@@ -433,11 +435,11 @@ mod tests {
 
     fn call(number: c_long, arguments: [u64; 4]) -> impl FnOnce() -> c_long + Copy {
         let [first, second, third, fourth] = arguments;
-        // SAFETY: the arguments below are numbers, or pointers to nothing, which the kernel rejects.
+        // SAFETY: the arguments below are numbers, or invalid pointers, which the kernel rejects.
         move || unsafe { libc::syscall(number, first, second, third, fourth) }
     }
 
-    /// A call that fails with this errno, or succeeds, where nothing forbids it.
+    /// Calls that the filters forbid, with their names and arguments.
     const FORBIDDEN: &[(&str, c_long, [u64; 4])] = &[
         ("ptrace(PTRACE_TRACEME)", libc::SYS_ptrace, [0; 4]),
         ("process_vm_writev of nothing", libc::SYS_process_vm_writev, [1 << 30, 0, 0, 0]),
@@ -457,18 +459,18 @@ mod tests {
     ];
 
     #[test]
-    fn only_a_thread_without_files_cannot_open_them() {
+    fn forbids_opening_files_on_calling_thread_only() {
         let open = || std::fs::File::open("/proc/self/status").map(drop).map_err(|error| error.kind());
-        let limited = std::thread::spawn(move || {
+        let forbidden = std::thread::spawn(move || {
             crate::privileges::forbid_files().expect("has seccomp");
             open()
         });
-        assert_eq!(limited.join().expect("does not panic"), Err(io::ErrorKind::PermissionDenied));
+        assert_eq!(forbidden.join().expect("does not panic"), Err(io::ErrorKind::PermissionDenied));
         assert_eq!(open(), Ok(()));
     }
 
     #[test]
-    fn calls_that_the_agent_does_not_make_fail() {
+    fn forbidden_calls_fail() {
         for runs_programs in [false, true] {
             let filters = filters(runs_programs).expect("filters");
             for (what, number, arguments) in FORBIDDEN {
@@ -481,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_agent_that_may_have_to_start_programs_can_do_so() {
+    fn starting_programs_is_forbidden_unless_needed() {
         let execute = call(libc::SYS_execve, [0; 4]);
         for (runs_programs, wanted) in [(false, libc::EPERM), (true, libc::EFAULT)] {
             assert_eq!(errno_of(&filters(runs_programs).expect("filters"), execute), wanted);
@@ -489,12 +491,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_works_as_without_a_filter() {
+    fn allowed_calls_work_as_without_filter() {
         let open = || {
-            // SAFETY: the path ends with a zero.
+            // SAFETY: the path is NUL-terminated.
             unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/proc/self/stat".as_ptr(), 0) }
         };
-        // A command that reads a map, and no arguments.
+        // A command that reads a map, without attributes.
         let read_map = call(libc::SYS_bpf, [1, 0, 0, 0]);
         let socket = call(libc::SYS_socket, [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0, 0]);
         let limits = call(libc::SYS_prlimit64, [0, 7, 0, 0]);

@@ -1,11 +1,10 @@
-//! The one definition of a secret in a text, and what is shown in its place.
+//! Redacts secrets in texts. This module is the only definition of what counts as a secret.
 //!
-//! Programs print the credentials that they fail with: plugins their kubeconfig, proxies the account, libraries the value that
-//! they could not parse. Only the secret is replaced, so that the rest of the message remains useful.
+//! Programs print credentials in errors: plugins their kubeconfig, proxies their account, libraries a value that they could not
+//! parse. Only the secret is replaced, so that the rest of the message remains useful.
 //!
-//! A hand-written scanner, because where a value ends depends on how it is quoted and on whether it is a word of a sentence. It
-//! reads each byte a bounded number of times. A second run over its own output changes nothing, but for bytes that no program
-//! prints.
+//! The scanner is hand-written, because the end of a value depends on its quotes and on whether it is a word of a sentence. It
+//! reads each byte a bounded number of times. It is idempotent, except for bytes that no program prints.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,28 +13,29 @@ mod words;
 
 use words::{Kind, is_base64, is_base64_url, is_basic, is_blank, is_name, is_url, kind, looks_secret};
 
-/// Stands for a secret.
+/// Replacement of a secret.
 pub(crate) const HIDDEN: &str = "[redacted]";
 
-/// Longest name that is looked at, bytes: only its end decides.
+/// Maximum length of a name that is examined, bytes: only its end is relevant.
 const NAME: usize = 64;
-/// An unquoted word after `name: ` that is longer is never prose, bytes.
+/// Maximum length of an unquoted word after `name: ` that may be prose, bytes.
 const PROSE: usize = 64;
-/// Longest user information with a slash in it, bytes.
+/// Maximum length of user information that contains a slash, bytes.
 const URL: usize = 256;
-/// Most blanks between a name and its value.
+/// Maximum number of blanks between a name and its value.
 const BLANKS: usize = 8;
-/// A base64 text that starts as JSON does is a token from this length on, bytes: the shortest header of a JWT (RFC 7515),
+/// Minimum length of a base64 text starting like JSON to count as a token, bytes: the shortest header of a JWT (RFC 7515),
 /// `{"alg":"none"}`, has 19.
 const JWT: usize = 16;
-/// The base64 form of `-----BEGIN `, as kubeconfigs hold keys.
+/// The base64 form of `-----BEGIN `, with which keys in kubeconfigs start.
 const ENCODED_PEM: &[u8] = b"LS0tLS1CRUdJTi";
-/// Schemes of HTTP that are followed by one word of credentials.
+/// HTTP authentication schemes with one word of credentials.
 const SCHEMES: [&str; 5] = ["basic", "bearer", "negotiate", "token", "apikey"];
 
 /// Returns `bytes` with every secret replaced by [`HIDDEN`].
 ///
-/// The result is at most four times as long, and [`HIDDEN`] once more: the shortest secret, `a:b@`, has three bytes to replace.
+/// The result is at most four times as long, plus the length of [`HIDDEN`]: in the shortest secret, `a:b@`, three bytes are
+/// replaced.
 pub(crate) fn redact(bytes: &[u8]) -> Cow<'_, [u8]> {
     let mut scanner = Scanner { bytes, from: 0, no_at: 0 };
     let mut output = Vec::new();
@@ -43,13 +43,13 @@ pub(crate) fn redact(bytes: &[u8]) -> Cow<'_, [u8]> {
     while at < bytes.len() {
         match scanner.secret(at) {
             Some(secret) if bytes[secret.clone()] == *HIDDEN.as_bytes() => {
-                // A text that was redacted before.
+                // This secret was redacted before.
                 at = secret.end.max(at + 1);
                 output.extend_from_slice(&bytes[scanner.from..at]);
                 scanner.from = at;
             }
             Some(secret) => {
-                // Two secrets without anything between them are shown as one, as a second run would.
+                // Adjacent secrets are shown as one, as a second run would show them.
                 let follows = secret.start == scanner.from && output.ends_with(HIDDEN.as_bytes());
                 output.extend_from_slice(&bytes[scanner.from..secret.start]);
                 if !follows {
@@ -78,14 +78,14 @@ pub(crate) fn redact_text(text: &str) -> Cow<'_, str> {
 
 struct Scanner<'a> {
     bytes: &'a [u8],
-    /// Everything before it is done: no secret begins there, and no name.
+    /// Everything before it has been processed: no secret and no name starts there.
     from: usize,
-    /// No `@` follows before this place in the same word. It keeps the search for one linear.
+    /// There is no `@` before this position in the current word. Keeps the search for `@` linear.
     no_at: usize,
 }
 
 impl Scanner<'_> {
-    /// Returns the secret that the byte at `at` shows.
+    /// Returns the secret that is recognized by the byte at `at`, if any.
     fn secret(&mut self, at: usize) -> Option<Range<usize>> {
         let found = match self.bytes[at] {
             b':' if self.bytes[at..].starts_with(b"://") => self.user_information(at),
@@ -101,7 +101,7 @@ impl Scanner<'_> {
             b'a'..=b'z' | b'0'..=b'9' if self.starts_word(at) => self.bootstrap_token(at),
             _ => None,
         };
-        // Where a part of it is redacted, that part was a secret by itself and the rest was none.
+        // If a part of it is redacted already, only that part was the secret.
         found.filter(|secret| {
             !secret.is_empty() && (self.starts(secret.start, HIDDEN) || !self.is_done(secret.clone()))
         })
@@ -111,7 +111,7 @@ impl Scanner<'_> {
         at == self.from || !is_base64_url(self.bytes[at - 1])
     }
 
-    /// Returns where the bytes that `is_part` accepts end.
+    /// Returns the end of the run of bytes that `is_part` accepts.
     fn run(&self, from: usize, is_part: impl Fn(u8) -> bool) -> usize {
         self.bytes[from..].iter().position(|byte| !is_part(*byte)).map_or(self.bytes.len(), |end| from + end)
     }
@@ -121,8 +121,8 @@ impl Scanner<'_> {
         there.is_some_and(|there| there.eq_ignore_ascii_case(text.as_bytes()))
     }
 
-    /// `scheme://user:password@host`: what is between the slashes and the last `@` of the authority. Programs quote URLs
-    /// that do not parse, too, and texts that were cut before the `@`.
+    /// Finds the user information of `scheme://user:password@host`, between the slashes and the last `@` of the authority. Programs
+    /// also quote invalid URLs, and texts may have been truncated before the `@`.
     fn user_information(&mut self, at: usize) -> Option<Range<usize>> {
         if at == self.from || !self.bytes[at - 1].is_ascii_alphanumeric() {
             return None;
@@ -132,7 +132,7 @@ impl Scanner<'_> {
         (!self.is_done(start..end)).then_some(start..end)
     }
 
-    /// Returns whether a secret was redacted in this part, or at its end. With that secret it was not what it seems to be now.
+    /// Returns whether a secret was redacted within a part, or at its end. The text had another meaning with that secret.
     fn is_done(&self, part: Range<usize>) -> bool {
         let end = self.bytes.len().min(part.end + 1);
         self.bytes[part.start..end].windows(HIDDEN.len()).any(|part| part == HIDDEN.as_bytes())
@@ -147,7 +147,7 @@ impl Scanner<'_> {
         }
         let colon = self.bytes[start..authority].iter().position(|byte| *byte == b':')?;
         let port = &self.bytes[start + colon + 1..authority];
-        // Without the punctuation of the sentence that quotes the URL.
+        // Ignore the punctuation of the sentence that quotes the URL.
         let length = port.iter().rposition(u8::is_ascii_alphanumeric).map_or(0, |last| last + 1);
         if self.bytes[start] == b'[' || port[..length].iter().all(u8::is_ascii_digit) {
             return None;
@@ -155,12 +155,12 @@ impl Scanner<'_> {
         if authority == self.bytes.len() {
             return Some(authority);
         }
-        // A password with a slash in it. It is not searched for without a limit: another URL may follow.
+        // The password may contain a slash. The search is limited because another URL may follow.
         let length = self.bytes[start..].iter().take(URL).take_while(|byte| is_url(**byte)).count();
         last(start + length)
     }
 
-    /// `user:password@host`, and not `image:tag@sha256:…`.
+    /// Finds the account of `user:password@host`, but not in `image:tag@sha256:…`.
     fn account(&mut self, colon: usize) -> Option<Range<usize>> {
         let is_user =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'%' | b'+' | b'-');
@@ -181,13 +181,13 @@ impl Scanner<'_> {
             self.no_at = end;
             return None;
         }
-        // The user is a credential as well, as in a URL.
+        // The user is part of the credential, as in a URL.
         let length =
             self.bytes[self.from..colon].iter().rev().take(NAME).take_while(|byte| is_user(**byte)).count();
         Some(colon - length..end)
     }
 
-    /// The value after `name=` or `name:`, in a query, a header, an environment, JSON or YAML.
+    /// Finds the value after `name=` or `name:`, in a query, a header, an environment, JSON or YAML.
     fn named(&self, separator: usize) -> Option<Range<usize>> {
         let before = &self.bytes[self.from..separator];
         let back = |end: usize, most: usize, is_part: &dyn Fn(u8) -> bool| {
@@ -222,7 +222,7 @@ impl Scanner<'_> {
         if let Some(quoted) = self.quoted(value) {
             return Some(quoted);
         }
-        // Objects and lists have names of their own, and `token://` is a URL.
+        // The names inside objects and lists are examined by themselves, and `token://` is a URL.
         let is_open = matches!(self.bytes.get(value), Some(b'{' | b'[')) && !self.starts(value, HIDDEN);
         if is_open || self.bytes[value..].starts_with(b"//") {
             return None;
@@ -233,7 +233,7 @@ impl Scanner<'_> {
         (!is_prose && !is_done).then_some(value..end)
     }
 
-    /// `--token VALUE` of a command line.
+    /// Finds the value of `--token VALUE` on a command line.
     fn flag(&self, at: usize) -> Option<Range<usize>> {
         if !self.bytes[at..].starts_with(b"--") || (at > self.from && self.bytes[at - 1] == b'-') {
             return None;
@@ -250,7 +250,7 @@ impl Scanner<'_> {
         (!text.starts_with(b"-") && (text.len() >= 8 || looks_secret(text))).then_some(word)
     }
 
-    /// The credentials of a header, after its name: with any scheme, in quotes, or in the brackets of Go's maps.
+    /// Finds the credentials of a header after its name: with any scheme, in quotes, or in the brackets of Go's maps.
     fn credentials(&self, value: usize, is_header: bool) -> Option<Range<usize>> {
         let start = if self.starts(value, HIDDEN) { value } else { self.skip(value, |byte| byte == b'[', 1) };
         if let Some(quoted) = self.quoted(start) {
@@ -270,15 +270,16 @@ impl Scanner<'_> {
         if scheme == start || !is_long && (!is_header || self.bytes[scheme - 1] == b':') {
             return None;
         }
-        // Another scheme may have several words of parameters.
+        // Other schemes may have several words of parameters.
         let end = self.run(start, |byte| !matches!(byte, b'\n' | b'\r' | b'"' | b'\'' | b']' | b'\\'));
         (!self.is_done(start..end)).then_some(start..end)
     }
 
-    /// `Bearer TOKEN` and `Basic BASE64`, wherever they stand.
+    /// Finds the credentials of `Bearer TOKEN` and `Basic BASE64` anywhere in a text.
     fn scheme(&self, at: usize) -> Option<Range<usize>> {
-        /// What follows in sentences, and in the challenges of servers.
+        /// Words that follow the scheme in sentences.
         const WORDS: [&str; 5] = ["token", "tokens", "auth", "authentication", "authorization"];
+        /// Parameters that follow the scheme in the challenges of servers.
         const PARAMETERS: [&str; 3] = ["realm=", "error=", "scope="];
         let is_bearer = self.starts(at, "bearer");
         if !is_bearer && !self.starts(at, "basic") {
@@ -301,13 +302,13 @@ impl Scanner<'_> {
         (is_token && !is_prose).then_some(word)
     }
 
-    /// Three base64url parts, of which the first is a JSON object (RFC 7519); also where the text was cut.
+    /// Finds a JWT: three base64url parts, of which the first is a JSON object (RFC 7519), or the beginning of one that was truncated.
     fn json_web_token(&self, at: usize) -> Option<Range<usize>> {
         let end = if self.bytes[at..].starts_with(b"eyJ") { self.run(at, is_base64) } else { at };
         (end - at >= JWT).then_some(at..end)
     }
 
-    /// A bootstrap token of kubeadm: six and sixteen characters.
+    /// Finds a bootstrap token of kubeadm: six characters, a dot and sixteen characters.
     fn bootstrap_token(&self, at: usize) -> Option<Range<usize>> {
         let is_part = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let text = self.bytes.get(at..at + 23)?;
@@ -319,7 +320,7 @@ impl Scanner<'_> {
         (is_token && !is_longer && !goes_on && !is_part_of_name).then_some(at..at + 23)
     }
 
-    /// A PEM block to its end, or to the end of a text that was cut. One whose beginning was cut starts with its base64.
+    /// Finds a PEM block, up to its end or to that of the text. If its beginning was truncated, it starts with its base64 text.
     fn pem(&self, at: usize) -> Option<Range<usize>> {
         const END: &[u8] = b"-----END ";
         let rest = &self.bytes[at..];
@@ -341,7 +342,7 @@ impl Scanner<'_> {
         Some(start..dashes.map_or(self.bytes.len(), |dashes| self.run(label + dashes, |byte| byte == b'-')))
     }
 
-    /// The value that serde's messages quote: `invalid type: string "…", expected …`.
+    /// Finds the value that messages of serde quote: `invalid type: string "…", expected …`.
     fn unexpected(&self, at: usize) -> Option<Range<usize>> {
         const KINDS: [&[u8]; 5] = [b"string ", b"integer ", b"floating point ", b"character ", b"boolean "];
         let before = &self.bytes[self.from..at];
@@ -351,8 +352,8 @@ impl Scanner<'_> {
         if is_serde { self.quoted(at) } else { None }
     }
 
-    /// Returns what is inside the quotes that open at `at`, to the end of the text where they do not close. Quotes inside a
-    /// quoted text are escaped, once for each level.
+    /// Returns the text inside the quotes that open at `at`, up to the end of the text if they do not close. Quotes within quoted
+    /// text are escaped, once for each level.
     fn quoted(&self, at: usize) -> Option<Range<usize>> {
         let open = self.skip(at, |byte| byte == b'\\', BLANKS);
         let quote = *self.bytes.get(open).filter(|byte| matches!(byte, b'"' | b'\'' | b'`'))?;
@@ -371,7 +372,7 @@ impl Scanner<'_> {
         Some(open + 1..self.bytes.len())
     }
 
-    /// Returns where an unquoted value ends.
+    /// Returns the end of an unquoted value.
     fn word(&self, from: usize) -> usize {
         if self.starts(from, HIDDEN) {
             return from + HIDDEN.len();
@@ -385,8 +386,8 @@ impl Scanner<'_> {
         from + self.bytes[from..].iter().take(most).take_while(|byte| is_part(**byte)).count()
     }
 
-    /// `token: permission denied` is an error, `token: hunter2` a secret: an unquoted value is alone on its line, or no
-    /// English word.
+    /// Returns whether an unquoted value is part of a sentence: `token: permission denied` is an error, `token: hunter2` a secret. A
+    /// secret is alone on its line, or not an English word.
     fn is_prose(&self, word: Range<usize>) -> bool {
         let text = &self.bytes[word.clone()];
         if text.len() > PROSE || self.starts(word.start, HIDDEN) {

@@ -9,78 +9,78 @@ use super::{HIDDEN, redact, redact_text};
 const JWT: &str = "eyJhbGciOiJSUzI1NiIsImtpZCI6IngifQ.eyJpc3MiOiJrdWJlcm5ldGVzIn0.c2lnbmF0dXJl-_x";
 const KEY: &str = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIGk\n-----END EC PRIVATE KEY-----";
 
-/// Asserts that `text` is redacted to `wanted`, in which `*` stands for what is hidden.
-fn shown(text: &str, wanted: &str) {
-    let wanted = wanted.replace('*', HIDDEN);
-    assert_eq!(redact_text(text), wanted, "{text}");
-    assert_eq!(redact_text(&wanted), wanted, "again: {text}");
+/// Asserts that `text` is redacted to `expected`, in which `*` stands for [`HIDDEN`].
+fn check(text: &str, expected: &str) {
+    let expected = expected.replace('*', HIDDEN);
+    assert_eq!(redact_text(text), expected, "{text}");
+    assert_eq!(redact_text(&expected), expected, "second run: {text}");
 }
 
 #[test]
-fn user_information_of_urls_is_redacted() {
-    shown("GET https://user:pa%20ss@10.0.0.1:6443/api", "GET https://*@10.0.0.1:6443/api");
-    shown("parse \"http://user:p@ss@proxy:3128\": x", "parse \"http://*@proxy:3128\": x");
-    shown("socks5://token@proxy", "socks5://*@proxy");
-    shown("proxy http://user:pa/ss@proxy:3128 is gone", "proxy http://*@proxy:3128 is gone");
-    shown("cut: http://user:hunter", "cut: http://*");
-    shown("dial user:hunter2@proxy:3128 failed", "dial *@proxy:3128 failed");
-    shown("a:b@c,d:e@[fd00::1]", "*@c,*@[fd00::1]");
+fn redacts_user_information_of_urls() {
+    check("GET https://user:pa%20ss@10.0.0.1:6443/api", "GET https://*@10.0.0.1:6443/api");
+    check("parse \"http://user:p@ss@proxy:3128\": x", "parse \"http://*@proxy:3128\": x");
+    check("socks5://token@proxy", "socks5://*@proxy");
+    check("proxy http://user:pa/ss@proxy:3128 is gone", "proxy http://*@proxy:3128 is gone");
+    check("cut: http://user:hunter", "cut: http://*");
+    check("dial user:hunter2@proxy:3128 failed", "dial *@proxy:3128 failed");
+    check("a:b@c,d:e@[fd00::1]", "*@c,*@[fd00::1]");
 }
 
 #[test]
-fn headers_are_redacted_with_any_scheme() {
-    shown("Authorization: Bearer abc was refused", "Authorization: Bearer * was refused");
-    shown("authorization=Basic dXNlcjpwYXNz", "authorization=Basic *");
-    shown(
+fn redacts_headers_with_any_scheme() {
+    check("Authorization: Bearer abc was refused", "Authorization: Bearer * was refused");
+    check("authorization=Basic dXNlcjpwYXNz", "authorization=Basic *");
+    check(
         "Proxy-Authorization: Digest username=\"u\", x\nHost: a",
         "Proxy-Authorization: *\"u\", x\nHost: a",
     );
-    shown("Authorization: AWS4 Credential=x, Signature=y\nHost: a", "Authorization: *\nHost: a");
-    shown("map[Authorization:[Bearer abc] Host:[x]]", "map[Authorization:[Bearer *] Host:[x]]");
-    shown("{\"Authorization\": [\"Custom abc\"]}", "{\"Authorization\": [\"*\"]}");
-    shown("-H 'Authorization: Bearer abc' -k", "-H 'Authorization: Bearer *' -k");
-    shown("bearer abc123.x is over, Bearer opaqueword", "bearer * is over, Bearer *");
-    shown("Bearer%20abcdefgh", "Bearer%20*");
-    shown("got Basic dXNlcjpwYXNz.", "got Basic dXNlcjpwYXNz.".replace("dXNlcjpwYXNz.", "*").as_str());
+    check("Authorization: AWS4 Credential=x, Signature=y\nHost: a", "Authorization: *\nHost: a");
+    check("map[Authorization:[Bearer abc] Host:[x]]", "map[Authorization:[Bearer *] Host:[x]]");
+    check("{\"Authorization\": [\"Custom abc\"]}", "{\"Authorization\": [\"*\"]}");
+    check("-H 'Authorization: Bearer abc' -k", "-H 'Authorization: Bearer *' -k");
+    check("bearer abc123.x is over, Bearer opaqueword", "bearer * is over, Bearer *");
+    check("Bearer%20abcdefgh", "Bearer%20*");
+    check("got Basic dXNlcjpwYXNz.", "got Basic dXNlcjpwYXNz.".replace("dXNlcjpwYXNz.", "*").as_str());
 }
 
 #[test]
-fn values_of_secret_names_are_redacted() {
-    shown("K8S_POD_NAME=a;API_TOKEN=abc;X=y", "K8S_POD_NAME=a;API_TOKEN=*;X=y");
-    shown("/x?access_token=abc&y=1", "/x?access_token=*&y=1");
-    shown(r#"{"password":"a\"b","user":"x"}"#, r#"{"password":"*","user":"x"}"#);
-    shown(r#"{\"password\": \"ab c\", \"user\": 1}"#, r#"{\"password\": \"*\", \"user\": 1}"#);
-    shown(r#""client-key-data": "LS0t"#, r#""client-key-data": "*"#);
-    shown("users:\n- user:\n    token: hunter\n    x: y", "users:\n- user:\n    token: *\n    x: y");
-    shown("x-api-key: abc, clientSecret = 'a b'", "x-api-key: *, clientSecret = '*'");
-    shown("aws_secret_access_key=a/b+c== x", "aws_secret_access_key=* x");
-    shown(
+fn redacts_values_of_secret_names() {
+    check("K8S_POD_NAME=a;API_TOKEN=abc;X=y", "K8S_POD_NAME=a;API_TOKEN=*;X=y");
+    check("/x?access_token=abc&y=1", "/x?access_token=*&y=1");
+    check(r#"{"password":"a\"b","user":"x"}"#, r#"{"password":"*","user":"x"}"#);
+    check(r#"{\"password\": \"ab c\", \"user\": 1}"#, r#"{\"password\": \"*\", \"user\": 1}"#);
+    check(r#""client-key-data": "LS0t"#, r#""client-key-data": "*"#);
+    check("users:\n- user:\n    token: hunter\n    x: y", "users:\n- user:\n    token: *\n    x: y");
+    check("x-api-key: abc, clientSecret = 'a b'", "x-api-key: *, clientSecret = '*'");
+    check("aws_secret_access_key=a/b+c== x", "aws_secret_access_key=* x");
+    check(
         "run --token abc123 --token-file /x --bootstrap-token=z",
         "run --token * --token-file /x --bootstrap-token=*",
     );
-    shown("{\"auth\":\"dXNlcjpwYXNz\",\"auth\":\"none\"}", "{\"auth\":\"*\",\"auth\":\"none\"}");
-    shown("\"token\":7,\"secret\":{\"password\":\"x\"}", "\"token\":*,\"secret\":{\"password\":\"*\"}");
+    check("{\"auth\":\"dXNlcjpwYXNz\",\"auth\":\"none\"}", "{\"auth\":\"*\",\"auth\":\"none\"}");
+    check("\"token\":7,\"secret\":{\"password\":\"x\"}", "\"token\":*,\"secret\":{\"password\":\"*\"}");
 }
 
 #[test]
-fn tokens_and_keys_are_redacted_wherever_they_stand() {
-    shown(&format!("token {JWT}."), "token *");
-    shown(&format!("cut {}", &JWT[..30]), "cut *");
-    shown("join abcdef.0123456789abcdef, please", "join *, please");
-    shown(&format!("a {KEY} b"), "a * b");
-    shown(&format!("a {KEY}").replace('\n', "\\n"), "a *");
-    shown("a -----BEGIN PRIVATE KEY-----\nMHcC", "a *");
-    shown("key: MHcC\nAQE=\n-----END PRIVATE KEY----- b", "key: * b");
-    shown(&format!("data {} x", BASE64.encode(KEY.as_bytes())), "data * x");
-    shown(
+fn redacts_tokens_and_keys_anywhere() {
+    check(&format!("token {JWT}."), "token *");
+    check(&format!("cut {}", &JWT[..30]), "cut *");
+    check("join abcdef.0123456789abcdef, please", "join *, please");
+    check(&format!("a {KEY} b"), "a * b");
+    check(&format!("a {KEY}").replace('\n', "\\n"), "a *");
+    check("a -----BEGIN PRIVATE KEY-----\nMHcC", "a *");
+    check("key: MHcC\nAQE=\n-----END PRIVATE KEY----- b", "key: * b");
+    check(&format!("data {} x", BASE64.encode(KEY.as_bytes())), "data * x");
+    check(
         "user.token: invalid type: integer `123`, expected",
         "user.token: invalid type: integer `*`, expected",
     );
-    shown("invalid type: string \"a b\", expected x", "invalid type: string \"*\", expected x");
+    check("invalid type: string \"a b\", expected x", "invalid type: string \"*\", expected x");
 }
 
 #[test]
-fn ordinary_text_is_left_alone() {
+fn ordinary_text_is_unchanged() {
     for text in [
         "",
         "open /var/run/secrets/kubernetes.io/serviceaccount/token: no such file or directory",
@@ -111,9 +111,9 @@ fn ordinary_text_is_left_alone() {
     }
 }
 
-/// Recordings and settings of real nodes hold no secret, so every text in them is ordinary.
+/// Recordings and settings of real nodes contain no secrets.
 #[test]
-fn no_text_of_a_real_node_is_redacted() {
+fn texts_of_real_nodes_are_unchanged() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
     let mut files = 0;
     for (dir, name) in [("replay", "input.jsonl"), ("nodes", "expected.txt")] {
@@ -128,7 +128,7 @@ fn no_text_of_a_real_node_is_redacted() {
     assert!(files > 100, "{files} files");
 }
 
-/// Returns the processor's time of this thread: the machine has other work. Nanoseconds.
+/// Returns the CPU time of this thread, nanoseconds: it does not depend on the load of the machine.
 fn used_ns() -> i64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is live; the clock exists on every supported kernel.
@@ -136,13 +136,13 @@ fn used_ns() -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
-/// Long texts that ask for one search after another.
+/// Redacts long texts that start a search at every position.
 #[test]
-fn the_time_is_linear() {
+fn time_is_linear() {
     let time = |text: &str| {
-        let begun = used_ns();
+        let start = used_ns();
         redact(text.as_bytes());
-        used_ns() - begun
+        used_ns() - start
     };
     for part in [
         ":",
@@ -186,14 +186,14 @@ fn the_time_is_linear() {
         "a://b:c[redacted]@/",
     ] {
         let (short, long) = (part.repeat(4_000 / part.len()), part.repeat(64_000 / part.len()));
-        // Quadratic time would be 256 times as long.
+        // With quadratic time the factor would be 256.
         let best = |text: &str| (0..3).map(|_| time(text)).min().expect("three");
         let (short, long) = (best(&short), best(&long));
         assert!(long < short * 64 + 5_000_000, "{part:?}: {short} ns, {long} ns");
     }
 }
 
-/// What texts are made of, so that chance meets the rules.
+/// Random texts from parts that the rules recognize.
 fn parts() -> impl Strategy<Value = String> {
     let words = [
         "token",
@@ -237,12 +237,12 @@ fn parts() -> impl Strategy<Value = String> {
     prop::collection::vec(word, 0..24).prop_map(|words| words.concat())
 }
 
-/// A secret that nothing but its surroundings and its digits give away.
+/// A secret that is recognizable only by its context and its digits.
 fn canary() -> impl Strategy<Value = String> {
     "canary[0-9]{2}[0-9a-zA-Z]{4}"
 }
 
-/// A text in which a program prints a secret.
+/// Returns texts in which programs print a secret.
 fn leaks(secret: &str) -> Vec<String> {
     let encoded = BASE64.encode(format!("u:{secret}").as_bytes());
     vec![
@@ -268,20 +268,20 @@ fn leaks(secret: &str) -> Vec<String> {
 
 proptest! {
     #[test]
-    fn a_second_run_changes_nothing(text in parts()) {
+    fn is_idempotent(text in parts()) {
         let once = redact_text(&text).into_owned();
         prop_assert_eq!(&redact_text(&once), &once);
         prop_assert!(once.len() <= text.len() * 4 + HIDDEN.len());
     }
 
     #[test]
-    fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn accepts_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let once = redact(&bytes).into_owned();
         prop_assert_eq!(&*redact(&once), &once[..]);
     }
 
     #[test]
-    fn a_planted_secret_never_remains(
+    fn removes_every_planted_secret(
         secret in canary(), before in "[a-z ,.]{0,20}[ ,(]", after in "([ ,)\n][a-z ,.:]{0,20})?",
     ) {
         for leak in leaks(&secret) {
@@ -292,7 +292,7 @@ proptest! {
     }
 
     #[test]
-    fn sentences_are_left_alone(text in "([a-zA-Z]{1,12}[ ,.]{1,2}|[0-9.]{1,6} |/[a-z/]{1,20} ){0,12}") {
+    fn sentences_are_unchanged(text in "([a-zA-Z]{1,12}[ ,.]{1,2}|[0-9.]{1,6} |/[a-z/]{1,20} ){0,12}") {
         prop_assume!(!text.to_lowercase().contains("bearer") && !text.to_lowercase().contains("basic"));
         prop_assert_eq!(&redact_text(&text), &text);
     }

@@ -1,10 +1,10 @@
-//! The words and characters that tell a secret from a sentence.
+//! Words and characters that distinguish secrets from prose.
 
 use data_encoding::BASE64;
 
 use super::HIDDEN;
 
-/// What the last part of a name must be for its value to be a secret; lower case, without `-`, `_` and `.`.
+/// Endings of names whose values are secrets, in lower case and without `-`, `_` and `.`.
 const NAMES: [(&str, Kind); 14] = [
     ("password", Kind::Secret),
     ("passwd", Kind::Secret),
@@ -22,18 +22,18 @@ const NAMES: [(&str, Kind); 14] = [
     ("auth", Kind::Basic),
 ];
 
-/// What a name introduces.
+/// Kind of value that a name introduces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A secret of any form.
     Secret,
-    /// The value of the header: a scheme and credentials.
+    /// The value of an authorization header: a scheme and credentials.
     Authorization,
-    /// Basic credentials, as container registries' configurations hold them. Other values are no secrets.
+    /// Basic credentials, as in configurations of container registries. Other values are not secrets.
     Basic,
 }
 
-/// Returns what a name introduces. A number at its end is none of its letters.
+/// Returns the kind of value that a name introduces. Digits at its end are ignored.
 pub(super) fn kind(name: &[u8]) -> Option<Kind> {
     let length = name.iter().rposition(|byte| !byte.is_ascii_digit()).map_or(0, |last| last + 1);
     let letters = || name[..length].iter().rev().filter(|byte| !matches!(byte, b'-' | b'_' | b'.'));
@@ -47,7 +47,7 @@ pub(super) fn kind(name: &[u8]) -> Option<Kind> {
     NAMES.iter().find(|(known, _)| ends(known)).map(|(_, kind)| *kind)
 }
 
-/// A word that is not one of a sentence: digits among letters, capitals inside, or characters of base64.
+/// Returns whether a word is unlikely in prose: digits among letters, capitals inside the word, or characters of base64.
 pub(super) fn looks_secret(word: &[u8]) -> bool {
     if word == HIDDEN.as_bytes() {
         return true;
@@ -61,7 +61,7 @@ pub(super) fn looks_secret(word: &[u8]) -> bool {
         && (letters && has(u8::is_ascii_digit) || inner || odd || core.iter().all(u8::is_ascii_digit))
 }
 
-/// Basic credentials (RFC 7617) are `user:password` in base64; what was cut is decoded as far as it goes.
+/// Returns whether a word is basic credentials (RFC 7617): `user:password` in base64. A truncated word is decoded as far as possible.
 pub(super) fn is_basic(word: &[u8]) -> bool {
     let trimmed = &word[..word.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1)];
     let whole = trimmed.len() / 4 * 4;
@@ -83,12 +83,12 @@ pub(super) fn is_base64_url(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// The characters of both alphabets, their padding, and the dots of a JWT.
+/// Returns whether a byte belongs to either base64 alphabet, its padding, or the dots of a JWT.
 pub(super) fn is_base64(byte: u8) -> bool {
     is_base64_url(byte) || matches!(byte, b'+' | b'/' | b'=' | b'.')
 }
 
-/// Not what ends a URL in a text.
+/// Returns whether a byte does not end a URL in a text.
 pub(super) fn is_url(byte: u8) -> bool {
     !byte.is_ascii_whitespace() && byte != 0 && !b"\"<>\\".contains(&byte)
 }
