@@ -275,7 +275,7 @@ impl App {
         }
     }
 
-    /// Takes everything that was observed until now, which may have waited on a busy host.
+    /// Takes everything that was observed until now: on a busy host observations may have waited.
     async fn take_waiting(&mut self) {
         self.take_all_events().await;
         while let Ok(seen) = self.queue.try_recv() {

@@ -294,17 +294,17 @@ impl App {
     /// Reports events that the kernel programs lost or throttled.
     fn report_losses(&mut self) -> Result<()> {
         let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped()).transpose()?;
-        self.report_unreported(losses.unwrap_or_default());
+        self.deliver_unreported(losses.unwrap_or_default());
         Ok(())
     }
 
     /// Reports runs of kernel programs that the kernel skipped.
     pub(super) fn report_skipped_runs(&mut self) {
         let skipped = self.kernel.as_mut().map(|kernel| kernel.skips.take_left_out());
-        self.report_unreported(skipped.unwrap_or_default());
+        self.deliver_unreported(skipped.unwrap_or_default());
     }
 
-    fn report_unreported(&mut self, unreported: Vec<Unreported>) {
+    fn deliver_unreported(&mut self, unreported: Vec<Unreported>) {
         let now = clock::now();
         for Unreported { hook, count, how } in unreported {
             let scope = HOOKS.iter().find(|row| row.hook == hook).map_or(Scope::Sockets, |row| row.scope);

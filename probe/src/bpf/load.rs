@@ -170,7 +170,7 @@ impl Attempt<'_> {
                     return HookStatus { hook, state };
                 }
                 Err(error) => {
-                    self.errors.push(format!("{}: {}", source.attach.name(), chain(error.as_ref())))
+                    self.errors.push(format!("{}: {}", source.attach.name(), chain(error.as_ref())));
                 }
             }
             self.load(context);

@@ -51,7 +51,7 @@ fn denied_by(path: &Path) -> Option<DeniedBy> {
     (result == 0).then_some(if noexec { DeniedBy::Mount } else { DeniedBy::SecurityModule })
 }
 
-/// Maximum length of a name, bytes; the kernel allows 255.
+/// Maximum length of a name, bytes. Names of executables may have 255 (the kernel's `NAME_MAX`).
 const NAME_MAX: usize = 64;
 /// Maximum length of a path or another value of a CNI variable, bytes.
 const VALUE_MAX: usize = 256;
@@ -259,7 +259,8 @@ impl Enricher {
         if text(&record.command).is_empty() {
             environ::fill(&mut record);
         }
-        // Any process can set the environment of a plugin, so that it must be trusted, or a child of a CNI process.
+        // Any process can set the environment of a plugin, so only trusted processes count. Children of CNI processes are not
+        // examined themselves, because delegates exit together with their plugin.
         if !self.cni.contains(record.task.ppid) && !provenance::is_trusted(&self.settings, &record.task) {
             return None;
         }

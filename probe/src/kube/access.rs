@@ -154,18 +154,18 @@ impl Access {
             return;
         }
         let last_good = self.name().map(str::to_owned);
-        let mut found = Candidates {
+        let mut search = Search {
             settings: &self.settings,
             candidates: Vec::new(),
             files: Vec::new(),
             unusable: Vec::new(),
             renew: None,
         };
-        found.discover().await;
-        self.files = found.files.into_iter().map(|path| (path.clone(), version(&path))).collect();
-        self.unusable = found.unusable;
-        self.renew = found.renew;
-        self.candidates = found.candidates;
+        search.discover().await;
+        self.files = search.files.into_iter().map(|path| (path.clone(), version(&path))).collect();
+        self.unusable = search.unusable;
+        self.renew = search.renew;
+        self.candidates = search.candidates;
         let is_last_good = |candidate: &Candidate| Some(&candidate.name) == last_good.as_ref();
         self.last_good = self.candidates.iter().position(is_last_good).unwrap_or(0);
     }
@@ -211,8 +211,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     message
 }
 
-/// Candidates that are discovered on this host. Fields as in [`Access`].
-struct Candidates<'a> {
+/// Search for candidates on this host. Fields as in [`Access`].
+struct Search<'a> {
     settings: &'a Settings,
     candidates: Vec<Candidate>,
     files: Vec<PathBuf>,
@@ -220,7 +220,7 @@ struct Candidates<'a> {
     renew: Option<i64>,
 }
 
-impl Candidates<'_> {
+impl Search<'_> {
     fn discovery(&self) -> Discovery {
         Discovery::of(self.settings, &processes::scan(self.settings))
     }

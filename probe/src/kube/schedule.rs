@@ -28,8 +28,8 @@ const RECOVERY: u64 = 60 * SECOND;
 const RECOVERY_BROKEN: u64 = 15 * SECOND;
 /// Until the condition reports that the API server has recovered: ten seconds after the last failure, plus a margin.
 const RECOVERY_REPORTED: u64 = 11 * SECOND;
-/// How long the first write waits while a condition has the reason `Learning`: usually it is known soon, and all nodes of a
-/// cluster would write twice.
+/// How long the first write waits while a condition has the reason `Learning`: usually the result is known soon, and otherwise
+/// all nodes of a cluster would write twice.
 const LEARNING: u64 = 3 * SECOND;
 /// Times after the start of a kubelet at which the conditions are written, because it may have registered its node: 10 s on a
 /// cold one, measured.
@@ -93,14 +93,14 @@ impl Schedule {
         }
     }
 
-    /// Takes a change of the credentials or addresses: the next attempt comes soon.
+    /// Records a change of the credentials or addresses: the next attempt is made soon.
     pub(crate) fn credentials_changed(&mut self, now: Mono) {
         if let Some((_, next)) = &mut self.failed {
             *next = (*next).min(now.plus(self.random.u64(0..=CREDENTIALS_CHANGED)));
         }
     }
 
-    /// Takes the current conditions.
+    /// Sets the current conditions.
     pub(crate) fn update(&mut self, now: Mono, conditions: &[Condition]) {
         // A host that is not a node has no Node object.
         if conditions.iter().any(|condition| condition.reason == Reason::NotApplicable) {
@@ -126,7 +126,7 @@ impl Schedule {
         }
     }
 
-    /// Takes that the API server is recovering, which the conditions do not report yet: a write before they do would soon be
+    /// Records that the API server is recovering, which the conditions do not report yet: a write before they do would soon be
     /// outdated. The next attempt is postponed only once in an outage, so that an unstable API server is reported as well.
     pub(crate) fn api_recovering(&mut self, now: Mono) {
         if let Some((_, next)) = &mut self.failed
@@ -150,7 +150,7 @@ impl Schedule {
         }
     }
 
-    /// Takes the start of a kubelet, which may register the node again, without the agent's conditions.
+    /// Records the start of a kubelet, which may register the node again, without the agent's conditions.
     pub(crate) fn kubelet_started(&mut self, now: Mono) {
         self.extra = REGISTERED.iter().map(|after| now.plus(*after)).collect();
     }
@@ -192,7 +192,7 @@ impl Schedule {
         self.desired.clone()
     }
 
-    /// Takes the success of a write of `conditions`.
+    /// Records a successful write of `conditions`.
     pub(crate) fn wrote(&mut self, now: Mono, conditions: Vec<Condition>) {
         self.written = Some(conditions);
         if self.is_failing() {
@@ -208,7 +208,7 @@ impl Schedule {
         self.failed.is_some_and(|(failures, _)| failures > 1)
     }
 
-    /// Takes the failure of a write.
+    /// Records a failed write.
     pub(crate) fn failed(&mut self, now: Mono, failure: Failure) {
         let failures = self.failed.map_or(0, |(failures, _)| failures).saturating_add(1);
         let most = match (failure, failures) {

@@ -1,4 +1,4 @@
-//! Writes the conditions to the Node object when the schedule says so, and sends events.
+//! Writes the conditions to the Node object at the times of the schedule, and sends events.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
