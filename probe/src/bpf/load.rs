@@ -47,7 +47,7 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
     let tracefs = tracefs::ensure();
     let data = std::fs::read(VMLINUX).map_err(|error| {
         Unsupported::Kernel(format!(
-            "read the kernel's BTF {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
+            "cannot read the kernel's BTF {VMLINUX}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF"
         ))
     })?;
     let layout = Layout::read(&data, can_read_memory(), &hooks::attach_points())
@@ -67,7 +67,7 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
     loader.override_global(layout::MAX_LIMITED, &limited, true);
     let mut programs = loader
         .load(OBJECT)
-        .map_err(|error| Unsupported::Kernel(format!("load the eBPF object: {}", chain(&error))))?;
+        .map_err(|error| Unsupported::Kernel(format!("cannot load the eBPF object: {}", chain(&error))))?;
     drop(loader);
 
     let watch = Watch::take(&mut programs)?;
@@ -82,7 +82,7 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
             HookState::Attached { .. } => None,
         });
         return Err(Unsupported::Kernel(format!(
-            "attach any eBPF program: {}",
+            "cannot attach any eBPF program: {}",
             why.unwrap_or("no hook is enabled")
         ))
         .into());
@@ -207,7 +207,7 @@ fn unusable(source: &Source, context: &LoadContext<'_>) -> Option<String> {
     }
     match (source.attach, context.set, context.tracefs) {
         (Attach::Syscall(_), HookSet::Lean, _) => Some("disabled by --hooks lean".to_owned()),
-        (Attach::Syscall(_), _, Err(error)) => Some(format!("mount tracefs: {error}")),
+        (Attach::Syscall(_), _, Err(error)) => Some(format!("cannot mount tracefs: {error}")),
         _ => None,
     }
 }
@@ -294,7 +294,7 @@ fn check_capabilities() -> Result<(), Unsupported> {
         return Ok(());
     }
     Err(Unsupported::Privilege(format!(
-        "load eBPF programs: missing {}; run as root, or grant the process CAP_BPF, CAP_PERFMON, \
+        "cannot load eBPF programs: {} is missing; run as root, or grant the process CAP_BPF, CAP_PERFMON, \
          CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
         missing.join(" and ")
     )))
