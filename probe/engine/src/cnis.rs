@@ -1,51 +1,52 @@
-//! What is known of each CNI: one row, and nothing of it anywhere else.
+//! Facts about each CNI, one row per CNI; no other module has such facts.
 //!
-//! Everything here makes an answer better and nothing depends on it: a CNI without a row is judged by what its
-//! plugins say and do. Names are from the projects' own sources.
+//! They only make verdicts more specific: a CNI without a row is judged by the messages and actions of its plugins.
+//! Names are from the projects' own sources.
 
 /// One CNI, or one meta-plugin.
 #[derive(Clone, Copy, Debug)]
 pub struct Cni {
-    /// As people call it.
+    /// Its usual name.
     pub name: &'static str,
-    /// The `type` of its own plugins in a configuration; of reference plugins that it uses, none.
+    /// The `type` of its own plugins in a configuration, without the reference plugins that it uses.
     pub plugins: &'static [&'static str],
     /// `ipam` types that its plugin implements itself, without a binary of that name.
     pub built_in: &'static [&'static str],
-    /// Names of its configuration files, where the plugins do not tell whose they are.
+    /// Names of its configuration files, where the plugins do not identify it.
     pub files: &'static [&'static str],
-    /// Its agent, as its project calls it; empty for a CNI that has none.
+    /// Name of its agent in its project; empty for a CNI without an agent.
     pub agent: &'static str,
     /// Executables of that agent.
     pub executables: &'static [&'static str],
-    /// How the names of the DaemonSets begin that bring its agent.
+    /// Name prefixes of the DaemonSets that run its agent.
     pub daemonsets: &'static [&'static str],
-    /// What the path of the agent's socket ends with; empty where plugins do not talk to it.
+    /// Suffix of the path of the agent's socket; empty where plugins do not connect to one.
     pub socket: &'static str,
-    /// Kubeconfig of its plugins inside the configuration directory; empty when they have none.
+    /// Kubeconfig of its plugins in the configuration directory; empty if they have none.
     pub kubeconfig: &'static str,
-    /// What the agent writes when it is ready and the plugins read; empty when there is no such file.
+    /// The file that the agent writes when it is ready and that the plugins read; empty if there is none.
     pub writes: &'static str,
-    /// The Open vSwitch bridge without which nothing works; empty for "any", `None` without OVS.
+    /// The Open vSwitch bridge that it requires; empty for any bridge, `None` without Open vSwitch.
     pub bridge: Option<&'static str>,
-    /// Where its Open vSwitch has its sockets on the host; empty for the default.
+    /// The directory of its Open vSwitch sockets on the host; empty for the default.
     pub ovs_run_dir: &'static str,
-    /// It stands before others, and hands their networks on.
+    /// Whether it is a meta-plugin, which delegates to other plugins.
     pub meta: bool,
-    /// It gives pods addresses of the range that stands in the Node object.
+    /// Whether it allocates pod addresses from the pod CIDR of the Node object.
     pub needs_pod_cidr: bool,
-    /// How the names of its links begin.
+    /// Name prefixes of its links.
     pub links: &'static [&'static str],
     /// Messages of its plugins and agent that identify a reason.
     pub says: Words,
-    /// The longest that its plugins wait by themselves, in seconds, and half as long again; 0 when they do not.
+    /// Limit for a run of its plugins, in seconds: 1.5 times the longest time for which they wait; 0 if they do not
+    /// wait.
     pub plugin_limit_s: u64,
 }
 
-/// Substrings of messages, in lower case.
+/// Substrings of error messages, in lower case.
 #[derive(Clone, Copy, Debug)]
 pub struct Words {
-    /// No address is left.
+    /// No address is available.
     pub exhausted: &'static [&'static str],
     /// The agent is overloaded.
     pub overloaded: &'static [&'static str],
@@ -59,14 +60,14 @@ pub struct Words {
 
 const SILENT: Words = Words { exhausted: &[], overloaded: &[], no_range: &[], unbound: &[], conflict: &[] };
 
-/// Used by several CNIs, or by one without a row.
+/// Messages of several CNIs, or of a CNI without a row.
 const COMMON: Words = Words {
     exhausted: &["no ips available", "no more ips available", "no available ip", "no available address"],
     no_range: &["podcidr is not", "no podcidr", "no pod cidr"],
     ..SILENT
 };
 
-/// A CNI of which nothing is known: what a row does not say.
+/// A CNI without known facts: the defaults of a row.
 const UNKNOWN: Cni = Cni {
     name: "",
     plugins: &[],
@@ -87,7 +88,7 @@ const UNKNOWN: Cni = Cni {
     plugin_limit_s: 0,
 };
 
-/// Every row, in the order of the alphabet.
+/// All rows, in alphabetical order.
 pub const CNIS: &[Cni] = &[
     Cni {
         name: "Antrea",
@@ -155,7 +156,7 @@ pub const CNIS: &[Cni] = &[
         },
         ..UNKNOWN
     },
-    // k3s has flannel inside.
+    // k3s contains flannel.
     Cni {
         name: "flannel",
         plugins: &["flannel"],
@@ -168,8 +169,8 @@ pub const CNIS: &[Cni] = &[
         says: Words { no_range: &["pod cidr not assigned"], ..SILENT },
         ..UNKNOWN
     },
-    // Reference plugins; netd keeps routing policies, and its init container writes the file once the node has a range.
-    // With Dataplane V2, cilium-cni is chained behind.
+    // Uses reference plugins. netd manages routing policies, and its init container writes the file once the node has a
+    // pod CIDR. With Dataplane V2, cilium-cni is chained after them.
     Cni {
         name: "GKE",
         files: &["10-gke-ptp.conflist"],
@@ -179,7 +180,7 @@ pub const CNIS: &[Cni] = &[
         needs_pod_cidr: true,
         ..UNKNOWN
     },
-    // Waits up to 200 s for the gateway.
+    // kube-ovn waits up to 200 s for the gateway.
     Cni {
         name: "Kube-OVN",
         plugins: &["kube-ovn"],
@@ -203,7 +204,7 @@ pub const CNIS: &[Cni] = &[
         links: &["kube-bridge"],
         ..UNKNOWN
     },
-    // Waits 60 s for its daemon and 45 s for the default network.
+    // multus-shim waits 60 s for its daemon and 45 s for the default network.
     Cni {
         name: "Multus",
         plugins: &["multus-shim"],
@@ -271,18 +272,18 @@ pub const CNIS: &[Cni] = &[
     },
 ];
 
-/// Returns whether a run, `PLUGIN` or `PLUGIN ▸ DELEGATE`, is of the plugin that gives a sandbox its `lo`.
+/// Returns whether a run, `PLUGIN` or `PLUGIN ▸ DELEGATE`, is one of the `loopback` plugin.
 pub(crate) fn is_loopback(run: &str) -> bool {
     run.split(' ').next() == Some(LOOPBACK)
 }
 
-/// containerd runs it for every sandbox, whatever the configuration says.
+/// The plugin that sets up `lo`. containerd runs it for every sandbox, whatever the configuration is.
 pub const LOOPBACK: &str = "loopback";
 
-/// Whose configuration this is: by its plugins, then by its name.
+/// Returns the CNI to which a configuration belongs, by its plugins, then by its file name.
 pub(crate) fn of_config(file: &str, plugins: &[impl AsRef<str>]) -> Option<&'static Cni> {
     let by_plugin = plugins.iter().find_map(|plugin| of_plugin(plugin.as_ref()));
-    // Reference plugins are used by many.
+    // Reference plugins are used by several CNIs.
     by_plugin
         .filter(|cni| !cni.executables.is_empty() || cni.bridge.is_some())
         .or_else(|| CNIS.iter().find(|cni| cni.files.contains(&file)))
@@ -294,51 +295,52 @@ pub fn is_built_in(plugin: &str) -> bool {
     CNIS.iter().any(|cni| cni.built_in.contains(&plugin))
 }
 
-/// Whose plugin this is.
+/// Returns the CNI to which a plugin belongs.
 pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.plugins.contains(&plugin))
 }
 
-/// Returns whether a message, in lower case, contains such a substring of any CNI.
-pub(crate) fn says(said: &str, such: fn(&Words) -> &'static [&'static str]) -> bool {
+/// Returns whether a message, in lower case, contains a substring of this kind of any CNI.
+pub(crate) fn says(message: &str, kind: fn(&Words) -> &'static [&'static str]) -> bool {
     let all = CNIS.iter().map(|cni| &cni.says).chain([&COMMON]);
-    all.flat_map(such).any(|words| said.contains(words))
+    all.flat_map(kind).any(|words| message.contains(words))
 }
 
 /// Returns the CNI whose agent is overloaded according to a message in lower case.
-pub(crate) fn of_overloaded(said: &str) -> Option<&'static Cni> {
-    CNIS.iter().find(|cni| cni.says.overloaded.iter().any(|words| said.contains(words)))
+pub(crate) fn of_overloaded(message: &str) -> Option<&'static Cni> {
+    CNIS.iter().find(|cni| cni.says.overloaded.iter().any(|words| message.contains(words)))
 }
 
-/// Whose agent, or whose plugin, the executable of this name is.
+/// Returns the CNI to which an executable belongs, as agent or as plugin.
 pub(crate) fn of_process(name: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.executables.contains(&name) || cni.plugins.contains(&name))
 }
 
-/// Whose agent listens on the socket at `path`.
+/// Returns the CNI whose agent listens on the socket at `path`.
 pub(crate) fn of_socket(path: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| !cni.socket.is_empty() && path.ends_with(cni.socket))
 }
 
-/// Whether a DaemonSet, by its namespace and name, brings the agent of a CNI; those without a row mostly say so.
+/// Returns whether a DaemonSet, by `namespace/name`, runs the agent of a CNI. The name of most CNIs without a row
+/// contains `cni`.
 pub(crate) fn is_daemonset(name: &str) -> bool {
     let bare = name.rsplit('/').next().unwrap_or(name);
     let known = |cni: &Cni| cni.daemonsets.iter().any(|begins| bare.starts_with(begins));
     CNIS.iter().any(known) || bare.contains("cni")
 }
 
-/// Whose link this is.
+/// Returns the CNI to which a link belongs, by its name.
 pub(crate) fn of_link(name: &str) -> Option<&'static Cni> {
     CNIS.iter().find(|cni| cni.links.iter().any(|begins| name.starts_with(begins)))
 }
 
-/// Kubeconfigs of plugins, inside the configuration directory, and whose they are.
+/// Returns the kubeconfigs of plugins, relative to the configuration directory, with the names of their CNIs.
 pub fn kubeconfigs() -> impl Iterator<Item = (&'static str, &'static str)> {
     let own = CNIS.iter().filter(|cni| !cni.kubeconfig.is_empty());
     own.map(|cni| (cni.kubeconfig, cni.name))
 }
 
-/// Reference plugins that serve any CNI, <https://github.com/containernetworking/plugins>, version 1.9.
+/// Reference plugins that any CNI may use, <https://github.com/containernetworking/plugins>, version 1.9.
 const FOR_ANY: [&str; 13] = [
     "bandwidth",
     "dhcp",
@@ -355,7 +357,7 @@ const FOR_ANY: [&str; 13] = [
     "vrf",
 ];
 
-/// Every plugin that is known by its name.
+/// Returns the names of all known plugins.
 pub fn plugins() -> impl Iterator<Item = &'static str> {
     CNIS.iter().flat_map(|cni| cni.plugins).copied().chain(FOR_ANY)
 }
@@ -377,7 +379,7 @@ pub const fn host_local() -> (&'static str, &'static str) {
     ("host-local", "/var/lib/cni/networks")
 }
 
-/// Executables of every agent.
+/// Returns the executables of all agents.
 pub fn executables() -> impl Iterator<Item = &'static str> {
     CNIS.iter().flat_map(|cni| cni.executables).copied()
 }
@@ -389,16 +391,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_told_from_every_other() {
+    fn rows_share_no_name_plugin_or_executable() {
         let mut names = BTreeSet::new();
         let mut plugins = BTreeSet::new();
         let mut executables = BTreeSet::new();
         for cni in CNIS {
-            assert!(names.insert(cni.name), "{} stands twice", cni.name);
+            assert!(names.insert(cni.name), "{} has two rows", cni.name);
             assert!(cni.plugins.iter().all(|plugin| plugins.insert(*plugin)), "{} shares a plugin", cni.name);
             let mut own = cni.executables.iter();
             assert!(own.all(|name| executables.insert(*name)), "{} shares an executable", cni.name);
-            assert!(!cni.plugins.is_empty() || !cni.files.is_empty(), "{} is never found", cni.name);
+            assert!(!cni.plugins.is_empty() || !cni.files.is_empty(), "{} cannot be identified", cni.name);
             assert_eq!(cni.agent.is_empty(), cni.executables.is_empty(), "{}", cni.name);
         }
         assert!(CNIS.is_sorted_by_key(|cni| cni.name.to_lowercase()));
@@ -406,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn daemonsets_of_networks_are_told_from_others() {
+    fn identifies_daemonsets_of_cnis() {
         for name in ["kube-system/calico-node", "kube-flannel/kube-flannel-ds", "x/my-cni", "cilium"] {
             assert!(is_daemonset(name), "{name}");
         }
@@ -414,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_its_agent_s_before_it_is_a_reference_plugin_s() {
+    fn configuration_belongs_to_cni_with_agent_before_reference_plugins() {
         let whose = |file, plugins: &[&'static str]| of_config(file, plugins).map(|cni| cni.name);
         assert_eq!(whose("10-calico.conflist", &["calico", "portmap", "calico-ipam"]), Some("Calico"));
         assert_eq!(whose("10-kuberouter.conflist", &["bridge", "portmap"]), Some("kube-router"));

@@ -1,6 +1,6 @@
-//! What the engine is told: raw facts with a time, never judgements.
+//! The input of the engine: raw facts with a time, without judgement.
 //!
-//! This is also the format of recordings, so it only grows: new variants, and new fields with a default.
+//! This is also the format of recordings, so changes only add to it: new variants, and new fields with a default.
 
 mod api;
 mod cni;
@@ -27,24 +27,24 @@ pub use trust::*;
 
 use crate::verdict::Condition;
 
-/// A time on `CLOCK_BOOTTIME`, in nanoseconds. The engine knows no other clock.
+/// A time on `CLOCK_BOOTTIME`, in nanoseconds. The engine uses no other clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Mono(pub u64);
 
 impl Mono {
-    /// Nanoseconds that passed since `earlier`; 0 when that lies ahead.
+    /// Returns the nanoseconds since `earlier`; 0 when `earlier` is later than this time.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// This time, `ns` nanoseconds earlier.
+    /// Returns the time `ns` nanoseconds earlier, at least 0.
     #[must_use]
     pub const fn minus(self, ns: u64) -> Self {
         Self(self.0.saturating_sub(ns))
     }
 
-    /// This time, `ns` nanoseconds later.
+    /// Returns the time `ns` nanoseconds later.
     #[must_use]
     pub const fn plus(self, ns: u64) -> Self {
         Self(self.0.saturating_add(ns))
@@ -55,116 +55,118 @@ impl Mono {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Observation {
-    /// What this host is; repeated whenever it changes.
+    /// The host; again when it changes.
     Host(Host),
-    /// An address at which this node expects the API server; repeated when its kind changes.
+    /// An address at which this node expects the API server; again when its kind changes.
     ApiTarget(ApiTarget),
-    /// The address is not expected any more.
+    /// The API server is no longer expected at the address.
     ApiTargetGone {
-        /// As it was named.
+        /// The address, as in [`ApiTarget::addr`].
         addr: SocketAddr,
     },
     /// A TCP connect ended, or connect(2) failed.
     Connect(Connect),
-    /// What an API server said when it was asked for itself.
+    /// The response of an API server to the agent's own requests.
     Answer(Answer),
-    /// What is known of a connection to an API address after its handshake.
+    /// The state of a connection to an API address after its handshake.
     Connection(Connection),
-    /// A process that matters called connect(2) for a Unix socket.
+    /// A watched process called connect(2) for a Unix socket.
     SocketConnect(SocketConnect),
-    /// The result of calling the container runtime over CRI: when it changes, after events that it can depend on, and
+    /// The result of calling the container runtime over CRI: when it changes, after events that can affect it, and
     /// repeatedly while the runtime is not ready.
     Cri(Cri),
-    /// A TCP listener on this host came or went, or was found at start.
+    /// A TCP listener on this host was opened or closed, or was found at start.
     Listener(Listener),
-    /// The result of resolving the name of an API server, or of the proxy before it: each failure, and the first success after one.
+    /// The result of resolving the name of an API server, or of the proxy in front of it: each failure, and the first
+    /// success after one.
     NameLookup(NameLookup),
-    /// The kernel's answer to a route look-up in the host's namespace.
+    /// The result of a route lookup in the host's network namespace.
     Route(Route),
-    /// The whole state of the CNI configuration, after each change.
+    /// The complete state of the CNI configuration, after each change.
     CniConfig(CniConfig),
-    /// Somebody opened or changed a file in the configuration directory.
+    /// A process opened or changed a file in the configuration directory.
     ConfAccess(ConfAccess),
-    /// A CNI plugin was started by a runtime (delegates are not reported here).
+    /// A runtime started a CNI plugin (delegates are not reported here).
     CniStart(CniStart),
-    /// A CNI plugin started by a runtime ended; carries its delegates.
+    /// A CNI plugin started by a runtime exited; includes its delegates.
     CniEnd(CniEnd),
-    /// A network namespace came or went.
+    /// A network namespace was created or destroyed.
     Netns(Netns),
-    /// A name in the directory where runtimes bind namespaces came, went, or was left over.
+    /// A name in the directory where runtimes bind namespaces was bound or removed, or a leftover file was found.
     NetnsName(NetnsName),
-    /// A sandbox got as far as it will: what was done for it, in order.
+    /// The steps of a sandbox, in order, after its last one.
     Sandbox(Sandbox),
-    /// The whole state of Open vSwitch, after each change.
+    /// The complete state of Open vSwitch, after each change.
     Ovs(Ovs),
-    /// A port of its datapath in the kernel came or went.
+    /// A port of the Open vSwitch datapath in the kernel was added or removed.
     OvsPort(OvsPort),
-    /// Packets for which its datapath had to ask user space.
+    /// Packets for which the datapath made an upcall to user space.
     OvsUpcalls(OvsUpcalls),
-    /// A network link came, changed or went; also in namespaces that the host's one has an id for.
+    /// A network link was created, changed or removed; also in namespaces that have an ID in the host's namespace.
     Link(Link),
     /// The kernel refused a change of a link, an address, a route or a rule.
     NetlinkError(NetlinkError),
-    /// A route or a rule of the host's namespace went.
+    /// A route or a rule of the host's namespace was removed or restored.
     RouteGone(RouteGone),
-    /// How full something is that fills up; when that changes.
+    /// The usage of a limited resource, when it changes.
     Limit(Limit),
-    /// A process that matters did not get what it asked the kernel for.
+    /// A system call of a watched process failed because of a limit.
     LimitHit(LimitHit),
-    /// How long a credential on disk is valid.
+    /// The validity of a credential on disk.
     Credential(Credential),
     /// The wall clock was set.
     ClockStep {
-        /// Milliseconds forward; negative for back.
+        /// Milliseconds; negative for a step backwards.
         by_ms: i64,
     },
-    /// Who makes the cgroups of containers.
+    /// The cgroup drivers of the runtime and the kubelet.
     CgroupDrivers(CgroupDrivers),
-    /// How many addresses a network has given out; when that moves away from the number of sandboxes, or back.
+    /// The number of addresses that a network has allocated, when it diverges from the number of sandboxes or converges
+    /// again.
     Leases(Leases),
-    /// A module that the kernel asked for did not come.
+    /// A module that the kernel requested was not loaded, or was loaded later.
     ModuleMissing(ModuleMissing),
-    /// A plugin could not be executed, or a running one not be replaced.
+    /// A plugin could not be executed, or a running plugin could not be replaced.
     PluginFile(PluginFile),
-    /// This host drops packets that come in.
+    /// This host drops received packets.
     PacketsDropped(PacketsDropped),
-    /// A setting of the kernel that pod networks depend on, at start and when it changes.
+    /// A kernel setting that pod networks depend on, at start and when it changes.
     Sysctl {
         /// `net.ipv4.ip_forward`, …
         name: String,
         /// As the kernel prints it.
         value: String,
     },
-    /// A process that matters started, was found at start, or ended.
+    /// A watched process started, was found at start, or exited.
     Process(Process),
-    /// A process that matters runs and makes no progress, or does again; repeated while it lasts.
+    /// A watched process makes no progress, or makes progress again; repeated while it is stuck.
     Stuck(Stuck),
-    /// Events were lost; `scope` must be read again before it can be trusted.
+    /// Events were lost; the state of `scope` is not reliable until it has been read again.
     Lost(Lost),
-    /// Events of processes that are not the node's own were not recorded: they exceeded their budget.
+    /// Events of processes that are not components of the node were not recorded: they exceeded their budget.
     Throttled(Throttled),
-    /// Everything in `scope` was read again; what was reported since the loss is complete.
+    /// The state of `scope` was read again; the reports since the loss are complete.
     Reread {
-        /// What was read.
+        /// The scope that was read.
         scope: Scope,
     },
     /// A signal is not available on this host.
     Gap(Gap),
-    /// It is available again.
+    /// A signal is available again.
     GapClosed {
-        /// As it was named in [`Gap::signal`].
+        /// The signal, as in [`Gap::signal`].
         signal: String,
     },
-    /// Pods of DaemonSets that an admission webhook keeps from being created, as the API server tells it; all of
-    /// them, when that changes.
+    /// All DaemonSets whose pods an admission webhook keeps from being created, as the API server reports them, when
+    /// that changes.
     Admission(Admission),
-    /// The ranges that the Node object gives to the pods of this node, when that changes.
+    /// The pod CIDRs of the Node object, when they change.
     PodCidrs(PodCidrs),
-    /// What an earlier agent on this boot said last; before everything else.
+    /// The last conditions of an earlier agent on this boot; before all other observations.
     Remembered(Remembered),
-    /// How the conditions reach the Node object; when that changes.
+    /// How the conditions are written to the Node object, when that changes.
     Writes(Writes),
-    /// The state at start was read completely; from here on there are only changes.
+    /// The state at start was read completely; only changes follow.
     SnapshotDone,
     /// The agent is being removed.
     Stopping,
@@ -176,16 +178,16 @@ pub enum Observation {
 pub enum Scope {
     /// TCP connects and listeners.
     Sockets,
-    /// The CNI configuration, and what plugins say and are refused.
+    /// The CNI configuration, the output of plugins, and requests that the kernel refused them.
     Cni,
-    /// Processes and CNI runs: their starts and ends.
+    /// Starts and exits of processes and CNI runs.
     Processes,
-    /// Links and namespaces.
+    /// Links and network namespaces.
     Links,
 }
 
 impl Scope {
-    /// Returns what the events of this scope are about, in the plural.
+    /// Returns the subject of the events of this scope, in the plural.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Sockets => "connects and listeners",
@@ -201,26 +203,28 @@ impl Scope {
 pub struct Throttled {
     /// The hook that did not record them.
     pub hook: String,
-    /// How many, at least.
+    /// Number of events; a lower bound.
     pub count: u64,
 }
 
 /// See [`Observation::Lost`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
-    /// The hook, or another source of events, that lost them.
+    /// The hook, or another source, whose events were lost.
     pub hook: String,
-    /// What can no longer be trusted.
+    /// The part of the state that is no longer reliable.
     pub scope: Scope,
-    /// How many, at least.
+    /// Number of events or skipped runs; a lower bound.
     pub count: u64,
-    /// Runs of the hook that the kernel left out, of which nobody knows whether they had an event to tell.
+    /// Whether `count` is a number of runs of the hook that the kernel skipped; it is not known whether each would have
+    /// reported an event.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub left_out: bool,
 }
 
 impl Lost {
-    /// Returns losses of a source that reports events of every kind, one for each scope; the first has the count.
+    /// Returns the loss of `count` events of a source that reports all kinds of events: one loss for each scope, the
+    /// first with the count.
     pub fn of_any_event(source: &str, count: u64) -> [Self; 3] {
         [(Scope::Sockets, count), (Scope::Processes, 0), (Scope::Cni, 0)].map(|(scope, count)| Self {
             hook: source.to_string(),
@@ -230,9 +234,9 @@ impl Lost {
         })
     }
 
-    /// How many of what, as people read it.
+    /// Returns the number of lost events or skipped runs as a phrase.
     pub fn words(&self) -> String {
-        let what = if self.left_out { "runs left out by the kernel" } else { "events lost" };
+        let what = if self.left_out { "runs skipped by the kernel" } else { "events lost" };
         format!("{} {what}", self.count)
     }
 }
@@ -240,16 +244,16 @@ impl Lost {
 /// See [`Observation::Remembered`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
-    /// At most one of each type. A condition that comes to the same status has had it since then.
+    /// At most one of each type. A condition that reaches the same status again keeps the remembered time of change.
     pub conditions: Vec<Condition>,
 }
 
 /// See [`Observation::Writes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writes {
-    /// The account and the address in use; empty when there is none.
+    /// The account and the address in use; empty without a usable account.
     pub by: String,
-    /// Why they are not written, on one line.
+    /// Why the conditions cannot be written, on one line.
     #[serde(default)]
     pub problem: Option<String>,
 }
@@ -259,24 +263,24 @@ pub struct Writes {
 pub struct Gap {
     /// `tcp.connect`, `cni.exec`, `cni.stdout`, `process.exit`, `netns`, `link`, `cni.config`, …
     pub signal: String,
-    /// One line: why, and what stands in.
+    /// One line: why, and the fallback.
     pub why: String,
-    /// Nothing else shows what this signal shows: a verdict that needs it is `ProbeDegraded`.
+    /// Whether the signal has no fallback: a verdict that needs it is `ProbeDegraded`.
     #[serde(default)]
     pub blind: bool,
 }
 
 impl Gap {
-    /// Signal of events that keep being lost.
+    /// Signal of events that are repeatedly lost.
     pub const EVENTS_LOST: &'static str = "events.lost";
-    /// Signal of a CNI configuration, or of a plugin, that the agent cannot read for a reason of its own.
+    /// Signal of a CNI configuration or plugin that the agent cannot read because of its own permissions or limits.
     pub const CNI_CONFIG_DENIED: &'static str = "cni.config.denied";
-    /// Signal of processes of the host that the agent cannot read. What runs there is then known only as far as it starts or
-    /// exits while the agent watches.
+    /// Signal of host processes that the agent cannot read. Then only processes that start or exit while the agent runs
+    /// are known.
     pub const PROCESS_TABLE: &'static str = "process.table";
 }
 
-/// What need not be written: the reader puts it back.
+/// Returns whether a number has its default value, which recordings omit.
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
 }

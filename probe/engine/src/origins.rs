@@ -1,4 +1,4 @@
-//! What stands behind a root: the verdict's `because`.
+//! The origin of a root cause: the verdict's `because`.
 
 use alloc::format;
 use alloc::string::String;
@@ -12,7 +12,7 @@ use crate::reason::Reason;
 use crate::rules::{self, Fault};
 use crate::verdict::Finding;
 
-/// Origins of `root`, nearest first.
+/// Returns the origins of `root`, nearest first.
 pub(crate) fn of(root: &Fault, facts: &Facts) -> Vec<Finding> {
     let origin = match root.finding.reason {
         Reason::APIServerDown | Reason::APIServerUnhealthy => etcd(facts),
@@ -22,19 +22,24 @@ pub(crate) fn of(root: &Fault, facts: &Facts) -> Vec<Finding> {
     origin.into_iter().collect()
 }
 
-/// The end of this host's etcd, when nobody else brought it about: the API server does not live without it.
+/// Returns the exit of this host's etcd: the API server cannot run without it.
 pub(crate) fn etcd(facts: &Facts) -> Option<Finding> {
     let lives = facts.lives_of(|_, class| class == ProcessClass::Etcd);
     let ended = lives.filter_map(|(name, life)| Some((name, life, life.ended.as_ref()?)));
-    // A moment after its return the API server is still on its way.
+    // Just after a restart of etcd the API server is not ready yet.
     let away =
         ended.filter(|(_, life, (at, _))| life.pids.is_empty() || facts.now.since(*at) < limits::CRASH_REST);
     let (name, life, (at, event)) = away.max_by_key(|(_, _, (at, _))| *at)?;
-    let often = if life.loops(facts.now) { ", again and again" } else { "" };
-    let mut message = format!("{name} ended {}{often}", event.how()?);
+    let how = event.how()?;
+    let mut message = if life.loops(facts.now) {
+        format!("{name} is crash-looping: it {how}")
+    } else {
+        format!("{name} {how}")
+    };
     let full = facts.full.values().find(|full| matches!(full.value.what.as_str(), "disk" | "inodes"));
     if let Some(Seen { value: limit, .. }) = full {
-        message.push_str(&format!("; the {} of {} is full", limit.what, limit.subject));
+        let free = if limit.what == "inodes" { "inodes" } else { "space" };
+        message.push_str(&format!("; the file system of {} has no free {free}", limit.subject));
     }
     Some(finding(Reason::EtcdDown, name, message, *at))
 }

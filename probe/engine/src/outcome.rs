@@ -1,6 +1,6 @@
-//! What the kernel's numbers mean: one connect, one outcome.
+//! Derives one outcome from what the kernel shows of a connect.
 //!
-//! The table was measured and is the same on Linux 5.10 to 7.2 (`docs/design.md`, "How a connect ends").
+//! The mapping was measured and is the same on Linux 5.10 to 7.2 (`docs/design.md`, "How a connect ends").
 
 use core::net::IpAddr;
 
@@ -11,13 +11,13 @@ use crate::errno::{
 };
 use crate::observation::{ClientRole, Connect, Connection, Icmp, SHORTEST_ANSWER};
 
-/// How a connect ended; the label set of the connect metrics, but for [`Outcome::Cancelled`].
+/// The outcome of a connect; the label set of the connect metrics, except [`Outcome::Cancelled`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The handshake completed.
     Ok,
-    /// Reset by this host: nothing listens on its own port.
+    /// Reset by this host: nothing listens on the port of one of its own addresses.
     RefusedLocal,
     /// Reset by another host.
     RefusedRemote,
@@ -25,36 +25,36 @@ pub enum Outcome {
     RefusedIcmp,
     /// Forbidden by an ICMP message (administratively prohibited, host prohibited).
     FilteredIcmp,
-    /// The next hop, or the address itself, does not answer neighbour discovery.
+    /// No host answers neighbour discovery (ARP, NDP) for the address or its next hop.
     UnreachableNeighbour,
     /// There is no route.
     NoRoute,
     /// connect(2) was denied before a packet left.
     Denied,
-    /// Nobody answered until the kernel gave up.
+    /// No reply until the kernel gave up (ETIMEDOUT).
     Timeout,
-    /// Nobody answered until the client gave up.
+    /// No reply until the client gave up.
     GaveUp,
-    /// Established, then reset before a byte came back.
+    /// Established, then closed or reset by the server before it sent data.
     Reset,
-    /// Established, then silent.
+    /// Established, but the server sent no data.
     Stalled,
-    /// The client closed the socket before anything could be known, or never got as far as the network.
+    /// The client closed the socket before an outcome was possible, or failed before it reached the network.
     Cancelled,
-    /// Every local port towards this address is in use: this host's own trouble.
+    /// Every local port towards this address is in use (EADDRNOTAVAIL), a fault of this host.
     NoPort,
 }
 
-/// A client that closes its socket earlier than this, before any retransmission (the first is due after
-/// 1 s, RFC 6298), learned nothing: Go and others cancel the slower of two connects in parallel.
-const NOTHING_KNOWN_NS: u64 = 1_000_000_000;
+/// A socket that its client closes earlier than this, without a retransmission (the first is due after 1 s, RFC 6298),
+/// is not evidence: Go and others cancel the slower of two parallel connects.
+const EARLIEST_EVIDENCE_NS: u64 = 1_000_000_000;
 
-/// How long a server may be silent after the client spoke: Go's clients give up their TLS handshake after
-/// 10 s (`TLSHandshakeTimeout` of their default transport).
+/// How long a server may send nothing after the client sent data: clients in Go abandon the TLS handshake after 10 s
+/// (`TLSHandshakeTimeout` of the default transport).
 const SILENCE_NS: u64 = 9_500_000_000;
 
-/// The kubelet keeps its connections for hours, and closes all of them when a heartbeat was not answered within its
-/// time-out, ten seconds for the node's lease (`closeAllConns`, pkg/kubelet).
+/// The kubelet keeps its connections for hours. It closes all of them when a heartbeat gets no response within its
+/// timeout, 10 s for the node's lease (`closeAllConns`, pkg/kubelet).
 const KEPT_NS: u64 = 30_000_000_000;
 
 impl Outcome {
@@ -76,7 +76,7 @@ impl Outcome {
         Self::NoPort,
     ];
 
-    /// The label value.
+    /// Returns the label value.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -96,27 +96,27 @@ impl Outcome {
         }
     }
 
-    /// In plain words, for a timeline.
+    /// Returns the outcome as a phrase that follows the client and the address on a timeline.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Ok => "connected",
-            Self::RefusedLocal => "refused: nothing listens here",
-            Self::RefusedRemote => "refused by the other host",
-            Self::RefusedIcmp => "refused by ICMP, no reset",
-            Self::FilteredIcmp => "forbidden by ICMP",
-            Self::UnreachableNeighbour => "nobody holds the address",
-            Self::NoRoute => "no route",
-            Self::Denied => "denied before a packet left",
-            Self::Timeout => "no answer",
-            Self::GaveUp => "no answer, the client gave up",
-            Self::Reset => "reset before an answer",
-            Self::Stalled => "silent after the handshake",
-            Self::Cancelled => "closed by the client at once",
-            Self::NoPort => "not begun: no local port is left",
+            Self::RefusedLocal => "connection refused: no listener on this host",
+            Self::RefusedRemote => "connection refused by the remote host",
+            Self::RefusedIcmp => "rejected (ICMP port unreachable, no TCP reset)",
+            Self::FilteredIcmp => "rejected (ICMP administratively prohibited)",
+            Self::UnreachableNeighbour => "unreachable: no host answers ARP or NDP",
+            Self::NoRoute => "no route to the address",
+            Self::Denied => "denied by this host before a packet was sent",
+            Self::Timeout => "timed out, no reply",
+            Self::GaveUp => "no reply until the client gave up",
+            Self::Reset => "closed by the server before a response",
+            Self::Stalled => "no data after the handshake",
+            Self::Cancelled => "cancelled by the client",
+            Self::NoPort => "not attempted: no local port available",
         }
     }
 
-    /// Judges one connect. `own` are the host's own addresses.
+    /// Returns the outcome of one connect. `own` are the host's own addresses.
     pub fn of(connect: &Connect, own: &[IpAddr]) -> Self {
         let end = &connect.end;
         if end.established {
@@ -128,8 +128,8 @@ impl Outcome {
         if end.rst {
             return if is_own(connect.to.ip(), own) { Self::RefusedLocal } else { Self::RefusedRemote };
         }
-        // The error queue first: when the message arrives while connect(2) still holds the socket, it is
-        // the only trace, and the socket ends with no error at all (Go's non-blocking dial).
+        // The error queue comes first: a message that arrives while connect(2) still holds the socket leaves no other
+        // trace, and the socket is closed without an error (Go's non-blocking dial).
         if let Some(icmp) = end.icmp
             && let Some(outcome) = Self::from_icmp(icmp)
         {
@@ -141,21 +141,21 @@ impl Outcome {
             return Self::UnreachableNeighbour;
         }
         match end.sk_err {
-            // Without a reset it can only have been an ICMP message (ICMPv6 leaves no queue entry).
+            // Without a reset the cause is an ICMP message (ICMPv6 leaves no queue entry).
             ECONNREFUSED => Self::RefusedIcmp,
             EACCES => Self::FilteredIcmp,
-            // The soft error is set by an ICMP message, and not by a neighbour that stays silent.
+            // An ICMP message sets the soft error; failed neighbour discovery does not.
             EHOSTUNREACH if end.sk_err_soft != 0 => Self::FilteredIcmp,
             EHOSTUNREACH => Self::UnreachableNeighbour,
             ENETUNREACH => Self::NoRoute,
             ETIMEDOUT => Self::Timeout,
-            0 if end.retransmits == 0 && connect.took_ns < NOTHING_KNOWN_NS => Self::Cancelled,
+            0 if end.retransmits == 0 && connect.took_ns < EARLIEST_EVIDENCE_NS => Self::Cancelled,
             0 => Self::GaveUp,
             _ => Self::Cancelled,
         }
     }
 
-    /// Judges what followed the handshake; `None` when it shows nothing yet.
+    /// Returns the outcome of a connection after its handshake; `None` while it is not decided.
     pub fn of_connection(connection: &Connection) -> Option<Self> {
         if connection.unacked_ns >= SILENCE_NS {
             return Some(Self::Stalled);
@@ -163,23 +163,24 @@ impl Outcome {
         if connection.received >= SHORTEST_ANSWER {
             return Some(Self::Ok);
         }
-        // A load balancer without a backend ends a connection at once, often before the client has spoken;
-        // later, an end without a word from either side is an idle connection's.
-        let spoke = connection.acked > 0 || connection.age_ns < NOTHING_KNOWN_NS;
+        // A load balancer without a backend closes a connection at once, often before the client has sent data. Later,
+        // a connection that is closed without data from either side was idle.
+        let counts = connection.acked > 0 || connection.age_ns < EARLIEST_EVIDENCE_NS;
         match (connection.ended, connection.by_peer) {
-            (true, true) if connection.rst || spoke => Some(Self::Reset),
-            // The client gave up waiting, or waits still.
+            (true, true) if connection.rst || counts => Some(Self::Reset),
+            // The client gave up waiting, or still waits.
             (_, false) if connection.acked > 0 && connection.age_ns >= SILENCE_NS => Some(Self::Stalled),
             _ => None,
         }
     }
 
-    /// The client ended it as one does that was let down: no byte had come, or it is the kubelet's, which keeps its
-    /// own. No proof of anything, and a reason to ask.
+    /// Returns whether the client closed the connection because it got no response: nothing was received, or it is a
+    /// connection of the kubelet, which keeps its connections. This proves nothing, but is a reason to query the
+    /// server.
     pub(crate) fn was_given_up(connection: &Connection) -> bool {
-        let let_down = connection.received < SHORTEST_ANSWER
+        let unserved = connection.received < SHORTEST_ANSWER
             || connection.role == ClientRole::Kubelet && connection.age_ns < KEPT_NS;
-        connection.ended && !connection.by_peer && connection.acked > 0 && let_down
+        connection.ended && !connection.by_peer && connection.acked > 0 && unserved
     }
 
     const fn early(errno: u32) -> Self {
@@ -187,12 +188,12 @@ impl Outcome {
             EPERM | EACCES => Self::Denied,
             ENETUNREACH | EHOSTUNREACH | EINVAL => Self::NoRoute,
             EADDRNOTAVAIL => Self::NoPort,
-            // ENOMEM, …: this client's own trouble, which says nothing of the API.
+            // ENOMEM and others are faults of the client and not evidence about the API server.
             _ => Self::Cancelled,
         }
     }
 
-    /// RFC 792 and RFC 1812 for type 3, RFC 4443 for type 1.
+    /// Returns the outcome of an ICMP error: RFC 792 and RFC 1812 for type 3, RFC 4443 for ICMPv6 type 1.
     const fn from_icmp(icmp: Icmp) -> Option<Self> {
         Some(match (icmp.v6, icmp.icmp_type, icmp.code) {
             (false, 3, 3) | (true, 1, 4) => Self::RefusedIcmp,
@@ -203,13 +204,13 @@ impl Outcome {
         })
     }
 
-    /// A fault that retrying proves or disproves; false for success and for what proves nothing.
+    /// Returns whether the outcome is evidence of a fault: false for success and for outcomes that prove nothing.
     pub const fn is_failure(self) -> bool {
         !matches!(self, Self::Ok | Self::Cancelled | Self::NoPort)
     }
 }
 
-/// Loopback, or one of the host's own addresses.
+/// Returns whether `ip` is a loopback or unspecified address, or one of the host's `own`.
 pub(crate) fn is_own(ip: IpAddr, own: &[IpAddr]) -> bool {
     ip.is_loopback() || ip.is_unspecified() || own.contains(&ip)
 }
@@ -239,9 +240,9 @@ mod tests {
         Icmp { v6: false, icmp_type, code, from: None }
     }
 
-    /// One row of the measured table each: what the kernel shows, what it means.
+    /// Each row of the measured table: what the kernel shows, and its outcome.
     #[test]
-    fn the_measured_table() {
+    fn every_measured_end_has_its_outcome() {
         let zero = ConnectEnd::default();
         let rst = ConnectEnd { sk_err: 111, rst: true, ..zero.clone() };
         assert_eq!(judge("10.0.0.1:6443", 0, rst.clone()), Outcome::RefusedRemote);
@@ -255,7 +256,7 @@ mod tests {
                 1000,
                 Outcome::RefusedIcmp,
             ),
-            // REJECT for IPv6: no queue entry.
+            // REJECT for IPv6 leaves no queue entry.
             (ConnectEnd { sk_err: 111, sk_err_soft: 111, ..zero.clone() }, 1000, Outcome::RefusedIcmp),
             (
                 ConnectEnd { sk_err: 113, icmp: Some(icmp(3, 13)), ..zero.clone() },
@@ -271,7 +272,7 @@ mod tests {
             (ConnectEnd { sk_err: 113, ..zero.clone() }, 3070, Outcome::UnreachableNeighbour),
             (ConnectEnd { sk_err: 101, icmp: Some(icmp(3, 0)), ..zero.clone() }, 1, Outcome::NoRoute),
             (ConnectEnd { sk_err: 110, retransmits: 2, ..zero.clone() }, 7000, Outcome::Timeout),
-            // A packet filter that drops on this host: no retransmission was ever reported up to 6.12.
+            // A packet filter on this host drops the SYN: kernels up to 6.12 report no retransmission.
             (ConnectEnd { sk_err: 110, ..zero.clone() }, 7000, Outcome::Timeout),
             (ConnectEnd { by_caller: true, retransmits: 3, ..zero.clone() }, 10_000, Outcome::GaveUp),
             (ConnectEnd { by_caller: true, ..zero.clone() }, 4000, Outcome::GaveUp),
@@ -291,14 +292,14 @@ mod tests {
     }
 
     #[test]
-    fn go_non_blocking_connect_against_a_same_node_reject_is_refused_by_icmp() {
-        // connect(2) = EINPROGRESS, SO_ERROR = ECONNREFUSED, close: the socket ends without any error.
+    fn non_blocking_connect_of_go_to_local_reject_is_refused_by_icmp() {
+        // connect(2) = EINPROGRESS, SO_ERROR = ECONNREFUSED, close: the socket is closed without an error.
         let end = ConnectEnd { by_caller: true, icmp: Some(icmp(3, 3)), ..ConnectEnd::default() };
         assert_eq!(judge("10.96.0.1:443", 0, end), Outcome::RefusedIcmp);
     }
 
     #[test]
-    fn a_kubelet_that_closes_its_connection_soon_was_let_down() {
+    fn young_kubelet_connection_closed_by_the_client_counts_as_given_up() {
         let kubelet = Connection {
             client: Actor::default(),
             role: ClientRole::Kubelet,
@@ -315,7 +316,7 @@ mod tests {
             unanswered_ns: 0,
             unanswered_bytes: 0,
         };
-        assert!(Outcome::was_given_up(&kubelet), "its request waits behind a handshake that was answered");
+        assert!(Outcome::was_given_up(&kubelet), "its request got no response, although the handshake did");
         let others = [
             Connection { age_ns: 7_200_000_000_000, ..kubelet.clone() },
             Connection { by_peer: true, ..kubelet.clone() },
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_a_set_in_snake_case() {
+    fn labels_are_unique_and_in_snake_case() {
         let mut labels: alloc::vec::Vec<_> = Outcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
         assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
         labels.sort_unstable();

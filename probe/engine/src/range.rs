@@ -1,24 +1,24 @@
-//! Address ranges.
+//! IP address ranges in CIDR notation.
 
 use core::net::IpAddr;
 
-/// An address range as people write it: `10.96.0.0/12`.
+/// An IP address range in CIDR notation: `10.96.0.0/12`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    /// Any address of it.
+    /// An address of the range; bits beyond `length` are ignored.
     pub base: IpAddr,
-    /// How many bits they share.
+    /// Prefix length in bits.
     pub length: u8,
 }
 
 impl Range {
-    /// `None` for anything else.
+    /// Parses `ADDRESS/LENGTH`; `None` for anything else. The length is not checked against the address family.
     pub fn parse(text: &str) -> Option<Self> {
         let (base, length) = text.trim().split_once('/')?;
         Some(Self { base: base.parse().ok()?, length: length.parse().ok()? })
     }
 
-    /// False for a length that there is not.
+    /// Returns whether `ip` is in the range; false where `length` exceeds the address family.
     pub fn contains(self, ip: IpAddr) -> bool {
         match (self.base, ip) {
             (IpAddr::V4(base), IpAddr::V4(ip)) if self.length <= 32 => {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_contain_what_they_say() {
+    fn range_contains_only_addresses_with_its_prefix() {
         let range = Range::parse("10.96.0.0/12").expect("a range");
         assert!(
             range.contains("10.96.0.1".parse().expect("ip"))

@@ -1,4 +1,4 @@
-//! What must hold whatever comes in.
+//! Properties that hold for every input.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,7 +39,8 @@ fn config(kind: usize) -> CniConfig {
     CniConfig { dir, files, missing_plugins, unusable_plugins, ..CniConfig::default() }
 }
 
-/// An attempt to start a pod: which plugins were run for it, and whether each succeeded. It is removed at once.
+/// An attempt to start a pod: the plugins that were run for it, and whether each succeeded. The sandbox is removed at
+/// once.
 fn attempt(container: u32, uid: u32, adds: &[(&str, bool)]) -> Observation {
     let step = |step, what: &str, ok| Step { after_ns: 1, step, what: what.into(), ok, took_ns: 1 };
     let adds = adds.iter().map(|(plugin, ok)| step(StepKind::Add, plugin, *ok));
@@ -54,7 +55,7 @@ fn attempt(container: u32, uid: u32, adds: &[(&str, bool)]) -> Observation {
     })
 }
 
-/// A request of the kubelet that is not answered, or an answer in time.
+/// A request of the kubelet without a response for `unanswered_ns`; 0 is a response in time.
 fn request(to: usize, unanswered_ns: u64) -> Observation {
     Observation::Connection(Connection {
         role: ClientRole::Kubelet,
@@ -192,7 +193,7 @@ fn observations() -> impl Strategy<Value = Observation> {
     ]
 }
 
-/// The same, and what no cure in these tests takes back.
+/// All of [`observations`], and observations that [`cured`] does not revert.
 fn anything() -> impl Strategy<Value = Observation> {
     let classes = [ProcessClass::Kubelet, ProcessClass::Etcd, ProcessClass::CniAgent, ProcessClass::Runtime];
     let names = ["kubelet", "etcd", "calico-node", "containerd"];
@@ -265,11 +266,11 @@ fn anything() -> impl Strategy<Value = Observation> {
 }
 
 fn sequences() -> impl Strategy<Value = Vec<(u64, Observation)>> {
-    // Times are deltas, some of them backwards by up to the width of the reorder window.
+    // Times are deltas to the previous observation.
     prop::collection::vec((0..8 * SECOND, observations()), 0..60)
 }
 
-/// Feeds a sequence as the agent does; answers with every condition that was announced, and the end.
+/// Feeds a sequence as the agent does, passes every effect to `each`, and returns the time of the last observation.
 fn feed(
     engine: &mut Engine,
     start: u64,
@@ -297,11 +298,11 @@ fn pass(engine: &mut Engine, until: Mono, mut each: impl FnMut(Mono, &Effect)) {
             each(deadline, &effect);
         }
         turns += 1;
-        assert!(turns < 10_000, "the engine asks to be woken again and again");
+        assert!(turns < 10_000, "the engine repeats its deadlines without end");
     }
 }
 
-fn small(report: &Report) {
+fn assert_bounded(report: &Report) {
     assert!(report.evidence.len() <= limits::EVIDENCE && report.gaps.len() <= limits::GAPS);
     let findings = [&report.because, &report.consequences, &report.also];
     for finding in findings.into_iter().flatten().chain([&report.verdict]) {
@@ -313,7 +314,7 @@ fn small(report: &Report) {
     }
 }
 
-/// Everything is right.
+/// Observations of a healthy node.
 fn cured() -> Vec<(u64, Observation)> {
     let mut cure =
         vec![Observation::SnapshotDone, Observation::CniConfig(config(0)), add("bridge", false, "")];
@@ -349,7 +350,7 @@ fn cured() -> Vec<(u64, Observation)> {
     cure.into_iter().map(|observation| (1, observation)).collect()
 }
 
-/// Everything that was wrong is right again.
+/// Feeds the observations of a healthy node and lets 60 s pass.
 fn cure(engine: &mut Engine, from: Mono) -> Mono {
     let end = feed(engine, from.0, &cured(), |_, _| {});
     let later = end.plus(60 * SECOND);
@@ -363,13 +364,13 @@ proptest! {
     #[test]
     fn nothing_panics_and_reports_stay_small(sequence in sequences()) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
-        feed(&mut engine, SECOND, &sequence, |_, effect| if let Effect::Verdict(report) = effect { small(report) });
-        small(&engine.report());
+        feed(&mut engine, SECOND, &sequence, |_, effect| if let Effect::Verdict(report) = effect { assert_bounded(report) });
+        assert_bounded(&engine.report());
     }
 
-    /// Most of what is told changes nothing and is not judged: that must never be seen.
+    /// The engine does not judge after observations that change nothing: the report must be the same as with judgement.
     #[test]
-    fn what_is_not_judged_changes_nothing(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
+    fn skipped_judgement_does_not_change_the_report(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         let mut at = Mono(SECOND);
         for (delta, observation) in sequence {
@@ -378,21 +379,21 @@ proptest! {
             at = next;
             engine.observe(at, observation.clone());
             while engine.poll_effect().is_some() {}
-            small(&engine.report());
+            assert_bounded(&engine.report());
             let mut judged = engine.clone();
             judged.tick(at);
-            let (said, judged) = (engine.report(), judged.report());
+            let (reported, judged) = (engine.report(), judged.report());
             let key = |report: &Report| (report.status, report.because.clone(), report.consequences.clone(), report.also.clone());
-            prop_assert_eq!(key(&said), key(&judged), "after {:?}", observation);
-            prop_assert_eq!(said.verdict.reason, judged.verdict.reason);
-            prop_assert_eq!(said.verdict.message, judged.verdict.message);
+            prop_assert_eq!(key(&reported), key(&judged), "after {:?}", observation);
+            prop_assert_eq!(reported.verdict.reason, judged.verdict.reason);
+            prop_assert_eq!(reported.verdict.message, judged.verdict.message);
         }
     }
 
-    /// What is known from events expires when they are not repeated. The kubelet's longest restart back-off is the longest
-    /// that anything may take to be repeated.
+    /// Evidence from events expires if it is not repeated. The longest interval of repetition is the kubelet's longest
+    /// restart back-off.
     #[test]
-    fn a_verdict_does_not_outlive_its_evidence(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
+    fn verdict_expires_with_its_evidence(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
         for (after, expired) in [
@@ -406,21 +407,21 @@ proptest! {
             pass(&mut engine, end.plus(after), |_, _| {});
             let report = engine.report();
             let also = report.also.iter().chain(&report.consequences);
-            let mut said = also.map(|finding| finding.reason).chain([report.verdict.reason]);
-            prop_assert!(!said.any(|reason| expired.contains(&reason)), "after {} s: {:#?}", after / SECOND, report);
+            let mut reasons = also.map(|finding| finding.reason).chain([report.verdict.reason]);
+            prop_assert!(!reasons.any(|reason| expired.contains(&reason)), "after {} s: {:#?}", after / SECOND, report);
         }
     }
 
-    /// Whatever was said of an attempt, a plugin that succeeds is not at fault, and neither is an address that answers.
+    /// After any sequence, a plugin that succeeds is not a fault, and neither is an address that accepts connections.
     #[test]
-    fn a_success_of_the_same_kind_clears_a_failure(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
+    fn success_clears_failures_of_the_same_kind(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
         let established = || ConnectEnd { established: true, ..ConnectEnd::default() };
         let cures = (0..4).map(|to| connect(to, ClientRole::Kubelet, true, 1, established()));
         let cures: Vec<_> = cures.chain([add("bridge", false, "")]).map(|cure| (1, cure)).collect();
         let end = feed(&mut engine, end.0, &cures, |_, _| {});
-        // Connects that alternate with failures are the evidence of an unstable address, for as long as that is its rule.
+        // Connects that alternate with failures are evidence of an unstable address for the length of its window.
         pass(&mut engine, end.plus(limits::UNSTABLE_WINDOW + SECOND), |_, _| {});
         let mut engine_now = engine.clone();
         feed(&mut engine_now, end.plus(limits::UNSTABLE_WINDOW + SECOND).0, &cures, |_, _| {});
@@ -433,9 +434,10 @@ proptest! {
         prop_assert!(!unreachable, "{:#?}", report);
     }
 
-    /// An attempt in which a plugin of the network failed says nothing of the runtime, whatever else succeeded in it.
+    /// An attempt in which a plugin of the network failed is not evidence against the runtime, whatever else succeeded
+    /// in it.
     #[test]
-    fn a_failed_plugin_is_never_the_runtime_s_fault(
+    fn failed_plugin_is_never_a_runtime_fault(
         attempts in prop::collection::vec((SECOND..20 * SECOND, 0..3_u32, any::<bool>(), any::<bool>()), 1..30),
     ) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
@@ -457,18 +459,18 @@ proptest! {
     }
 
     #[test]
-    fn the_same_input_gives_the_same_output(sequence in sequences()) {
+    fn same_input_gives_same_output(sequence in sequences()) {
         let run = || {
             let mut engine = Engine::new(Config::default(), Mono(SECOND));
-            let mut said = Vec::new();
-            feed(&mut engine, SECOND, &sequence, |at, effect| said.push((at, effect.clone())));
-            said
+            let mut effects = Vec::new();
+            feed(&mut engine, SECOND, &sequence, |at, effect| effects.push((at, effect.clone())));
+            effects
         };
         prop_assert_eq!(run(), run());
     }
 
     #[test]
-    fn a_condition_changes_at_most_once_in_ten_seconds_and_time_never_runs_back(sequence in sequences()) {
+    fn condition_changes_at_most_once_in_ten_seconds_with_increasing_times(sequence in sequences()) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         let mut last: [Option<(Status, Mono)>; 2] = [None, None];
         feed(&mut engine, SECOND, &sequence, |at, effect| {
@@ -485,7 +487,7 @@ proptest! {
     }
 
     #[test]
-    fn a_restart_does_not_shorten_what_a_change_waits_for(
+    fn restart_does_not_shorten_hold_times(
         status in prop::sample::select(vec![Status::True, Status::False]), ago in 0..15 * SECOND, sequence in sequences(),
     ) {
         let start = Mono(100 * SECOND);
@@ -513,7 +515,7 @@ proptest! {
     }
 
     #[test]
-    fn everything_heals(sequence in sequences()) {
+    fn every_state_recovers(sequence in sequences()) {
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
         let healed = cure(&mut engine, end);
@@ -522,9 +524,10 @@ proptest! {
         prop_assert!(report.conditions.iter().all(|condition| condition.status == Status::True), "{:?} {:#?}", healed, report);
     }
 
-    /// Without the beginning of a story the engine may know less, but what it says to be false has failed in what it heard.
+    /// Without the first observations the engine may know less, but a status of False always has a failure among the
+    /// observations that it received.
     #[test]
-    fn a_lost_beginning_never_makes_a_fault(sequence in sequences(), cut in 0..60_usize) {
+    fn missing_first_observations_never_cause_a_fault(sequence in sequences(), cut in 0..60_usize) {
         let heard = &sequence[cut.min(sequence.len())..];
         let is_bad = |observation: &Observation| match observation {
             Observation::Connect(connect) => !connect.end.established,
@@ -534,7 +537,7 @@ proptest! {
             Observation::Route(route) => route.errno != 0,
             Observation::NameLookup(lookup) => lookup.failure.is_some(),
             Observation::Cri(cri) => !cri.answer.is_well(),
-            // The absence of a listener is a fact of a complete state.
+            // A missing listener follows from a complete state.
             Observation::Host(host) => host.role == Role::ControlPlane,
             _ => false,
         };

@@ -1,5 +1,5 @@
-//! Recordings in, verdicts out: every folder of `tests/replay`. `NETREADY_BLESS=1` writes what is expected anew;
-//! the difference is then reviewed like any other.
+//! Replays every folder of `tests/replay` and compares the verdicts with the expected ones. `NETREADY_BLESS=1` rewrites
+//! the expected verdicts; review the difference like any other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 fn cases() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/replay");
     let entries =
-        fs::read_dir(&dir).expect("tests/replay is there").map(|entry| entry.expect("readable").path());
+        fs::read_dir(&dir).expect("tests/replay exists").map(|entry| entry.expect("readable").path());
     let mut cases: Vec<_> = entries.filter(|path| path.is_dir()).collect();
     cases.sort();
     cases
 }
 
-/// An engine as the recorded agent had it, the time of its start, and what it was told.
+/// Returns an engine with the recorded configuration, the time of its start, and the recorded observations.
 fn open(recording: &str) -> (Engine, Mono, impl Iterator<Item = Line>) {
     let mut lines = recording.lines();
     let header: RecordingHeader = serde_json::from_str(lines.next().expect("a header")).expect("a header");
@@ -25,25 +25,25 @@ fn open(recording: &str) -> (Engine, Mono, impl Iterator<Item = Line>) {
     (Engine::new(header.config, header.started), header.started, lines.map(read))
 }
 
-/// Everything that the engine says, with the time since the agent's start.
+/// Returns all effects of the engine in short form, with the time since the agent's start.
 fn replay(recording: &str) -> Vec<Value> {
     let (mut engine, started, lines) = open(recording);
-    let mut said = Vec::new();
-    let drain = |engine: &mut Engine, said: &mut Vec<Value>, at: Mono| {
+    let mut rows = Vec::new();
+    let drain = |engine: &mut Engine, rows: &mut Vec<Value>, at: Mono| {
         while let Some(effect) = engine.poll_effect() {
-            said.extend(compact(&effect, at.since(started)));
+            rows.extend(compact(&effect, at.since(started)));
         }
     };
     let mut last = started;
     for line in lines {
-        pass(&mut engine, line.at, |engine, at| drain(engine, &mut said, at));
+        pass(&mut engine, line.at, |engine, at| drain(engine, &mut rows, at));
         engine.observe(line.at, line.observation);
-        drain(&mut engine, &mut said, line.at);
+        drain(&mut engine, &mut rows, line.at);
         last = line.at;
     }
-    // A recording ends where somebody stopped it: what only time decides is decided in the half minute after.
-    pass(&mut engine, last.plus(30_000_000_000), |engine, at| drain(engine, &mut said, at));
-    said
+    // A recording ends at an arbitrary time: deadlines of the next 30 s are included.
+    pass(&mut engine, last.plus(30_000_000_000), |engine, at| drain(engine, &mut rows, at));
+    rows
 }
 
 fn pass(engine: &mut Engine, until: Mono, mut drain: impl FnMut(&mut Engine, Mono)) {
@@ -81,30 +81,30 @@ fn every_recording_gives_its_expected_verdicts() {
         let recording =
             fs::read_to_string(case.join("input.jsonl")).unwrap_or_else(|error| panic!("{name}: {error}"));
         let rows = replay(&recording);
-        // What belongs to healthy life may be told, and no condition may go False for it.
+        // Verdicts may change in normal operation, but no condition may become False.
         if name.starts_with("healthy") && rows.iter().any(is_false) {
             wrong.push(format!("{name}: a condition is False: {rows:#?}"));
         }
         let rows: Vec<_> = rows.iter().map(|row| format!("  {row}")).collect();
-        let said = format!("[\n{}\n]\n", rows.join(",\n"));
+        let actual = format!("[\n{}\n]\n", rows.join(",\n"));
         let path = case.join("expected.json");
         if std::env::var_os("NETREADY_BLESS").is_some() {
-            fs::write(&path, &said).expect("written");
+            fs::write(&path, &actual).expect("written");
         }
         let expected = fs::read_to_string(&path).unwrap_or_default();
-        if said != expected {
-            wrong.push(format!("{name}: said\n{said}expected\n{expected}"));
+        if actual != expected {
+            wrong.push(format!("{name}: got\n{actual}expected\n{expected}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A node on which the same ordinary things happen again and again: what adds up, adds up in a week.
+/// Repeats each healthy recording hourly for a week, which shows state that accumulates.
 #[test]
-fn a_healthy_week_is_silent() {
+fn healthy_week_has_no_fault() {
     const HOUR_NS: u64 = 3_600_000_000_000;
     let name = |case: &Path| case.file_name().expect("a name").to_string_lossy().into_owned();
-    // A boot happens once to an agent, and so does its end.
+    // An agent sees one boot and one stop.
     let happens_once = |name: &str| name.contains("boot") || name.contains("stopped");
     for case in cases() {
         let name = name(&case);
@@ -143,8 +143,8 @@ fn a_healthy_week_is_silent() {
 }
 
 #[test]
-fn every_recording_says_where_it_comes_from() {
-    let silent: Vec<_> = cases()
+fn every_recording_names_its_source() {
+    let unnamed: Vec<_> = cases()
         .into_iter()
         .filter(|case| {
             let recording = fs::read_to_string(case.join("input.jsonl")).expect("a recording");
@@ -153,35 +153,35 @@ fn every_recording_says_where_it_comes_from() {
             header.source.is_empty()
         })
         .collect();
-    assert!(silent.is_empty(), "{silent:?}");
+    assert!(unnamed.is_empty(), "{unnamed:?}");
 }
 
 #[test]
 fn every_reason_has_a_recording() {
-    // They are being written by the test beside this one.
+    // Another test rewrites the expected verdicts at the same time.
     if std::env::var_os("NETREADY_BLESS").is_some() {
         return;
     }
-    let mut told = BTreeSet::new();
+    let mut recorded = BTreeSet::new();
     for case in cases() {
-        let text = fs::read_to_string(case.join("expected.json")).expect("it says what is expected");
+        let text = fs::read_to_string(case.join("expected.json")).expect("expected verdicts");
         let rows: Vec<Value> = serde_json::from_str(&text).expect("a list");
         for row in &rows {
             let lists =
                 ["because", "consequences", "also"].into_iter().filter_map(|name| row[name].as_array());
             let reasons = lists.flatten().chain([&row["verdict"], &row["reason"]]);
-            told.extend(reasons.filter_map(Value::as_str).map(str::to_owned));
+            recorded.extend(reasons.filter_map(Value::as_str).map(str::to_owned));
         }
     }
-    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !told.contains(reason.as_str())).collect();
-    assert!(missing.is_empty(), "no recording tells {missing:?}");
+    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !recorded.contains(reason.as_str())).collect();
+    assert!(missing.is_empty(), "no recording has {missing:?}");
 }
 
-/// What the kernel half, netlink and files tell reaches the agent side by side, and some milliseconds late: neighbours
-/// that are this near to each other are exchanged. A second, because recordings have few that are nearer.
+/// Observations from the kernel programs, netlink and files reach the agent in parallel and some milliseconds late.
+/// Neighbouring observations within this window are swapped. One second, because recordings have few that are closer.
 const WINDOW_NS: u64 = 1_000_000_000;
 
-/// What comes through the ring buffer.
+/// Observations from the ring buffer.
 const KERNEL: [&str; 14] = [
     "connect",
     "connection",
@@ -198,11 +198,11 @@ const KERNEL: [&str; 14] = [
     "packets_dropped",
     "process",
 ];
-/// Most exchanges that are tried in one recording: each replays it whole.
+/// Maximum number of swaps in one recording: each replays the whole recording.
 const MOST: usize = 25;
 
-/// The last word on each question.
-fn last_words(recording: &str) -> Vec<String> {
+/// Returns the last verdict and the last state of each condition.
+fn last_states(recording: &str) -> Vec<String> {
     let rows = replay(recording);
     let last = |wanted: &dyn Fn(&Value) -> bool| rows.iter().rev().find(|row| wanted(row)).cloned();
     let verdict = last(&|row| row["verdict"].is_string());
@@ -219,7 +219,7 @@ fn last_words(recording: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
+fn reordering_within_the_window_gives_the_same_result() {
     let (mut swaps, mut wrong) = (0, Vec::new());
     for case in cases() {
         let recording = fs::read_to_string(case.join("input.jsonl")).expect("readable");
@@ -229,15 +229,15 @@ fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
             (value["at"].as_u64().unwrap_or(0), value["kind"].as_str().unwrap_or_default().to_owned())
         };
         let known: Vec<_> = lines.iter().map(|line| read(line)).collect();
-        // The state at start is told by the agent itself, in its own order.
+        // The agent itself reports the state at start, in its own order.
         let start =
             known.iter().position(|(_, kind)| kind == "snapshot_done").map_or(lines.len(), |at| at + 1);
-        let expected = last_words(&recording);
+        let expected = last_states(&recording);
         let mut taken = 0;
         for at in start..lines.len().saturating_sub(1) {
             let ((one, kind), (other, next)) = (&known[at], &known[at + 1]);
-            // What the kernel half tells is sorted before it is told; what netlink, files and questions tell comes each
-            // in its own order. An end of a loss belongs to its loss.
+            // Observations of the kernel programs are sorted; those of netlink, files and requests each keep their
+            // order. A reread belongs to its loss.
             let is_one_source =
                 kind == next || [kind, next].iter().all(|kind| KERNEL.contains(&kind.as_str()));
             if is_one_source || one.abs_diff(*other) > WINDOW_NS || next == "reread" || taken >= MOST {
@@ -247,10 +247,10 @@ fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
             taken += 1;
             let mut swapped = lines.clone();
             swapped.swap(at, at + 1);
-            let said = last_words(&(swapped.join("\n") + "\n"));
-            if said != expected {
+            let actual = last_states(&(swapped.join("\n") + "\n"));
+            if actual != expected {
                 wrong.push(format!(
-                    "{}: lines {} and {}: {said:?}, not {expected:?}",
+                    "{}: lines {} and {}: {actual:?}, not {expected:?}",
                     case.display(),
                     at + 1,
                     at + 2
@@ -258,15 +258,15 @@ fn what_arrives_in_the_wrong_order_within_the_window_ends_the_same() {
             }
         }
     }
-    assert!(swaps > 50, "only {swaps} places to look at");
+    assert!(swaps > 50, "only {swaps} swaps");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// After a loss the agent reads again what is there and tells what became different. Where nothing did, nothing is said.
-/// (Of plugins it tells again all that run: they are in no recording twice.)
+/// After a loss the agent reads the state again and reports the differences. Without a difference nothing changes.
+/// (Running plugins are all reported again, which no recording contains.)
 #[test]
-fn what_was_lost_and_read_again_changes_nothing() {
-    /// Most losses that are tried in one recording, for each kind: each replays it whole.
+fn loss_and_reread_without_a_difference_change_nothing() {
+    /// Maximum number of losses of each scope in one recording: each replays the whole recording.
     const MOST: usize = 4;
     let (mut losses, mut wrong) = (0, Vec::new());
     for case in cases() {
@@ -276,11 +276,11 @@ fn what_was_lost_and_read_again_changes_nothing() {
         let known: Vec<_> = lines.iter().map(read).collect();
         let start =
             known.iter().position(|line| line["kind"] == "snapshot_done").map_or(lines.len(), |at| at + 1);
-        // A loss of a recording's own stands until it is read again, and plugins that run are told again.
+        // Excluded: a recorded loss lasts until its own reread, and running plugins would be reported again.
         if known.iter().any(|line| line["kind"] == "lost" || line["kind"] == "cni_start") {
             continue;
         }
-        let expected = last_words(&recording);
+        let expected = last_states(&recording);
         for scope in ["sockets", "processes", "links"] {
             for after in (start..lines.len()).step_by((lines.len() - start).div_ceil(MOST).max(1)) {
                 losses += 1;
@@ -289,33 +289,33 @@ fn what_was_lost_and_read_again_changes_nothing() {
                 let reread = json!({"at": at, "kind": "reread", "scope": scope});
                 let mut lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
                 lines.insert(after + 1, format!("{lost}\n{reread}"));
-                let said = last_words(&(lines.join("\n") + "\n"));
-                if said != expected {
+                let actual = last_states(&(lines.join("\n") + "\n"));
+                if actual != expected {
                     let case = case.display();
                     wrong.push(format!(
-                        "{case}: {scope} after line {}: {said:?}, not {expected:?}",
+                        "{case}: {scope} after line {}: {actual:?}, not {expected:?}",
                         after + 1
                     ));
                 }
             }
         }
     }
-    assert!(losses > 500, "only {losses} places to look at");
+    assert!(losses > 500, "only {losses} losses");
     assert!(wrong.is_empty(), "{} of {losses}:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// What changes by time alone has a deadline, and what is not judged changes nothing: an engine that is woken every
-/// second, and after every observation, says what one says that sleeps.
+/// Every change by time alone has a deadline, and skipped judgement changes nothing: additional ticks, each second and
+/// after each observation, have no effects.
 #[test]
-fn to_be_woken_more_often_tells_nothing_new() {
+fn additional_ticks_have_no_effects() {
     const STEP_NS: u64 = 1_000_000_000;
-    // Longer than anything counts by itself.
+    // Longer than the longest limit of the engine.
     const AFTER_NS: u64 = 1_300_000_000_000;
     let forget = |engine: &mut Engine, _| while engine.poll_effect().is_some() {};
     let quiet = |engine: &mut Engine, at: Mono, what: &str| {
         engine.tick(at);
-        let said = engine.poll_effect();
-        assert!(said.is_none(), "{what}, woken at {} ns: {said:?}", at.0);
+        let actual = engine.poll_effect();
+        assert!(actual.is_none(), "{what}, tick at {} ns: {actual:?}", at.0);
     };
     let doze = |engine: &mut Engine, from: Mono, until: Mono, what: &str| {
         let mut at = from;

@@ -62,7 +62,7 @@ pub(super) struct Layout {
     /// Names of the kernel's drop reasons; the numbers differ between kernels.
     pub(super) drop_reasons: BTreeMap<u32, String>,
     /// Type section with the functions and typedefs that programs attach to: see [`Btf::skeleton`].
-    pub(super) places: Vec<u8>,
+    pub(super) attach_points: Vec<u8>,
 }
 
 /// Abilities of a kernel that programs depend on.
@@ -78,11 +78,11 @@ pub(super) struct Abilities {
 
 impl Layout {
     /// Resolves the globals from the kernel's type information. `probe_read`: memory may be read by address.
-    /// `places`: names of the functions and typedefs that programs attach to.
+    /// `attach_points`: names of the functions and typedefs that programs attach to.
     pub(super) fn read(
         data: &[u8],
         probe_read: bool,
-        places: &[String],
+        attach_points: &[String],
     ) -> Result<Self, super::btf::BtfError> {
         let mut wanted: BTreeSet<_> = FIELDS.iter().map(|field| field.container).collect();
         wanted.extend([
@@ -93,7 +93,7 @@ impl Layout {
             DROP_REASONS,
             MARK_VICTIM,
         ]);
-        wanted.extend(places.iter().map(String::as_str));
+        wanted.extend(attach_points.iter().map(String::as_str));
         let btf = Btf::parse(data, &wanted)?;
         let helper = |name| btf.enumerator("bpf_func_id", name).is_some();
 
@@ -102,7 +102,7 @@ impl Layout {
             task_pt_regs: helper("BPF_FUNC_task_pt_regs"),
             probe_read,
         };
-        let mut layout = Self { abilities, places: btf.skeleton(), ..Self::default() };
+        let mut layout = Self { abilities, attach_points: btf.skeleton(), ..Self::default() };
         for field in FIELDS {
             match field.resolve(&btf) {
                 Some(offset) => layout.globals.push((field.global, offset)),

@@ -1,4 +1,4 @@
-//! Connects, connections and what API servers say.
+//! Connects, connections and responses of API servers.
 
 use alloc::format;
 use alloc::string::String;
@@ -13,10 +13,10 @@ use super::{Actor, CredentialAnswer, ProcessClass, Untrusted, is_zero};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetKind {
-    /// A server, a load balancer or a virtual address; also when nothing is known.
+    /// A server, a load balancer or a virtual address; also when not known.
     #[default]
     Direct,
-    /// The cluster's Service address of the API server: packet filters or eBPF on this host send it on.
+    /// The Service address of the API server, which packet filters or eBPF programs on this host translate.
     Service,
 }
 
@@ -28,19 +28,19 @@ pub struct ApiTarget {
     /// How it is served.
     #[serde(default, rename = "served_as")]
     pub kind: TargetKind,
-    /// Where it was found, for people: `--apiserver`, `/etc/kubernetes/kubelet.conf`, …
+    /// Where the address comes from, for display: `--apiserver`, `/etc/kubernetes/kubelet.conf`, …
     #[serde(default)]
     pub source: String,
-    /// The name that clients use for it, when they do not use its address.
+    /// The name that clients use, if they do not use the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Set when this is the address of a proxy by which the kubelet reaches the API server: its URL, without user
+    /// Set if this is the address of a proxy through which the kubelet reaches the API server: its URL, without user
     /// information and with control characters escaped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
 }
 
-/// Who a client of the API server is; also the closed label set of the connect metrics.
+/// The role of a client of the API server; also the closed label set of the connect metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientRole {
@@ -56,9 +56,10 @@ pub enum ClientRole {
     ControlPlane,
     /// containerd, CRI-O.
     Runtime,
-    /// This agent, asking for itself. Never counted as a client.
+    /// This agent, for its own requests. Never counted as a client.
     Probe,
-    /// A process that an unprivileged user or an ordinary pod can have started. Its connects are shown and never judged.
+    /// A process that an unprivileged user or an ordinary pod can have started. Its connects are shown, but are not
+    /// evidence.
     Untrusted,
     /// Anything else.
     #[default]
@@ -66,7 +67,7 @@ pub enum ClientRole {
 }
 
 impl ClientRole {
-    /// The label value.
+    /// Returns the label value.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kubelet => "kubelet",
@@ -82,136 +83,137 @@ impl ClientRole {
     }
 }
 
-/// See [`super::Observation::Connect`]. The fields are the kernel's; [`crate::Outcome`] says what they mean.
+/// See [`super::Observation::Connect`]. The fields are the kernel's; [`crate::Outcome`] interprets them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connect {
-    /// Who called connect(2).
+    /// The process that called connect(2).
     pub client: Actor,
-    /// What the caller is.
+    /// The role of that process.
     #[serde(default)]
     pub role: ClientRole,
-    /// The caller is in the host's network namespace (the one of the agent or of the kubelet).
+    /// Whether the caller is in the host's network namespace (that of the agent or of the kubelet).
     pub host_netns: bool,
-    /// Address asked for.
+    /// The address passed to connect(2).
     pub to: SocketAddr,
-    /// The address on the socket, when it is another one: a Service implementation in eBPF put it there.
+    /// The address of the socket, if it differs: a Service implementation in eBPF replaced it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<SocketAddr>,
-    /// Nanoseconds from connect(2) to this end.
+    /// Nanoseconds from connect(2) to its end.
     pub took_ns: u64,
-    /// How it ended.
+    /// The state of the socket at the end.
     #[serde(flatten)]
     pub end: ConnectEnd,
 }
 
-/// See [`super::Observation::Connection`]. Bytes are of the application: SYN and FIN do not count.
+/// See [`super::Observation::Connection`]. Byte counts are payload: SYN and FIN do not count.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
-    /// Who called connect(2).
+    /// The process that called connect(2).
     pub client: Actor,
-    /// What the caller is.
+    /// The role of that process.
     #[serde(default)]
     pub role: ClientRole,
     /// As [`Connect::host_netns`].
     pub host_netns: bool,
-    /// Address asked for.
+    /// The address passed to connect(2).
     pub to: SocketAddr,
     /// Nanoseconds since the handshake.
     pub age_ns: u64,
-    /// Bytes that came back.
+    /// Bytes received from the server.
     pub received: u64,
-    /// Bytes of the client that the other side acknowledged.
+    /// Bytes of the client that the server acknowledged.
     pub acked: u64,
-    /// It has ended; else this is a look at one that lives.
+    /// Whether it is closed; false for a sample of an open connection.
     #[serde(default)]
     pub ended: bool,
-    /// The other side ended it, by FIN or by reset.
+    /// Whether the server closed it, by FIN or by reset.
     #[serde(default)]
     pub by_peer: bool,
-    /// A reset arrived.
+    /// Whether a reset was received.
     #[serde(default)]
     pub rst: bool,
     /// `sk->sk_err` at the end: positive errno or 0.
     #[serde(default)]
     pub sk_err: u32,
-    /// Nanoseconds for which something was sent again without any acknowledgement; 0 when nothing is.
+    /// Nanoseconds of retransmission without an acknowledgement; 0 when nothing is retransmitted.
     #[serde(default)]
     pub unacked_ns: u64,
-    /// Nanoseconds for which nothing, or nothing in time, came back on a connection that worked for what the client sent of
-    /// its own accord. A reason to ask, and no proof: not everything that a client sends is answered.
+    /// Nanoseconds without a response in time to data that the client sent on a working connection. This is a reason to
+    /// query the server, but not proof: not everything that a client sends requires a response.
     #[serde(default)]
     pub unanswered_ns: u64,
-    /// Bytes of the client that were acknowledged in that time: so many are a request.
+    /// Bytes of the client that were acknowledged in that time; a request has at least [`REQUEST_BYTES`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unanswered_bytes: u64,
 }
 
-/// So many bytes of a client are a request: frames that only keep an HTTP/2 connection going (PING, `WINDOW_UPDATE`,
-/// `RST_STREAM`) take at most 17 bytes (RFC 9113), 46 with TLS around them.
+/// Minimum number of bytes of a client that count as a request. Frames that only maintain an HTTP/2 connection (PING,
+/// `WINDOW_UPDATE`, `RST_STREAM`) have at most 17 bytes (RFC 9113), 46 with TLS.
 pub const REQUEST_BYTES: u64 = 128;
-/// The shortest that a server says: a TLS alert (RFC 8446 section 6), a record of seven bytes. Less is an answer that broke
-/// off.
+/// The shortest response of a server, in bytes: a TLS alert (RFC 8446 section 6) is a record of seven bytes. Less is an
+/// incomplete response.
 pub const SHORTEST_ANSWER: u64 = 7;
 
 /// See [`super::Observation::SocketConnect`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketConnect {
-    /// Who called connect(2).
+    /// The process that called connect(2).
     pub client: Actor,
-    /// What the caller is.
+    /// The class of that process.
     pub class: ProcessClass,
     /// Path of the socket; control characters are escaped, an abstract name starts with `@`.
     pub path: String,
-    /// Positive errno; 0 when it is connected.
+    /// Positive errno; 0 on success.
     pub errno: u32,
 }
 
 /// See [`super::Observation::Answer`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Who was asked.
+    /// The address of the request.
     pub to: SocketAddr,
-    /// Why TLS, or HTTP behind it, did not come about.
+    /// Why the TLS handshake, or HTTP after it, failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFailure>,
-    /// The certificate that it showed.
+    /// The certificate that the server presented.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
     /// HTTP status of `/readyz`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// The checks that `/readyz` names as failing.
+    /// The checks that `/readyz` reports as failing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<String>,
-    /// HTTP status of `/livez/etcd`; `None` where `/readyz` includes etcd, or was not answered.
+    /// HTTP status of `/livez/etcd`; `None` where `/readyz` includes etcd or returned no response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etcd: Option<u16>,
-    /// Set when the kubelet's kubeconfig names this address and none of its CAs issued the certificate.
+    /// Set if the kubelet's kubeconfig names this address and none of its CAs issued the certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untrusted: Option<Untrusted>,
-    /// The answer to a request with the kubelet's own credential; `None` when none was sent, or none was answered in time.
+    /// The response to a request with the kubelet's own credential; `None` if none was sent, or without a response in
+    /// time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubelet: Option<CredentialAnswer>,
 }
 
 impl Answer {
-    /// Returns whether a server that answers with this HTTP status cannot serve its clients now. A 401, 403 or 404 is the
-    /// answer of one that does not tell everybody how it is.
+    /// Returns whether a server that returns this HTTP status cannot serve its clients now. 401, 403 and 404 come from
+    /// servers that do not expose their health to every client.
     pub fn is_refusal(status: u16) -> bool {
         matches!(status, REQUEST_TIMEOUT | TOO_MANY_REQUESTS | 500..)
     }
 
-    /// Returns whether the server answered, and with nothing that says that it cannot serve.
+    /// Returns whether the server responded and reported no failure.
     pub fn is_well(&self) -> bool {
         let refuses = |status: Option<u16>| status.is_some_and(Self::is_refusal);
         self.tls.is_none() && !refuses(self.status) && !refuses(self.etcd)
     }
 
-    /// Returns whether nothing in the answer is a reason to ask again soon.
+    /// Returns whether nothing in the response is a reason to repeat the request soon.
     pub fn is_settled(&self) -> bool {
         let accepts = self.kubelet.as_ref().is_none_or(CredentialAnswer::accepts);
-        // A kubelet that is served opens a new connection before a mismatch can matter.
+        // A kubelet that is served opens a new connection before a mismatch can affect it.
         let trusts = self.untrusted.as_ref().is_none_or(|untrusted| untrusted.kubelet_served);
         self.status.is_some() && self.is_well() && trusts && accepts
     }
@@ -223,7 +225,7 @@ pub(super) const FORBIDDEN: u16 = 403;
 const REQUEST_TIMEOUT: u16 = 408;
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// An HTTP status with its name: `429 Too Many Requests`.
+/// Returns an HTTP status with its name: `429 Too Many Requests`.
 pub fn http_status(status: u16) -> String {
     let name = match status {
         UNAUTHORIZED => " Unauthorized",
@@ -239,15 +241,15 @@ pub fn http_status(status: u16) -> String {
     format!("{status}{name}")
 }
 
-/// How a TLS handshake, or the question after it, failed.
+/// Why a TLS handshake, or the request after it, failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "tls", rename_all = "snake_case")]
 pub enum TlsFailure {
-    /// The other side ended the connection without a word.
+    /// The server closed the connection without sending data.
     Closed,
-    /// Nothing came in time.
+    /// No data was received in time.
     Silent,
-    /// It sent an alert.
+    /// The server sent an alert.
     Alert {
         /// Its name, RFC 8446 section 6.
         alert: String,
@@ -264,18 +266,18 @@ pub enum TlsFailure {
     },
 }
 
-/// A certificate, with its times relative to when it was looked at.
+/// A certificate, with times relative to when it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
     /// Distinguished name; control characters are escaped.
     pub subject: String,
-    /// Seconds until it is valid; negative when it is.
+    /// Seconds until it becomes valid; negative when it already is.
     pub valid_in_s: i64,
-    /// Seconds until it expires; negative when it has.
+    /// Seconds until it expires; negative when it has expired.
     pub expires_in_s: i64,
-    /// It is for the name or address that clients use.
+    /// Whether it is valid for the name or address that clients use.
     pub fits: bool,
-    /// Names and addresses that it is for.
+    /// Names and addresses for which it is valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
 }
@@ -285,21 +287,21 @@ pub struct Certificate {
 pub struct AgentSocket {
     /// Path of the socket; control characters are escaped.
     pub path: String,
-    /// Positive errno of the newest try; 0 when it is connected.
+    /// Positive errno of the newest attempt; 0 on success.
     pub errno: u32,
-    /// How often it was tried.
+    /// Number of attempts.
     pub tries: u32,
 }
 
-/// What the kernel showed when the connect ended.
+/// The state of the socket when the connect ended, as the kernel shows it.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConnectEnd {
-    /// The handshake completed.
+    /// Whether the handshake completed.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub established: bool,
-    /// connect(2) itself returned this errno and no packet left; 0 when it did not.
+    /// errno that connect(2) returned before a packet was sent; otherwise 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub early_errno: u32,
     /// `sk->sk_err`: positive errno or 0.
@@ -308,23 +310,23 @@ pub struct ConnectEnd {
     /// `sk->sk_err_soft`: positive errno or 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub sk_err_soft: u32,
-    /// A TCP reset arrived.
+    /// Whether a TCP reset was received.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub rst: bool,
-    /// The process closed the socket itself.
+    /// Whether the process closed the socket.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub by_caller: bool,
     /// SYN retransmissions.
     #[serde(skip_serializing_if = "is_zero")]
     pub retransmits: u32,
-    /// Newest ICMP message in the socket's error queue.
+    /// The newest ICMP message in the error queue of the socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub icmp: Option<Icmp>,
-    /// Why this host dropped the newest of the packets that the connect sent, by the kernel's name
-    /// (`NETFILTER_DROP`, `NEIGH_FAILED`, …); `unknown` where it only shows that it did.
+    /// Why this host dropped the newest packet of the connect, as the kernel's drop reason (`NETFILTER_DROP`,
+    /// `NEIGH_FAILED`, …); `unknown` where the kernel shows only that it was dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped: Option<String>,
-    /// A neighbour entry for the next hop was seen `FAILED` or `INCOMPLETE` when it ended.
+    /// Whether the neighbour entry of the next hop was `FAILED` or `INCOMPLETE` at the end.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub neighbour_failed: bool,
 }
@@ -332,14 +334,14 @@ pub struct ConnectEnd {
 /// An ICMP or ICMPv6 error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Icmp {
-    /// True for ICMPv6.
+    /// Whether this is ICMPv6.
     #[serde(default)]
     pub v6: bool,
     /// ICMP type: 3 is destination unreachable (ICMPv6: 1).
     pub icmp_type: u8,
     /// ICMP code, RFC 792 / RFC 4443.
     pub code: u8,
-    /// Who sent it, when the kernel kept that.
+    /// The sender, if the kernel kept it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpAddr>,
 }
@@ -349,26 +351,26 @@ pub struct Icmp {
 pub struct Listener {
     /// Address and port; the unspecified address for a wildcard.
     pub local: SocketAddr,
-    /// Came (or was found) or went.
+    /// Whether it was opened or found; false when it was closed.
     pub up: bool,
-    /// Who opened it, or who closed it or died with it.
+    /// The process that opened it, or that closed it or exited.
     #[serde(default)]
     pub process: Actor,
-    /// In the host's network namespace.
+    /// Whether it is in the host's network namespace.
     pub host_netns: bool,
 }
 
 /// See [`super::Observation::NameLookup`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameLookup {
-    /// The name, as a kubeconfig of the kubelet has it; control characters are escaped.
+    /// The name, as written in a kubeconfig of the kubelet; control characters are escaped.
     pub name: String,
-    /// The DNS server (address and port) or the file that was asked first.
+    /// The DNS server (address and port) or the file that was queried first.
     pub resolver: String,
     /// Why it did not resolve; `None` when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<NameFailure>,
-    /// Set when it is the name of a proxy, as [`ApiTarget::proxy`].
+    /// Set if it is the name of a proxy, as [`ApiTarget::proxy`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
 }
@@ -395,7 +397,7 @@ pub enum NameFailure {
 }
 
 impl NameFailure {
-    /// Returns what the resolver did, as the words after its address.
+    /// Returns what the resolver did, as a phrase that follows its address.
     pub fn words(&self) -> String {
         match self {
             Self::NoSuchName => String::from("returned NXDOMAIN"),
@@ -411,16 +413,16 @@ impl NameFailure {
 /// See [`super::Observation::Route`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Address that was looked up.
+    /// The destination.
     pub to: IpAddr,
-    /// Positive errno of the look-up; 0 when there is a route.
+    /// Positive errno of the lookup; 0 when there is a route.
     pub errno: u32,
 }
 
 /// See [`super::Observation::PodCidrs`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodCidrs {
-    /// `spec.podCIDRs` of the Node object, empty when it has none; `None` when that is not known any more.
+    /// `spec.podCIDRs` of the Node object, empty if it has none; `None` when no longer known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidrs: Option<Vec<String>>,
 }
@@ -428,7 +430,7 @@ pub struct PodCidrs {
 /// See [`super::Observation::Admission`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
-    /// Empty when nothing is kept any more.
+    /// Empty when no pods are blocked.
     pub blocked: Vec<Blocked>,
 }
 
@@ -439,11 +441,11 @@ pub struct Blocked {
     pub daemonset: String,
     /// Name of the webhook.
     pub webhook: String,
-    /// What the API server says of it, on one line.
+    /// The error message of the API server, on one line.
     pub why: String,
-    /// The address that it did not reach, where it names one.
+    /// The address that the API server could not reach, if the message names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<SocketAddr>,
-    /// For how long, in seconds, when it was read.
+    /// For how many seconds, when it was read.
     pub since_s: u64,
 }

@@ -1,4 +1,4 @@
-//! Configurations, plugins and their runs.
+//! CNI configurations, plugins and their runs.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -12,32 +12,32 @@ use super::{Actor, AgentSocket, ExitStatus, NetlinkError, NetnsSeen, ProcessClas
 pub struct CniConfig {
     /// The directory that the runtime reads.
     pub dir: String,
-    /// Why the directory could not be read; it is then treated as empty when it does not exist.
+    /// Why the directory could not be read. A directory that does not exist is not an error, but empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir_error: Option<String>,
-    /// The directory is not there.
+    /// The directory does not exist.
     #[serde(default)]
     pub dir_missing: bool,
-    /// The first path that the agent cannot read for want of its own permission, descriptors or memory, and why: nothing else here
-    /// counts then. The runtime is root.
+    /// The first path that the agent cannot read because it lacks permission, descriptors or memory, and why. The other
+    /// fields are then not evidence: the runtime runs as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied: Option<String>,
     /// Every `.conf`, `.conflist`, `.json`, in the order in which runtimes read them.
     pub files: Vec<ConfFile>,
-    /// How many of them containerd loads (`max_conf_num`), one network of each pod for each; 0 for all. It loads none if one
-    /// of these is bad.
+    /// How many of them containerd loads (`max_conf_num`), each as one network of every pod; 0 for all. It loads none
+    /// if one of these is invalid.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub max_files: u32,
-    /// The directories in which plugins are looked for.
+    /// The directories in which the runtime searches for plugins.
     #[serde(default)]
     pub bin_dirs: Vec<String>,
     /// Plugins named by any readable file, and `loopback`, that are not in any of `bin_dirs`.
     #[serde(default)]
     pub missing_plugins: Vec<String>,
-    /// Those that are there and cannot be run.
+    /// Plugins that exist and cannot be executed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unusable_plugins: Vec<UnusablePlugin>,
-    /// Files that meta-plugins wait for before they do anything.
+    /// Files that meta-plugins wait for before they run another plugin.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits_for: Vec<WaitsFor>,
     /// Host links that the files configure plugins to create for pods: `bridge` of the reference plugin.
@@ -73,66 +73,66 @@ impl Default for CniConfig {
 }
 
 impl CniConfig {
-    /// The files that containerd loads.
+    /// Returns the files that containerd loads.
     pub(crate) fn loaded(&self) -> &[ConfFile] {
         let most = if self.max_files == 0 { usize::MAX } else { self.max_files as usize };
         &self.files[..most.min(self.files.len())]
     }
 }
 
-/// A plugin that is there and cannot be run.
+/// A plugin that exists and cannot be executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnusablePlugin {
     /// The plugin's type.
     pub plugin: String,
-    /// The file that a runtime finds first; control characters are escaped.
+    /// The first matching file in the plugin directories; control characters are escaped.
     pub path: String,
-    /// One line that follows the path: `is not executable (mode 0644)`.
+    /// A phrase that follows the path: `is not executable (mode 0644)`.
     pub why: String,
 }
 
-/// What a meta-plugin waits for: `readinessindicatorfile`.
+/// A file that a meta-plugin waits for: `readinessindicatorfile`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitsFor {
     /// The plugin's type.
     pub plugin: String,
     /// Path; control characters are escaped.
     pub file: String,
-    /// It is there.
+    /// Whether it exists.
     pub present: bool,
 }
 
 /// See [`super::Observation::ConfAccess`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfAccess {
-    /// Who.
+    /// The process.
     pub process: Actor,
-    /// What the process is, when it is one that matters.
+    /// Its class, if it is a watched process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<ProcessClass>,
     /// File name without directory; empty for the directory itself.
     pub file: String,
-    /// What was done.
+    /// The kind of access.
     pub access: Access,
 }
 
-/// What was done to a configuration file.
+/// A kind of access to a configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     /// Opened.
     Opened,
-    /// Closed after it was open for writing.
+    /// Closed after it had been opened for writing.
     Written,
     /// Created.
     Created,
     /// Removed.
     Removed,
-    /// It had this name until it was renamed.
+    /// Renamed from this name.
     RenamedFrom,
-    /// It has this name since it was renamed.
+    /// Renamed to this name.
     RenamedTo,
-    /// The directory itself was removed or moved: who watches it sees nothing any more.
+    /// The directory itself was removed or moved: a watch on it reports no further changes.
     DirectoryReplaced,
 }
 
@@ -141,22 +141,22 @@ pub enum Access {
 pub struct ConfFile {
     /// File name without directory; control characters are escaped.
     pub name: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What is in it.
+    /// The content.
     #[serde(flatten)]
     pub content: ConfContent,
 }
 
 impl ConfFile {
-    /// Runtimes read a file of this name (libcni, `ConfFiles`).
+    /// Returns whether runtimes read a file of this name (libcni, `ConfFiles`).
     pub fn is_read(name: &str) -> bool {
         let Some((stem, end)) = name.rsplit_once('.') else { return false };
         !stem.is_empty() && matches!(end, "conf" | "conflist" | "json")
     }
 }
 
-/// What a configuration file holds.
+/// The content of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "content", rename_all = "snake_case")]
 pub enum ConfContent {
@@ -164,15 +164,15 @@ pub enum ConfContent {
     Network {
         /// `name`
         network: String,
-        /// The `type` of each plugin in order, then of each `ipam` section.
+        /// The `type` of each plugin in order, then that of each `ipam` section.
         plugins: Vec<String>,
     },
-    /// It was read and is no network configuration.
+    /// It was read and is not a network configuration.
     Invalid {
-        /// One line: what is wrong and where.
+        /// One line: the error and its position.
         why: String,
     },
-    /// It could not be read (no permission, no regular file, dangling link, too large).
+    /// It could not be read (permission denied, not a regular file, dangling link, too large).
     Unreadable {
         /// One line.
         why: String,
@@ -186,21 +186,21 @@ pub struct Pod {
     pub namespace: String,
     /// `K8S_POD_NAME`
     pub name: String,
-    /// `K8S_POD_UID`: a pod that is deleted and created again under the same name has another one. Empty when the
+    /// `K8S_POD_UID`: a pod that is deleted and created again under the same name has another UID. Empty when the
     /// runtime does not pass it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
 }
 
 impl Pod {
-    /// Returns whether both have the same namespace and name, whatever their UIDs.
+    /// Returns whether both have the same namespace and name; UIDs are ignored.
     pub fn has_name_of(&self, other: &Self) -> bool {
         (&self.namespace, &self.name) == (&other.namespace, &other.name)
     }
 }
 
 impl core::fmt::Display for Pod {
-    /// `namespace/name`, as kubectl prints it.
+    /// Writes `namespace/name`, as kubectl prints it.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
@@ -227,14 +227,14 @@ pub struct CniStart {
     /// From `CNI_ARGS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// Who started it.
+    /// The process that started it.
     #[serde(default)]
     pub parent: Actor,
-    /// What `netns` was when it started.
+    /// What was at `netns` when the plugin started.
     #[serde(default, skip_serializing_if = "NetnsSeen::is_unknown")]
     pub netns_seen: NetnsSeen,
-    /// How long it has been running, nanoseconds, when it is told later than it started: it was there before the agent, or
-    /// events were lost; else 0.
+    /// How long it has been running, nanoseconds, if it was found after its start: it is older than the agent, or
+    /// events were lost. Otherwise 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub running_ns: u64,
 }
@@ -242,23 +242,23 @@ pub struct CniStart {
 /// See [`super::Observation::CniEnd`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CniEnd {
-    /// What was started.
+    /// The start of the run.
     #[serde(flatten)]
     pub start: CniStart,
-    /// Nanoseconds from exec to the end.
+    /// Nanoseconds from exec to exit.
     pub took_ns: u64,
-    /// How it ended.
+    /// Its exit status.
     pub exit: ExitStatus,
     /// The error object on its standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<CniError>,
-    /// Plugins that it started itself, in order of their start.
+    /// Plugins that it started, in order of their start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delegates: Vec<Delegate>,
-    /// What the kernel refused it or a delegate, newest last; it may have been of no consequence.
+    /// Netlink requests of it or of a delegate that the kernel refused, newest last; not each one makes the run fail.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<NetlinkError>,
-    /// Unix sockets that it or a delegate connected to, in order of the first try.
+    /// Unix sockets to which it or a delegate tried to connect, in order of the first attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<AgentSocket>,
 }
@@ -268,16 +268,16 @@ pub struct CniEnd {
 pub struct Delegate {
     /// Name of the executable.
     pub plugin: String,
-    /// Nanoseconds from exec to the end.
+    /// Nanoseconds from exec to exit.
     pub took_ns: u64,
-    /// How it ended.
+    /// Its exit status.
     pub exit: ExitStatus,
     /// The error object on its standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<CniError>,
 }
 
-/// A CNI error object, SPEC.md "Error". Texts are cut and control characters escaped.
+/// A CNI error object, SPEC.md "Error". Texts are truncated and control characters are escaped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CniError {
     /// `code`
@@ -292,51 +292,51 @@ pub struct CniError {
 /// See [`super::Observation::Leases`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leases {
-    /// Where host-local keeps them; control characters are escaped.
+    /// The directory in which host-local keeps them; control characters are escaped.
     pub dir: String,
-    /// Addresses that are given out.
+    /// Number of allocated addresses.
     pub held: u64,
-    /// Namespaces that a runtime has bound to a name: sandboxes that live.
+    /// Number of namespaces that a runtime has bound to a name: existing sandboxes.
     pub namespaces: u64,
 }
 
 /// See [`super::Observation::PluginFile`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginFile {
-    /// Who tried.
+    /// The process whose system call failed.
     pub process: Actor,
     /// Name of the plugin; control characters are escaped.
     pub plugin: String,
-    /// It was to be opened for writing, not to be executed.
+    /// Whether the file was opened for writing; false when it was executed.
     #[serde(default)]
     pub write: bool,
     /// Positive errno: ETXTBSY, EACCES, EPERM, ENOEXEC, ENOENT (its interpreter), …
     pub errno: u32,
-    /// Who says that it may not be executed, as far as that can be told.
+    /// What denies execution, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied_by: Option<DeniedBy>,
 }
 
-/// Who says that a file may not be executed.
+/// What denies the execution of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeniedBy {
-    /// Its mode.
+    /// The mode of the file.
     Mode,
-    /// Its file system is mounted `noexec`.
+    /// The file system is mounted `noexec`.
     Mount,
-    /// Neither: a security module (SELinux, AppArmor, IMA, …).
+    /// A security module (SELinux, AppArmor, IMA, …): mode and mount allow it.
     SecurityModule,
 }
 
 impl DeniedBy {
-    /// In plain words, after the errno.
+    /// Returns a phrase that follows the errno.
     pub(crate) const fn words(by: Option<Self>) -> &'static str {
         match by {
             Some(Self::Mode) => "its mode does not allow it",
             Some(Self::Mount) => "its file system is mounted noexec",
-            Some(Self::SecurityModule) => "its mode and its mount allow it, so a security module says no",
-            None => "its mode, its mount, or a security module says no",
+            Some(Self::SecurityModule) => "a security module denies it (its mode and mount allow it)",
+            None => "its mode, its mount or a security module denies it",
         }
     }
 }

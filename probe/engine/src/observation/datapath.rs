@@ -1,4 +1,4 @@
-//! Links, routes, Open vSwitch.
+//! Links, routes and Open vSwitch.
 
 use alloc::format;
 use alloc::string::String;
@@ -8,23 +8,24 @@ use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Actor, ProcessClass};
+use crate::errno::errno_words;
 use crate::range::Range;
 
 /// See [`super::Observation::Ovs`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ovs {
-    /// The kernel's module has registered its families.
+    /// The kernel module is loaded: its netlink families are registered.
     pub module: bool,
-    /// Datapaths in the kernel; there is none where OVS runs in user space.
+    /// Datapaths in the kernel; empty where OVS forwards in user space.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub datapaths: Vec<String>,
-    /// What its database says; `None` where there is no socket, or where the agent may not read it
-    /// (the gap [`OVS_DATABASE`]).
+    /// State of its database; `None` where it has no socket, or where the agent may not read it (the gap
+    /// [`OVS_DATABASE`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<OvsDatabase>,
 }
 
-/// The signal that is missing while the agent may not read the database.
+/// The signal of the gap that is open while the agent may not read the database.
 pub const OVS_DATABASE: &str = "ovs.database";
 
 /// The `Open_vSwitch` database of ovsdb-server.
@@ -33,13 +34,13 @@ pub struct OvsDatabase {
     /// Why it could not be read, on one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Somebody asked for changes (`next_cfg`) that ovs-vswitchd has not made (`cur_cfg`).
+    /// Requested changes (`next_cfg`) have not been applied by ovs-vswitchd (`cur_cfg`).
     #[serde(default)]
     pub behind: bool,
     /// Names of its bridges.
     #[serde(default)]
     pub bridges: Vec<String>,
-    /// Interfaces that could not be made.
+    /// Interfaces that could not be created.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<OvsInterface>,
 }
@@ -52,7 +53,7 @@ pub struct OvsInterface {
     /// `geneve`, `vxlan`, `internal`, …; empty for a link of the system.
     #[serde(default)]
     pub port_kind: String,
-    /// The words of ovs-vswitchd; control characters are escaped.
+    /// The error message of ovs-vswitchd; control characters are escaped.
     pub error: String,
 }
 
@@ -64,7 +65,7 @@ pub struct OvsPort {
     /// `netdev`, `internal`, `vxlan`, `geneve`, …
     #[serde(default)]
     pub port_kind: String,
-    /// Came or went.
+    /// Whether it was added; false when it was removed.
     pub up: bool,
 }
 
@@ -73,9 +74,9 @@ pub struct OvsPort {
 pub struct OvsUpcalls {
     /// Name of the datapath.
     pub datapath: String,
-    /// Packets without a flow since this was told last.
+    /// Packets without a matching flow since the last report.
     pub missed: u64,
-    /// Of the questions about them, those that nobody took.
+    /// Upcalls for these packets that no process in user space received.
     pub lost: u64,
 }
 
@@ -89,18 +90,18 @@ pub struct Link {
     /// `IFLA_INFO_KIND` (veth, bridge, vxlan, …); empty for a physical link.
     #[serde(default)]
     pub link_kind: String,
-    /// Present or gone.
+    /// Whether it exists; false when it was removed.
     pub present: bool,
     /// `IFF_UP`
     #[serde(default)]
     pub up: bool,
-    /// Inode number of its namespace, when that is not the host's; 0 when nobody has given it a name.
+    /// Inode number of its namespace, when that is not the host's; 0 when the namespace has no name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<u32>,
-    /// The namespace of its other end, in the same words.
+    /// The namespace of its peer, in the same form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_netns: Option<u32>,
-    /// It is gone because it was moved into this namespace; in the same words.
+    /// The namespace into which it was moved, in the same form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_to: Option<u32>,
 }
@@ -108,48 +109,68 @@ pub struct Link {
 /// See [`super::Observation::NetlinkError`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetlinkError {
-    /// Who asked.
+    /// The process that sent the request.
     pub process: Actor,
-    /// What the process is, when it is one that matters.
+    /// Its class, if it is a watched process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<ProcessClass>,
-    /// A CNI plugin, or something that it started, asked.
+    /// The process is a CNI plugin or one of its children.
     #[serde(default)]
     pub cni: bool,
-    /// `newlink`, `setlink`, `newaddr`, `newroute`, …; empty when it is not known.
+    /// `newlink`, `setlink`, `newaddr`, `newroute`, …; empty when not known.
     #[serde(default)]
     pub request: String,
-    /// The link or the destination that it was about; control characters are escaped.
+    /// The link or the destination of the request; control characters are escaped.
     #[serde(default)]
     pub object: String,
-    /// Positive errno; 0 when it is not known.
+    /// Positive errno; 0 when not known.
     #[serde(default)]
     pub errno: u32,
-    /// The kernel's own explanation; empty when it gave none.
+    /// The error text of the kernel (extended acknowledgement); empty when it gave none.
     #[serde(default)]
     pub text: String,
+}
+
+impl NetlinkError {
+    /// Returns the refused request with its errno and the error text of the kernel:
+    /// `newlink vxlan0 (EADDRINUSE): A VXLAN device …`.
+    pub fn words(&self) -> String {
+        let mut words = match (self.request.as_str(), self.object.as_str()) {
+            ("", "") => String::from("a request"),
+            (request, "") => String::from(request),
+            ("", object) => format!("a request for {object}"),
+            (request, object) => format!("{request} {object}"),
+        };
+        if self.errno != 0 {
+            words.push_str(&format!(" ({})", errno_words(self.errno)));
+        }
+        if !self.text.is_empty() {
+            words.push_str(&format!(": {}", self.text));
+        }
+        words
+    }
 }
 
 /// See [`super::Observation::RouteGone`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteGone {
-    /// Who asked for it.
+    /// The process that removed it; its ID is 0 for a removal by the kernel, or when not known.
     pub process: Actor,
-    /// A policy rule and not a route.
+    /// Whether this is a policy rule; false for a route.
     #[serde(default)]
     pub rule: bool,
-    /// Destination as people write it: `10.244.0.0/16`, `default`; of a rule, the source.
+    /// Destination in the notation of iproute2: `10.244.0.0/16`, `default`; for a rule, the source.
     pub object: String,
-    /// The link that it led to; empty for a rule, and when it is not known.
+    /// The link of the route; empty for a rule, and when not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// It is there again.
+    /// It was restored.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub back: bool,
 }
 
 impl RouteGone {
-    /// How many bits of `to` this route asks for, when packets to it could take it: the most win.
+    /// Returns the prefix length of this route if it matches `to`; the longest prefix wins. `None` for a rule.
     pub(crate) fn covers(&self, to: IpAddr) -> Option<u8> {
         match self.object.as_str() {
             _ if self.rule => None,
@@ -159,23 +180,27 @@ impl RouteGone {
         }
     }
 
-    /// In plain words: `the route to 10.244.0.0/16 by cni0`.
+    /// Returns a noun phrase: `the route to 10.244.0.0/16 dev cni0`, `the default route dev eth0`.
     pub fn words(&self) -> String {
-        let what = if self.rule { "the rule from" } else { "the route to" };
-        let by = if self.device.is_empty() { String::new() } else { format!(" by {}", self.device) };
-        format!("{what} {}{by}", self.object)
+        let object = self.object.as_str();
+        let what = match object {
+            _ if self.rule => format!("the policy rule from {object}"),
+            "default" => String::from("the default route"),
+            _ => format!("the route to {object}"),
+        };
+        if self.device.is_empty() { what } else { format!("{what} dev {}", self.device) }
     }
 }
 
 /// See [`super::Observation::PacketsDropped`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketsDropped {
-    /// The kernel's name of the reason: `IP_RPFILTER`.
+    /// The kernel's name of the drop reason: `IP_RPFILTER`.
     pub reason: String,
-    /// The link on which they came; empty when it is not known.
+    /// The link on which they were received; empty when not known.
     #[serde(default)]
     pub device: String,
-    /// How many since this was told last.
+    /// Number of packets since the last report.
     pub count: u64,
 }
 
@@ -184,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_route_covers_its_range_and_the_default_route_everything() {
+    fn route_covers_its_range_and_default_route_covers_every_address() {
         let covers = |object: &str, to: &str| {
             let gone = RouteGone { object: String::from(object), ..RouteGone::default() };
             gone.covers(to.parse().expect("an address"))

@@ -1,4 +1,4 @@
-//! The host and its processes, and what they run out of.
+//! The host, its processes, and the limits that they reach.
 
 use alloc::format;
 use alloc::string::String;
@@ -8,8 +8,9 @@ use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::is_zero;
+use crate::errno::{SIGINT, SIGKILL, SIGTERM, errno_words, signal_words};
 
-/// What this host is for. Found from processes, manifests and files, or set by `--role`.
+/// The role of this host: detected from processes, manifests and files, or set by `--role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -18,11 +19,11 @@ pub enum Role {
     Unknown,
     /// Runs a kubelet and no API server.
     Worker,
-    /// Runs a kubelet and an API server (static pod manifest, process, or set).
+    /// Runs a kubelet and an API server (detected by static pod manifest or process, or set).
     ControlPlane,
     /// Runs etcd and no kubelet.
     Etcd,
-    /// Neither kubelet nor etcd.
+    /// Runs neither a kubelet nor etcd.
     None,
 }
 
@@ -30,7 +31,7 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Runtime {
-    /// Not known; judged like containerd.
+    /// Not known; treated like containerd.
     #[default]
     Unknown,
     /// containerd: stops at the first bad configuration file.
@@ -42,61 +43,79 @@ pub enum Runtime {
 /// See [`super::Observation::Host`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// What this host is for.
+    /// The role of the host.
     pub role: Role,
-    /// True when a person set the role, false when it was found.
+    /// Whether the role was set by `--role`; false when it was detected.
     #[serde(default)]
     pub role_set: bool,
-    /// Which runtime reads the CNI configuration.
+    /// The runtime that reads the CNI configuration.
     #[serde(default)]
     pub runtime: Runtime,
     /// The CRI socket that the kubelet is configured for, as a path; `None` when that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_endpoint: Option<String>,
-    /// Addresses of this host's own links, loopback included.
+    /// Addresses of this host's own links, including loopback.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
-    /// A kubelet has been set up here, whether it runs or not.
+    /// A kubelet is installed on this host, whether or not it runs.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub kubelet_installed: bool,
 }
 
-/// Who acted.
+/// A process that did something.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// Process id in the initial pid namespace; 0 when unknown.
+    /// Process ID in the initial PID namespace; 0 when not known.
     pub pid: u32,
-    /// Name of the executable, or the kernel's name of the process; control characters are escaped.
+    /// Name of the executable, or the kernel's name of the process; empty for a process that exited before it was read.
+    /// Control characters are escaped.
     pub name: String,
 }
 
 impl Actor {
-    /// Its name; who ended before it was looked up has none.
+    /// Returns the name of the process, or a phrase for a process that exited before its name was read.
     pub(crate) fn who(&self) -> &str {
-        if self.name.is_empty() { "a process that has ended" } else { &self.name }
+        if self.name.is_empty() { "an exited process" } else { &self.name }
+    }
+
+    /// Returns the name with the process ID: `containerd[812]`.
+    pub(crate) fn with_pid(&self) -> String {
+        if self.name.is_empty() {
+            format!("{} (PID {})", self.who(), self.pid)
+        } else {
+            format!("{}[{}]", self.name, self.pid)
+        }
     }
 }
 
-/// How a process ended.
+/// The exit status of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitStatus {
-    /// Exit code; 0 when a signal ended it.
+    /// Exit code; 0 when a signal killed it.
     pub code: u8,
-    /// Signal number; 0 when it exited by itself.
+    /// Number of the signal that killed it; 0 when it exited.
     #[serde(default)]
     pub signal: u8,
 }
 
 impl ExitStatus {
-    /// From the form that wait(2) gives.
+    /// Converts a status in the format of wait(2).
     #[expect(clippy::cast_possible_truncation, reason = "eight bits each, wait(2)")]
     pub const fn from_wait(status: u32) -> Self {
         Self { code: (status >> 8) as u8, signal: (status & 0x7f) as u8 }
     }
 
-    /// Exit code 0 and no signal.
+    /// Returns whether the process exited with code 0.
     pub const fn success(self) -> bool {
         self.code == 0 && self.signal == 0
+    }
+
+    /// Returns the status as a phrase that follows the process: `exited (code 1)`, `was killed (SIGKILL)`.
+    pub fn words(self) -> String {
+        match self.signal {
+            0 => format!("exited (code {})", self.code),
+            signal => format!("was killed ({})", signal_words(signal)),
+        }
     }
 }
 
@@ -105,47 +124,69 @@ impl ExitStatus {
 pub struct Limit {
     /// `conntrack`, `processes`, `inotify`, `files`, `disk`, `inodes`.
     pub what: String,
-    /// The process of `files`, the path of `disk` and `inodes`; else empty.
+    /// The process for `files`, the path for `disk` and `inodes`; otherwise empty.
     #[serde(default)]
     pub subject: String,
-    /// Whose files lie there, of `disk` and `inodes`: the runtime, the kubelet, the CNI ([`ProcessClass::CniAgent`]), etcd.
+    /// For `disk` and `inodes`, whose files are on the file system: the runtime, the kubelet, the CNI
+    /// ([`ProcessClass::CniAgent`]) or etcd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<ProcessClass>,
-    /// How much is used; bytes for `disk`.
+    /// Used amount; bytes for `disk`.
     pub used: u64,
-    /// How much there is.
+    /// Maximum, in the unit of `used`.
     pub max: u64,
 }
 
-/// The connection tracking table among [`Limit::what`].
+/// The value of [`Limit::what`] for the connection tracking table.
 pub(crate) const CONNTRACK: &str = "conntrack";
 
 impl Limit {
-    /// Returns whether nothing more of it is to be had.
+    /// Returns whether the limit is reached.
     pub fn is_full(&self) -> bool {
-        let unusable = match self.what.as_str() {
-            // Some of its entries are being freed at any time.
+        let unavailable = match self.what.as_str() {
+            // At any time some entries are being freed and cannot be used yet.
             CONNTRACK => self.max / 100,
-            // Less than the smallest files take.
+            // The remaining space is smaller than the smallest files.
             "disk" => (self.max / 1000).min(64 << 10),
             _ => 0,
         };
-        self.used.saturating_add(unusable) >= self.max
+        self.used.saturating_add(unavailable) >= self.max
     }
 }
 
 /// See [`super::Observation::LimitHit`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitHit {
-    /// Who asked.
+    /// The process whose system call failed.
     pub process: Actor,
-    /// What the process is, when it is one that matters.
+    /// Its class, if it is a watched process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<ProcessClass>,
-    /// `inotify`, `processes`.
+    /// `inotify`, `processes`, `local ports`.
     pub what: String,
     /// Positive errno.
     pub errno: u32,
+}
+
+impl LimitHit {
+    /// Returns what failed and which limit was reached, as a phrase that follows the process.
+    pub fn words(&self) -> String {
+        let errno = errno_words(self.errno);
+        match self.what.as_str() {
+            "inotify" => format!(
+                "cannot create an inotify instance ({errno}): fs.inotify.max_user_instances or the open-file limit reached"
+            ),
+            "processes" => {
+                format!(
+                    "cannot create a process or thread ({errno}): pids.max or another process limit reached"
+                )
+            }
+            "local ports" => {
+                format!("cannot connect ({errno}): no local port available (net.ipv4.ip_local_port_range)")
+            }
+            what => format!("cannot obtain {what} ({errno}): limit reached"),
+        }
+    }
 }
 
 /// See [`super::Observation::Credential`].
@@ -153,40 +194,40 @@ pub struct LimitHit {
 pub struct Credential {
     /// Path on the host; control characters are escaped.
     pub file: String,
-    /// Whose it is: `kubelet`, or a CNI.
+    /// The owner: `kubelet`, or the name of a CNI.
     pub owner: String,
-    /// Seconds until it is valid; negative when it is.
+    /// Seconds until it becomes valid; negative when it already is.
     pub valid_in_s: i64,
-    /// Seconds until it expires; negative when it has.
+    /// Seconds until it expires; negative when it has expired.
     pub expires_in_s: i64,
 }
 
 /// See [`super::Observation::CgroupDrivers`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupDrivers {
-    /// `systemd` or `cgroupfs`, as the runtime is configured.
+    /// The cgroup driver of the runtime: `systemd` or `cgroupfs`.
     pub runtime: String,
-    /// The same of the kubelet.
+    /// The cgroup driver of the kubelet.
     pub kubelet: String,
 }
 
 /// See [`super::Observation::ModuleMissing`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleMissing {
-    /// The module, or the alias under which the kernel asked for it; control characters are escaped.
+    /// The module, or the alias by which the kernel requested it; control characters are escaped.
     pub name: String,
-    /// Whose doing needs it.
+    /// The process whose system call needs the module.
     pub process: Actor,
-    /// It came after all: it is not missing any more.
+    /// The module was loaded later and is no longer missing.
     #[serde(default)]
     pub came: bool,
 }
 
-/// What a watched process is.
+/// The class of a watched process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProcessClass {
-    /// kubelet (also inside k3s and RKE2).
+    /// kubelet (also as part of k3s and RKE2)
     Kubelet,
     /// kube-apiserver
     ApiServer,
@@ -202,11 +243,11 @@ pub enum ProcessClass {
     CniAgent,
     /// ovs-vswitchd, ovsdb-server, ovn-controller
     Ovs,
-    /// nginx, haproxy, kube-vip: what Kubernetes installers put before the API
+    /// nginx, haproxy, kube-vip: proxies that Kubernetes installers place in front of the API server
     Proxy,
 }
 
-/// Who stops a process in order to restart or replace it.
+/// The manager that stops a process in order to restart or replace it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keeper {
     /// An init system: the process is a unit of the host.
@@ -220,9 +261,9 @@ pub(crate) enum Keeper {
 pub struct Process {
     /// The process.
     pub process: Actor,
-    /// What it is.
+    /// Its class.
     pub class: ProcessClass,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: ProcessEvent,
 }
@@ -232,35 +273,35 @@ pub struct Process {
 pub struct Stuck {
     /// The process.
     pub process: Actor,
-    /// What it is.
+    /// Its class.
     pub class: ProcessClass,
-    /// How it is stuck; `None` when it makes progress again.
+    /// Why it makes no progress; `None` when it makes progress again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub how: Option<StuckHow>,
-    /// For how long, nanoseconds, as far as that was seen.
+    /// Observed duration without progress, nanoseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub for_ns: u64,
 }
 
-/// How a process makes no progress.
+/// Why a process makes no progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StuckHow {
     /// State T: stopped by a signal, or traced.
     Stopped,
-    /// State D: inside a system call that cannot be interrupted.
+    /// State D: in a system call that cannot be interrupted.
     Uninterruptible,
-    /// None of its threads was scheduled, though they were before.
+    /// None of its threads was scheduled, although they were before.
     Asleep,
 }
 
 impl StuckHow {
-    /// In plain words, after the process.
+    /// Returns a phrase that follows the process.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Stopped => "is stopped (state T: SIGSTOP, SIGTSTP or a debugger)",
-            Self::Uninterruptible => "hangs in a system call (state D: disk or network file system)",
-            Self::Asleep => "is blocked: none of its threads runs (deadlock, or a frozen cgroup)",
+            Self::Uninterruptible => "is blocked in a system call (state D: disk or network file system)",
+            Self::Asleep => "is blocked: none of its threads runs (deadlock or frozen cgroup)",
         }
     }
 }
@@ -269,35 +310,31 @@ impl StuckHow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ProcessEvent {
-    /// Executed just now.
+    /// The process was executed.
     Started,
-    /// Was there when the agent looked.
+    /// The process was running when the agent read the process table.
     Found,
-    /// Its last thread ended.
+    /// The last thread of the process exited.
     Exited {
-        /// How.
+        /// The exit status.
         exit: ExitStatus,
-        /// Sender of the newest signal that ends a process by default.
+        /// The sender of the newest signal whose default action terminates the process.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sender: Option<Actor>,
-        /// The number of that signal, whether the process handled it or not; 0 when it is not known.
+        /// The number of that signal, whether or not the process handled it; 0 when not known.
         #[serde(default, skip_serializing_if = "is_zero")]
         sent: u8,
-        /// The out-of-memory killer chose it.
+        /// The OOM killer killed it.
         #[serde(default)]
         oom: bool,
     },
 }
 
-// include/uapi/asm-generic/signal.h
-const SIGINT: u8 = 2;
-const SIGKILL: u8 = 9;
-const SIGTERM: u8 = 15;
-
-/// Programs that start and stop others: init systems and service supervisors. The first process is one whatever its name.
+/// Init systems and service supervisors, which start and stop other programs. Process 1 counts as one whatever its
+/// name.
 const SUPERVISORS: &[&str] = &["init", "runsv", "s6-supervise", "supervise-daemon", "supervisord", "systemd"];
 
-/// Container runtimes and what they are made of: they stop containers on behalf of the kubelet.
+/// Container runtimes and their parts, which stop containers on behalf of the kubelet.
 const RUNTIMES: &[&str] = &["conmon", "containerd", "crio", "crun", "docker", "kubelet", "runc"];
 
 impl Actor {
@@ -313,26 +350,26 @@ impl Actor {
 }
 
 impl ProcessEvent {
-    /// Returns whether the process exited on request, or because it was done: exit code 0, an exit after
-    /// SIGTERM or SIGINT, or SIGKILL from its supervisor or runtime after these. Everything else is a crash.
+    /// Returns whether the process was stopped or finished: exit code 0, an exit after SIGTERM or SIGINT, or SIGKILL
+    /// from its supervisor or runtime after these. Everything else is a crash.
     pub(crate) fn is_stop(&self) -> bool {
         let Self::Exited { exit, sender, sent, oom } = self else { return false };
         let keeper = sender.as_ref().is_some_and(|sender| sender.is_supervisor() || sender.is_runtime());
         let signal = match (*sent, exit.signal) {
-            // Shells and Go's programs exit with 128 and the number of the signal.
+            // Shells and programs in Go exit with 128 plus the signal number.
             (0, 0) => exit.code.saturating_sub(128),
             (0, signal) | (signal, _) => signal,
         };
-        let asked = match signal {
+        let is_requested = match signal {
             SIGINT | SIGTERM => true,
             SIGKILL => keeper,
-            // Which signal it was is not in recordings of older agents.
+            // Recordings of older agents do not contain the signal.
             _ => keeper && *sent == 0 && exit.signal == 0,
         };
-        !oom && (exit.success() || asked)
+        !oom && (exit.success() || is_requested)
     }
 
-    /// Returns whether a process that exited like this is started again by whoever stopped it.
+    /// Returns the manager that stopped the process and will start it again.
     pub(crate) fn stopped_by_keeper(&self) -> Option<Keeper> {
         let Self::Exited { sender, .. } = self else { return None };
         if !self.is_stop() {
@@ -342,20 +379,33 @@ impl ProcessEvent {
             Some(sender) if sender.is_runtime() => Some(Keeper::Runtime),
             Some(sender) if sender.is_supervisor() => Some(Keeper::Supervisor),
             Some(_) => None,
-            // A container's first process is stopped from outside of what is seen.
+            // The sender of a signal to the first process of a container is outside the namespaces that are observed.
             None => Some(Keeper::Runtime),
         }
     }
 
-    /// How it ended, to follow `it ended`; `None` for one that runs.
+    /// Returns how the process exited, as a phrase that follows its name: `exited (code 1)`, `was killed (SIGKILL by
+    /// systemd)`. `None` for a running process. The phrase is the same for each exit of the same kind: it has no
+    /// process ID.
     pub(crate) fn how(&self) -> Option<String> {
-        let Self::Exited { exit, sender, oom, .. } = self else { return None };
+        self.exit_words(|sender| String::from(sender.who()))
+    }
+
+    /// Returns how the process exited as [`Self::how`], with the process ID of the sender of a signal.
+    pub fn words(&self) -> Option<String> {
+        self.exit_words(Actor::with_pid)
+    }
+
+    fn exit_words(&self, name: impl Fn(&Actor) -> String) -> Option<String> {
+        let Self::Exited { exit, sender, sent, oom } = self else { return None };
         Some(match (exit.signal, sender) {
-            _ if *oom => String::from("by the kernel, out of memory"),
-            (0, None) => format!("by itself, with exit code {}", exit.code),
-            (0, Some(sender)) => format!("by order of {}, with exit code {}", sender.name, exit.code),
-            (signal, None) => format!("by signal {signal}"),
-            (signal, Some(sender)) => format!("by signal {signal} from {}", sender.name),
+            _ if *oom => String::from("was killed (SIGKILL by the OOM killer)"),
+            (_, None) => exit.words(),
+            (0, Some(sender)) => {
+                let signal = if *sent == 0 { String::from("a signal") } else { signal_words(*sent) };
+                format!("{} after {signal} from {}", exit.words(), name(sender))
+            }
+            (signal, Some(sender)) => format!("was killed ({} by {})", signal_words(signal), name(sender)),
         })
     }
 }

@@ -1,16 +1,18 @@
-//! Answers of the container runtime over CRI.
+//! Responses of the container runtime over CRI.
 
 use alloc::format;
 use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
 
+use crate::errno::socket_words;
+
 /// See [`super::Observation::Cri`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cri {
-    /// The path of its socket on the host; control characters are escaped.
+    /// Path of the socket on the host; control characters are escaped.
     pub socket: String,
-    /// The answer.
+    /// The result of the calls.
     pub answer: CriAnswer,
 }
 
@@ -31,11 +33,11 @@ pub enum CriAnswer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         disabled_by: Option<String>,
     },
-    /// It did not answer in time.
+    /// It did not respond in time.
     Silent,
-    /// It answered with an error.
+    /// It returned an error.
     Fails {
-        /// The message of the runtime, else that of the connection.
+        /// The error message of the runtime, or else of the connection.
         why: String,
     },
 }
@@ -47,7 +49,7 @@ pub struct CriStatus {
     pub runtime: String,
     /// The version of the API: `v1` or `v1alpha2`.
     pub api: String,
-    /// Why its condition `RuntimeReady` is false, in the form that the kubelet prints: reason, colon, message.
+    /// Why its condition `RuntimeReady` is false, in the format of the kubelet: reason, colon, message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_ready: Option<String>,
     /// The same for `NetworkReady`.
@@ -64,14 +66,15 @@ pub struct CriStatus {
 /// The image of the container that holds each sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxImage {
-    /// As it is configured.
+    /// The configured name.
     pub name: String,
-    /// Whether it is in the runtime's store.
+    /// Whether the runtime's image store has it.
     pub is_here: bool,
 }
 
 impl CriStatus {
-    /// The value of [`Self::config_load`] for a configuration that was loaded (`internal/cri/server/status.go` in containerd).
+    /// The value of [`Self::config_load`] for a configuration that was loaded (`internal/cri/server/status.go` in
+    /// containerd).
     pub(crate) const LOADED: &'static str = "OK";
 }
 
@@ -81,7 +84,7 @@ impl CriAnswer {
         matches!(self, Self::Serves(status) if status.not_ready.is_none() && status.network_not_ready.is_none())
     }
 
-    /// Returns one line that follows the path of the socket.
+    /// Returns the result as a phrase that follows the path of the socket.
     pub fn words(&self) -> String {
         match self {
             Self::Serves(status) => {
@@ -91,13 +94,13 @@ impl CriAnswer {
                     None => format!("{runtime} serves CRI {api}, ready"),
                 }
             }
-            Self::Unreachable { errno } => crate::facts::socket_errno(*errno),
+            Self::Unreachable { errno } => socket_words(*errno),
             Self::Unimplemented { disabled_by: None } => "does not serve CRI".into(),
             Self::Unimplemented { disabled_by: Some(file) } => {
                 format!("does not serve CRI: {file} disables it")
             }
-            Self::Silent => "does not answer".into(),
-            Self::Fails { why } => format!("answers with an error: {why}"),
+            Self::Silent => "does not respond".into(),
+            Self::Fails { why } => format!("returned an error: {why}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Namespaces and what is done for a sandbox.
+//! Network namespaces, and the steps of setting up and removing a sandbox.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -12,9 +12,9 @@ use super::{Actor, Pod};
 pub struct Netns {
     /// Inode number.
     pub inum: u32,
-    /// Created or ended.
+    /// Whether it was created; false when it was destroyed.
     pub up: bool,
-    /// Who created it.
+    /// The process that created it.
     #[serde(default)]
     pub process: Actor,
 }
@@ -22,31 +22,31 @@ pub struct Netns {
 /// See [`super::Observation::NetnsName`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetnsName {
-    /// Where; control characters are escaped.
+    /// Path; control characters are escaped.
     pub path: String,
-    /// Inode number of the namespace; 0 for a file that is bound to none.
+    /// Inode number of the namespace; 0 for a file to which no namespace is bound.
     pub inum: u32,
-    /// What became of it.
+    /// Its new state.
     pub state: NameState,
 }
 
-/// What became of a name.
+/// The state of a name in the directory where runtimes bind namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NameState {
     /// A namespace is bound to it.
     Bound,
-    /// It is gone.
+    /// The name was removed.
     Unbound,
-    /// A file is there and no namespace is bound to it.
+    /// The file exists, but no namespace is bound to it.
     Stale,
 }
 
-/// What the path that a runtime hands to its plugins is.
+/// What the agent found at the namespace path that a runtime passes to its plugins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum NetnsSeen {
-    /// It was not looked at, or none was given.
+    /// The path was not examined, or none was passed.
     #[default]
     Unknown,
     /// A network namespace.
@@ -54,17 +54,16 @@ pub enum NetnsSeen {
         /// Its inode number.
         inum: u32,
     },
-    /// Nothing is there.
+    /// The path does not exist.
     Missing,
-    /// Something is there that is no namespace.
+    /// The path is not a network namespace.
     NoNamespace,
-    /// A namespace on the host, and something else for the process that hands it on: its mounts are not
-    /// shared.
+    /// A namespace on the host, but not for the process that passes the path: mounts are not propagated to it.
     Hidden,
 }
 
 impl NetnsSeen {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(super) const fn is_unknown(&self) -> bool {
         matches!(self, Self::Unknown)
     }
@@ -73,7 +72,7 @@ impl NetnsSeen {
 /// See [`super::Observation::Sandbox`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
-    /// Inode number of its namespace; 0 when it is not known.
+    /// Inode number of its namespace; 0 when not known.
     pub netns: u32,
     /// `CNI_CONTAINERID`
     #[serde(default)]
@@ -81,13 +80,13 @@ pub struct Sandbox {
     /// From `CNI_ARGS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// An ADD was seen; without one, a DEL cleans up what somebody else left.
+    /// An ADD was observed. Without one, a DEL removes what an earlier attempt left.
     pub added: bool,
-    /// Everything that was done succeeded.
+    /// Every step succeeded.
     pub ok: bool,
     /// Nanoseconds from the first step to the last.
     pub took_ns: u64,
-    /// In the order of their time; of many only the first and the newest.
+    /// Steps in order of time; if there are many, only the first and the newest.
     pub steps: Vec<Step>,
 }
 
@@ -96,53 +95,52 @@ pub struct Sandbox {
 pub struct Step {
     /// Nanoseconds since the first step.
     pub after_ns: u64,
-    /// Kind.
+    /// The kind of step.
     pub step: StepKind,
-    /// The plugin and its delegates, the link and its kind, the path, the process; control characters are
-    /// escaped.
+    /// The plugin with its delegates, the link with its kind, the path, or the process; control characters are escaped.
     #[serde(default)]
     pub what: String,
-    /// It succeeded.
+    /// Whether it succeeded.
     pub ok: bool,
-    /// Nanoseconds that it took; 0 for what takes no time.
+    /// Duration in nanoseconds; 0 for steps without a duration.
     #[serde(default)]
     pub took_ns: u64,
 }
 
-/// What was done for a sandbox.
+/// A kind of step in the life of a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepKind {
-    /// Its namespace was made.
+    /// Its namespace was created.
     Created,
-    /// The namespace got its name.
+    /// The namespace was bound to its name.
     Named,
     /// A plugin added it to a network.
     Add,
-    /// A link came into it, or was made there.
+    /// A link was moved into the namespace or created there.
     Link,
-    /// A plugin looked after it.
+    /// A plugin checked it.
     Check,
     /// A plugin removed it from a network.
     Del,
-    /// The name went.
+    /// The name was removed.
     Unnamed,
-    /// The namespace ended.
+    /// The namespace was destroyed.
     Ended,
 }
 
 impl StepKind {
-    /// In plain words.
+    /// Returns a word for a timeline.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Created => "made",
+            Self::Created => "created",
             Self::Named => "named",
             Self::Add => "ADD",
             Self::Link => "link",
             Self::Check => "CHECK",
             Self::Del => "DEL",
-            Self::Unnamed => "unnamed",
-            Self::Ended => "ended",
+            Self::Unnamed => "name removed",
+            Self::Ended => "destroyed",
         }
     }
 }

@@ -10,12 +10,12 @@ use super::api::{FORBIDDEN, UNAUTHORIZED};
 /// See [`Answer::untrusted`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Untrusted {
-    /// The file with the CAs: a kubeconfig, or the file that it names. Control characters are escaped.
+    /// The file with the CA certificates: a kubeconfig, or the file that it names. Control characters are escaped.
     pub file: String,
     /// Distinguished name of the certificate's issuer; control characters are escaped.
     pub issuer: String,
-    /// A kubelet holds a connection to this address on which it is served, or may hold one. What it read at its start
-    /// then counts, not what the file holds now.
+    /// A kubelet has, or may have, a connection to this address on which it is served. Then the CAs that it read at its
+    /// start count, not the present content of the file.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub kubelet_served: bool,
 }
@@ -34,8 +34,8 @@ pub struct CredentialAnswer {
     /// The server's message in a response with 403, on one line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Whether the Node object is certain to be the credential's own. Without that a 403 proves only that the server accepts
-    /// the credential: bootstrap tokens may not read nodes.
+    /// Whether the Node object certainly belongs to the credential. Otherwise a 403 Forbidden proves only that the
+    /// server accepts the credential: bootstrap tokens may not read nodes.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub own_node: bool,
 }
@@ -47,12 +47,12 @@ impl CredentialAnswer {
         self.alert.is_some() || status == Some(UNAUTHORIZED) || status == Some(FORBIDDEN) && self.own_node
     }
 
-    /// Returns whether the server cannot serve the request now.
+    /// Returns whether the server could not serve the request.
     pub fn fails(&self) -> bool {
         self.status.is_some_and(Answer::is_refusal)
     }
 
-    /// Returns whether the server knows the credential and serves.
+    /// Returns whether the server accepts the credential and served the request.
     pub fn accepts(&self) -> bool {
         !self.refuses() && !self.fails()
     }

@@ -1,4 +1,4 @@
-//! An admission webhook keeps the pods of the CNI's agent from being created.
+//! An admission webhook blocks creation of the CNI agent's pods.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -9,7 +9,8 @@ use crate::facts::Facts;
 use crate::observation::ProcessClass;
 use crate::reason::Reason;
 
-/// A node where the agent runs and has written its configuration has what it needs, whatever other nodes lack.
+/// Returns no fault on a node where the agent runs and has written its configuration, even if pods of other nodes are
+/// blocked.
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let Some((admission, since)) = &facts.admission else { return Vec::new() };
     let configured = facts.config.as_ref().is_some_and(|(config, _)| !config.files.is_empty());
@@ -20,12 +21,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let of_cni = admission.blocked.iter().find(|blocked| cnis::is_daemonset(&blocked.daemonset));
     let fault = of_cni.map(|blocked| {
         let mut message = format!(
-            "the admission webhook {} keeps {} from creating its pods: {}",
+            "admission webhook {} blocks creation of the pods of {}: {}",
             blocked.webhook, blocked.daemonset, blocked.why
         );
-        // On a host of the control plane the kernel has seen it too, and knows how.
+        // On a control-plane host the outcome of kube-apiserver's own connect to the webhook is known.
         if let Some(own) = blocked.backend.and_then(|backend| facts.unreached.get(&backend)) {
-            message.push_str(&format!("; seen on this host: {}", own.outcome.words()));
+            message.push_str(&format!("; observed on this host: {}", own.outcome.words()));
         }
         Fault::new(Reason::AdmissionBlocked, blocked.webhook.as_str(), message, *since)
     });

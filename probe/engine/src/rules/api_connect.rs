@@ -1,11 +1,12 @@
-//! How connects to the API addresses end.
+//! Failed connects to API addresses.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::api_listener::{end_of_service, nobody_listens};
+use super::api_answer::SENDS_NOTHING;
+use super::api_listener::{exit_of_server, no_listener};
 use super::api_route::no_route;
 use super::{Causes, Fault};
 use crate::facts::{Facts, Failure, Ledger};
@@ -26,10 +27,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             if let Some(failure) = failure.or(ledger.broken.as_ref()) {
                 let (reason, mut words) = verdict(facts, addr, ledger, failure)?;
                 if let Some(unstable) = &unstable {
-                    words.push_str(&format!("; unstable: {}", often(unstable.failures)));
+                    words.push_str(&format!("; unstable: {}", frequency(unstable.failures)));
                 } else if starting.is_some() {
                     let before = failure.outcome.words();
-                    words = format!("accepts connections again and does not serve yet; before: {before}");
+                    words = format!(
+                        "accepts connections again but does not serve requests yet; before: {before}"
+                    );
                 }
                 let fault = Fault::new(
                     reason,
@@ -45,7 +48,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
                     Reason::APITimeout | Reason::APIServiceNotProgrammed | Reason::APIHairpin => {
                         fault.may_come_from(Causes::Reply)
                     }
-                    // What this host itself serves fails in more than one way while its processes come and go.
+                    // A server on this host fails in more than one way while its processes restart.
                     Reason::APIServerReset | Reason::APITLSStalled
                         if is_own(addr.ip(), &facts.host.addresses) =>
                     {
@@ -56,85 +59,90 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             }
             let stalled = ledger.stalled.as_ref()?;
             let words =
-                "acknowledges nothing any more on a connection that worked, and nobody opens a new one";
+                "no longer acknowledges data on an established connection, and no client opens a new one";
             let message = format!("{} {words}", ledger.label(addr));
             Some(Fault::new(Reason::APIConnectionStalled, addr.to_string(), message, stalled.since))
         })
         .collect()
 }
 
-/// How often an address failed, in steps: a message is the same for the same state.
-fn often(failures: usize) -> String {
+/// Returns how often an address failed, in steps, so that the message does not change with every failure.
+fn frequency(failures: usize) -> String {
     let steps = [20, 10, 5, 2];
     let least = steps.into_iter().find(|step| *step <= failures).unwrap_or(2);
     let minutes = limits::UNSTABLE_WINDOW / (60 * limits::SECOND);
     format!("at least {least} failures in {minutes} min")
 }
 
-/// What listens on the addresses of this host itself.
+/// Returns whether processes of this class listen on API addresses of this host.
 fn serves(_: &str, class: ProcessClass) -> bool {
     matches!(class, ProcessClass::ApiServer | ProcessClass::Etcd | ProcessClass::Proxy)
 }
 
 fn verdict(facts: &Facts, addr: &SocketAddr, ledger: &Ledger, failure: &Failure) -> Option<(Reason, String)> {
     Some(match failure.outcome {
-        Outcome::RefusedLocal if ledger.proxy.is_some() => {
-            (Reason::APILocalProxyDown, "is refused on this host: the proxy does not listen".to_string())
-        }
+        Outcome::RefusedLocal if ledger.proxy.is_some() => (
+            Reason::APILocalProxyDown,
+            "refuses connections (ECONNREFUSED): the proxy does not listen on this host".to_string(),
+        ),
         Outcome::RefusedLocal if facts.is_control_plane() => {
-            (Reason::APIServerDown, nobody_listens(facts, addr))
+            (Reason::APIServerDown, no_listener(facts, addr))
         }
         Outcome::RefusedLocal => {
-            let end = end_of_service(facts, addr, |_, class| class == ProcessClass::Proxy);
-            let words = "is refused on this host: the node-local proxy to the API server does not listen";
-            (Reason::APILocalProxyDown, format!("{words}{end}"))
+            let exit = exit_of_server(facts, addr, |_, class| class == ProcessClass::Proxy);
+            let words =
+                "refuses connections (ECONNREFUSED): the node-local proxy to the API server does not listen";
+            (Reason::APILocalProxyDown, format!("{words}{exit}"))
         }
         Outcome::RefusedRemote => (
             Reason::APIServerRefused,
-            "is refused by the other host (TCP reset): nothing listens on its port".to_string(),
+            "refuses connections (ECONNREFUSED): TCP reset from the remote host, nothing listens on the port"
+                .to_string(),
         ),
         Outcome::RefusedIcmp => refused_by_icmp(facts, ledger, failure),
         Outcome::FilteredIcmp => filtered_by_icmp(facts, failure),
         Outcome::UnreachableNeighbour => {
-            (Reason::APIVIPUnreachable, "is held by nobody: neighbour discovery gets no answer".to_string())
+            let protocol = if addr.is_ipv4() { "ARP" } else { "neighbour discovery" };
+            let words = format!(
+                "is unreachable (EHOSTUNREACH): no host answers {protocol} for the address or its next hop"
+            );
+            (Reason::APIVIPUnreachable, words)
         }
         Outcome::NoRoute => (Reason::APIRouteMissing, no_route(facts, addr.ip())),
         Outcome::Timeout | Outcome::GaveUp => {
             if let Some(reason) = failure.dropped.as_deref().filter(|_| failure.is_policy()) {
-                let words =
-                    format!("gets nothing from this host, whose own packet filter drops it ({reason})");
+                let words = format!(
+                    "is unreachable: a packet filter on this host drops the SYN (drop reason {reason})"
+                );
                 return Some((Reason::APIPolicyDenied, words));
             }
             timed_out(facts, addr, ledger)
         }
         Outcome::Reset => {
-            (Reason::APIServerReset, "accepts the connection and resets it before an answer".to_string())
+            (Reason::APIServerReset, "accepts the connection and resets it before a response".to_string())
         }
-        Outcome::Stalled => (
-            Reason::APITLSStalled,
-            "accepts the connection, takes the client's bytes and sends nothing".to_string(),
-        ),
+        Outcome::Stalled => (Reason::APITLSStalled, SENDS_NOTHING.to_string()),
         Outcome::Ok | Outcome::Cancelled | Outcome::Denied | Outcome::NoPort => return None,
     })
 }
 
-/// Sent by this host; `None` when the kernel did not keep the sender (ICMPv6).
+/// Returns whether this host sent the ICMP message; `None` where the kernel does not keep the sender (ICMPv6).
 fn sent_here(facts: &Facts, failure: &Failure) -> Option<bool> {
     failure.from.map(|from| is_own(from, &facts.host.addresses))
 }
 
-/// A port-unreachable message without a reset is a packet filter's: a closed port resets.
+/// Judges a port-unreachable message without a reset. A packet filter sends it: a closed port sends a reset.
 fn refused_by_icmp(facts: &Facts, ledger: &Ledger, failure: &Failure) -> (Reason, String) {
     let is_service = ledger.kind == TargetKind::Service;
     match (sent_here(facts, failure), is_service) {
         (Some(true) | None, true) => (
             Reason::APIServiceNoEndpoints,
-            "is a Service address that this host rejects (ICMP port unreachable, no reset): it has no endpoints"
+            "is a Service address without endpoints: this host rejects it (ICMP port unreachable, no TCP reset)"
                 .to_string(),
         ),
         (Some(true), false) => (
             Reason::APIPolicyDenied,
-            "is rejected by a packet filter of this host (ICMP port unreachable, no reset)".to_string(),
+            "is rejected by a packet filter on this host (ICMP port unreachable, no TCP reset)".to_string(),
         ),
         (Some(false) | None, _) => (Reason::APIFirewalled, format!("is rejected by {} (ICMP port unreachable)", sender(failure))),
     }
@@ -142,7 +150,7 @@ fn refused_by_icmp(facts: &Facts, ledger: &Ledger, failure: &Failure) -> (Reason
 
 fn filtered_by_icmp(facts: &Facts, failure: &Failure) -> (Reason, String) {
     if sent_here(facts, failure) == Some(true) {
-        let words = "is rejected by a packet filter of this host (ICMP administratively prohibited)";
+        let words = "is rejected by a packet filter on this host (ICMP administratively prohibited)";
         (Reason::APIPolicyDenied, words.to_string())
     } else {
         (
@@ -153,7 +161,7 @@ fn filtered_by_icmp(facts: &Facts, failure: &Failure) -> (Reason, String) {
 }
 
 fn sender(failure: &Failure) -> String {
-    failure.from.map_or_else(|| "a packet filter on the way".to_string(), |from| from.to_string())
+    failure.from.map_or_else(|| "a packet filter on the path".to_string(), |from| from.to_string())
 }
 
 fn timed_out(facts: &Facts, addr: &SocketAddr, ledger: &Ledger) -> (Reason, String) {
@@ -166,12 +174,16 @@ fn timed_out(facts: &Facts, addr: &SocketAddr, ledger: &Ledger) -> (Reason, Stri
     match other {
         Some((direct, _)) if ledger.kind == TargetKind::Service => (
             Reason::APIServiceNotProgrammed,
-            format!("is a Service address that gives no answer, and the API server answers on {direct}"),
+            format!(
+                "is a Service address that does not reply, while the API server accepts connections on {direct}"
+            ),
         ),
         Some((direct, _)) if facts.is_control_plane() && is_own(direct.ip(), &facts.host.addresses) => (
             Reason::APIHairpin,
-            format!("gives no answer to this control-plane node, whose own API server answers on {direct}"),
+            format!(
+                "does not reply to this control-plane node, whose own API server accepts connections on {direct}"
+            ),
         ),
-        _ => (Reason::APITimeout, "gives no answer: the SYN is sent again and again".to_string()),
+        _ => (Reason::APITimeout, "timed out: SYN retransmitted, no reply".to_string()),
     }
 }

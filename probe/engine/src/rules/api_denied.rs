@@ -1,4 +1,4 @@
-//! connect(2) is denied before a packet leaves: cgroup eBPF, a security module, seccomp.
+//! connect(2) is denied before a packet is sent: cgroup eBPF program, security module or seccomp.
 
 use alloc::format;
 use alloc::string::ToString as _;
@@ -14,12 +14,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .into_iter()
         .filter_map(|(addr, ledger)| {
             let since = ledger.denied.values().map(|failure| failure.since).min()?;
-            let who: Vec<_> = ledger.denied.keys().map(|role| role.as_str()).collect();
+            let clients: Vec<_> = ledger.denied.keys().map(|role| role.as_str()).collect();
             let message = format!(
-                "connect to {} is denied on this host before a packet leaves: a cgroup eBPF program, \
-                 a security module or seccomp; clients: {}",
+                "connect(2) to {} is denied on this host before a packet is sent (EPERM or EACCES): cgroup eBPF program, \
+                 security module or seccomp; clients: {}",
                 ledger.label(addr),
-                who.join(", ")
+                clients.join(", ")
             );
             Some(Fault::new(Reason::APIBPFDenied, addr.to_string(), message, since))
         })

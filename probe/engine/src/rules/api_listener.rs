@@ -1,4 +1,4 @@
-//! A host that should serve the API, and nothing listens.
+//! A host that should serve the API has no listener.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -10,21 +10,22 @@ use crate::facts::Facts;
 use crate::observation::ProcessClass;
 use crate::reason::Reason;
 
-/// Of an address of this host's own, where it serves the API itself.
-pub(super) fn nobody_listens(facts: &Facts, addr: &SocketAddr) -> String {
-    let end = end_of_service(facts, addr, |_, class| class == ProcessClass::ApiServer);
-    format!("is refused: this host should serve the API and nothing listens there{end}")
+/// Returns the message for an API address of this host without a listener, to follow the address.
+pub(super) fn no_listener(facts: &Facts, addr: &SocketAddr) -> String {
+    let exit = exit_of_server(facts, addr, |_, class| class == ProcessClass::ApiServer);
+    format!("has no listener, although this host should serve the API{exit}")
 }
 
-/// How those ended who served this address, if they did since it was last reached.
-pub(super) fn end_of_service(
+/// Returns how the process that served this address exited, if it has since the address was last reached; otherwise an
+/// empty text.
+pub(super) fn exit_of_server(
     facts: &Facts,
     addr: &SocketAddr,
     who: impl Fn(&str, ProcessClass) -> bool,
 ) -> String {
     let reached = facts.targets.get(addr).and_then(|ledger| ledger.last_ok);
-    let end = facts.newest_end(who).filter(|(_, at, _)| reached.is_none_or(|reached| reached < *at));
-    end.map(|(name, _, how)| format!("; {name} ended {how}")).unwrap_or_default()
+    let exit = facts.newest_end(who).filter(|(_, at, _)| reached.is_none_or(|reached| reached < *at));
+    exit.map(|(name, _, how)| format!("; {name} {how}")).unwrap_or_default()
 }
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -35,7 +36,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         .missing_listeners()
         .into_iter()
         .map(|addr| {
-            let message = format!("{addr} {}", nobody_listens(facts, &addr));
+            let message = format!("{addr} {}", no_listener(facts, &addr));
             Fault::new(Reason::APIServerDown, addr.to_string(), message, since)
                 .state()
                 .settles(settles)

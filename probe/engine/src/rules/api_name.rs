@@ -7,7 +7,8 @@ use super::Fault;
 use crate::facts::Facts;
 use crate::reason::Reason;
 
-/// A working connection proves that the name resolved: clients keep their connections for hours.
+/// Returns a fault for each name without a working connection. Clients keep their connections for hours, and such a
+/// connection proves that the name resolved.
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let unknown = facts.unresolved.iter().filter(|(name, _)| !facts.works_by_name(name));
     unknown

@@ -1,4 +1,4 @@
-//! The kernel has no way to the API address.
+//! This host has no route to the API address.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -9,14 +9,15 @@ use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::reason::Reason;
 
-/// With who took it away, when that was seen.
+/// Returns the message for an address without a route, to follow the address; with the process that removed the route,
+/// if known.
 pub(super) fn no_route(facts: &Facts, to: IpAddr) -> String {
-    // The kernel's own removals have no process.
-    let gone = facts.routes_gone.values().filter(|known| known.value.process.pid != 0);
-    let gone = gone.filter_map(|known| Some(((known.value.covers(to)?, known.since), &known.value)));
-    let taken = gone.max_by_key(|(order, _)| *order);
-    let who = taken.map(|(_, gone)| format!("; {} removed {}", gone.process.who(), gone.words()));
-    format!("cannot be reached: there is no route{}", who.unwrap_or_default())
+    // Removals by the kernel have no process.
+    let removed = facts.routes_gone.values().filter(|known| known.value.process.pid != 0);
+    let removed = removed.filter_map(|known| Some(((known.value.covers(to)?, known.since), &known.value)));
+    let newest = removed.max_by_key(|(order, _)| *order);
+    let by = newest.map(|(_, gone)| format!("; {} removed {}", gone.process.who(), gone.words()));
+    format!("is unreachable: no route to the address{}", by.unwrap_or_default())
 }
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {

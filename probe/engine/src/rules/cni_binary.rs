@@ -1,5 +1,7 @@
-//! The plugins that the configuration names must be there: the runtime looks before it executes, so a
-//! missing one leaves no trace of an execution, and the node stays Ready.
+//! Plugins that are missing or cannot be executed.
+//!
+//! The runtime searches for a plugin before it executes it: a missing plugin leaves no trace of an execution, and the
+//! node stays Ready.
 
 use alloc::format;
 use alloc::string::String;
@@ -17,8 +19,9 @@ use crate::reason::Reason;
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = missing(facts);
     let found = faults.len();
-    for (plugin, known) in facts.files.iter().filter(|(_, known)| known.times >= tries(&known.file)) {
-        // What its file shows says more than the error of whoever tried to execute it.
+    for (plugin, known) in facts.files.iter().filter(|(_, known)| known.times >= least_failures(&known.file))
+    {
+        // The state of its file is more specific than the errno of the process that tried to execute it.
         let is_known = faults[..found].iter().any(|fault| fault.finding.subject == *plugin);
         if known.file.write || !is_known {
             faults.push(refused(plugin, &known.file, known.since));
@@ -27,16 +30,16 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     faults
 }
 
-/// How often it must have been refused to mean something. While one thread of a runtime copies a plugin into
-/// place, a child that another has just forked holds the copy open for a moment: runtimes try again, once a
+/// Returns the number of failures from which a refusal counts. While one thread of a runtime copies a plugin into
+/// place, a child that another thread has just forked holds the copy open for a moment (ETXTBSY): runtimes retry once a
 /// second, up to six times.
-fn tries(file: &PluginFile) -> u32 {
+fn least_failures(file: &PluginFile) -> u32 {
     if file.errno == ETXTBSY && !file.write { 3 } else { 1 }
 }
 
-/// A plugin that is there and cannot be run, or cannot be replaced.
+/// Returns the fault of a plugin that exists and cannot be executed or replaced.
 fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
-    // A runtime forks a child for each attempt: its pid would make every attempt another fault.
+    // A runtime forks a child for each attempt: with its PID the message would differ for each attempt.
     let mut who = file.process.name.clone();
     if file.write {
         who += &format!("[{}]", file.process.pid);
@@ -45,16 +48,16 @@ fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
     let (reason, message) = match (file.errno, file.write) {
         (ETXTBSY, true) => (
             Reason::CNIBinaryBusy,
-            format!("{who} cannot replace the plugin {plugin}: it is running (text file busy)"),
+            format!("{who} cannot replace the plugin {plugin} (ETXTBSY): it is running"),
         ),
         (ETXTBSY, false) => (
             Reason::CNIBinaryBusy,
-            format!("{who} cannot execute the plugin {plugin}: it is being written (text file busy)"),
+            format!("{who} cannot execute the plugin {plugin} (ETXTBSY): its file is open for writing"),
         ),
         (ENOEXEC, false) => (
             Reason::CNIBinaryMissing,
             format!(
-                "{who} cannot execute the plugin {plugin} (ENOEXEC): it is not a program for this machine"
+                "{who} cannot execute the plugin {plugin} (ENOEXEC): it is not an executable for this machine"
             ),
         ),
         (ENOENT, false) => (
@@ -66,14 +69,14 @@ fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
         (EACCES | EPERM, _) => (
             Reason::CNIPluginFailed,
             format!(
-                "{who} may not {what} the plugin {plugin} ({}): {}",
+                "{who} cannot {what} the plugin {plugin} ({}): {}",
                 errno_words(file.errno),
                 DeniedBy::words(file.denied_by)
             ),
         ),
         (errno, _) => (
             Reason::CNIPluginFailed,
-            format!("{who} cannot {what} the plugin {plugin}: {}", errno_words(errno)),
+            format!("{who} cannot {what} the plugin {plugin} ({})", errno_words(errno)),
         ),
     };
     Fault::new(reason, plugin, message, since)
@@ -82,7 +85,7 @@ fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
 fn missing(facts: &Facts) -> Vec<Fault> {
     let Some((config, since)) = &facts.config else { return Vec::new() };
     let Some((file, plugins)) = winner(config, facts.host.runtime) else { return Vec::new() };
-    // CRI-O does itself what it is for.
+    // CRI-O configures the loopback device without the plugin.
     let own = (facts.host.runtime != Runtime::CriO).then_some(cnis::LOOPBACK);
     let mut faults: Vec<Fault> = Vec::new();
     for plugin in plugins.iter().map(String::as_str).chain(own) {
@@ -90,17 +93,17 @@ fn missing(facts: &Facts) -> Vec<Fault> {
         let unusable = config.unusable_plugins.iter().find(|unusable| unusable.plugin == plugin);
         let what = match unusable {
             Some(UnusablePlugin { path, why, .. }) => format!("{path} {why}"),
-            None if is_missing => format!("it is not in {}", config.bin_dirs.join(", ")),
+            None if is_missing => format!("not found in {}", config.bin_dirs.join(", ")),
             None => continue,
         };
-        // The runtime has run it since: it looks for plugins elsewhere.
+        // The runtime has run the plugin since: its plugin directories are others.
         let ran = facts.ran.get(plugin).is_some_and(|at| *at >= since.plus(limits::LOAD));
         if ran || faults.iter().any(|fault| fault.finding.subject == plugin) {
             continue;
         }
         let is_named = plugins.iter().any(|named| named == plugin);
         let by = if is_named { path(config, file) } else { "the runtime".into() };
-        let message = format!("plugin {plugin}, needed by {by}, cannot be run: {what}");
+        let message = format!("plugin {plugin}, required by {by}, cannot be executed: {what}");
         let fault = Fault::new(Reason::CNIBinaryMissing, plugin, message, *since);
         faults.push(fault.state());
     }

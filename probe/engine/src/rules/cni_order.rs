@@ -1,4 +1,4 @@
-//! A configuration that wins by its name, of a CNI that is not the one that runs here.
+//! The configuration in use belongs to a CNI that does not run on this node.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -12,7 +12,9 @@ use crate::observation::{CniConfig, ConfFile};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let (Some((config, since)), Some(told)) = (&facts.config, facts.snapshot_done) else { return Vec::new() };
+    let (Some((config, since)), Some(snapshot)) = (&facts.config, facts.snapshot_done) else {
+        return Vec::new();
+    };
     if facts.gaps.contains_key("process.exit") || facts.hides_processes() {
         return Vec::new();
     }
@@ -20,16 +22,16 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let whose = cnis::of_config(&first.name, plugins);
     let path = path(config, first);
     let name = whose.map_or("another CNI", |cni| cni.name);
-    // An agent that is there, or that was, makes its configuration right.
+    // A configuration whose agent runs or ran here is in use rightly.
     if whose.is_some_and(|cni| has_lived(facts, cni)) {
         return Vec::new();
     }
-    let absent = |at: u64| facts.now.since(told.max(*since)) >= at;
+    let absent = |at: u64| facts.now.since(snapshot.max(*since)) >= at;
     if let Some((shadowed, cni)) = shadowed(facts, config, first, whose)
         && (whose.is_none_or(|cni| cni.executables.is_empty()) || absent(limits::SETTLE))
     {
         let message = format!(
-            "the runtime uses {path} of {name}; {} of {}, whose agent runs here, comes after it by name",
+            "the runtime uses {path} of {name}; {} of {}, whose agent runs on this node, sorts after it",
             shadowed.name, cni.name
         );
         let fault = Fault::new(Reason::CNIConfigShadowed, path, message, *since);
@@ -43,18 +45,18 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     if !absent(limits::ORPHAN) {
         return Vec::new();
     }
-    let message = format!("the runtime uses {path} of {name}, and no {} was seen on this node", cni.agent);
+    let message = format!("the runtime uses {path} of {name}, but {} has not run on this node", cni.agent);
     let fault = Fault::new(Reason::CNIConfigOrphaned, path, message, *since);
     Vec::from([fault.state().may_come_from(Causes::Agent)])
 }
 
-/// Its agent runs, or did.
+/// Returns whether the agent of the CNI runs or has run.
 fn has_lived(facts: &Facts, cni: &Cni) -> bool {
     facts.lives_of(|name, _| cni.executables.contains(&name)).next().is_some()
 }
 
-/// A file behind the first one, of a CNI whose agent runs. A meta-plugin stands before others by its design, and
-/// so does a network that is chained with one of its own kind.
+/// Returns a file after the first one that belongs to a CNI whose agent runs. The file of a meta-plugin sorts before
+/// others by design, and so does a network that is chained with another of the same CNI.
 fn shadowed<'a>(
     facts: &Facts,
     config: &'a CniConfig,

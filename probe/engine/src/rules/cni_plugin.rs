@@ -1,4 +1,4 @@
-//! A plugin ran and failed.
+//! Failed plugins.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -7,12 +7,12 @@ use core::net::SocketAddr;
 
 use super::{Causes, Fault};
 use crate::cnis::{self, Cni};
-use crate::errno::{EADDRINUSE, EEXIST};
-use crate::facts::{ERRNOS, Facts, PluginFailure, refusal, socket_errno};
+use crate::errno::{EADDRINUSE, ECONNREFUSED, EEXIST, signal_words, socket_words};
+use crate::facts::{ERRNOS, Facts, PluginFailure};
 use crate::observation::{Leases, NetlinkError, NetnsSeen, ProcessClass};
 use crate::reason::Reason;
 
-/// What the API server's refusal looks like in the words of its clients: HTTP 401 and 403.
+/// Texts by which clients of the API server report 401 Unauthorized and 403 Forbidden.
 const UNAUTHORIZED: &[&str] = &[
     "unauthorized",
     "asked for the client to provide credentials",
@@ -21,15 +21,15 @@ const UNAUTHORIZED: &[&str] = &[
     "invalid bearer token",
 ];
 
-/// What the library of the reference plugins says of a path to a network namespace that is none
+/// Text by which the library of the reference plugins reports a path that is not a network namespace
 /// (`containernetworking/plugins/pkg/ns`).
 const NO_NAMESPACE: &str = "unknown FS magic on";
 
-/// What anybody says whose file cannot be written: strerror(3), and Go in lower case.
+/// Texts of a failed write for want of space: strerror(3), and Go, in lower case.
 const NO_SPACE: &[&str] = &["no space left on device", "read-only file system", "disk quota exceeded"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    // What a plugin waits for in vain is told by itself.
+    // The rule for waiting plugins judges a plugin whose file is missing.
     let waits = |plugin: &str| {
         let config = facts.config.as_ref();
         config.is_some_and(|(config, _)| {
@@ -44,21 +44,21 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     let said =
         failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
     let (netns, seen) = &failure.netns;
-    // The plugin itself has found a plain file where this host has a namespace. Whoever called it may have ended before
-    // its mounts could be compared.
+    // The plugin found a plain file where this host has a namespace. Its parent may have exited before its mounts could
+    // be compared.
     let seen = match seen {
         NetnsSeen::Namespace { .. } if said.contains(NO_NAMESPACE) => &NetnsSeen::Hidden,
         seen => seen,
     };
-    // A runtime takes a failed sandbox away at once, perhaps before it was looked at: the plugin must have
-    // stumbled over the path itself.
+    // A runtime removes a failed sandbox at once, perhaps before its path was read: a missing path counts only if the
+    // plugin itself reports it.
     if let Some(words) = netns_words(*seen)
         && (said.contains(netns.as_str()) || failure.error.is_none() && *seen != NetnsSeen::Missing)
     {
-        let message = format!("plugin {plugin} was given {netns}, which {words}");
+        let message = format!("plugin {plugin} was passed the namespace path {netns}, which {words}");
         return Fault::new(Reason::NetnsInvalid, netns.as_str(), message, failure.since);
     }
-    if let Some(fault) = agent_away(facts, plugin, failure, &said) {
+    if let Some(fault) = unreachable_agent(facts, plugin, failure, &said) {
         return fault;
     }
     let lower = said.to_lowercase();
@@ -82,21 +82,21 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(Causes::Agent);
     }
     if cnis::says(&lower, |words| words.conflict) {
-        // Go's %q puts the link's name into quotation marks.
+        // Go's %q quotes the name of the link.
         let link = said.split('"').nth(1).filter(|name| !name.is_empty()).unwrap_or(plugin);
         return fault(Reason::LinkConflict, link, words);
     }
-    if let Some(refused) = failure.refusal.as_ref().filter(|refused| blames(refused, &lower)) {
+    if let Some(refused) = failure.refusal.as_ref().filter(|refused| is_reported(refused, &lower)) {
         let object = if refused.object.is_empty() { plugin } else { &refused.object };
         let conflict = matches!(refused.errno, EEXIST | EADDRINUSE);
         let reason = if conflict { Reason::LinkConflict } else { Reason::LinkSetupFailed };
-        return fault(reason, object, format!("{words}; the kernel refused {}", refusal(refused)));
+        return fault(reason, object, format!("{words}; the kernel refused {}", refused.words()));
     }
     let fault = fault(Reason::CNIPluginFailed, plugin, words);
     if has(NO_SPACE) {
         return fault.may_come_from(Causes::Space);
     }
-    // Only a plugin that names the API's address failed because of it.
+    // Only a plugin whose message names the API address failed because of the API server.
     if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
         fault.may_come_from(Causes::Agent)
     } else {
@@ -104,37 +104,39 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
     }
 }
 
-/// Whether the addresses belong to anybody: host-local keeps those of sandboxes that were never taken down. Empty
-/// where that is not known.
+/// Returns whether the allocated addresses belong to existing sandboxes (`full`) or not (`leak`): host-local keeps the
+/// addresses of sandboxes that were never torn down. Empty where that is not known.
 fn full_or_leak(facts: &Facts) -> String {
-    // A pod of the host's network has a namespace and no address: half is left for these.
+    // A pod on the host's network has a namespace and no address: twice as many addresses as namespaces leave room for
+    // these.
     let leaks = |leases: &&Leases| leases.held > 0 && leases.held >= leases.namespaces.saturating_mul(2);
     match facts.leases.values().find(leaks) {
-        Some(leases) => format!("; leak: {} keeps addresses of sandboxes that are gone", leases.dir),
+        Some(leases) => format!("; leak: {} keeps addresses of sandboxes that no longer exist", leases.dir),
         None if facts.leases.is_empty() => String::new(),
-        None => "; full: the addresses belong to sandboxes that live".to_string(),
+        None => "; full: the addresses belong to existing sandboxes".to_string(),
     }
 }
 
-/// The plugin's agent does not answer on its socket, or has not written what the plugin reads.
-fn agent_away(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) -> Option<Fault> {
-    let told = failure.socket.as_ref().map(|socket| (socket.path.as_str(), socket_errno(socket.errno)));
-    let unheard = told.or_else(|| Some((dialled(said)?, "does not answer".to_string())));
-    let (cni, words) = if let Some((path, how)) = unheard {
-        let words = format!("plugin {plugin} failed because its agent's socket {path} {how}");
+/// Judges a plugin whose agent does not respond on its socket or has not written the file that the plugin reads.
+fn unreachable_agent(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) -> Option<Fault> {
+    let observed = failure.socket.as_ref().map(|socket| (socket.path.as_str(), socket_words(socket.errno)));
+    let socket = observed.or_else(|| Some((dialled(said)?, "does not respond".to_string())));
+    let (cni, words) = if let Some((path, how)) = socket {
+        let words = format!("plugin {plugin} failed: its agent's socket {path} {how}");
         (cnis::of_socket(path).ok_or(path), words)
     } else if let Some(addr) = refused_here(facts, said) {
-        let words =
-            format!("plugin {plugin} failed because its agent's address {addr} refuses: nobody listens");
+        let how = socket_words(ECONNREFUSED);
+        let words = format!("plugin {plugin} failed: its agent's address {addr} {how}");
         (cnis::of_plugin(plugin).filter(|cni| !cni.agent.is_empty()).ok_or(addr), words)
     } else {
-        // A file that only the plugin speaks of may be anything: that of an agent is known by its path.
+        // A file that is known only from the plugin's message can be any file: that of an agent is identified by its
+        // path.
         let cni = cnis::CNIS.iter().find(|cni| !cni.writes.is_empty() && said.contains(cni.writes))?;
-        let words = format!("plugin {plugin} failed because {} has not written {}", cni.agent, cni.writes);
+        let words = format!("plugin {plugin} failed: {} has not written {}", cni.agent, cni.writes);
         (Ok(cni), words)
     };
     let (subject, how) = match cni {
-        Ok(cni) => (cni.agent, end_of(facts, cni)),
+        Ok(cni) => (cni.agent, state_of_agent(facts, cni)),
         Err(path) => (path, String::new()),
     };
     let cni = cni.ok();
@@ -151,15 +153,15 @@ fn agent_away(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) 
     }))
 }
 
-/// The path in Go's words for a Unix socket that could not be reached: `dial unix PATH: connect: …`.
+/// Returns the path from Go's message about a Unix socket that could not be reached: `dial unix PATH: connect: …`.
 fn dialled(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("dial unix ")?;
     let (path, _) = rest.split_once(": ")?;
     path.starts_with('/').then_some(path)
 }
 
-/// The address in Go's words for a TCP port of this host that refused: `dial tcp ADDRESS: connect: connection refused`.
-/// On a loopback address it is the agent's (Weave, older AWS), unless the API server is reached by it.
+/// Returns the address from Go's message about a refused TCP connection: `dial tcp ADDRESS: connect: connection
+/// refused`. A loopback address is the agent's (Weave, older AWS), unless it is an address of the API server.
 fn refused_here<'a>(facts: &Facts, said: &'a str) -> Option<&'a str> {
     said.split("dial tcp ").skip(1).find_map(|rest| {
         let (text, how) = rest.split_once(": ")?;
@@ -169,32 +171,34 @@ fn refused_here<'a>(facts: &Facts, said: &'a str) -> Option<&'a str> {
     })
 }
 
-/// Where its agent is, when it does not run.
-fn end_of(facts: &Facts, cni: &Cni) -> String {
+/// Returns whether the agent of the CNI runs, or how it exited; empty when neither is known.
+fn state_of_agent(facts: &Facts, cni: &Cni) -> String {
     let is_agent = |name: &str, _| cni.executables.contains(&name);
     if facts.lives_of(is_agent).any(|(_, life)| !life.pids.is_empty()) {
-        return format!("; {} runs", cni.agent);
+        return format!("; {} is running", cni.agent);
     }
-    let ended = facts.newest_end(is_agent);
-    ended.map(|(name, _, how)| format!("; {name} ended {how}")).unwrap_or_default()
+    let exit = facts.newest_end(is_agent);
+    exit.map(|(name, _, how)| format!("; {name} {how}")).unwrap_or_default()
 }
 
-/// What is wrong with the namespace that a plugin was given; a failed plugin says it less well.
+/// Returns what is wrong with the namespace path that a plugin was passed. This is more specific than the plugin's own
+/// message.
 fn netns_words(seen: NetnsSeen) -> Option<&'static str> {
     Some(match seen {
         NetnsSeen::Unknown | NetnsSeen::Namespace { .. } => return None,
-        NetnsSeen::Missing => "is not there",
-        NetnsSeen::NoNamespace => "is no network namespace: a file that was left over",
+        NetnsSeen::Missing => "does not exist",
+        NetnsSeen::NoNamespace => "is not a network namespace, but a leftover file",
         NetnsSeen::Hidden => {
-            "is a namespace on the host and a plain file for the process that started it: its mounts are not \
+            "is a namespace on the host, but a plain file for the process that started the plugin: mounts are not \
              propagated (HostToContainer)"
         }
     })
 }
 
-/// Plugins try things that may fail and go on: a refusal is the reason only when the plugin says so, by the
-/// text of the errno (of any, where it is not known) or by the kernel's own words.
-fn blames(refusal: &NetlinkError, said: &str) -> bool {
+/// Returns whether the plugin's message names the refused request. Plugins also send requests that may fail: a refusal
+/// is the cause only if the message contains the text of its errno (of any errno, where it is not known) or the error
+/// text of the kernel.
+fn is_reported(refusal: &NetlinkError, said: &str) -> bool {
     let mut errnos = ERRNOS.iter().filter(|(errno, _)| refusal.errno == 0 || refusal.errno == *errno);
     errnos.any(|(_, text)| said.contains(text))
         || (!refusal.text.is_empty() && said.contains(&refusal.text.to_lowercase()))
@@ -207,11 +211,11 @@ fn words(plugin: &str, failure: &PluginFailure) -> String {
         (Some(error), _) => {
             let details =
                 if error.details.is_empty() { String::new() } else { format!(": {}", error.details) };
-            format!("plugin {plugin}{through} failed with code {}: {}{details}", error.code, error.msg)
+            format!("plugin {plugin}{through} failed (code {}): {}{details}", error.code, error.msg)
         }
         (None, 0) => {
-            format!("plugin {plugin}{through} ended with exit code {} and no error message", failure.code)
+            format!("plugin {plugin}{through} exited (code {}) without an error message", failure.code)
         }
-        (None, signal) => format!("plugin {plugin}{through} was ended by signal {signal}"),
+        (None, signal) => format!("plugin {plugin}{through} was killed ({})", signal_words(signal)),
     }
 }

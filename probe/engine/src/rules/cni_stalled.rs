@@ -1,4 +1,4 @@
-//! A plugin waits for what does not come, or runs longer than it ever waits.
+//! A plugin waits for a file that is not written, or runs longer than its limit.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ fn waiting(facts: &Facts) -> Vec<Fault> {
         });
         let Some(since) = runs.map(|running| running.since).chain(failed).min() else { continue };
         let message = format!(
-            "{} waits for {}, which the default network's agent has not written",
+            "{} waits for {}, which the agent of the default network has not written",
             waits.plugin, waits.file
         );
         let fault = Fault::new(Reason::CNIDefaultNetworkNotReady, waits.file.as_str(), message, since);
@@ -42,7 +42,7 @@ fn stalled(facts: &Facts) -> Vec<Fault> {
         .map(|RunningPlugin { start, since, limit_ns }| {
             let pod = start.pod.as_ref().map(|pod| format!(" for {pod}"));
             let message = format!(
-                "plugin {}[{}] {}{} runs for more than {} s, longer than it waits for anything",
+                "plugin {}[{}] {}{} has been running for more than {} s, the limit of this plugin",
                 start.plugin,
                 start.pid,
                 start.command,

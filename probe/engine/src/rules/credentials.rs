@@ -23,7 +23,7 @@ fn untrusted(addr: &SocketAddr, ledger: &Ledger) -> Option<Fault> {
     let answer = &ledger.answer.as_ref()?.value;
     let subject = answer.certificate.as_ref().map(|certificate| certificate.subject.as_str());
     let message = format!(
-        "{} shows a certificate that none of the CAs in {} issued ({}, issued by {})",
+        "{} presents a certificate that none of the CAs in {} issued ({}, issued by {})",
         ledger.label(addr),
         mismatch.what.file,
         subject.unwrap_or("no subject"),
@@ -32,13 +32,13 @@ fn untrusted(addr: &SocketAddr, ledger: &Ledger) -> Option<Fault> {
     Some(Fault::new(Reason::APITLSFailed, addr.to_string(), message, mismatch.since).state())
 }
 
-/// Judges refused and failed requests. A credential that another server accepts is not at fault.
+/// Judges refused and failed requests. A credential that another server accepts is not the fault.
 fn rejected(facts: &Facts, addr: &SocketAddr, ledger: &Ledger) -> Option<Fault> {
     let rejection = ledger.rejection()?;
     let (answer, since) = (&rejection.what, rejection.since);
     if answer.fails() {
         let status = http_status(answer.status.unwrap_or_default());
-        let message = format!("{} answers the kubelet's own request with {status}", ledger.label(addr));
+        let message = format!("{} returns {status} for the kubelet's own request", ledger.label(addr));
         return Some(Fault::new(Reason::APIServerUnhealthy, addr.to_string(), message, since));
     }
     if facts.is_accepted(&answer.file, addr) {

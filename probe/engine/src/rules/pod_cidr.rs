@@ -1,4 +1,4 @@
-//! A CNI that takes its addresses from the Node object, and a Node object that has none.
+//! The Node object has no pod CIDR, from which the CNI allocates addresses.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -10,23 +10,23 @@ use crate::facts::Facts;
 use crate::observation::Mono;
 use crate::reason::Reason;
 
-/// Many clusters give no ranges to their nodes, and nothing is wrong there: it counts where the network of such a
-/// CNI does not come.
+/// Returns a fault only where the network of such a CNI is not set up: many clusters assign no pod CIDRs to their nodes
+/// and work.
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     if !facts.without_pod_cidr {
         return Vec::new();
     }
     let Some((cni, since)) = waiting(facts).filter(|(cni, _)| cni.needs_pod_cidr) else { return Vec::new() };
     let message =
-        format!("{} takes the addresses of pods from the Node object, which has no pod CIDR", cni.agent);
+        format!("the Node object has no pod CIDR, from which {} allocates pod addresses", cni.agent);
     Vec::from([Fault::new(Reason::PodCIDRNotAssigned, cni.agent, message, since).state()])
 }
 
-/// The CNI whose network does not come, and since when.
+/// Returns the CNI whose network is not set up, and since when.
 fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
     let (config, since) = facts.config.as_ref()?;
     if config.files.is_empty() {
-        let cni = cnis::CNIS.iter().find(|cni| cni.needs_pod_cidr && is_wanted(facts, cni))?;
+        let cni = cnis::CNIS.iter().find(|cni| cni.needs_pod_cidr && is_expected(facts, cni))?;
         return Some((cni, *since));
     }
     let (file, plugins) = winner(config, facts.host.runtime)?;
@@ -35,8 +35,9 @@ fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
     Some((cnis::of_config(&file.name, plugins)?, since))
 }
 
-/// Its agent runs, or crashed: without a range some agents exit. One that was stopped waits for nothing.
-fn is_wanted(facts: &Facts, cni: &Cni) -> bool {
+/// Returns whether the agent of the CNI runs or crashed: some agents exit without a pod CIDR. A stopped agent needs
+/// none.
+fn is_expected(facts: &Facts, cni: &Cni) -> bool {
     let mut lives = facts.lives_of(|name, _| cni.executables.contains(&name));
     lives.any(|(_, life)| !life.pids.is_empty() || !life.was_stopped())
 }

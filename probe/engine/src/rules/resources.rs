@@ -1,10 +1,9 @@
-//! Tables, disks and limits that are full, credentials that are over, modules that are not there.
+//! Full tables and disks, reached limits, expired credentials, missing kernel modules.
 
 use alloc::format;
 use alloc::vec::Vec;
 
 use super::Fault;
-use crate::errno::errno_words;
 use crate::facts::{Facts, ReadCredential};
 use crate::limits::SECOND;
 use crate::memory::{Seen, UNTIL_CHANGED};
@@ -15,13 +14,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     let mut faults = Vec::new();
     faults.extend(credentials(facts));
     for Seen { value: hit, since, .. } in facts.hits.values() {
-        let message = format!(
-            "{}[{}] asked for {} and got none ({}): the limit is reached",
-            hit.process.name,
-            hit.process.pid,
-            hit.what,
-            errno_words(hit.errno)
-        );
+        let message = format!("{} {}", hit.process.with_pid(), hit.words());
         faults.push(Fault::new(Reason::RuntimeLimitExceeded, hit.what.as_str(), message, *since));
     }
     for Seen { value: limit, since, .. } in facts.full.values() {
@@ -39,15 +32,16 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     faults.extend(inotify(facts));
     for Seen { value: missing, since, .. } in facts.modules.values() {
         let message = format!(
-            "the kernel asked for the module {} for {}[{}] and did not get it",
-            missing.name, missing.process.name, missing.process.pid
+            "kernel module {} is not available: the kernel requested it for {}",
+            missing.name,
+            missing.process.with_pid()
         );
         faults.push(Fault::new(Reason::KernelModuleMissing, missing.name.as_str(), message, *since));
     }
     faults
 }
 
-/// File systems without space for what runtime, kubelet and IPAM write: no sandbox is made without it.
+/// Judges file systems without space for what runtime, kubelet and IPAM write: without space no sandbox is created.
 fn space(facts: &Facts) -> Vec<Fault> {
     let full = facts.full.values().filter(|Seen { value: limit, .. }| {
         let is_space = matches!(limit.what.as_str(), "disk" | "inodes");
@@ -64,8 +58,8 @@ fn space(facts: &Facts) -> Vec<Fault> {
     full.map(fault).collect()
 }
 
-/// Running out of instances does not affect processes that have one. It is a fault only while the kubelet or the runtime
-/// fails, which need one to start.
+/// Judges the limit of inotify instances. A reached limit does not affect processes that have an instance: it is a
+/// fault only while the kubelet or the runtime fails, which need one to start.
 fn inotify(facts: &Facts) -> Option<Fault> {
     let Seen { value: limit, since, .. } = facts.full.values().find(|known| known.value.what == "inotify")?;
     let needs = |class| matches!(class, ProcessClass::Kubelet | ProcessClass::Runtime);
@@ -74,14 +68,15 @@ fn inotify(facts: &Facts) -> Option<Fault> {
         return None;
     }
     let message = format!(
-        "root's processes have {} of {} inotify instances (fs.inotify.max_user_instances): kubelet and runtime need one \
+        "root's processes use {} of {} inotify instances (fs.inotify.max_user_instances); kubelet and runtime need one \
          to start",
         limit.used, limit.max
     );
     Some(Fault::new(Reason::RuntimeLimitExceeded, "inotify", message, *since))
 }
 
-/// Judged by the boot clock from when they were read: a credential expires while nobody touches it.
+/// Judges credentials by the boot clock from the time when they were read: a credential expires without a change of its
+/// file.
 fn credentials(facts: &Facts) -> Vec<Fault> {
     let seconds = |credential: i64, at: Mono| {
         let passed = i64::try_from(facts.now.since(at) / SECOND).unwrap_or(i64::MAX);

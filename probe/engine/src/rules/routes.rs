@@ -1,4 +1,4 @@
-//! Routes and rules of pods that somebody takes away who is neither their CNI nor the kernel.
+//! Routes and rules of pods that were removed by a process that does not belong to a CNI.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -10,7 +10,7 @@ use crate::memory::Seen;
 use crate::observation::RouteGone;
 use crate::reason::Reason;
 
-/// Services that manage every route of a host and remove those that they do not know.
+/// Services that manage all routes of a host and remove routes that they did not create.
 const MANAGERS: &[&str] = &["NetworkManager", "systemd-network"];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -18,14 +18,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     foreign
         .map(|Seen { value: gone, since, .. }| {
             let (what, who) = (gone.words(), gone.process.who());
-            let message = format!("{who} removed {what}, and nobody has put it back");
+            let message = format!("{who} removed {what}, which has not been restored");
             Fault::new(Reason::RoutesRemoved, gone.object.as_str(), message, *since)
         })
         .collect()
 }
 
-/// A route of pods leads to a link of a CNI; a CNI and its agent may take back what they made. Of rules only who
-/// did it is known: a plugin removes those of its pod.
+/// Returns whether a process outside the CNI removed a route of pods, which is a route to a link of a CNI. CNIs and
+/// their agents may remove their own routes. Of rules only the process is known: a plugin removes the rules of its pod.
 fn is_foreign(facts: &Facts, gone: &RouteGone) -> bool {
     let who = gone.process.name.as_str();
     if gone.rule {
@@ -35,6 +35,6 @@ fn is_foreign(facts: &Facts, gone: &RouteGone) -> bool {
         || facts.config.iter().flat_map(|(config, _)| &config.links).any(|link| *link == gone.device);
     let of_pods = cnis::of_link(&gone.device).is_some() || configured();
     let is_own = cnis::of_plugin(who).is_some() || cnis::executables().any(|agent| agent == who);
-    // A plugin that has ended before it could be looked up has no name.
+    // A process without a name may be a plugin that exited before its name was read.
     of_pods && !is_own && !who.is_empty()
 }

@@ -4,23 +4,23 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{Causes, Fault};
-use crate::facts::{Facts, RuntimeAnswer, socket_errno};
+use crate::errno::socket_words;
+use crate::facts::{Facts, RuntimeAnswer};
 use crate::limits;
 use crate::observation::{CriAnswer, Mono, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     if let Some((who, how, since)) = facts.stuck_of(ProcessClass::Runtime) {
-        let message =
-            format!("the container runtime does not respond: {}[{}] {}", who.name, who.pid, how.words());
+        let message = format!("the container runtime does not respond: {} {}", who.with_pid(), how.words());
         return Vec::from([Fault::new(Reason::RuntimeDown, who.name.as_str(), message, since)]);
     }
     let down = facts.dead_endpoint().map(|failure| {
-        let words = socket_errno(failure.errno);
+        let words = socket_words(failure.errno);
         let message = format!("the kubelet cannot reach the container runtime: {} {words}", failure.path);
         Fault::new(Reason::RuntimeDown, failure.path.as_str(), message, failure.since)
     });
-    let down = down.or_else(|| asked(facts)).map(|fault| fault.settles(settling(facts)));
+    let down = down.or_else(|| unserving(facts)).map(|fault| fault.settles(settling(facts)));
     down.or_else(|| without_cri(facts))
         .map(|fault| fault.may_come_from(Causes::Runtime))
         .into_iter()
@@ -28,7 +28,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 /// Judges failed CRI calls and the runtime's own condition.
-fn asked(facts: &Facts) -> Option<Fault> {
+fn unserving(facts: &Facts) -> Option<Fault> {
     let known = facts.answer_of_endpoint()?;
     let often = known.times >= limits::CRI_FAILURES;
     let is_fault = match &known.cri.answer {
@@ -41,8 +41,8 @@ fn asked(facts: &Facts) -> Option<Fault> {
     is_fault.then(|| of_answer(known))
 }
 
-/// Judges a runtime that serves its socket without CRI. No grace period applies: a runtime serves its socket only after it has
-/// registered all services.
+/// Judges a runtime that serves its socket without CRI. No grace period applies: a runtime serves its socket only after
+/// it has registered all services.
 fn without_cri(facts: &Facts) -> Option<Fault> {
     let known = facts.answer_of_endpoint().filter(|known| known.times >= limits::CRI_FAILURES)?;
     matches!(known.cri.answer, CriAnswer::Unimplemented { .. }).then(|| of_answer(known))

@@ -283,7 +283,7 @@ pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
             let seen = until("the control plane's host has seen it", PROOF, || {
                 last = agent::control_state(stage.cluster)?["verdict"].clone();
                 let words = last["message"].as_str().unwrap_or_default();
-                let joined = words.ends_with("seen on this host: refused: nothing listens here");
+                let joined = words.ends_with("observed on this host: connection refused: no listener on this host");
                 Ok((last["reason"] == "AdmissionBlocked" && joined).then_some(()))
             });
             seen.with_context(|| format!("it says {last}"))?;

@@ -148,7 +148,7 @@ fn a_file_that_another_cni_renames_away_is_told_until_it_is_back() -> Result<()>
     let verdict = trace.wait_for_verdict("CNIConfigDisplaced")?;
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
     let by = format!("cilium-agent[{}]", agent.pid());
-    ensure!(message.contains("Multus was renamed away") && message.contains(&by), "{message}");
+    ensure!(message.contains("Multus was renamed by") && message.contains(&by), "{message}");
     ensure!(verdict.line["verdict"]["status"] == "True", "{}", verdict.line);
     drop(agent);
     std::fs::rename(format!("{path}.cilium_bak"), &path)?;

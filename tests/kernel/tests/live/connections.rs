@@ -156,7 +156,7 @@ fn a_runtime_that_does_not_listen_is_told_by_the_kubelet_s_own_tries() -> Result
     ensure!(kubelet.errno()? == libc::ENOENT);
     let verdict = trace.wait_for_verdict("RuntimeDown")?;
     ensure!(
-        verdict.line["verdict"]["message"].as_str().is_some_and(|m| m.contains("is not there")),
+        verdict.line["verdict"]["message"].as_str().is_some_and(|m| m.contains("does not exist (ENOENT)")),
         "{}",
         verdict.line
     );
@@ -174,7 +174,7 @@ fn asking_tells_a_server_that_is_unwell_from_one_that_is_away() -> Result<()> {
         (&["--status", "500"][..], "APIServerUnhealthy", "failing checks: etcd"),
         (&["--expired"], "APITLSFailed", "expired 60 min ago"),
         (&["--silent"], "APITLSStalled", "sends nothing"),
-        (&["--close"], "APIServerReset", "before an answer"),
+        (&["--close"], "APIServerReset", "before a response"),
         (&["--answer"], "APITLSFailed", "TLS handshake"),
         (&["--status", "401"], "NetworkReady", "accepts connections"),
     ];
@@ -201,7 +201,7 @@ fn requests_without_a_response_make_the_server_unhealthy() -> Result<()> {
     let client = node.client("kubelet", &Dial { to: API, flags: &["--pause", "5000", "--bytes", "600"] })?;
     let verdict = trace.wait_for_verdict("APIServerUnhealthy")?;
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("answers kubelet late or not at all"), "{message}");
+    ensure!(message.contains("kubelet has received no timely response"), "{message}");
     let asked = |line: &&Value| line["kind"] == "answer" && line["status"] == 200;
     ensure!(trace.seen.iter().any(|line| asked(&line)), "it was not asked, or answered badly");
     drop(client);

@@ -305,7 +305,7 @@ fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
     let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
     if trace.gap("cni.stdout").is_some() {
-        ensure!(message.contains("exit code 1"), "{message}");
+        ensure!(message.contains("exited (code 1)"), "{message}");
     } else {
         ensure!(message.contains("code 999") && message.contains("not-a-subnet"), "{message}");
     }

@@ -31,7 +31,7 @@ fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
-    let words = "may not execute the plugin shy (EACCES): its mode does not allow it";
+    let words = "cannot execute the plugin shy (EACCES): its mode does not allow it";
     ensure!(message(&verdict.line).contains(words), "{}", verdict.line);
     Ok(())
 }
@@ -251,7 +251,7 @@ fn a_file_in_place_of_a_namespace_is_told() -> Result<()> {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("NetnsInvalid")?;
-    ensure!(message(&verdict.line).contains("is no network namespace"), "{}", verdict.line);
+    ensure!(message(&verdict.line).contains("is not a network namespace"), "{}", verdict.line);
     Ok(())
 }
 

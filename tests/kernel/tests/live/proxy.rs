@@ -89,14 +89,14 @@ fn a_kubelet_behind_a_proxy_is_judged_by_its_proxy() -> Result<()> {
     wait(
         &mut trace,
         "APIServerRefused",
-        "through the proxy http://10.99.0.1:3128 (10.99.0.1:3128) is refused by",
+        "through the proxy http://10.99.0.1:3128 (10.99.0.1:3128) refuses connections",
     )?;
     let proxy = Proxy::start(&node, 443)?;
-    wait(&mut trace, "APIProxyRefused", "the proxy answers CONNECT with 403")?;
+    wait(&mut trace, "APIProxyRefused", "the proxy returns 403")?;
     drop(proxy);
     drop(server);
     let _proxy = Proxy::start(&node, 6443)?;
-    wait(&mut trace, "APIProxyRefused", "the proxy answers CONNECT with 500")?;
+    wait(&mut trace, "APIProxyRefused", "the proxy returns 500")?;
     let _server = Server::start(&node.peer, SERVER, &[])?;
     wait(&mut trace, "NetworkReady", "the proxy http://10.99.0.1:3128")?;
     let secret = trace.seen.iter().find(|line| line.to_string().contains(PASSWORD));
