@@ -37,7 +37,7 @@ pub struct Cni {
     /// Name prefixes of its links.
     pub links: &'static [&'static str],
     /// Messages of its plugins and agent that identify a reason.
-    pub says: Words,
+    pub messages: Messages,
     /// Limit for a run of its plugins, in seconds: 1.5 times the longest time for which they wait; 0 if they do not
     /// wait.
     pub plugin_limit_s: u64,
@@ -45,7 +45,7 @@ pub struct Cni {
 
 /// Substrings of error messages, in lower case.
 #[derive(Clone, Copy, Debug)]
-pub struct Words {
+pub struct Messages {
     /// No address is available.
     pub exhausted: &'static [&'static str],
     /// The agent is overloaded.
@@ -58,13 +58,14 @@ pub struct Words {
     pub conflict: &'static [&'static str],
 }
 
-const SILENT: Words = Words { exhausted: &[], overloaded: &[], no_range: &[], unbound: &[], conflict: &[] };
+const NO_MESSAGES: Messages =
+    Messages { exhausted: &[], overloaded: &[], no_range: &[], unbound: &[], conflict: &[] };
 
 /// Messages of several CNIs, or of a CNI without a row.
-const COMMON: Words = Words {
+const COMMON: Messages = Messages {
     exhausted: &["no ips available", "no more ips available", "no available ip", "no available address"],
     no_range: &["podcidr is not", "no podcidr", "no pod cidr"],
-    ..SILENT
+    ..NO_MESSAGES
 };
 
 /// A CNI without known facts: the defaults of a row.
@@ -84,7 +85,7 @@ const UNKNOWN: Cni = Cni {
     meta: false,
     needs_pod_cidr: false,
     links: &[],
-    says: SILENT,
+    messages: NO_MESSAGES,
     plugin_limit_s: 0,
 };
 
@@ -111,7 +112,7 @@ pub const CNIS: &[Cni] = &[
         daemonsets: &["aws-node"],
         socket: "/ipamd.sock",
         links: &["eni"],
-        says: Words { exhausted: &["failed to assign an ip address to container"], ..SILENT },
+        messages: Messages { exhausted: &["failed to assign an ip address to container"], ..NO_MESSAGES },
         ..UNKNOWN
     },
     Cni {
@@ -122,7 +123,10 @@ pub const CNIS: &[Cni] = &[
         executables: &["azure-cns"],
         daemonsets: &["azure-cns"],
         links: &["azv"],
-        says: Words { exhausted: &["waiting on azure cns to allocate", "no more free ip"], ..SILENT },
+        messages: Messages {
+            exhausted: &["waiting on azure cns to allocate", "no more free ip"],
+            ..NO_MESSAGES
+        },
         ..UNKNOWN
     },
     // calico-ipam waits 90 s for its lock, /var/run/calico/ipam.lock.
@@ -136,7 +140,7 @@ pub const CNIS: &[Cni] = &[
         writes: "/var/lib/calico/nodename",
         links: &["cali", "tunl0", "vxlan", "wireguard.cali"],
         plugin_limit_s: 135,
-        says: Words { exhausted: &["assigned 0 out of"], ..SILENT },
+        messages: Messages { exhausted: &["assigned 0 out of"], ..NO_MESSAGES },
         ..UNKNOWN
     },
     // cilium-cni waits 30 s for its agent.
@@ -149,10 +153,10 @@ pub const CNIS: &[Cni] = &[
         socket: "/cilium.sock",
         links: &["cilium_", "lxc"],
         plugin_limit_s: 45,
-        says: Words {
+        messages: Messages {
             exhausted: &["range is full"],
             overloaded: &["putendpointidtoomanyrequests", "cilium api client timeout exceeded"],
-            ..SILENT
+            ..NO_MESSAGES
         },
         ..UNKNOWN
     },
@@ -166,7 +170,7 @@ pub const CNIS: &[Cni] = &[
         writes: "/run/flannel/subnet.env",
         needs_pod_cidr: true,
         links: &["cni", "flannel"],
-        says: Words { no_range: &["pod cidr not assigned"], ..SILENT },
+        messages: Messages { no_range: &["pod cidr not assigned"], ..NO_MESSAGES },
         ..UNKNOWN
     },
     // Uses reference plugins. netd manages routing policies, and its init container writes the file once the node has a
@@ -191,7 +195,7 @@ pub const CNIS: &[Cni] = &[
         bridge: Some("br-int"),
         links: &["genev_sys", "ovn"],
         plugin_limit_s: 300,
-        says: Words { exhausted: &["noavailableaddress"], ..SILENT },
+        messages: Messages { exhausted: &["noavailableaddress"], ..NO_MESSAGES },
         ..UNKNOWN
     },
     Cni {
@@ -227,9 +231,9 @@ pub const CNIS: &[Cni] = &[
         socket: "/ovn-cni-server.sock",
         bridge: Some("br-int"),
         links: &["genev_sys", "ovn"],
-        says: Words {
+        messages: Messages {
             unbound: &["ovn-installed", "waiting for ovs port binding", "waiting for port binding"],
-            ..SILENT
+            ..NO_MESSAGES
         },
         ..UNKNOWN
     },
@@ -238,10 +242,10 @@ pub const CNIS: &[Cni] = &[
         name: "reference plugins",
         plugins: &["bridge", "host-device", "ipvlan", "macvlan", "ptp"],
         links: &["cni", "nkt", "veth"],
-        says: Words {
+        messages: Messages {
             exhausted: &["no ip addresses available"],
             conflict: &["already has an ip address different from", "already exists but is not a bridge"],
-            ..SILENT
+            ..NO_MESSAGES
         },
         ..UNKNOWN
     },
@@ -252,7 +256,7 @@ pub const CNIS: &[Cni] = &[
         executables: &["spiderpool-agent"],
         daemonsets: &["spiderpool-agent"],
         socket: "/spiderpool.sock",
-        says: Words { exhausted: &["all ip addresses used out"], ..SILENT },
+        messages: Messages { exhausted: &["all ip addresses used out"], ..NO_MESSAGES },
         ..UNKNOWN
     },
     Cni {
@@ -267,7 +271,7 @@ pub const CNIS: &[Cni] = &[
     Cni {
         name: "Whereabouts",
         plugins: &["whereabouts"],
-        says: Words { exhausted: &["could not allocate ip in range"], ..SILENT },
+        messages: Messages { exhausted: &["could not allocate ip in range"], ..NO_MESSAGES },
         ..UNKNOWN
     },
 ];
@@ -301,14 +305,14 @@ pub(crate) fn of_plugin(plugin: &str) -> Option<&'static Cni> {
 }
 
 /// Returns whether a message, in lower case, contains a substring of this kind of any CNI.
-pub(crate) fn says(message: &str, kind: fn(&Words) -> &'static [&'static str]) -> bool {
-    let all = CNIS.iter().map(|cni| &cni.says).chain([&COMMON]);
+pub(crate) fn mentions(message: &str, kind: fn(&Messages) -> &'static [&'static str]) -> bool {
+    let all = CNIS.iter().map(|cni| &cni.messages).chain([&COMMON]);
     all.flat_map(kind).any(|words| message.contains(words))
 }
 
 /// Returns the CNI whose agent is overloaded according to a message in lower case.
 pub(crate) fn of_overloaded(message: &str) -> Option<&'static Cni> {
-    CNIS.iter().find(|cni| cni.says.overloaded.iter().any(|words| message.contains(words)))
+    CNIS.iter().find(|cni| cni.messages.overloaded.iter().any(|words| message.contains(words)))
 }
 
 /// Returns the CNI to which an executable belongs, as agent or as plugin.

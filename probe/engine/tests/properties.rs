@@ -528,7 +528,7 @@ proptest! {
     /// observations that it received.
     #[test]
     fn missing_first_observations_never_cause_a_fault(sequence in sequences(), cut in 0..60_usize) {
-        let heard = &sequence[cut.min(sequence.len())..];
+        let received = &sequence[cut.min(sequence.len())..];
         let is_bad = |observation: &Observation| match observation {
             Observation::Connect(connect) => !connect.end.established,
             Observation::CniConfig(config) => config.files.is_empty() || !config.missing_plugins.is_empty()
@@ -542,9 +542,9 @@ proptest! {
             _ => false,
         };
         let mut engine = Engine::new(Config::default(), Mono(SECOND));
-        feed(&mut engine, SECOND, heard, |_, _| {});
+        feed(&mut engine, SECOND, received, |_, _| {});
         if engine.report().status == Status::False {
-            prop_assert!(heard.iter().any(|(_, observation)| is_bad(observation)), "{:#?}", engine.report());
+            prop_assert!(received.iter().any(|(_, observation)| is_bad(observation)), "{:#?}", engine.report());
         }
     }
 }

@@ -207,14 +207,14 @@ fn last_states(recording: &str) -> Vec<String> {
     let last = |wanted: &dyn Fn(&Value) -> bool| rows.iter().rev().find(|row| wanted(row)).cloned();
     let verdict = last(&|row| row["verdict"].is_string());
     let of = |name: &'static str| last(&move |row| row["condition"] == name);
-    let word = |row: Option<Value>, keys: &[&str]| {
+    let fields = |row: Option<Value>, keys: &[&str]| {
         let row = row.unwrap_or_default();
         keys.iter().map(|key| row[*key].to_string()).collect::<Vec<_>>().join(" ")
     };
     vec![
-        word(verdict, &["verdict", "status", "subject", "because", "consequences", "also"]),
-        word(of("NodeNetworkReady"), &["status", "reason"]),
-        word(of("APIServerReachable"), &["status", "reason"]),
+        fields(verdict, &["verdict", "status", "subject", "because", "consequences", "also"]),
+        fields(of("NodeNetworkReady"), &["status", "reason"]),
+        fields(of("APIServerReachable"), &["status", "reason"]),
     ]
 }
 

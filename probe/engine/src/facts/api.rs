@@ -406,7 +406,10 @@ impl Facts {
             return;
         };
         for blocked in &admission.blocked {
-            let text = format!("the webhook {} refuses pods of {}", blocked.webhook, blocked.daemonset);
+            let text = format!(
+                "admission webhook {} blocks creation of the pods of {}",
+                blocked.webhook, blocked.daemonset
+            );
             self.line(at, "api.admission", text);
             let own = blocked.backend.and_then(|backend| self.unreached.get_key_value(&backend));
             if let Some((backend, Unreached { client, outcome, last })) = own {
@@ -449,13 +452,9 @@ impl Facts {
         };
         if changed && self.targets.keys().any(|target| target.port() == listener.local.port()) {
             self.listeners_since = at;
-            let what = if listener.up { "listens" } else { "does not listen any more" };
-            let who = if listener.process.name.is_empty() { "somebody" } else { &listener.process.name };
-            self.line(
-                at,
-                "tcp.listen",
-                format!("{who}[{}] {what} on {}", listener.process.pid, listener.local),
-            );
+            let what = if listener.up { "listens" } else { "no longer listens" };
+            let who = listener.process.with_pid();
+            self.line(at, "tcp.listen", format!("{who} {what} on {}", listener.local));
         }
     }
 

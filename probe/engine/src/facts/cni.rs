@@ -91,10 +91,9 @@ impl Memory for RefusedFile {
 
 impl Facts {
     pub(super) fn plugin_file(&mut self, at: Mono, file: PluginFile) {
-        let who = &file.process;
         let what = if file.write { "replace" } else { "execute" };
-        let errno = errno_words(file.errno);
-        let text = format!("{}[{}] cannot {what} {}: {errno}", who.name, who.pid, file.plugin);
+        let (who, errno) = (file.process.with_pid(), errno_words(file.errno));
+        let text = format!("{who} cannot {what} the plugin {} ({errno})", file.plugin);
         self.line(at, "cni.binary", text);
         let known = self.files.get(&file.plugin);
         let (since, times) = known.map_or((at, 0), |known| (known.since, known.times));
@@ -151,11 +150,11 @@ impl Facts {
             Access::Opened | Access::Written => "wrote",
             Access::Created => "created",
             Access::Removed => "removed",
-            Access::RenamedFrom => "renamed away",
+            Access::RenamedFrom => "renamed",
             Access::RenamedTo => "renamed into place",
-            Access::DirectoryReplaced => "replaced the directory",
+            Access::DirectoryReplaced => "removed or renamed the directory",
         };
-        self.line(at, "cni.config", format!("{}[{}] {what} {file}", process.name, process.pid));
+        self.line(at, "cni.config", format!("{} {what} {file}", process.with_pid()));
     }
 
     /// Takes the start of a plugin. Returns whether it may change the judgement.
@@ -230,7 +229,7 @@ impl Facts {
         self.line(
             at,
             "cni.exec",
-            format!("{name}[{}] ADD{pod} exit {}: {words}", end.start.pid, end.exit.code),
+            format!("{name}[{}] ADD{pod} {}: {words}", end.start.pid, end.exit.words()),
         );
         self.plugins.put(name.clone(), failure);
         true

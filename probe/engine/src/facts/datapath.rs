@@ -1,7 +1,7 @@
 //! Links, routes and packets: what the kernel refuses, drops and forwards.
 
 use alloc::format;
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Facts;
@@ -40,21 +40,9 @@ pub(crate) const ERRNOS: &[(u32, &str)] = &[
     (113, "no route to host"),
 ];
 
-/// Returns a refused request in words: `newlink vxlan0: errno 98 (address already in use): …`.
+/// Returns the refused request: `newlink vxlan0 (EADDRINUSE): A VXLAN device …`.
 pub fn refusal(error: &NetlinkError) -> String {
-    let mut text = error.request.clone();
-    if !error.object.is_empty() {
-        text.push_str(&format!(" {}", error.object));
-    }
-    if error.errno != 0 {
-        let name = ERRNOS.iter().find(|(errno, _)| *errno == error.errno);
-        let name = name.map(|(_, name)| format!(" ({name})")).unwrap_or_default();
-        text.push_str(&format!(": errno {}{name}", error.errno));
-    }
-    if !error.text.is_empty() {
-        text.push_str(&format!(": {}", error.text));
-    }
-    text.trim_start_matches([':', ' ']).to_string()
+    error.words()
 }
 
 /// Returns whether another link has the same VNI. The text is that of drivers/net/vxlan/vxlan_core.c; a link of the same name
@@ -68,7 +56,7 @@ impl Facts {
         // Only requests of plugins, agents and runtimes concern the node.
         if error.cni || error.class.is_some() {
             let who = &error.process;
-            self.line(at, "link.error", format!("{}[{}] {}", who.name, who.pid, refusal(error)));
+            self.line(at, "link.error", format!("{}: the kernel refused {}", who.with_pid(), error.words()));
         }
         // Agents request links that exist already and kinds of links that a kernel may lack: ovs-vswitchd does at each start.
         // A port or a VNI of another link stays taken.
@@ -97,7 +85,7 @@ impl Facts {
         }
         let who = &gone.process;
         if who.pid != 0 {
-            self.line(at, "route.gone", format!("{}[{}] removed {}", who.name, who.pid, gone.words()));
+            self.line(at, "route.gone", format!("{} removed {}", who.with_pid(), gone.words()));
         }
         let removed = || Seen::new(gone.clone(), at);
         let Some(known) = self.routes_gone.get_or_insert_with(key, removed) else { return };
@@ -132,7 +120,7 @@ impl Facts {
         }
         let since = self.upcalls_lost.as_ref().map_or(at, |(_, since)| *since);
         if self.upcalls_lost.is_none() {
-            let text = format!("{} questions of {} were lost", upcalls.lost, upcalls.datapath);
+            let text = format!("{} upcalls of the datapath {} lost", upcalls.lost, upcalls.datapath);
             self.line(at, "ovs.upcall", text);
         }
         self.upcalls_lost = Some((upcalls, since));

@@ -1,10 +1,10 @@
 //! Processes, runtime sockets, limits and credentials.
 
 use alloc::format;
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 
 use super::Facts;
-use crate::errno::{EACCES, EPERM};
+use crate::errno::{EACCES, EPERM, socket_words};
 use crate::limits;
 use crate::memory::Memory;
 use crate::observation::{
@@ -65,15 +65,9 @@ pub fn is_same_path(one: &str, other: &str) -> bool {
     bare(one) == bare(other)
 }
 
-/// Returns a positive errno of connect(2) for a Unix socket in words that follow its path.
+/// Returns the result of connect(2) on a Unix socket, to follow the path: `does not exist (ENOENT)`. `errno` is positive.
 pub fn socket_errno(errno: u32) -> String {
-    match errno {
-        2 => "is not there".to_string(),
-        111 => "is there and nobody listens".to_string(),
-        11 => "is there and its queue is full".to_string(),
-        1 | 13 => "may not be used".to_string(),
-        other => format!("fails with errno {other}"),
-    }
+    socket_words(errno)
 }
 
 impl Facts {
@@ -99,8 +93,7 @@ impl Facts {
         if hit.class.is_none() {
             return;
         }
-        let who = &hit.process;
-        self.line(at, "limit", format!("{}[{}] got no {}: errno {}", who.name, who.pid, hit.what, hit.errno));
+        self.line(at, "limit", format!("{} {}", hit.process.with_pid(), hit.words()));
         self.hits.see(hit.what.clone(), hit, at);
     }
 
@@ -115,8 +108,8 @@ impl Facts {
             self.modules.remove(&missing.name);
             return;
         }
-        let who = &missing.process;
-        let text = format!("module {} did not come; {}[{}] needs it", missing.name, who.name, who.pid);
+        let who = missing.process.with_pid();
+        let text = format!("kernel module {} is not available, requested for {who}", missing.name);
         self.line(at, "module.request", text);
         self.modules.see(missing.name.clone(), missing, at);
     }
@@ -189,19 +182,10 @@ impl Facts {
             let ended = matches!(process.event, ProcessEvent::Exited { .. });
             self.vswitchd_gone = ended.then(|| (process.process.name.clone(), at));
         }
-        let ProcessEvent::Exited { exit, sender, oom, .. } = &process.event else { return };
-        let mut text = format!("{}[{}] ended", process.process.name, process.process.pid);
-        match exit.signal {
-            0 => text.push_str(&format!(" with exit code {}", exit.code)),
-            signal => text.push_str(&format!(" by signal {signal}")),
-        }
-        if let Some(sender) = sender {
-            text.push_str(&format!(" from {}[{}]", sender.name, sender.pid));
-        }
-        if *oom {
-            text.push_str(", out of memory");
-        }
-        self.line(at, "process.exit", text);
+        let (ProcessEvent::Exited { sender, .. }, Some(how)) = (&process.event, process.event.words()) else {
+            return;
+        };
+        self.line(at, "process.exit", format!("{} {how}", process.process.with_pid()));
         // A runtime that stops its static pods repeatedly is a fault. A restart by an operator is not.
         let by_runtime = sender.as_ref().is_some_and(Actor::is_runtime);
         let serves =

@@ -8,7 +8,9 @@ use super::Facts;
 use super::api::{Failure, Ledger};
 use crate::limits;
 use crate::memory::{Memory, Seen};
-use crate::observation::{Actor, Answer, ClientRole, Connection, Mono, REQUEST_BYTES, TlsFailure};
+use crate::observation::{
+    Actor, Answer, ClientRole, Connection, Mono, REQUEST_BYTES, TlsFailure, http_status,
+};
 use crate::outcome::Outcome;
 
 /// One silence after requests of a client, or several consecutive ones.
@@ -76,16 +78,12 @@ impl Facts {
         let (since, first) = known.map_or((at, true), |known| (known.since, false));
         if first {
             let text = match (&answer.tls, answer.status) {
-                (Some(TlsFailure::Closed), _) => "closed the connection before an answer".to_string(),
-                (Some(TlsFailure::Silent), _) => "is silent after the handshake of TCP".to_string(),
-                (Some(TlsFailure::Alert { alert }), _) => format!("sent the TLS alert {alert}"),
-                (Some(TlsFailure::Proxy { status }), _) => format!("refused CONNECT: {status}"),
-                (Some(TlsFailure::Other { why }), _) => format!("failed in TLS: {why}"),
-                (None, Some(status)) => match answer.etcd {
-                    Some(etcd) => format!("answered /readyz with {status}, /livez/etcd with {etcd}"),
-                    None => format!("answered /readyz with {status}"),
-                },
-                (None, None) => "answered".to_string(),
+                (Some(failure), _) => failure.words(),
+                (None, Some(status)) => {
+                    let etcd = answer.etcd.map(|etcd| format!(", {} for /livez/etcd", http_status(etcd)));
+                    format!("returned {} for /readyz{}", http_status(status), etcd.unwrap_or_default())
+                }
+                (None, None) => "responded".to_string(),
             };
             self.line(at, "api.answer", format!("{} {text}", answer.to));
         }
@@ -169,7 +167,7 @@ impl Facts {
             last: at,
         });
         let text = format!(
-            "{}[{}] → {} no answer in time to {} bytes for {} s",
+            "{}[{}] → {} no timely response to {} bytes for {} s",
             client.name,
             client.pid,
             connection.to,

@@ -98,7 +98,7 @@ impl Facts {
                 Some(known) if known.what == *found => Repeated { last: at, ..known },
                 _ => {
                     line = Some(format!(
-                        "{} shows a certificate that none of the CAs in {} issued",
+                        "{} presents a certificate that none of the CAs in {} issued",
                         answer.to, found.file
                     ));
                     Repeated::new(found.clone(), at)
@@ -114,10 +114,10 @@ impl Facts {
                 .filter(|known| known.what.file == found.file && kind(&known.what) == kind(found));
             if known.is_none() && !found.accepts() {
                 let how = match (&found.alert, found.status) {
-                    (Some(alert), _) => format!("the TLS alert {alert}"),
+                    (Some(alert), _) => format!("TLS alert {alert}"),
                     (None, status) => http_status(status.unwrap_or_default()),
                 };
-                credential_line = Some(format!("{} answered the kubelet's credential with {how}", answer.to));
+                credential_line = Some(format!("{} returned {how} for the kubelet's credential", answer.to));
             }
             let since = known.map_or(at, |known| known.since);
             ledger.credential = Some(Repeated { what: found.clone(), since, last: at });

@@ -266,6 +266,23 @@ pub enum TlsFailure {
     },
 }
 
+impl TlsFailure {
+    /// Returns what the server does, as a phrase that follows its address.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Closed => String::from("accepts the connection and closes it before a response"),
+            Self::Silent => String::from(SENDS_NOTHING),
+            Self::Alert { alert } => format!("aborts the TLS handshake (alert {alert})"),
+            Self::Proxy { status } => format!("is refused: the proxy returns {status} for CONNECT"),
+            Self::Other { why } => format!("fails the TLS handshake: {why}"),
+        }
+    }
+}
+
+/// The server acknowledges data of the client, but sends none; follows its address.
+pub(crate) const SENDS_NOTHING: &str =
+    "accepts the connection and acknowledges the client's data, but sends nothing";
+
 /// A certificate, with times relative to when it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {

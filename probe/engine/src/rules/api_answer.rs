@@ -13,13 +13,9 @@ use crate::observation::{Answer, Certificate, TlsFailure, http_status};
 use crate::outcome::is_own;
 use crate::reason::Reason;
 
-/// The server acknowledges data of the client, but sends none.
-pub(super) const SENDS_NOTHING: &str =
-    "accepts the connection and acknowledges the client's data, but sends nothing";
-
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let asked = facts.targets_in_order().into_iter();
-    asked
+    let targets = facts.targets_in_order().into_iter();
+    targets
         .filter_map(|(addr, ledger)| {
             if !ledger.has_answer(facts.now) {
                 return None;
@@ -44,22 +40,17 @@ fn verdict(answer: &Answer, ledger: &Ledger) -> Option<(Reason, String)> {
     {
         return Some((Reason::APITLSFailed, words));
     }
-    match (&answer.tls, answer.status) {
-        (Some(TlsFailure::Closed), _) => Some((
-            Reason::APIServerReset,
-            "accepts the connection and closes it before a response".to_string(),
-        )),
-        (Some(TlsFailure::Silent), _) => Some((Reason::APITLSStalled, SENDS_NOTHING.to_string())),
-        (Some(TlsFailure::Alert { alert }), _) => {
-            Some((Reason::APITLSFailed, format!("aborts the TLS handshake (alert {alert})")))
-        }
-        (Some(TlsFailure::Proxy { status }), _) => {
-            Some((Reason::APIProxyRefused, format!("is refused: the proxy returns {status} for CONNECT")))
-        }
-        (Some(TlsFailure::Other { why }), _) => {
-            Some((Reason::APITLSFailed, format!("fails the TLS handshake: {why}")))
-        }
-        (None, Some(status)) if Answer::is_refusal(status) => {
+    if let Some(failure) = &answer.tls {
+        let reason = match failure {
+            TlsFailure::Closed => Reason::APIServerReset,
+            TlsFailure::Silent => Reason::APITLSStalled,
+            TlsFailure::Proxy { .. } => Reason::APIProxyRefused,
+            TlsFailure::Alert { .. } | TlsFailure::Other { .. } => Reason::APITLSFailed,
+        };
+        return Some((reason, failure.words()));
+    }
+    match answer.status {
+        Some(status) if Answer::is_refusal(status) => {
             let failing = if answer.failing.is_empty() {
                 String::new()
             } else {
@@ -69,7 +60,7 @@ fn verdict(answer: &Answer, ledger: &Ledger) -> Option<(Reason, String)> {
             Some((Reason::APIServerUnhealthy, words))
         }
         // /readyz of some builds does not include etcd.
-        (None, _) => {
+        _ => {
             let status = answer.etcd.filter(|status| Answer::is_refusal(*status))?;
             let words = format!("returns {} for /livez/etcd: it cannot use etcd", http_status(status));
             Some((Reason::APIServerUnhealthy, words))

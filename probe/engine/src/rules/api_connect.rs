@@ -5,13 +5,12 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::api_answer::SENDS_NOTHING;
 use super::api_listener::{exit_of_server, no_listener};
 use super::api_route::no_route;
 use super::{Causes, Fault};
 use crate::facts::{Facts, Failure, Ledger};
 use crate::limits;
-use crate::observation::{ProcessClass, TargetKind};
+use crate::observation::{ProcessClass, SENDS_NOTHING, TargetKind};
 use crate::outcome::{Outcome, is_own};
 use crate::reason::Reason;
 

@@ -19,16 +19,16 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
         return Vec::new();
     }
     let Some((first, plugins)) = winner(config, facts.host.runtime) else { return Vec::new() };
-    let whose = cnis::of_config(&first.name, plugins);
+    let owner = cnis::of_config(&first.name, plugins);
     let path = path(config, first);
-    let name = whose.map_or("another CNI", |cni| cni.name);
-    // A configuration whose agent runs or ran here is in use rightly.
-    if whose.is_some_and(|cni| has_lived(facts, cni)) {
+    let name = owner.map_or("another CNI", |cni| cni.name);
+    // A configuration whose agent runs, or has run, is the intended one.
+    if owner.is_some_and(|cni| has_run(facts, cni)) {
         return Vec::new();
     }
     let absent = |at: u64| facts.now.since(snapshot.max(*since)) >= at;
-    if let Some((shadowed, cni)) = shadowed(facts, config, first, whose)
-        && (whose.is_none_or(|cni| cni.executables.is_empty()) || absent(limits::SETTLE))
+    if let Some((shadowed, cni)) = shadowed(facts, config, first, owner)
+        && (owner.is_none_or(|cni| cni.executables.is_empty()) || absent(limits::SETTLE))
     {
         let message = format!(
             "the runtime uses {path} of {name}; {} of {}, whose agent runs on this node, sorts after it",
@@ -39,7 +39,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     }
     let fails = plugins.iter().any(|plugin| facts.plugins.contains_key(plugin));
     let busy = plugins.iter().any(|plugin| facts.files.contains_key(plugin));
-    let Some(cni) = whose.filter(|cni| !cni.executables.is_empty() && fails && !busy) else {
+    let Some(cni) = owner.filter(|cni| !cni.executables.is_empty() && fails && !busy) else {
         return Vec::new();
     };
     if !absent(limits::ORPHAN) {
@@ -51,7 +51,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 /// Returns whether the agent of the CNI runs or has run.
-fn has_lived(facts: &Facts, cni: &Cni) -> bool {
+fn has_run(facts: &Facts, cni: &Cni) -> bool {
     facts.lives_of(|name, _| cni.executables.contains(&name)).next().is_some()
 }
 
@@ -61,17 +61,17 @@ fn shadowed<'a>(
     facts: &Facts,
     config: &'a CniConfig,
     first: &ConfFile,
-    whose: Option<&Cni>,
+    owner: Option<&Cni>,
 ) -> Option<(&'a ConfFile, &'static Cni)> {
     let behind = config.files.iter().skip_while(|file| file.name != first.name).skip(1);
     let of_others = behind.filter_map(network).filter_map(|(file, plugins)| {
         let cni = cnis::of_config(&file.name, plugins)?;
-        (whose.is_none_or(|own| own.name != cni.name) && !cni.executables.is_empty()).then_some((file, cni))
+        (owner.is_none_or(|own| own.name != cni.name) && !cni.executables.is_empty()).then_some((file, cni))
     });
     let runs = |cni: &Cni| {
         let mut lives = facts.lives_of(|name, _| cni.executables.contains(&name));
         lives.any(|(_, life)| !life.pids.is_empty())
     };
-    let is_meta = whose.is_some_and(|cni| cni.meta && cni.executables.is_empty());
+    let is_meta = owner.is_some_and(|cni| cni.meta && cni.executables.is_empty());
     of_others.into_iter().find(|(_, cni)| !is_meta && runs(cni))
 }

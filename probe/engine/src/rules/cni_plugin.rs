@@ -41,27 +41,27 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
-    let said =
+    let error_text =
         failure.error.as_ref().map(|error| format!("{} {}", error.msg, error.details)).unwrap_or_default();
     let (netns, seen) = &failure.netns;
     // The plugin found a plain file where this host has a namespace. Its parent may have exited before its mounts could
     // be compared.
     let seen = match seen {
-        NetnsSeen::Namespace { .. } if said.contains(NO_NAMESPACE) => &NetnsSeen::Hidden,
+        NetnsSeen::Namespace { .. } if error_text.contains(NO_NAMESPACE) => &NetnsSeen::Hidden,
         seen => seen,
     };
     // A runtime removes a failed sandbox at once, perhaps before its path was read: a missing path counts only if the
     // plugin itself reports it.
     if let Some(words) = netns_words(*seen)
-        && (said.contains(netns.as_str()) || failure.error.is_none() && *seen != NetnsSeen::Missing)
+        && (error_text.contains(netns.as_str()) || failure.error.is_none() && *seen != NetnsSeen::Missing)
     {
         let message = format!("plugin {plugin} was passed the namespace path {netns}, which {words}");
         return Fault::new(Reason::NetnsInvalid, netns.as_str(), message, failure.since);
     }
-    if let Some(fault) = unreachable_agent(facts, plugin, failure, &said) {
+    if let Some(fault) = unreachable_agent(facts, plugin, failure, &error_text) {
         return fault;
     }
-    let lower = said.to_lowercase();
+    let lower = error_text.to_lowercase();
     let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
     let words = words(plugin, failure);
     let fault = |reason, subject: &str, words| Fault::new(reason, subject, words, failure.since);
@@ -69,21 +69,21 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         let words = format!("{words}; {} is overloaded", cni.agent);
         return fault(Reason::CNIAgentNotReady, cni.agent, words);
     }
-    if cnis::says(&lower, |words| words.exhausted) {
+    if cnis::mentions(&lower, |words| words.exhausted) {
         return fault(Reason::IPAMExhausted, &failure.speaker, words + &full_or_leak(facts));
     }
     if has(UNAUTHORIZED) {
         return fault(Reason::CNIUnauthorized, plugin, words).may_come_from(Causes::ValidCredential);
     }
-    if cnis::says(&lower, |words| words.unbound) {
+    if cnis::mentions(&lower, |words| words.unbound) {
         return fault(Reason::OVNPortNotBound, plugin, words).may_come_from(Causes::Port);
     }
-    if cnis::says(&lower, |words| words.no_range) {
+    if cnis::mentions(&lower, |words| words.no_range) {
         return fault(Reason::PodCIDRNotAssigned, plugin, words).may_come_from(Causes::Agent);
     }
-    if cnis::says(&lower, |words| words.conflict) {
+    if cnis::mentions(&lower, |words| words.conflict) {
         // Go's %q quotes the name of the link.
-        let link = said.split('"').nth(1).filter(|name| !name.is_empty()).unwrap_or(plugin);
+        let link = error_text.split('"').nth(1).filter(|name| !name.is_empty()).unwrap_or(plugin);
         return fault(Reason::LinkConflict, link, words);
     }
     if let Some(refused) = failure.refusal.as_ref().filter(|refused| is_reported(refused, &lower)) {
@@ -97,7 +97,7 @@ fn fault(facts: &Facts, plugin: &str, failure: &PluginFailure) -> Fault {
         return fault.may_come_from(Causes::Space);
     }
     // Only a plugin whose message names the API address failed because of the API server.
-    if facts.targets.keys().any(|addr| said.contains(&format!("{addr}"))) {
+    if facts.targets.keys().any(|addr| error_text.contains(&format!("{addr}"))) {
         fault.may_come_from(Causes::Agent)
     } else {
         fault
@@ -118,20 +118,25 @@ fn full_or_leak(facts: &Facts) -> String {
 }
 
 /// Judges a plugin whose agent does not respond on its socket or has not written the file that the plugin reads.
-fn unreachable_agent(facts: &Facts, plugin: &str, failure: &PluginFailure, said: &str) -> Option<Fault> {
+fn unreachable_agent(
+    facts: &Facts,
+    plugin: &str,
+    failure: &PluginFailure,
+    error_text: &str,
+) -> Option<Fault> {
     let observed = failure.socket.as_ref().map(|socket| (socket.path.as_str(), socket_words(socket.errno)));
-    let socket = observed.or_else(|| Some((dialled(said)?, "does not respond".to_string())));
+    let socket = observed.or_else(|| Some((dialled(error_text)?, "does not respond".to_string())));
     let (cni, words) = if let Some((path, how)) = socket {
         let words = format!("plugin {plugin} failed: its agent's socket {path} {how}");
         (cnis::of_socket(path).ok_or(path), words)
-    } else if let Some(addr) = refused_here(facts, said) {
+    } else if let Some(addr) = refused_here(facts, error_text) {
         let how = socket_words(ECONNREFUSED);
         let words = format!("plugin {plugin} failed: its agent's address {addr} {how}");
         (cnis::of_plugin(plugin).filter(|cni| !cni.agent.is_empty()).ok_or(addr), words)
     } else {
         // A file that is known only from the plugin's message can be any file: that of an agent is identified by its
         // path.
-        let cni = cnis::CNIS.iter().find(|cni| !cni.writes.is_empty() && said.contains(cni.writes))?;
+        let cni = cnis::CNIS.iter().find(|cni| !cni.writes.is_empty() && error_text.contains(cni.writes))?;
         let words = format!("plugin {plugin} failed: {} has not written {}", cni.agent, cni.writes);
         (Ok(cni), words)
     };
@@ -154,16 +159,16 @@ fn unreachable_agent(facts: &Facts, plugin: &str, failure: &PluginFailure, said:
 }
 
 /// Returns the path from Go's message about a Unix socket that could not be reached: `dial unix PATH: connect: …`.
-fn dialled(said: &str) -> Option<&str> {
-    let (_, rest) = said.split_once("dial unix ")?;
+fn dialled(error_text: &str) -> Option<&str> {
+    let (_, rest) = error_text.split_once("dial unix ")?;
     let (path, _) = rest.split_once(": ")?;
     path.starts_with('/').then_some(path)
 }
 
 /// Returns the address from Go's message about a refused TCP connection: `dial tcp ADDRESS: connect: connection
 /// refused`. A loopback address is the agent's (Weave, older AWS), unless it is an address of the API server.
-fn refused_here<'a>(facts: &Facts, said: &'a str) -> Option<&'a str> {
-    said.split("dial tcp ").skip(1).find_map(|rest| {
+fn refused_here<'a>(facts: &Facts, error_text: &'a str) -> Option<&'a str> {
+    error_text.split("dial tcp ").skip(1).find_map(|rest| {
         let (text, how) = rest.split_once(": ")?;
         let addr: SocketAddr = text.parse().ok()?;
         let refused = how.starts_with("connect: connection refused");
@@ -198,10 +203,10 @@ fn netns_words(seen: NetnsSeen) -> Option<&'static str> {
 /// Returns whether the plugin's message names the refused request. Plugins also send requests that may fail: a refusal
 /// is the cause only if the message contains the text of its errno (of any errno, where it is not known) or the error
 /// text of the kernel.
-fn is_reported(refusal: &NetlinkError, said: &str) -> bool {
+fn is_reported(refusal: &NetlinkError, error_text: &str) -> bool {
     let mut errnos = ERRNOS.iter().filter(|(errno, _)| refusal.errno == 0 || refusal.errno == *errno);
-    errnos.any(|(_, text)| said.contains(text))
-        || (!refusal.text.is_empty() && said.contains(&refusal.text.to_lowercase()))
+    errnos.any(|(_, text)| error_text.contains(text))
+        || (!refusal.text.is_empty() && error_text.contains(&refusal.text.to_lowercase()))
 }
 
 fn words(plugin: &str, failure: &PluginFailure) -> String {

@@ -40,7 +40,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
             let own = own.map(|(addr, _)| addr);
             let own = own.filter(|addr| is_own(addr.ip(), &facts.host.addresses)).min();
             // An etcd that exits by itself is the origin, and is reported as such behind the API server.
-            if let (Some(addr), ProcessClass::Etcd, true) = (own, newest.class, by_itself(newest)) {
+            if let (Some(addr), ProcessClass::Etcd, true) = (own, newest.class, exited_without_signal(newest))
+            {
                 let message =
                     format!("{addr} is unavailable intermittently: {name} is crash-looping, it {how}");
                 let fault = Fault::new(Reason::APIServerDown, addr.to_string(), message, exits[0].0);
@@ -55,7 +56,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 /// Returns the cgroup drivers of kubelet and runtime if they differ and a signal ended the process; otherwise an empty
 /// text.
 fn differing_drivers(facts: &Facts, process: &Process) -> String {
-    match (&facts.drivers, by_itself(process)) {
+    match (&facts.drivers, exited_without_signal(process)) {
         (Some(drivers), false) if drivers.runtime != drivers.kubelet => format!(
             "; cgroup drivers differ: the kubelet uses {}, the runtime {}",
             drivers.kubelet, drivers.runtime
@@ -65,6 +66,6 @@ fn differing_drivers(facts: &Facts, process: &Process) -> String {
 }
 
 /// Returns whether the process exited without a signal.
-fn by_itself(process: &Process) -> bool {
+fn exited_without_signal(process: &Process) -> bool {
     matches!(&process.event, ProcessEvent::Exited { exit, sender: None, oom: false, .. } if exit.signal == 0)
 }

@@ -11,8 +11,8 @@ use crate::observation::{CredentialAnswer, http_status};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
-    let asked = facts.targets_in_order().into_iter();
-    asked
+    let targets = facts.targets_in_order().into_iter();
+    targets
         .filter(|(_, ledger)| ledger.has_answer(facts.now))
         .flat_map(|(addr, ledger)| untrusted(addr, ledger).into_iter().chain(rejected(facts, addr, ledger)))
         .collect()
