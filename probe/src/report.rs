@@ -88,6 +88,9 @@ pub(crate) struct EvidenceRow {
 pub(crate) struct GapRow {
     pub(crate) signal: String,
     pub(crate) why: String,
+    /// No other source replaces the signal: what depends on it is `ProbeDegraded`. Absent where false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) blind: bool,
 }
 
 impl Document {
@@ -137,7 +140,7 @@ impl Document {
             gaps: report
                 .gaps
                 .iter()
-                .map(|gap| GapRow { signal: gap.signal.clone(), why: gap.why.clone() })
+                .map(|gap| GapRow { signal: gap.signal.clone(), why: gap.why.clone(), blind: gap.blind })
                 .collect(),
             condition_writes: report.writes.clone(),
         }

@@ -64,7 +64,7 @@ fn bad_addresses_and_paths_are_named() {
 fn explain_knows_every_reason_and_helps_with_half_a_name() {
     assert!(stdout(&probe(&["explain"])).lines().filter(|line| line.starts_with("API")).count() == 19);
     let one = stdout(&probe(&["explain", "apitimeout"]));
-    assert!(one.starts_with("APITimeout  (api)") && one.contains("look at"), "{one}");
+    assert!(one.starts_with("APITimeout  (api)") && one.contains("  next "), "{one}");
     is_usage_error(&probe(&["explain", "Exhausted"]), "did you mean IPAMExhausted, ConntrackExhausted");
     is_usage_error(&probe(&["explain", "\u{1b}[31m"]), "there is no reason");
     let json = probe(&["explain", "-o", "json", "CNIConfigMissing"]);
@@ -120,7 +120,7 @@ fn a_recording_is_replayed_at_its_own_time() {
     let text = stdout(&probe(&["replay", path]));
     assert!(text.contains("02:46:42.000") && text.contains("kubelet[812] → 10.0.0.1:6443"), "{text}");
     assert!(text.contains("worker-3: not ready: APIServerRefused"), "{text}");
-    assert!(text.contains("then      CNIConfigMissing"), "{text}");
+    assert!(text.contains("then         CNIConfigMissing"), "{text}");
     let json = stdout(&probe(&["replay", "-o", "json", path]));
     let last = json.lines().rfind(|line| line.contains("\"kind\":\"verdict\"")).expect("a verdict");
     let value: serde_json::Value = serde_json::from_str(last).expect("JSON");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anstyle::Style;
 use anyhow::Result;
-use probe_engine::{Status, Writes};
+use probe_engine::{Reason, Status, Writes};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
@@ -15,7 +15,7 @@ use super::until_stopped;
 use crate::app::{self, About, App};
 use crate::cli::{CheckArgs, Output};
 use crate::exit::Exit;
-use crate::report::{Context, Document, Link};
+use crate::report::{Context, Document, GapRow, Link};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 use crate::threads::Threads;
 
@@ -63,7 +63,11 @@ async fn ask_agent(socket: &Path) -> Option<Document> {
     tokio::time::timeout(PATIENCE, answer).await.ok().flatten()
 }
 
-/// For people: the verdict, why, what hangs from it, what to look at, the proof.
+/// Width of the column of labels; the longest is `not observed`.
+const LABEL: usize = 12;
+
+/// Formats the report for a terminal: the verdict, its chain and the next step, then the conditions and the evidence. Signals
+/// that this host does not offer are one line, except those for whose lack something is `ProbeDegraded`.
 pub(super) fn text(document: &Document, width: usize) -> Result<String> {
     let verdict = &document.verdict;
     let (word, style) = match verdict.status {
@@ -78,8 +82,12 @@ pub(super) fn text(document: &Document, width: usize) -> Result<String> {
     links(&mut out, width, "because", &document.because);
     links(&mut out, width, "then", &document.consequences);
     links(&mut out, width, "also", &document.also);
-    if verdict.status == Status::False {
-        paragraph(&mut out, width, "look at", &verdict.remedy, Style::new());
+    if verdict.status != Status::True {
+        paragraph(&mut out, width, "next", &verdict.remedy, Style::new());
+    }
+    let (decisive, others) = gaps(document);
+    for gap in decisive {
+        paragraph(&mut out, width, "not observed", &format!("{}: {}", gap.signal, gap.why), UNSURE);
     }
     for condition in &document.conditions {
         let line = format!("{} = {} ({})", condition.condition, condition.status.as_str(), condition.reason);
@@ -96,10 +104,24 @@ pub(super) fn text(document: &Document, width: usize) -> Result<String> {
         let time = line.at.get(11..23).unwrap_or(&line.at);
         paragraph(&mut out, width, "saw", &format!("{time} {}", line.text), FAINT);
     }
-    for gap in &document.gaps {
-        paragraph(&mut out, width, "not seen", &format!("{}: {}", gap.signal, gap.why), UNSURE);
+    if others > 0 {
+        let signals = if others == 1 { "signal" } else { "signals" };
+        let line = format!("{others} {signals} limited on this host: probe doctor");
+        paragraph(&mut out, width, "not observed", &line, FAINT);
     }
     Ok(out)
+}
+
+/// Returns the gaps that make the verdict or a condition `ProbeDegraded`, and the number of all others. A gap whose text is
+/// already in the message belongs to neither.
+fn gaps(document: &Document) -> (Vec<&GapRow>, usize) {
+    let degraded = Reason::ProbeDegraded;
+    let is_degraded = document.verdict.reason == degraded
+        || document.conditions.iter().any(|condition| condition.reason == degraded);
+    let is_quoted = |gap: &&GapRow| !gap.why.is_empty() && document.verdict.message.contains(&gap.why);
+    let (decisive, others): (Vec<_>, Vec<_>) =
+        document.gaps.iter().filter(|gap| !is_quoted(gap)).partition(|gap| is_degraded && gap.blind);
+    (decisive, others.len())
 }
 
 fn links(out: &mut String, width: usize, label: &str, links: &[Link]) {
@@ -108,30 +130,71 @@ fn links(out: &mut String, width: usize, label: &str, links: &[Link]) {
     }
 }
 
-/// A label in a column of its own, the words beside it.
+/// Writes a label in its column, and the text beside it.
 fn paragraph(out: &mut String, width: usize, label: &str, words: &str, style: Style) {
-    for (index, line) in wrap(words, width.saturating_sub(12)).iter().enumerate() {
+    for (index, line) in wrap(words, width.saturating_sub(LABEL + 3)).iter().enumerate() {
         let label = if index == 0 { label } else { "" };
-        // Writing to a String does not fail.
-        let _ = writeln!(out, "  {label:<9} {}", paint(style, line));
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {label:<LABEL$} {}", paint(style, line));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use probe_engine::{Config, Engine, Mono};
+    use probe_engine::{CniConfig, Config, Engine, Gap, Host, Mono, Observation, Role};
 
     use super::*;
     use crate::clock::Wall;
 
-    #[test]
-    fn the_text_fits_its_width_and_has_no_control_characters() {
-        let engine = Engine::new(Config::default(), Mono(0));
+    fn shown(observations: Vec<Observation>, width: usize) -> String {
+        let mut engine = Engine::new(Config::default(), Mono(0));
+        for observation in observations {
+            engine.observe(Mono(0), observation);
+        }
         let context = Context { node: "n".into(), boot_id: "b".into(), wall: Wall { offset_ns: 0 } };
         let document = Document::new(&engine.report(), &context);
-        let text = anstream::adapter::strip_str(&text(&document, 60).expect("writes")).to_string();
+        anstream::adapter::strip_str(&text(&document, width).expect("writes")).to_string()
+    }
+
+    fn gap(signal: &str, blind: bool) -> Observation {
+        Observation::Gap(Gap { signal: signal.to_owned(), why: format!("no {signal} here"), blind })
+    }
+
+    #[test]
+    fn text_fits_its_width_and_has_no_control_characters() {
+        let text = shown(vec![gap("link", false)], 60);
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
         assert!(text.starts_with("n: unknown: Learning"), "{text}");
         assert!(text.chars().all(|c| !c.is_control() || c == '\n'));
+    }
+
+    #[test]
+    fn limitations_are_one_line_below_verdict_chain_and_next_step() {
+        let early = vec![
+            Observation::Host(Host { role: Role::Worker, ..Host::default() }),
+            Observation::CniConfig(CniConfig { dir: "/etc/cni/net.d".to_owned(), ..CniConfig::default() }),
+            gap("link", false),
+            gap("netns", false),
+            Observation::SnapshotDone,
+        ];
+        let text = shown(early, 200);
+        let place = |words: &str| text.find(words).unwrap_or_else(|| panic!("no {words:?} in {text}"));
+        assert!(place("CNIConfigMissing") < place("  next  "), "{text}");
+        assert!(place("  next  ") < place("  writes  "), "{text}");
+        assert!(text.ends_with("  not observed 2 signals limited on this host: probe doctor\n"), "{text}");
+        assert!(!text.contains("no link here"), "{text}");
+    }
+
+    #[test]
+    fn gap_that_makes_the_verdict_degraded_is_shown_with_its_reason() {
+        let text = shown(vec![gap("link", false), gap("tcp.connect", true), gap("netns", true)], 200);
+        assert!(!text.contains("tcp.connect: no tcp.connect here"), "nothing is degraded yet: {text}");
+        let early = vec![gap("link", false), gap("tcp.connect", true), gap("netns", true)];
+        let text = shown([early, vec![Observation::SnapshotDone]].concat(), 200);
+        assert!(text.starts_with("n: unknown: ProbeDegraded"), "{text}");
+        // The message quotes the first of the two.
+        assert!(text.contains("(netns: no netns here)"), "{text}");
+        assert!(text.contains("  not observed tcp.connect: no tcp.connect here\n"), "{text}");
+        assert!(text.ends_with("  not observed 1 signal limited on this host: probe doctor\n"), "{text}");
     }
 }

@@ -274,7 +274,7 @@ fn print(findings: &Findings) {
             hook.lost
         );
         if let (Some(why), Some(cost)) = (&hook.why, hook.cost) {
-            for line in wrap(&format!("{why}; not seen: {cost}"), width().saturating_sub(4)) {
+            for line in wrap(&format!("{why}; not observed: {cost}"), width().saturating_sub(4)) {
                 anstream::println!("    {}", paint(FAINT, &line));
             }
         }

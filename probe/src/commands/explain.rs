@@ -76,7 +76,7 @@ fn text(explanation: &Explanation) -> Result<String, std::fmt::Error> {
         ("means", explanation.meaning),
         ("proof", explanation.evidence),
         ("not", &*like.join(", ")),
-        ("look at", explanation.remedy),
+        ("next", explanation.remedy),
     ] {
         if words.is_empty() {
             continue;
@@ -112,7 +112,7 @@ fn markdown(explanations: &[&'static Explanation]) -> Result<String, std::fmt::E
             let like: Vec<_> = explanation.look_alikes.iter().map(link).collect();
             writeln!(out, "- Not to be mistaken for: {}", like.join(", "))?;
         }
-        writeln!(out, "- Look at: {}", explanation.remedy)?;
+        writeln!(out, "- Next: {}", explanation.remedy)?;
     }
     Ok(out)
 }
