@@ -58,7 +58,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
         engine.observe(line.at, line.observation);
         drain(&mut engine, line.at, sink);
     }
-    match timeline.broken.or(lines.broken) {
+    match timeline.finish().or(lines.broken) {
         Some(error) => Err(error.into()),
         None => finish(args, &engine, &context),
     }

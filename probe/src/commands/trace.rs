@@ -38,7 +38,7 @@ pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
         Output::Text => {
             let mut timeline = Timeline::new(anstream::stdout(), about.wall, width(), filter);
             deliver((&mut app, &mut judge), &mut timeline, recorder.as_mut(), stop).await?;
-            timeline.broken
+            timeline.finish()
         }
         Output::Json => {
             let mut lines = JsonLines::new(std::io::stdout(), context, filter);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anstyle::Style;
 use probe_engine::{
@@ -19,6 +20,22 @@ use crate::report::time_of_day;
 /// Width of the time and the topic: `03:04:05.678  api    `.
 const MARGIN: usize = 21;
 
+/// How long identical consecutive lines are counted instead of printed. Then the count is printed, and the next such line is
+/// printed with its own time.
+const REPEATED_FOR_NS: u64 = 5_000_000_000;
+
+/// Name of the agent's executable.
+const AGENT: &str = "probe";
+
+/// The last line that was printed.
+struct Printed {
+    at: Mono,
+    /// The line without its time and its duration.
+    line: String,
+    /// How many identical lines followed.
+    repeated: u64,
+}
+
 /// Writes for people.
 pub(crate) struct Timeline<W> {
     out: W,
@@ -32,8 +49,9 @@ pub(crate) struct Timeline<W> {
     /// What the container runtime answered last: only a change is worth a line.
     runtime: String,
     said: Option<Finding>,
-    /// The first failure of the output; the command ends with it.
-    pub(crate) broken: Option<std::io::Error>,
+    last: Option<Printed>,
+    /// The first failure of the output; the command fails with it.
+    broken: Option<std::io::Error>,
 }
 
 impl<W: Write> Timeline<W> {
@@ -49,25 +67,67 @@ impl<W: Write> Timeline<W> {
             ready: false,
             runtime: String::new(),
             said: None,
+            last: None,
             broken: None,
         }
     }
 
-    /// One line: what happened, then how it ended, in its colour.
+    /// Prints what is pending. Returns the first failure of the output.
+    pub(crate) fn finish(mut self) -> Option<std::io::Error> {
+        self.print_repeated();
+        self.broken
+    }
+
+    /// Prints one line: what happened, and how it ended in its colour.
     pub(super) fn line(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str) {
+        self.line_with(at, topic, what, style, end, "");
+    }
+
+    /// Prints one line, and how long the operation took. A line that differs from the last one only in this is a repetition.
+    fn line_with(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str, took: &str) {
+        if self.is_repetition(at, format!("{topic} {what}  {end}")) {
+            return;
+        }
+        let end = format!("{end}{took}");
         let room = self.width.saturating_sub(MARGIN);
         let time = time_of_day(self.wall, at);
         let whole = format!("{what}  {end}");
         let mut text = String::new();
         if whole.chars().count() <= room {
-            text.push_str(&format!("{} {topic:<6} {what}  {}\n", paint(FAINT, &time), paint(style, end)));
+            text.push_str(&format!("{} {topic:<6} {what}  {}\n", paint(FAINT, &time), paint(style, &end)));
         } else {
             text.push_str(&format!("{} {topic:<6} {}\n", paint(FAINT, &time), shorten(what, room)));
-            for part in wrap(end, room.saturating_sub(2)) {
+            for part in wrap(&end, room.saturating_sub(2)) {
                 text.push_str(&format!("{:MARGIN$}  {}\n", "", paint(style, &part)));
             }
         }
         self.write(&text);
+    }
+
+    /// Returns whether the line is the same as the last one, and counts it if so.
+    fn is_repetition(&mut self, at: Mono, line: String) -> bool {
+        if let Some(last) = &mut self.last
+            && last.line == line
+            && at.since(last.at) < REPEATED_FOR_NS
+        {
+            last.repeated += 1;
+            return true;
+        }
+        self.print_repeated();
+        self.last = Some(Printed { at, line, repeated: 0 });
+        false
+    }
+
+    /// Prints how many lines were the same as the last one, if any were.
+    fn print_repeated(&mut self) {
+        let Some(Printed { repeated, .. }) = self.last.take() else { return };
+        let times = match repeated {
+            0 => return,
+            1 => "once".to_owned(),
+            2 => "twice".to_owned(),
+            count => format!("{count} times"),
+        };
+        self.write(&format!("{:MARGIN$}{}\n", "", paint(FAINT, &format!("… repeated {times}"))));
     }
 
     fn write(&mut self, text: &str) {
@@ -98,8 +158,8 @@ impl<W: Write> Timeline<W> {
             again => format!(", {} SYN", again + 1),
         };
         let from = connect.end.icmp.and_then(|icmp| icmp.from).map(|from| format!(", ICMP from {from}"));
-        let end = format!("{}{syn}{}  {}", outcome.words(), from.unwrap_or_default(), took(connect.took_ns));
-        self.line(at, "api", &what, style, &end);
+        let end = format!("{}{syn}{}", outcome.words(), from.unwrap_or_default());
+        self.line_with(at, "api", &what, style, &end, &format!("  {}", took(connect.took_ns)));
     }
 
     fn answer(&mut self, at: Mono, answer: &Answer) {
@@ -134,7 +194,8 @@ impl<W: Write> Timeline<W> {
         let what = format!("{}[{}]{elsewhere} → {}", client.name, client.pid, connection.to);
         let bytes = format!("{} bytes out, {} in", connection.acked, connection.received);
         let age = connection.age_ns.max(connection.unacked_ns);
-        self.line(at, "api", &what, BAD, &format!("{}, {bytes}  {}", outcome.words(), took(age)));
+        let end = format!("{}, {bytes}", outcome.words());
+        self.line_with(at, "api", &what, BAD, &end, &format!("  {}", took(age)));
     }
 
     fn socket(&mut self, at: Mono, connect: &SocketConnect) {
@@ -170,7 +231,14 @@ impl<W: Write> Timeline<W> {
         let refused = end.sockets.iter().find(|socket| socket.errno != 0 && !end.exit.success());
         let socket = refused.map(|socket| format!("; {} {}", socket.path, socket_errno(socket.errno)));
         let socket = socket.unwrap_or_default();
-        self.line(at, "cni", &what, style, &format!("{how}{socket}  {}", took(end.took_ns)));
+        self.line_with(
+            at,
+            "cni",
+            &what,
+            style,
+            &format!("{how}{socket}"),
+            &format!("  {}", took(end.took_ns)),
+        );
     }
 
     fn process(&mut self, at: Mono, process: &Process) {
@@ -195,6 +263,7 @@ impl<W: Write> Timeline<W> {
     }
 
     fn verdict(&mut self, at: Mono, report: &Report) {
+        self.print_repeated();
         let (mark, style) = match report.status {
             Status::True => ("✔", GOOD),
             Status::False => ("✘", BAD),
@@ -225,7 +294,7 @@ impl<W: Write> Timeline<W> {
             }
         }
         if report.status == Status::False {
-            paragraph("look at", &report.remedy);
+            paragraph("next", &report.remedy);
         }
         self.said = Some(report.verdict.clone());
         self.write(&text);
@@ -286,6 +355,9 @@ impl<W: Write> Sink for Timeline<W> {
                 }
                 self.line(at, "cni", &config.dir, FAINT, &state);
             }
+            // Agents read the directory whenever it changes.
+            Observation::ConfAccess(access)
+                if access.access == Access::Opened && access.process.name == AGENT => {}
             Observation::ConfAccess(access) if self.ready => {
                 let verb = match access.access {
                     Access::Opened => "opened by",
@@ -318,5 +390,84 @@ impl<W: Write> Sink for Timeline<W> {
         if let Effect::Verdict(report) = effect {
             self.verdict(at, report);
         }
+    }
+
+    fn turn(&mut self, at: Mono, _late: Duration) {
+        if self.last.as_ref().is_some_and(|last| at.since(last.at) >= REPEATED_FOR_NS) {
+            self.print_repeated();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_engine::{Actor, ConfAccess};
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// The lines for these observations without their times, after a last turn at `end`.
+    fn lines(observations: &[(Mono, Observation)], end: Option<Mono>) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut timeline = Timeline::new(&mut out, Wall { offset_ns: 0 }, 200, Filter::default());
+        for (at, observation) in observations {
+            timeline.observation(*at, observation);
+        }
+        match end {
+            Some(at) => timeline.turn(at, Duration::ZERO),
+            None => assert!(timeline.finish().is_none()),
+        }
+        let text = anstream::adapter::strip_bytes(&out).into_vec();
+        let text = String::from_utf8(text).expect("text");
+        text.lines().map(|line| line.chars().skip(13).collect()).collect()
+    }
+
+    fn refused(pid: u32, took_ns: u64) -> Observation {
+        let text = format!(
+            r#"{{"kind":"connect","client":{{"pid":{pid},"name":"kubelet"}},"role":"kubelet","host_netns":true,
+                "to":"10.0.0.1:6443","took_ns":{took_ns},"sk_err":111,"rst":true}}"#
+        );
+        serde_json::from_str(&text).expect("a connect")
+    }
+
+    fn access(name: &str, access: Access) -> Observation {
+        let process = Actor { pid: 7, name: name.to_owned() };
+        Observation::ConfAccess(ConfAccess { process, class: None, file: "10-x.conflist".to_owned(), access })
+    }
+
+    #[test]
+    fn identical_consecutive_lines_are_printed_once_with_their_count() {
+        let mut observations: Vec<_> =
+            (0..5).map(|count| (Mono(count), refused(812, 90_000 + count * 1000))).collect();
+        observations.push((Mono(5), refused(813, 90_000)));
+        observations.push((Mono(6), refused(813, 90_000)));
+        let first = "api    kubelet[812] → 10.0.0.1:6443  refused by the other host  90 µs";
+        let second = first.replace("812", "813");
+        let want = [first, "        … repeated 4 times", &second, "        … repeated once"];
+        assert_eq!(lines(&observations, None), want);
+    }
+
+    #[test]
+    fn count_of_repetitions_is_printed_after_five_seconds() {
+        let observations = [0, 1, 2].map(|at| (Mono(at * SECOND), refused(812, 90_000)));
+        assert_eq!(lines(&observations, Some(Mono(4 * SECOND))).len(), 1);
+        assert_eq!(lines(&observations, Some(Mono(5 * SECOND)))[1], "        … repeated twice");
+        let later = [0, 1, 6].map(|at| (Mono(at * SECOND), refused(812, 90_000)));
+        assert_eq!(lines(&later, None).len(), 3, "the third has its own time");
+    }
+
+    #[test]
+    fn reads_of_the_agent_are_not_shown() {
+        let observations = [
+            Observation::SnapshotDone,
+            access("probe", Access::Opened),
+            access("containerd", Access::Opened),
+            access("probe", Access::Removed),
+        ];
+        let shown = lines(&observations.map(|observation| (Mono(0), observation)), None);
+        let want =
+            ["cni    10-x.conflist  opened by containerd[7]", "cni    10-x.conflist  removed by probe[7]"];
+        assert_eq!(shown, want);
     }
 }
