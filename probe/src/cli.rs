@@ -97,7 +97,9 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/netready/probe.sock";
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// How long to watch before answering, when no agent runs.
+    /// Longest time to watch before answering, when no agent runs. A host that is not a node is reported at once, and a fault
+    /// that is a state (no CNI configuration, no listener, no route) about one second after the API server was asked.
+    /// Failures that are retried, and a ready node, take the whole time.
     #[arg(long = "for", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub(crate) watch: Duration,
     /// Output format.

@@ -1,5 +1,7 @@
 //! `probe check`: one verdict now.
 
+mod settled;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::exit::Exit;
 use crate::report::{Context, Document, GapRow, Link};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 use crate::threads::Threads;
+use settled::Settled;
 
 /// How long a running agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -33,7 +36,15 @@ pub(crate) async fn run(args: CheckArgs) -> Result<Exit> {
     } else {
         let node = settings.node.clone();
         let (mut app, mut judge) = App::start(Arc::new(settings), Threads::here())?;
-        app::run((&mut app, &mut judge), &mut [], until_stopped(Some(args.watch))?).await?;
+        let (mut settled, is_decided) = Settled::new();
+        let stopped = until_stopped(Some(args.watch))?;
+        let over = async {
+            tokio::select! {
+                () = stopped => {}
+                Ok(()) = is_decided => {}
+            }
+        };
+        app::run((&mut app, &mut judge), &mut [&mut settled], over).await?;
         let About { wall, unsupported, .. } = judge.about().clone();
         (Document::new(&judge.report(), &Context::here(&node, wall)), unsupported)
     };
