@@ -28,8 +28,8 @@ use crate::feed::LOSS_SOURCES;
 use crate::threads::Blocked;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
-    ExitLabels, HookLabels, KindLabels, LINK_KINDS, OutcomeLabels, SinkLabels, StateLabels, VerdictLabels,
-    class, closed, kind, plugin,
+    ExitLabels, HookLabels, KindLabels, LINK_KINDS, NETLINK_ERRNOS, OutcomeLabels, Plugins, SINKS,
+    SinkLabels, StateLabels, THROTTLING_HOOKS, TIMED_COMMANDS, VerdictLabels, class, closed, kind,
 };
 use recent::Recent;
 
@@ -58,6 +58,7 @@ pub(crate) struct Metrics {
     connect_times: Recent<ClientLabels, Histogram>,
     cni: Family<CniLabels, Counter>,
     cni_times: Family<CniTimeLabels, Histogram>,
+    plugins: Plugins,
     namespaces: Family<OutcomeLabels, Counter>,
     netlink_errors: Family<ErrnoLabels, Counter>,
     upcalls: Family<OutcomeLabels, Counter>,
@@ -181,6 +182,7 @@ impl Metrics {
             connect_times: Recent::of(Family::new_with_constructor(connect_times)),
             cni: Family::default(),
             cni_times: Family::new_with_constructor(cni_times),
+            plugins: Plugins::default(),
             namespaces: Family::default(),
             netlink_errors: Family::default(),
             upcalls: Family::default(),
@@ -201,7 +203,7 @@ impl Metrics {
             blocked: Blocked::default(),
         };
         metrics.register();
-        for sink in ["journal", "node"] {
+        for sink in SINKS {
             metrics.dropped(sink);
         }
         for condition in ConditionType::ALL {
@@ -318,7 +320,9 @@ impl Sink for Metrics {
             let attached = i64::from(status.attached());
             self.attached.get_or_create(&HookLabels { hook: status.hook.name() }).set(attached);
             self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
-            self.throttled.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
+        }
+        for hook in THROTTLING_HOOKS {
+            self.throttled.get_or_create(&HookLabels { hook: hook.name() }).inc_by(0);
         }
         for hook in LOSS_SOURCES {
             self.lost.get_or_create(&HookLabels { hook }).inc_by(0);
@@ -346,9 +350,10 @@ impl Sink for Metrics {
             }
             Observation::CniEnd(end) => {
                 let command = closed(&COMMANDS, &end.start.command);
-                let plugin = plugin(&end.start.plugin);
+                let plugin = self.plugins.label(&end.start.plugin);
                 let outcome = if end.exit.success() { "ok" } else { "failed" };
                 self.cni.get_or_create(&CniLabels { command, plugin, outcome }).inc();
+                let command = closed(&TIMED_COMMANDS, command);
                 self.cni_times
                     .get_or_create(&CniTimeLabels { command, plugin })
                     .observe(seconds(end.took_ns));
@@ -386,11 +391,17 @@ impl Sink for Metrics {
                 }
             }
             Observation::NetlinkError(error) => {
-                let errno = errno_name(error.errno).unwrap_or("other");
+                let errno = closed(&NETLINK_ERRNOS, errno_name(error.errno).unwrap_or_default());
                 self.netlink_errors.get_or_create(&ErrnoLabels { errno }).inc();
             }
-            Observation::Lost(lost) => count(&self.lost, &lost.hook, lost.count),
-            Observation::Throttled(throttled) => count(&self.throttled, &throttled.hook, throttled.count),
+            Observation::Lost(lost) => {
+                let hooks = probe_common::Hook::ALL.iter().map(|hook| hook.name()).chain(LOSS_SOURCES);
+                count(&self.lost, hooks, &lost.hook, lost.count);
+            }
+            Observation::Throttled(throttled) => {
+                let hooks = THROTTLING_HOOKS.iter().map(|hook| hook.name());
+                count(&self.throttled, hooks, &throttled.hook, throttled.count);
+            }
             _ => {}
         }
     }
@@ -422,8 +433,12 @@ impl Sink for Metrics {
     }
 }
 
-fn count(family: &Family<HookLabels, Counter>, hook: &str, count: u64) {
-    let mut known = probe_common::Hook::ALL.iter().map(|hook| hook.name()).chain(LOSS_SOURCES);
+fn count(
+    family: &Family<HookLabels, Counter>,
+    mut known: impl Iterator<Item = &'static str>,
+    hook: &str,
+    count: u64,
+) {
     if let Some(hook) = known.find(|known| *known == hook) {
         family.get_or_create(&HookLabels { hook }).inc_by(count);
     }
@@ -435,46 +450,4 @@ fn seconds(ns: u64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use probe_engine::{Config, Engine, Lost, Scope};
-
-    use super::*;
-    use crate::feed::{RING_BUFFER, RTNETLINK, WATCHER};
-
-    #[test]
-    fn losses_of_every_source_are_counted() {
-        let mut metrics = Metrics::new();
-        metrics.hooks(&[]);
-        let links = Lost { hook: RTNETLINK.to_owned(), scope: Scope::Links, count: 1, left_out: false };
-        for lost in Lost::of_any_event(RING_BUFFER, 2).into_iter().chain([links]) {
-            metrics.observation(Mono(0), &Observation::Lost(lost));
-        }
-        let count = |hook| metrics.lost.get_or_create(&HookLabels { hook }).get();
-        assert_eq!([RING_BUFFER, RTNETLINK, WATCHER].map(count), [2, 1, 0]);
-    }
-
-    #[test]
-    fn an_agent_that_keeps_losing_events_is_not_ready() {
-        let mut metrics = Metrics::new();
-        let mut engine = Engine::new(Config::default(), Mono(0));
-        let shared = metrics.shared();
-        let mut wrong = |engine: &Engine, at| {
-            metrics.report(at, &engine.report());
-            shared.ready.lock().expect("is not poisoned").wrong.get(Gap::EVENTS_LOST).cloned()
-        };
-        let second = |second: u64| Mono(second * 1_000_000_000);
-        for at in (0..=10).map(second) {
-            assert_eq!(wrong(&engine, at), None);
-            let hook = "sched_process_exec".to_owned();
-            let lost = Lost { hook, scope: Scope::Processes, count: 1, left_out: false };
-            engine.observe(at, Observation::Lost(lost));
-            engine.observe(at, Observation::Reread { scope: Scope::Processes });
-        }
-        assert_eq!(
-            wrong(&engine, second(10)),
-            Some("events of processes and CNI runs keep being lost, for 10 s now".to_owned())
-        );
-        engine.tick(second(15));
-        assert_eq!(wrong(&engine, second(15)), None);
-    }
-}
+mod tests;

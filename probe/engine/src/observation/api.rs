@@ -71,7 +71,7 @@ impl ClientRole {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kubelet => "kubelet",
-            Self::KubeProxy => "kube_proxy",
+            Self::KubeProxy => "kube-proxy",
             Self::CniAgent => "cni_agent",
             Self::CniPlugin => "cni_plugin",
             Self::ControlPlane => "control_plane",
