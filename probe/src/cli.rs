@@ -405,4 +405,92 @@ mod tests {
             assert!(ring(bad).is_err(), "{bad}");
         }
     }
+
+    /// Flags of other programs that the documentation mentions: the kubelet's.
+    const FOREIGN_FLAGS: [&str; 3] = ["--config", "--config-dir", "--hostname-override"];
+
+    /// Code in a text: inline spans and lines of fenced blocks. In a file that is not Markdown every line is code.
+    fn code(text: &str, is_markdown: bool) -> Vec<&str> {
+        let mut found = Vec::new();
+        let mut is_fenced = !is_markdown;
+        for part in text.split("```") {
+            if is_fenced {
+                found.extend(part.lines());
+            }
+            if !is_fenced || !is_markdown {
+                found.extend(part.split('`').skip(1).step_by(2));
+            }
+            is_fenced = !is_fenced || !is_markdown;
+        }
+        found
+    }
+
+    /// Returns the long flags in some code, without their values.
+    fn flags(code: &str) -> impl Iterator<Item = &str> {
+        let is_part = |c: char| c.is_ascii_lowercase() || c == '-';
+        let words = code.split(|c: char| c.is_whitespace() || "[](),\"'".contains(c));
+        let is_flag = |word: &&str| {
+            word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
+        };
+        words.filter(is_flag).map(move |word| &word[..word.find(|c| !is_part(c)).unwrap_or(word.len())])
+    }
+
+    /// Returns the command of `probe COMMAND …`, or of the arguments of a container, if this code is one of these.
+    fn command_of(code: &str) -> Option<&str> {
+        let code = code.trim_start().trim_start_matches("ExecStart=").trim_start_matches("$ ");
+        if let Some(arguments) = code.strip_prefix("args: [") {
+            return arguments.split([',', ']']).next();
+        }
+        let mut words = code.split_whitespace();
+        let program = words.next()?.rsplit('/').next()?;
+        let command = words.next().filter(|_| program == "probe")?;
+        command.starts_with(|c: char| c.is_ascii_lowercase()).then_some(command)
+    }
+
+    fn long_flags(command: &clap::Command) -> Vec<String> {
+        let named = command.get_arguments().filter_map(|argument| argument.get_long());
+        named.chain(["help", "version"]).map(|name| format!("--{name}")).collect()
+    }
+
+    #[test]
+    fn documentation_and_manifests_name_only_commands_and_flags_that_exist() {
+        let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let listed =
+            |dir: &str| std::fs::read_dir(top.join(dir)).expect("a directory").filter_map(Result::ok);
+        let mut files: Vec<_> = listed("docs").chain(listed("deploy")).map(|file| file.path()).collect();
+        files.push(top.join("README.md"));
+        let program = Cli::command();
+        let every: Vec<_> = program.get_subcommands().chain([&program]).flat_map(long_flags).collect();
+        let (mut commands, mut named) = (std::collections::BTreeSet::new(), 0);
+        for path in files {
+            let text = std::fs::read_to_string(&path).expect("a text");
+            let is_markdown = path.extension().is_some_and(|extension| extension == "md");
+            for code in code(&text, is_markdown) {
+                // The flags of `cargo xtask` are not those of the product.
+                if code.trim_start().starts_with("cargo") {
+                    continue;
+                }
+                let mut allowed = every.clone();
+                if let Some(name) = command_of(code) {
+                    let command = program.find_subcommand(name);
+                    let command =
+                        command.unwrap_or_else(|| panic!("{}: no command {code:?}", path.display()));
+                    allowed = [long_flags(command), long_flags(&program)].concat();
+                    commands.insert(name.to_owned());
+                }
+                for flag in flags(code).filter(|flag| !FOREIGN_FLAGS.contains(flag)) {
+                    assert!(
+                        allowed.iter().any(|known| known == flag),
+                        "{}: {flag} in {code:?}",
+                        path.display()
+                    );
+                    named += 1;
+                }
+            }
+        }
+        let all: std::collections::BTreeSet<_> =
+            program.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        assert_eq!(commands, all, "commands that the documentation names");
+        assert!(named >= 25, "{named} flags");
+    }
 }
