@@ -1,4 +1,4 @@
-//! What was typed. `settings.rs` is what it means.
+//! The command line. `settings.rs` holds what it means.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::node::targets;
 use crate::settings::{ApiServer, CniDirs, Learnt, POD_LOGS, ServerHost, Settings};
 use crate::sinks::topic::Topic;
 
-/// Says why a Kubernetes node is not ready, from inside the kernel.
+/// Finds out why a Kubernetes node is not ready, by watching its network from inside the kernel.
 #[derive(Debug, Parser)]
 #[command(name = "probe", version, arg_required_else_help = true, propagate_version = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -21,20 +21,20 @@ pub(crate) struct Cli {
     /// When to use colour.
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, env = "NETREADY_COLOR")]
     pub(crate) color: Color,
-    /// Show the kernel half's own log on standard error.
+    /// Print the log of the kernel programs to standard error.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  probe check                        one verdict, its cause, what to look at
-  probe trace                        watch what happens, live
-  probe check --apiserver 10.0.0.1   when the address is not found by itself
-  probe explain CNIConfigMissing     what a reason means
+  probe check                        print the verdict, its cause and the next step
+  probe trace                        watch network operations live
+  probe check --apiserver 10.0.0.1   if the API server is not detected
+  probe explain CNIConfigMissing     print the meaning of a reason
 
 Exit codes of `probe check`:
-  0 ready            1 CNI, datapath or runtime fault   2 wrong use
+  0 ready            1 CNI, datapath or runtime fault   2 usage error
   3 API-side fault   4 not ready for another reason     5 unknown
   6 not applicable   77 missing privilege or unsupported kernel";
 
@@ -47,25 +47,25 @@ pub(crate) enum Color {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people.
+    /// Text for a terminal.
     Text,
-    /// For programs.
+    /// JSON, as documented in docs/verdicts.md.
     Json,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The agent: node conditions, metrics, state file, socket.
+    /// Run the agent: write node conditions, serve metrics, keep a state file.
     Run(RunArgs),
-    /// One verdict now: asks the running agent, or looks for itself.
+    /// Print the current verdict, from the running agent or by observing the node.
     Check(CheckArgs),
-    /// A live timeline: one line per operation, and the verdict as it changes.
+    /// Print a live timeline: one line per operation, and each change of the verdict.
     Trace(TraceArgs),
-    /// Feeds a recording to the engine and prints what it would have said.
+    /// Replay a recording and print its timeline and verdict.
     Replay(ReplayArgs),
-    /// What a reason means, what proves it, what looks the same, what to do.
+    /// Explain a reason: its meaning, evidence, similar reasons and remedy.
     Explain(ExplainArgs),
-    /// What this kernel and this process allow: each hook, and what a missing one costs.
+    /// Check what this kernel and these privileges allow, and what a missing hook costs.
     Doctor(DoctorArgs),
 }
 
@@ -73,24 +73,24 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Where /metrics, /livez and /readyz are served.
+    /// Address that serves /metrics, /livez and /readyz.
     #[arg(long, default_value = "127.0.0.1:9719", env = "NETREADY_METRICS_ADDRESS")]
     pub(crate) metrics_address: SocketAddr,
-    /// Where the newest report is kept.
+    /// File with the newest report.
     #[arg(long, default_value = "/run/netready/state.json", env = "NETREADY_STATE_FILE")]
     pub(crate) state_file: PathBuf,
-    /// Where changes are kept across restarts.
+    /// File with the history of verdicts and conditions, kept across restarts.
     #[arg(long, default_value = "/var/lib/netready/journal.jsonl", env = "NETREADY_JOURNAL")]
     pub(crate) journal: PathBuf,
     /// Do not write the conditions to the Node object.
     #[arg(long, env = "NETREADY_NO_CONDITIONS")]
     pub(crate) no_conditions: bool,
-    /// Where `probe check` asks this agent.
+    /// Socket on which this agent answers `probe check`.
     #[arg(long, default_value = DEFAULT_SOCKET, env = "NETREADY_SOCKET")]
     pub(crate) socket: PathBuf,
 }
 
-/// Where an agent answers when nothing else is said.
+/// Default socket of an agent.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/netready/probe.sock";
 
 #[derive(Debug, Args)]
@@ -105,10 +105,10 @@ pub(crate) struct CheckArgs {
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
-    /// Do not ask a running agent.
+    /// Do not query a running agent.
     #[arg(long)]
     pub(crate) no_agent: bool,
-    /// Where a running agent answers.
+    /// Socket of the running agent.
     #[arg(long, default_value = DEFAULT_SOCKET, env = "NETREADY_SOCKET")]
     pub(crate) socket: PathBuf,
 }
@@ -117,10 +117,10 @@ pub(crate) struct CheckArgs {
 pub(crate) struct TraceArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Show only these topics (the verdict is always shown).
+    /// Print only these topics; the verdict is always printed.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Vec<Topic>,
-    /// Show only CNI runs for this pod.
+    /// Print only CNI operations of this pod.
     #[arg(long, value_parser = pod, value_name = "NAMESPACE/NAME")]
     pub(crate) pod: Option<Pod>,
     /// Stop after this time.
@@ -129,14 +129,14 @@ pub(crate) struct TraceArgs {
     /// Output format; JSON is one object a line.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
-    /// Also write everything to this new file, for `probe replay`.
+    /// Record all observations to this file, for `probe replay`; the file must not exist.
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
-    /// A recording; `-` for standard input.
+    /// Recording to replay; `-` reads standard input.
     pub(crate) file: PathBuf,
     /// Output format; JSON is one object a line.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
@@ -145,12 +145,12 @@ pub(crate) struct ReplayArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// A reason, in any case; all of them when left out.
+    /// Reason to explain, in upper or lower case; without it, all reasons are listed.
     pub(crate) reason: Option<String>,
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
-    /// As a page of documentation.
+    /// Print the page docs/reasons.md.
     #[arg(long, hide = true)]
     pub(crate) markdown: bool,
 }
@@ -159,10 +159,10 @@ pub(crate) struct ExplainArgs {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// How long to watch what each hook does.
+    /// How long to count the events of each hook.
     #[arg(long = "for", default_value = "1s", value_parser = duration, value_name = "TIME")]
     pub(crate) watch: Duration,
-    /// Let the kernel measure its eBPF programs meanwhile; costs each run of one about 20 ns.
+    /// Let the kernel measure the run time of its eBPF programs; this adds about 20 ns to each run.
     #[arg(long)]
     pub(crate) stats: bool,
     /// Output format.
@@ -170,70 +170,71 @@ pub(crate) struct DoctorArgs {
     pub(crate) output: Output,
 }
 
-/// How the node is looked at; the same for every command.
+/// Options that all commands share which observe the node.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Node (found by itself on a usual one)")]
+#[command(next_help_heading = "Node options (auto-detected)")]
 pub(crate) struct NodeArgs {
-    /// API server, instead of those that are found: ADDRESS or ADDRESS:PORT or a URL; `service=ADDRESS` marks the
-    /// cluster's Service address. May be repeated.
+    /// API server, instead of the detected ones: ADDRESS, ADDRESS:PORT or a URL; `service=ADDRESS` marks the cluster's Service
+    /// address. May be repeated.
     #[arg(long, value_delimiter = ',', value_name = "ADDRESS", env = "NETREADY_APISERVER")]
     apiserver: Vec<String>,
-    /// Kubeconfig whose server is the API server; the agent writes the conditions with its account. Auto-detected from the
-    /// running kubelet, else from the files of its distribution.
+    /// Kubeconfig that names the API server; the agent writes the conditions with its account. Detected from the running
+    /// kubelet, otherwise from the files of its distribution.
     #[arg(long, value_name = "FILE", env = "NETREADY_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// Where the runtime reads network configurations; auto-detected from what the running runtime watches, else from its
+    /// Directory of the CNI configuration. Detected from the directory that the running runtime watches, otherwise from its
     /// configuration.
     #[arg(long, value_name = "DIR", env = "NETREADY_CNI_CONF_DIR")]
     cni_conf_dir: Option<PathBuf>,
-    /// Where the runtime looks for plugins; may be repeated, or separated by colons. Auto-detected from the plugins that
-    /// the runtime runs, else from its configuration.
+    /// Directory of CNI plugins; may be repeated, or separated by colons. Detected from the plugins that the runtime runs,
+    /// otherwise from its configuration.
     #[arg(long, value_name = "DIR", value_delimiter = ':', env = "NETREADY_CNI_BIN_DIR")]
     cni_bin_dir: Vec<PathBuf>,
-    /// Where the runtime binds network namespaces; auto-detected from its configuration.
+    /// Directory in which the runtime binds network namespaces. Detected from its configuration.
     #[arg(long, value_name = "DIR", env = "NETREADY_NETNS_DIR")]
     netns_dir: Option<PathBuf>,
-    /// Where Open vSwitch has its sockets; auto-detected among /run/openvswitch and where a CNI keeps its own (Antrea).
+    /// Directory of the sockets of Open vSwitch. Detected: /run/openvswitch, or the directory of a CNI with an Open vSwitch
+    /// of its own (Antrea).
     #[arg(long, value_name = "DIR", env = "NETREADY_OVS_RUN_DIR")]
     ovs_run_dir: Option<PathBuf>,
-    /// CRI socket; auto-detected from the running kubelet.
+    /// CRI socket of the container runtime. Detected from the running kubelet.
     #[arg(long, value_name = "SOCKET", env = "NETREADY_RUNTIME_ENDPOINT")]
     runtime_endpoint: Option<PathBuf>,
-    /// What this host is for.
+    /// Role of this host.
     #[arg(long, value_enum, default_value_t = RoleArg::Auto, env = "NETREADY_ROLE")]
     role: RoleArg,
-    /// Root of the host's file system; /proc/1/root in a container.
+    /// Root of the host's file system; in a container, /proc/1/root.
     #[arg(long, value_name = "DIR", default_value = "/", env = "NETREADY_HOST_ROOT")]
     host_root: PathBuf,
-    /// Name of the node in reports.
+    /// Name of the Node object, also used in reports. The default is the host name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
-    /// Do not ask the API server; only watch its clients.
+    /// Do not send requests to the API server; only observe its clients.
     #[arg(long, help_heading = "Tuning", env = "NETREADY_NO_ASK")]
     no_ask: bool,
     /// Do not use the kubelet's client certificate or token. By default the agent reads the node's own Node object with it
-    /// every five minutes, to see whether the API server accepts it.
+    /// every five minutes, to check that the API server accepts it.
     #[arg(long, help_heading = "Tuning", env = "NETREADY_NO_KUBELET_CREDENTIALS")]
     no_kubelet_credentials: bool,
-    /// How long one question to the API server may take; neighbour discovery alone takes 3 s.
+    /// Timeout of one request to the API server; neighbour discovery alone takes 3 s.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "4s", help_heading = "Tuning", env = "NETREADY_ASK_TIMEOUT")]
     ask_timeout: Duration,
-    /// How long to say Learning without proof.
+    /// Longest time after the start in which the verdict may be `Learning`.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", help_heading = "Tuning", env = "NETREADY_START_GRACE")]
     start_grace: Duration,
-    /// How long a failure that retries must hold before a condition goes False.
+    /// How long a failure that is retried must hold before a condition becomes False.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s", help_heading = "Tuning", env = "NETREADY_FAIL_HOLD")]
     fail_hold: Duration,
-    /// How long any plugin may run, instead of as long as each is known to wait.
+    /// Longest run time of any CNI plugin, instead of the known limit of each.
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Tuning", env = "NETREADY_PLUGIN_LIMIT")]
     plugin_limit: Option<Duration>,
-    /// Size of the ring buffer: a power of two, at least 4096.
+    /// Size of the ring buffer: a power of two between 4096 and 268435456.
     #[arg(long, value_name = "BYTES", value_parser = ring, default_value_t = probe_common::RING_BYTES, help_heading = "Tuning", env = "NETREADY_RING_BYTES")]
     ring_bytes: u32,
-    /// Most processes that are watched at once, at least 64; each takes 100 bytes of kernel memory.
+    /// Maximum number of watched processes, at least 64; each takes 100 bytes of kernel memory.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(64..=i64::from(probe_common::MAX_PROCESSES)), default_value_t = probe_common::MAX_PROCESSES, help_heading = "Tuning", env = "NETREADY_MAX_PROCESSES")]
     max_processes: u32,
-    /// How much watching may cost the machine.
+    /// Which hooks to attach.
     #[arg(long, value_enum, default_value_t = HookSet::Full, help_heading = "Tuning", env = "NETREADY_HOOKS")]
     hooks: HookSet,
 }
@@ -247,17 +248,20 @@ enum RoleArg {
     None,
 }
 
-/// Between two questions to an address that answers, and to one that does not.
+/// Intervals between two requests to an address that answers, and to one that does not.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is wrong with what was typed, in one line.
+/// A usage error, described in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
 
 impl NodeArgs {
-    /// Checks everything that needs the machine.
+    /// Returns the settings.
+    ///
+    /// # Errors
+    /// If an address is malformed, or a path that was named does not exist.
     pub(crate) fn settings(self) -> Result<Settings, UsageError> {
         let mut settings = Settings {
             node: self.node_name.unwrap_or_else(host_name),
@@ -290,15 +294,12 @@ impl NodeArgs {
             fail_hold: self.fail_hold,
         };
         if !settings.host_root.is_dir() {
-            return Err(UsageError(format!(
-                "--host-root {}: it is no directory",
-                settings.host_root.display()
-            )));
+            return Err(UsageError(format!("--host-root {}: not a directory", settings.host_root.display())));
         }
         if let Some(path) = &settings.kubeconfig
             && !settings.on_host(path).is_file()
         {
-            return Err(UsageError(format!("--kubeconfig {}: it is no file", path.display())));
+            return Err(UsageError(format!("--kubeconfig {}: not a file", path.display())));
         }
         for text in &self.apiserver {
             settings.apiservers.push(api_server(text)?);
@@ -313,7 +314,7 @@ fn api_server(text: &str) -> Result<ApiServer, UsageError> {
         Some(("direct", address)) => (Some(TargetKind::Direct), address),
         Some((other, _)) => {
             return Err(UsageError(format!(
-                "--apiserver {text:?}: {other:?} is none of `service`, `direct`"
+                "--apiserver {text:?}: unknown kind {other:?}; use service=ADDRESS or direct=ADDRESS"
             )));
         }
         None => (None, text),
@@ -324,38 +325,40 @@ fn api_server(text: &str) -> Result<ApiServer, UsageError> {
             "--apiserver {text:?}: not an address or a host name; use ADDRESS:PORT"
         )));
     };
-    // A Service listens on 443, a server on 6443.
+    // The default port is 443 for a Service and 6443 for a server.
     let is_bare = address.parse::<IpAddr>().is_ok();
     let port = if kind == Some(TargetKind::Service) && is_bare { 443 } else { port };
     let is_nowhere = matches!(host, ServerHost::Address(ip) if ip.is_unspecified());
     if port == 0 || is_nowhere {
-        return Err(UsageError(format!("--apiserver {text:?}: nothing can listen on that address or port")));
+        return Err(UsageError(format!(
+            "--apiserver {text:?}: a server cannot listen on this address or port"
+        )));
     }
     Ok(ApiServer { host, port, kind })
 }
 
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    // As the kubelet makes a node's name of it.
+    // The kubelet derives the node name in the same way.
     crate::text::clean(name.trim().to_lowercase().as_bytes(), 253)
 }
 
-/// `500ms`, `10s`, `2m`, `1h`; a day at most, and never nothing.
+/// Parses `500ms`, `10s`, `2m` or `1h`, between 1 ms and 24 h.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: u64 =
-        number.parse().map_err(|_| "write a number and a unit, for example 10s or 500ms".to_owned())?;
+        number.parse().map_err(|_| "expected a number and a unit, for example 10s or 500ms".to_owned())?;
     let unit_ms = match unit {
         "ms" => 1,
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("the unit is one of ms, s, m, h".to_owned()),
+        _ => return Err("expected one of the units ms, s, m, h".to_owned()),
     };
     match number.checked_mul(unit_ms) {
         Some(ms @ 1..=86_400_000) => Ok(Duration::from_millis(ms)),
-        _ => Err("it must be at least 1ms and at most 24h".to_owned()),
+        _ => Err("must be between 1ms and 24h".to_owned()),
     }
 }
 
@@ -364,17 +367,17 @@ fn pod(text: &str) -> Result<Pod, String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: String::new() })
         }
-        _ => Err("write NAMESPACE/NAME".to_owned()),
+        _ => Err("expected NAMESPACE/NAME".to_owned()),
     }
 }
 
 fn ring(text: &str) -> Result<u32, String> {
-    let bytes: u32 = text.parse().map_err(|_| "it is no number of bytes".to_owned())?;
-    // The kernel takes powers of two that are whole pages; more than 256 MiB helps nobody.
+    let bytes: u32 = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
+    // The kernel accepts powers of two that are whole pages. More than 256 MiB has no use.
     if bytes.is_power_of_two() && (4096..=256 << 20).contains(&bytes) {
         Ok(bytes)
     } else {
-        Err("it must be a power of two between 4096 and 268435456".to_owned())
+        Err("must be a power of two between 4096 and 268435456".to_owned())
     }
 }
 
@@ -385,12 +388,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn durations_need_a_unit_and_a_limit() {
+    fn duration_needs_a_unit_and_is_bounded() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         for bad in ["", "10", "s", "0s", "25h", "99999999999999999999h", "-1s", "1.5s"] {
@@ -399,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_a_power_of_two() {
+    fn ring_size_is_a_power_of_two() {
         assert_eq!(ring("4096"), Ok(4096));
         for bad in ["0", "1024", "5000", "4294967296", "x"] {
             assert!(ring(bad).is_err(), "{bad}");

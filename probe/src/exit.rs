@@ -4,29 +4,29 @@ use std::process::ExitCode;
 
 use probe_engine::{Reason, Side, Status};
 
-/// How a command ended.
+/// The exit code of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Ready; or the command did what it was asked to.
+    /// The node is ready, or the command succeeded.
     Ready = 0,
-    /// A CNI, datapath or runtime fault; or the command failed.
+    /// A CNI, datapath or runtime fault, or the command failed.
     NodeFault = 1,
-    /// Wrong use, unreadable input.
+    /// A usage error or unreadable input.
     Usage = 2,
-    /// A fault on the way to the API server.
+    /// A fault on the path to the API server.
     ApiFault = 3,
     /// Not ready for another reason.
     OtherFault = 4,
-    /// Not known.
+    /// The verdict is unknown.
     Unknown = 5,
-    /// Not a Kubernetes node.
+    /// The host is not a Kubernetes node.
     NotApplicable = 6,
     /// Missing privilege or unsupported kernel.
     Unsupported = 77,
 }
 
 impl Exit {
-    /// For a verdict.
+    /// Returns the exit code for a verdict.
     pub(crate) const fn of(reason: Reason, status: Status) -> Self {
         match (reason, status, reason.side()) {
             (Reason::NotApplicable, ..) => Self::NotApplicable,
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_verdict_has_the_contract_s_exit_code() {
+    fn exit_code_follows_from_reason_and_status() {
         assert_eq!(Exit::of(Reason::NetworkReady, Status::True) as u8, 0);
         assert_eq!(Exit::of(Reason::IPAMExhausted, Status::False) as u8, 1);
         assert_eq!(Exit::of(Reason::OVSNotReady, Status::False) as u8, 1);

@@ -1,4 +1,4 @@
-//! The machine-readable form of a report: public, see `docs/verdicts.md` §3. It only grows.
+//! The JSON form of a report: public, see `docs/verdicts.md` section 3. Fields are added and never removed.
 
 use probe_engine::{Evidence, Finding, Mono, Reason, Report, Role, Side, Status, Writes};
 use serde::{Deserialize, Serialize};
@@ -8,26 +8,26 @@ use crate::clock::Wall;
 /// Default domain of the condition types.
 pub(crate) const PREFIX: &str = "netready.dev";
 
-/// What a report does not know of itself.
+/// What a JSON report needs besides the report of the engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     /// Name of the node.
     pub(crate) node: String,
     /// `/proc/sys/kernel/random/boot_id`
     pub(crate) boot_id: String,
-    /// Turns times into wall time.
+    /// Converts boot time to wall time.
     pub(crate) wall: Wall,
 }
 
 impl Context {
-    /// For this boot of this node.
+    /// Returns the context of this boot of this host.
     pub(crate) fn here(node: &str, wall: Wall) -> Self {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self { node: node.to_owned(), boot_id: boot_id.trim().to_owned(), wall }
     }
 }
 
-/// The object.
+/// The JSON object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Document {
@@ -42,7 +42,7 @@ pub(crate) struct Document {
     pub(crate) conditions: Vec<ConditionRow>,
     pub(crate) evidence: Vec<EvidenceRow>,
     pub(crate) gaps: Vec<GapRow>,
-    /// Absent while nobody has tried, and where nobody does.
+    /// Absent until the first attempt to write, and where conditions are not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) condition_writes: Option<Writes>,
 }
@@ -94,7 +94,7 @@ pub(crate) struct GapRow {
 }
 
 impl Document {
-    /// Puts `report` into the contract's form.
+    /// Converts a report.
     pub(crate) fn new(report: &Report, context: &Context) -> Self {
         let wall = context.wall;
         let link = |finding: &Finding| Link {
@@ -147,17 +147,17 @@ impl Document {
     }
 }
 
-/// `2026-01-02T03:04:05.678Z`
+/// Returns the wall time of `at`: `2026-01-02T03:04:05.678Z`.
 pub(crate) fn rfc3339(wall: Wall, at: Mono) -> String {
     format!("{:.3}", timestamp(wall, at))
 }
 
-/// `03:04:05.678`, UTC.
+/// Returns the time of day of `at` in UTC: `03:04:05.678`.
 pub(crate) fn time_of_day(wall: Wall, at: Mono) -> String {
     timestamp(wall, at).strftime("%H:%M:%S%.3f").to_string()
 }
 
-/// The wall time of `at`.
+/// Returns the wall time of `at`; the epoch if it is out of range.
 pub(crate) fn timestamp(wall: Wall, at: Mono) -> jiff::Timestamp {
     jiff::Timestamp::try_from(wall.at(at)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_has_every_field_of_the_contract() {
+    fn document_has_every_field_of_the_contract() {
         let engine = Engine::new(Config::default(), Mono(5_000_000_000));
         let wall = Wall { offset_ns: 1_767_322_000_000_000_000 };
         let context = Context { node: "worker-3".into(), boot_id: "b".into(), wall };

@@ -1,4 +1,4 @@
-//! The command line as a person meets it: help, wrong use, bad files. Needs no root.
+//! The command line: help, usage errors, malformed files. Does not need root.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -15,13 +15,13 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("a text")
 }
 
-/// Exit code 2, and one clear line that contains `words`.
+/// Asserts exit code 2 and one line on standard error that contains `words`.
 fn is_usage_error(output: &Output, words: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains(words), "{words:?} is missing in {said:?}");
-    assert!(!said.contains("panicked") && output.stdout.is_empty(), "{said}");
-    assert!(said.chars().all(|c| !c.is_control() || c == '\n'), "{said:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(words), "{words:?} is missing in {stderr:?}");
+    assert!(!stderr.contains("panicked") && output.stdout.is_empty(), "{stderr}");
+    assert!(stderr.chars().all(|c| !c.is_control() || c == '\n'), "{stderr:?}");
 }
 
 #[test]
@@ -37,12 +37,12 @@ fn every_command_has_help() {
 }
 
 #[test]
-fn wrong_use_ends_with_two_and_a_reason() {
+fn usage_error_exits_with_2_and_names_the_problem() {
     assert_eq!(probe(&[]).status.code(), Some(2));
     is_usage_error(&probe(&["chekc"]), "unrecognized subcommand");
     is_usage_error(&probe(&["check", "--no-such-flag"]), "unexpected argument");
-    is_usage_error(&probe(&["check", "--for", "10"]), "the unit is one of ms, s, m, h");
-    is_usage_error(&probe(&["check", "--for", "0s"]), "at least 1ms");
+    is_usage_error(&probe(&["check", "--for", "10"]), "expected one of the units ms, s, m, h");
+    is_usage_error(&probe(&["check", "--for", "0s"]), "between 1ms and 24h");
     is_usage_error(&probe(&["check", "--ring-bytes", "5000"]), "power of two");
     is_usage_error(&probe(&["trace", "--pod", "web-1"]), "NAMESPACE/NAME");
     is_usage_error(&probe(&["trace", "--only", "everything"]), "possible values");
@@ -51,36 +51,36 @@ fn wrong_use_ends_with_two_and_a_reason() {
 }
 
 #[test]
-fn bad_addresses_and_paths_are_named() {
+fn malformed_addresses_and_missing_paths_are_named() {
     for bad in ["no such host", "10.0.0.1:99999", "[::1", "", "0.0.0.0:6443", "10.0.0.1:0", "vip=10.0.0.1"] {
         is_usage_error(&probe(&["check", "--apiserver", bad]), "--apiserver");
     }
     is_usage_error(&probe(&["check", "--apiserver", "\u{1b}[31mx"]), "--apiserver");
-    is_usage_error(&probe(&["check", "--host-root", "/no/such/dir"]), "it is no directory");
-    is_usage_error(&probe(&["check", "--kubeconfig", "/no/such/file"]), "it is no file");
+    is_usage_error(&probe(&["check", "--host-root", "/no/such/dir"]), "not a directory");
+    is_usage_error(&probe(&["check", "--kubeconfig", "/no/such/file"]), "not a file");
 }
 
 #[test]
-fn explain_knows_every_reason_and_helps_with_half_a_name() {
+fn explain_lists_every_reason_and_suggests_similar_names() {
     assert!(stdout(&probe(&["explain"])).lines().filter(|line| line.starts_with("API")).count() == 19);
     let one = stdout(&probe(&["explain", "apitimeout"]));
     assert!(one.starts_with("APITimeout  (api)") && one.contains("  next "), "{one}");
     is_usage_error(&probe(&["explain", "Exhausted"]), "did you mean IPAMExhausted, ConntrackExhausted");
-    is_usage_error(&probe(&["explain", "\u{1b}[31m"]), "there is no reason");
+    is_usage_error(&probe(&["explain", "\u{1b}[31m"]), "unknown reason");
     let json = probe(&["explain", "-o", "json", "CNIConfigMissing"]);
     let value: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!(value["side"], "cni");
 }
 
 #[test]
-fn bad_recordings_are_refused_with_their_line() {
+fn malformed_recording_is_refused_with_the_line_number() {
     is_usage_error(&probe(&["replay", "/no/such/recording"]), "/no/such/recording");
-    is_usage_error(&probe(&["replay", "/"]), "it is a directory");
+    is_usage_error(&probe(&["replay", "/"]), "is a directory");
     let header = r#"{"netreadyRecording":1,"started":0}"#;
     for (text, words) in [
         (String::new(), "line 1"),
-        ("nonsense\n".to_owned(), "line 1: it is no recording's header"),
-        (r#"{"netreadyRecording":9,"started":0}"#.to_owned(), "format 9 is not known"),
+        ("nonsense\n".to_owned(), "line 1: not the header of a recording"),
+        (r#"{"netreadyRecording":9,"started":0}"#.to_owned(), "format 9 is not supported"),
         (format!("{header}\n{{\"at\":1,\"kind\":\"no_such\"}}\n"), "line 2: unknown variant"),
         (format!("{header}\n\u{0}\u{0}\n"), "line 2"),
         (
@@ -97,14 +97,14 @@ fn bad_recordings_are_refused_with_their_line() {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
-        // It may stop reading before the end.
+        // The program may stop reading before the end.
         let _ = child.stdin.take().expect("an input").write_all(text.as_bytes());
         is_usage_error(&child.wait_with_output().expect("it ends"), words);
     }
 }
 
 #[test]
-fn a_recording_is_replayed_at_its_own_time() {
+fn recording_is_replayed_at_recorded_time() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("recording.jsonl");
     let lines = [
@@ -128,7 +128,7 @@ fn a_recording_is_replayed_at_its_own_time() {
 }
 
 #[test]
-fn what_a_recording_says_never_reaches_the_terminal_as_it_is() {
+fn control_characters_of_a_recording_are_escaped() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("recording.jsonl");
     let hostile = format!(r"\u001b]0;title\u0007\u009b2J\n{}", "x".repeat(5000));
@@ -157,7 +157,7 @@ fn what_a_recording_says_never_reaches_the_terminal_as_it_is() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn closed_output_pipe_is_not_a_failure() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_probe"))
         .arg("explain")
         .stdout(Stdio::piped())

@@ -1,4 +1,4 @@
-//! The documentation of the contract says what the code does.
+//! Compares the documentation of the contract with the code.
 
 use std::collections::BTreeSet;
 use std::path::Path;

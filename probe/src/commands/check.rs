@@ -1,4 +1,4 @@
-//! `probe check`: one verdict now.
+//! `probe check`: prints the current verdict.
 
 mod settled;
 
@@ -22,12 +22,12 @@ use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 use crate::threads::Threads;
 use settled::Settled;
 
-/// How long a running agent may take to answer.
+/// Timeout of the answer of a running agent.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Largest answer that is read: a report has at most 32 lines of evidence of 512 bytes.
+/// Largest answer that is read, in bytes: a report has at most 32 lines of evidence of 512 bytes.
 const ANSWER: u64 = 1 << 20;
 
-/// See the module.
+/// Runs the command. Returns the exit code of the verdict.
 pub(crate) async fn run(args: CheckArgs) -> Result<Exit> {
     let settings = args.node.settings()?;
     let from_agent = if args.no_agent { None } else { ask_agent(&args.socket).await };
@@ -49,21 +49,21 @@ pub(crate) async fn run(args: CheckArgs) -> Result<Exit> {
         (Document::new(&judge.report(), &Context::here(&node, wall)), unsupported)
     };
     if let Some(why) = &unsupported {
-        crate::warn(&format!("{why}; this answer is made without eBPF"));
+        crate::warn(&format!("{why}; continuing without eBPF"));
     }
     match args.output {
         Output::Json => anstream::println!("{}", serde_json::to_string_pretty(&document)?),
         Output::Text => anstream::print!("{}", text(&document, width())?),
     }
     let exit = Exit::of(document.verdict.reason, document.verdict.status);
-    // A fault that is proven without eBPF is a fault; anything else is not worth much then.
+    // A fault that is proven without eBPF is a fault. Everything else proves little without it.
     Ok(match (unsupported, exit) {
         (Some(_), Exit::Ready | Exit::Unknown) => Exit::Unsupported,
         (_, exit) => exit,
     })
 }
 
-/// The running agent's report; `None` when there is none, or none that answers in time.
+/// Returns the report of the running agent; `None` if no agent runs, or if it does not answer within [`PATIENCE`].
 async fn ask_agent(socket: &Path) -> Option<Document> {
     let answer = async {
         let stream = UnixStream::connect(socket).await.ok()?;

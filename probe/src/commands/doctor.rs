@@ -1,4 +1,4 @@
-//! `probe doctor`: what this kernel and this process allow, and what watching costs here.
+//! `probe doctor`: prints what this kernel and these privileges allow, and what observation costs on this host.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::node::{cni_config, cri, processes, targets};
 use crate::settings::{Known, Settings};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
 
-/// Everything that is found out; additions allowed, no removals.
+/// The JSON form of the result. Fields are added and never removed.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Findings {
@@ -24,14 +24,15 @@ struct Findings {
     kernel: String,
     btf_bytes: Option<u64>,
     lockdown: String,
-    /// Why no program can be loaded at all.
+    /// Why no program can be loaded.
     unsupported: Option<String>,
     attached_in_ms: Option<u128>,
     watched_for_ms: u128,
     hooks: Vec<HookFinding>,
-    /// What the agent cannot see here although all programs are attached.
-    less: Vec<Less>,
-    /// What the node uses.
+    /// Limitations that remain although all programs are attached.
+    #[serde(rename = "less")]
+    limitations: Vec<Limitation>,
+    /// Settings of the node.
     discovered: Vec<Discovered>,
     /// Contradictions between these settings, one sentence each.
     notes: Vec<String>,
@@ -42,13 +43,13 @@ struct Findings {
 struct Discovered {
     setting: &'static str,
     value: String,
-    /// Where the value is from: a flag, a file, a default.
+    /// Source of the value: a flag, a file, a default.
     source: String,
 }
 
-/// See [`Findings::less`].
+/// See [`Findings::limitations`].
 #[derive(Debug, Serialize)]
-struct Less {
+struct Limitation {
     signal: &'static str,
     why: String,
 }
@@ -59,7 +60,7 @@ struct Less {
 struct HookFinding {
     hook: &'static str,
     signal: &'static str,
-    /// `attached`, `stand-in` (a better source is not there) or `missing`.
+    /// `attached`, `stand-in` (a fallback is in use) or `missing`.
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
@@ -69,14 +70,14 @@ struct HookFinding {
     cost: Option<&'static str>,
     events: u64,
     lost: u64,
-    /// As the kernel measures it; nothing while it does not.
+    /// Mean run time as measured by the kernel; absent without `--stats`.
     #[serde(skip_serializing_if = "Option::is_none")]
     ns_per_run: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     runs: Option<u64>,
 }
 
-/// See the module. Loads everything, watches for a moment and drops it again.
+/// Runs the command: loads all programs, counts events for `--for`, and unloads the programs.
 pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     let settings = args.node.settings()?;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -92,29 +93,31 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
         attached_in_ms: None,
         watched_for_ms: args.watch.as_millis(),
         hooks: Vec::new(),
-        less: Vec::new(),
+        limitations: Vec::new(),
         discovered: Vec::new(),
         notes: Vec::new(),
     };
     let processes = processes::scan(&settings);
     let discovery = Discovery::followed(&settings, &processes);
     findings.notes.clone_from(&discovery.notes);
-    let hidden = processes::hidden().map(|why| Less { signal: Gap::PROCESS_TABLE, why });
-    findings.less.extend(hidden);
-    // Held until the end: closing it ends the measuring.
+    let hidden = processes::hidden().map(|why| Limitation { signal: Gap::PROCESS_TABLE, why });
+    findings.limitations.extend(hidden);
+    // The kernel measures as long as this descriptor is open.
     let measure = || aya::sys::enable_stats(aya::sys::Stats::RunTime);
-    let _stats = args.stats.then(measure).transpose().context("let the kernel measure its eBPF programs")?;
+    let _stats =
+        args.stats.then(measure).transpose().context("enable run-time statistics of eBPF programs")?;
     match bpf::load(&settings, true) {
         Ok(mut kernel) => {
             findings.attached_in_ms = Some(kernel.took.as_millis());
             let events = watch(&settings, &mut kernel, (&processes, &discovery), args.watch).await?;
             findings.hooks = hooks(&mut kernel, &events)?;
-            let less = kernel.less.iter().map(|(signal, why)| Less { signal, why: (*why).to_owned() });
-            findings.less.extend(less);
+            let limitations =
+                kernel.less.iter().map(|(signal, why)| Limitation { signal, why: (*why).to_owned() });
+            findings.limitations.extend(limitations);
         }
         Err(error) => findings.unsupported = Some(error.downcast::<Unsupported>()?.to_string()),
     }
-    // After the loading, whose time is counted from the start.
+    // After loading, because the time to load is counted from the start of the process.
     let runtime = match cri::Endpoint::of(&settings, &discovery) {
         Some(endpoint) => Some(container_runtime(&settings, &endpoint).await),
         None => None,
@@ -132,13 +135,13 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
     Ok(if findings.unsupported.is_none() { Exit::Ready } else { Exit::Unsupported })
 }
 
-/// Returns the container runtime's answer over CRI.
+/// Queries the container runtime over CRI.
 async fn container_runtime(settings: &Settings, endpoint: &cri::Endpoint) -> Known<String> {
     let value = endpoint.ask(settings).await.map_or_else(|why| why, |answer| answer.words());
     Known::of(value, &format_args!("CRI at {}", endpoint.socket))
 }
 
-/// The API servers: addresses, and names with the result of looking them up.
+/// Returns the addresses of API servers, and their names with the results of resolving them.
 async fn api_servers(settings: &Settings, discovery: &Discovery) -> Vec<Known<String>> {
     let found = targets::find(settings, discovery);
     let addresses = found.targets.iter().filter(|target| target.name.is_none());
@@ -161,7 +164,7 @@ async fn api_servers(settings: &Settings, discovery: &Discovery) -> Vec<Known<St
     rows
 }
 
-/// Looks at what the agent would look at; counts what comes.
+/// Observes what the agent would observe. Returns the number of events of each hook.
 async fn watch(
     settings: &Settings,
     kernel: &mut Kernel,
@@ -251,7 +254,7 @@ fn print(findings: &Findings) {
     anstream::println!("lockdown  {}", findings.lockdown);
     if let Some(why) = &findings.unsupported {
         anstream::println!("{}", paint(BAD, &format!("eBPF      {why}")));
-        print_less(findings);
+        print_limitations(findings);
         return;
     }
     anstream::println!(
@@ -279,13 +282,13 @@ fn print(findings: &Findings) {
             }
         }
     }
-    print_less(findings);
+    print_limitations(findings);
 }
 
-fn print_less(findings: &Findings) {
-    for less in &findings.less {
-        anstream::println!("{}", paint(UNSURE, less.signal));
-        for line in wrap(&less.why, width().saturating_sub(4)) {
+fn print_limitations(findings: &Findings) {
+    for limitation in &findings.limitations {
+        anstream::println!("{}", paint(UNSURE, limitation.signal));
+        for line in wrap(&limitation.why, width().saturating_sub(4)) {
             anstream::println!("    {}", paint(FAINT, &line));
         }
     }

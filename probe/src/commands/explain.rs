@@ -1,4 +1,4 @@
-//! `probe explain`: what a reason means.
+//! `probe explain`: prints the meaning of reasons.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use crate::cli::{ExplainArgs, Output, UsageError};
 use crate::exit::Exit;
 use crate::sinks::layout::{GOOD, paint, width, wrap};
 
-/// See the module.
+/// Runs the command.
 pub(crate) fn run(args: &ExplainArgs) -> Result<Exit> {
     let reasons = match &args.reason {
         Some(name) => vec![find(name)?],
@@ -61,9 +61,9 @@ fn find(name: &str) -> Result<Reason, UsageError> {
         .collect();
     let shown = crate::text::clean(name.as_bytes(), 64);
     Err(UsageError(if near.is_empty() {
-        format!("there is no reason {shown:?}; `probe explain` lists them all")
+        format!("unknown reason {shown:?}; `probe explain` lists all reasons")
     } else {
-        format!("there is no reason {shown:?}; did you mean {}?", near.join(", "))
+        format!("unknown reason {shown:?}; did you mean {}?", near.join(", "))
     }))
 }
 

@@ -1,18 +1,18 @@
-//! `-v`: what the kernel half logs, on standard error.
+//! `-v`: prints the log of the kernel programs to standard error.
 
 use std::time::Duration;
 
 use aya::Ebpf;
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// The kernel half logs next to nothing; a second is soon enough.
+/// Interval between two reads of the log. The kernel programs log very little.
 const EVERY: Duration = Duration::from_secs(1);
 
 struct Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Only the kernel half: the libraries' own words are for their developers.
+        // Messages of libraries are for their developers.
         metadata.target().starts_with("probe_ebpf")
     }
 
@@ -25,14 +25,14 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Shows it from now on.
+/// Prints the log from now on.
 pub(crate) fn show() {
-    // Fails when there is a logger already: this is the only place that sets one.
+    // Fails if a logger is set already; no other code sets one.
     let _ = log::set_logger(&Stderr);
     log::set_max_level(LevelFilter::Debug);
 }
 
-/// Reads the log of these programs for ever, when it is shown.
+/// Starts a task that reads the log of these programs until the process exits, if `-v` was given.
 pub(crate) fn follow(programs: &mut Ebpf) {
     if log::max_level() == LevelFilter::Off {
         return;
@@ -46,6 +46,6 @@ pub(crate) fn follow(programs: &mut Ebpf) {
                 }
             });
         }
-        Err(error) => crate::warn(&format!("read the kernel half's log: {error}")),
+        Err(error) => crate::warn(&format!("cannot read the log of the kernel programs: {error}")),
     }
 }

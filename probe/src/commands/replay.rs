@@ -1,4 +1,4 @@
-//! `probe replay`: what the engine would have said.
+//! `probe replay`: feeds a recording to the engine, at recorded time.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
@@ -20,22 +20,23 @@ use crate::sinks::trace::Timeline;
 use crate::sinks::trace_json::JsonLines;
 use crate::text::clean;
 
-/// Longest line that is read: an observation's texts are bounded, a recording by hand may be generous.
+/// Longest line that is read, in bytes. The texts of recorded observations are bounded; a recording that was written by hand may
+/// have longer ones.
 const LINE: u64 = 1 << 20;
 
-/// Longest text of a line that is kept, bytes: nothing that the agent records comes near.
+/// Longest text that is kept, in bytes. Texts that the agent records are much shorter.
 const TEXT: usize = 4096;
 
-/// See the module.
+/// Runs the command.
 pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     let shown = args.file.display().to_string();
     let mut input = open(&args.file)?;
     let usage = |number: usize, why: String| UsageError(format!("{shown}: line {number}: {why}"));
     let first = next_line(&mut input).map_err(|why| usage(1, why))?;
     let header: RecordingHeader = read(&first.unwrap_or_default())
-        .map_err(|error| usage(1, format!("it is no recording's header: {error}")))?;
+        .map_err(|error| usage(1, format!("not the header of a recording: {error}")))?;
     if header.netready_recording != 1 {
-        return Err(usage(1, format!("format {} is not known here", header.netready_recording)).into());
+        return Err(usage(1, format!("format {} is not supported", header.netready_recording)).into());
     }
     let wall = Wall { offset_ns: header.wall_offset_ns };
     let context = Context { node: header.node.clone(), boot_id: header.boot_id.clone(), wall };
@@ -64,7 +65,8 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     }
 }
 
-/// One line of a recording. It may come from anybody: what the agent makes safe when it sees it is made safe again.
+/// Parses one line of a recording. A recording is untrusted input: its texts are redacted and escaped again, as they were when
+/// the agent observed them.
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(made_safe(serde_json::from_slice(bytes)?))
 }
@@ -88,7 +90,7 @@ fn finish(args: &ReplayArgs, engine: &Engine, context: &Context) -> Result<Exit>
     Ok(Exit::Ready)
 }
 
-/// Ticks at every time that the engine asked for, up to `until`.
+/// Lets the engine run at each of its deadlines before `until`.
 fn let_time_pass(engine: &mut Engine, until: Mono, sink: &mut dyn Sink) {
     while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
         engine.tick(deadline);
@@ -106,19 +108,20 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>, UsageError> {
     if path == Path::new("-") {
         return Ok(Box::new(std::io::stdin().lock()));
     }
-    let file = File::open(path).map_err(|error| UsageError(format!("read {}: {error}", path.display())))?;
+    let file =
+        File::open(path).map_err(|error| UsageError(format!("cannot read {}: {error}", path.display())))?;
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        return Err(UsageError(format!("read {}: it is a directory", path.display())));
+        return Err(UsageError(format!("cannot read {}: is a directory", path.display())));
     }
     Ok(Box::new(BufReader::new(file)))
 }
 
-/// One line without its end; `None` at the end of the input.
+/// Returns the next line without its line feed; `None` at the end of the input.
 fn next_line(input: &mut dyn BufRead) -> Result<Option<Vec<u8>>, String> {
     let mut bytes = Vec::new();
     let size = input.take(LINE + 1).read_until(b'\n', &mut bytes).map_err(|error| error.to_string())?;
     if size as u64 > LINE {
-        return Err(format!("it is longer than {LINE} bytes"));
+        return Err(format!("longer than {LINE} bytes"));
     }
     if bytes.last() == Some(&b'\n') {
         bytes.pop();

@@ -1,4 +1,4 @@
-//! `probe run`: the agent.
+//! `probe run`: runs the agent.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,19 +31,19 @@ use crate::sinks::{Sink, http};
 use crate::text::is_node_name;
 use crate::threads::{self, Threads};
 
-/// How long the last write may take: a usual one takes 5 ms, and a pod is killed 30 s after it was asked to end.
-const LAST_WORD: Duration = Duration::from_secs(3);
-/// How long the watcher may take for its last look.
-const LAST_LOOK: Duration = Duration::from_secs(3);
-/// How long the agent waits for what its journal remembers; a disk that responds takes milliseconds.
-const MEMORY: Duration = Duration::from_secs(2);
+/// Timeout of the last write to the Node object. A write usually takes 5 ms, and a pod is killed 30 s after its SIGTERM.
+const LAST_WRITE: Duration = Duration::from_secs(3);
+/// How long the watcher may take to report its last observations.
+const LAST_OBSERVATION: Duration = Duration::from_secs(3);
+/// How long the agent waits for the contents of its journal. A disk that responds takes milliseconds.
+const JOURNAL_READ: Duration = Duration::from_secs(2);
 
-/// See the module. What cannot be served is said once, shows in `/readyz`, and stops nothing else. This thread judges, and
-/// waits for no other.
+/// Runs the agent until it is stopped. An output that fails is logged once and reported by `/readyz`; the agent continues without
+/// it. This thread runs the engine and never waits for another thread.
 pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     let settings = Arc::new(args.node.settings()?);
     if let Err(error) = privileges::confine() {
-        crate::warn(&format!("the agent keeps privileges that it does not use: {error:#}"));
+        crate::warn(&format!("cannot drop unused privileges: {error:#}"));
     }
     let stop = until_stopped(None)?;
     tokio::pin!(stop);
@@ -57,7 +57,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
         Ok(file) => Some(file),
         Err(NotTaken::Held(path)) => {
             crate::warn(&format!(
-                "another agent runs on this host: it has locked {}; stop it, or give this one files of its own \
+                "another agent runs on this host and holds the lock {}: stop it, or start this one with other files \
                  (--state-file, --journal, --socket)",
                 path.display()
             ));
@@ -71,58 +71,58 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     let threads = Threads::start(&shared.blocked)?;
     let writer = threads.writer.clone();
     let (mut judge, watcher) = watch(Arc::clone(&settings), threads, &shared).await?;
-    // A kubeconfig's programs are run on the host only.
+    // Programs that a kubeconfig names are run only on the host, not from inside a container.
     let runs_programs = !args.no_conditions && settings.host_root == Path::new("/");
     if let Err(error) = privileges::limit_calls(runs_programs) {
-        crate::warn(&format!("the agent may make system calls that it does not need: {error:#}"));
+        crate::warn(&format!("cannot limit system calls: {error:#}"));
     }
     let about = judge.about().clone();
     if let Some(why) = &about.unsupported {
-        shared.fails(why, "the agent works with what can be seen without eBPF");
+        shared.fails(why, "continuing without eBPF");
     }
     let files = Files { state: args.state_file, journal: args.journal, socket: args.socket };
-    let (mut outlets, remembered) = Outlets::open(metrics, files, &settings, &about).await;
+    let (mut outputs, remembered) = Outputs::open(metrics, files, &settings, &about).await;
     if !args.no_conditions {
-        outlets.write_conditions(&writer, &about, &settings, &remembered);
+        outputs.write_conditions(&writer, &about, &settings, &remembered);
     }
     let took = about
         .attach_took
         .map_or("without eBPF".to_owned(), |took| format!("attached in {} ms", took.as_millis()));
     crate::warn(&format!("watching {}, {took}", settings.node));
-    let mut sinks = outlets.sinks();
+    let mut sinks = outputs.sinks();
     judge.remember(remembered, &mut sinks);
     tokio::select! {
         () = &mut stop => {}
-        // The watcher has gone: it says why below.
+        // The watcher has stopped; its error is returned below.
         () = judge.run(&mut sinks) => {}
     }
     drop(watcher.stop);
-    // What was observed before the end counts.
+    // Observations from before the stop count.
     let ended = async {
         judge.run(&mut sinks).await;
         watcher.ended.await
     };
-    if let Ok(Ok(watched)) = tokio::time::timeout(LAST_LOOK, ended).await {
+    if let Ok(Ok(watched)) = tokio::time::timeout(LAST_OBSERVATION, ended).await {
         watched?;
     }
 
-    // The last word: what stands in the files from here on is no longer looked after.
+    // The outputs are not updated from here on, and their last report says so.
     let last = Seen { at: clock::now(), observation: Observation::Stopping };
     judge.stop(last, &mut sinks);
-    outlets.finish().await;
+    outputs.finish().await;
     drop(lock);
     Ok(Exit::Ready)
 }
 
-/// Where the agent's files are.
+/// Paths of the agent's files.
 struct Files {
     state: PathBuf,
     journal: PathBuf,
     socket: PathBuf,
 }
 
-/// Everything that the agent says something by.
-struct Outlets {
+/// All outputs of the agent.
+struct Outputs {
     metrics: Metrics,
     journal: Option<Journal>,
     state: Option<StateFile>,
@@ -130,14 +130,14 @@ struct Outlets {
     writing: Option<(Conditions, JoinHandle<()>)>,
 }
 
-impl Outlets {
-    /// Starts the threads of the files, and returns what an earlier agent said.
+impl Outputs {
+    /// Starts the threads that write files. Also returns what an earlier agent reported.
     async fn open(metrics: Metrics, files: Files, settings: &Settings, about: &About) -> (Self, Remembered) {
         let shared = metrics.shared();
         let context = Context::here(&settings.node, about.wall);
         let dropped = metrics.dropped("journal");
         let journal = Journal::start(files.journal, context.clone(), about.started, &shared, dropped);
-        let (journal, remembered) = kept(&shared, "keep the journal", journal).unzip();
+        let (journal, remembered) = kept(&shared, "write the journal", journal).unzip();
         let remembered = remember(remembered).await;
         let state = StateFile::start(files.state, context.clone(), &shared);
         let state = kept(&shared, "write the state file", state);
@@ -146,7 +146,7 @@ impl Outlets {
         (Self { metrics, journal, state, socket, writing: None }, remembered)
     }
 
-    /// Starts to write the conditions to the Node object.
+    /// Starts writing the conditions to the Node object.
     fn write_conditions(
         &mut self,
         thread: &Handle,
@@ -157,7 +157,7 @@ impl Outlets {
         let node = &settings.node;
         if !is_node_name(node) {
             let what = format!("write the conditions of {node:?}");
-            self.metrics.shared().fails(&what, "that is not the name of a node; see --node-name");
+            self.metrics.shared().fails(&what, "not a valid node name; see --node-name");
             return;
         }
         let (conditions, written) =
@@ -174,18 +174,18 @@ impl Outlets {
         sinks
     }
 
-    /// Waits a while for what was said last.
+    /// Waits for the last writes, each with a timeout.
     async fn finish(self) {
         let written = async {
             if let Some((conditions, writer)) = self.writing {
                 drop(conditions);
-                // Too late is as good as never: the object then says what was true last.
-                let _ = tokio::time::timeout(LAST_WORD, writer).await;
+                // After a timeout the Node object keeps the conditions that were written last.
+                let _ = tokio::time::timeout(LAST_WRITE, writer).await;
             }
         };
         let (state, journal) = (self.state.map(StateFile::finish), self.journal.map(Journal::finish));
         let files = async {
-            // Each on its own thread: what one of them still writes does not wait for the other.
+            // Each has its own thread, so that no write waits for another.
             let (state, journal) = (OptionFuture::from(state), OptionFuture::from(journal));
             tokio::join!(state, journal, OptionFuture::from(self.socket.map(Socket::finish)))
         };
@@ -195,26 +195,26 @@ impl Outlets {
 
 /// The watcher, on its own thread.
 struct Watcher {
-    /// Dropped, it ends the watcher.
+    /// Dropping it stops the watcher.
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<Result<()>>,
 }
 
 /// Starts the watcher on a thread of its own.
 async fn watch(settings: Arc<Settings>, threads: Threads, shared: &Shared) -> Result<(Judge, Watcher)> {
-    let (tell, started) = oneshot::channel();
+    let (sender, started) = oneshot::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let ended = threads::run("watch", &shared.blocked, move |operation| async move {
         let (mut app, mut judge) = match App::start(settings, threads) {
             Ok(halves) => halves,
             Err(error) => {
-                let _ = tell.send(Err(error));
+                let _ = sender.send(Err(error));
                 return Ok(());
             }
         };
         judge.follow(operation);
         // Without a judge the program is about to exit.
-        let _ = tell.send(Ok(judge));
+        let _ = sender.send(Ok(judge));
         let stopped = async { drop(stopped.await) };
         app.reread_on_hangup()?;
         app.run(stopped).await
@@ -223,17 +223,17 @@ async fn watch(settings: Arc<Settings>, threads: Threads, shared: &Shared) -> Re
     Ok((judge, Watcher { stop, ended }))
 }
 
-/// What the journal remembers; nothing when that takes too long.
+/// Returns the contents of the journal; nothing if reading takes longer than [`JOURNAL_READ`].
 async fn remember(remembered: Option<oneshot::Receiver<Remembered>>) -> Remembered {
     let Some(remembered) = remembered else { return Remembered::default() };
-    if let Ok(remembered) = tokio::time::timeout(MEMORY, remembered).await {
+    if let Ok(remembered) = tokio::time::timeout(JOURNAL_READ, remembered).await {
         return remembered.unwrap_or_default();
     }
-    crate::warn("the journal cannot be read in time: what an earlier agent said is not known");
+    crate::warn("cannot read the journal in time: continuing without the history of an earlier agent");
     Remembered::default()
 }
 
-/// Starts the writer of the Node object; answers with what tells it. It ends some time after that is dropped.
+/// Starts the writer of the Node object. Returns the sink that feeds it, and its task, which ends after the sink is dropped.
 pub(crate) fn write_conditions(
     thread: &Handle,
     about: &About,
@@ -241,11 +241,11 @@ pub(crate) fn write_conditions(
     metrics: WriteMetrics,
     remembered: &Remembered,
 ) -> (Conditions, JoinHandle<()>) {
-    /// Changes of conditions come seconds apart; a write may take half a minute.
+    /// Conditions change at most every few seconds; a write may take half a minute.
     const QUEUE: usize = 64;
-    let (news, told) = mpsc::channel(QUEUE);
+    let (news, changes) = mpsc::channel(QUEUE);
     let resumed = !remembered.conditions.is_empty();
-    let writer = kube::run(Arc::clone(settings), about.wall, resumed, metrics, told, about.feed.clone());
+    let writer = kube::run(Arc::clone(settings), about.wall, resumed, metrics, changes, about.feed.clone());
     (Conditions::new(news, remembered), thread.spawn(writer))
 }
 
@@ -253,7 +253,7 @@ fn kept<T>(shared: &Shared, what: &str, made: std::io::Result<T>) -> Option<T> {
     match made {
         Ok(made) => Some(made),
         Err(error) => {
-            shared.fails(what, &format!("{error}; the agent goes on without it"));
+            shared.fails(what, &format!("{error}; continuing without it"));
             None
         }
     }

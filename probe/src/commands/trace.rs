@@ -1,4 +1,4 @@
-//! `probe trace`: a live timeline.
+//! `probe trace`: prints a live timeline.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::sinks::trace::Timeline;
 use crate::sinks::trace_json::JsonLines;
 use crate::threads::Threads;
 
-/// See the module.
+/// Runs the command until it is stopped.
 pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
     let settings = args.node.settings()?;
     let node = settings.node.clone();
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
     let (mut app, mut judge) = App::start(Arc::new(settings), Threads::here())?;
     let about = judge.about().clone();
     if let Some(why) = &about.unsupported {
-        crate::warn(&format!("{why}; only what can be seen without eBPF is shown"));
+        crate::warn(&format!("{why}; showing only what can be observed without eBPF"));
     }
     let context = Context::here(&node, about.wall);
     let mut recorder =
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: TraceArgs) -> Result<Exit> {
         }
     };
     if let Some(error) = recorder.and_then(|recorder| recorder.broken) {
-        return Err(error).context("write the recording: it ends before this trace did");
+        return Err(error).context("write the recording, which is incomplete");
     }
     match broken {
         Some(error) => Err(error).context("write the timeline"),

@@ -1,4 +1,4 @@
-//! Tells the writer of the Node object what the conditions say.
+//! Passes changes of the conditions to the writer of the Node object.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,48 +13,48 @@ use tokio::sync::mpsc;
 use super::Sink;
 use crate::kube::News;
 
-/// See the module. Never waits: the writer may be waiting for the API server.
+/// The sink. It never waits, because the writer may be waiting for the API server.
 pub(crate) struct Conditions {
     news: mpsc::Sender<News>,
     shown: Vec<Condition>,
-    /// The status that each had last, as far as events are concerned.
+    /// The last status of each condition for which an event was sent or was not needed.
     status: BTreeMap<ConditionType, Status>,
-    /// Not told yet, because the writer is behind.
-    late: Option<Vec<Condition>>,
-    /// Changes that the writer never hears of, because it is behind.
+    /// Not passed on yet, because the queue to the writer is full.
+    pending: Option<Vec<Condition>>,
+    /// Counts changes that were dropped because the queue was full.
     dropped: Counter,
 }
 
 impl Conditions {
-    /// `remembered` is what an earlier agent said: the same again is no change.
+    /// Creates the sink. `remembered` is what an earlier agent reported: the same status again is not a change.
     pub(crate) fn new(news: mpsc::Sender<News>, remembered: &Remembered) -> Self {
         let status = remembered.conditions.iter().map(|known| (known.condition, known.status)).collect();
-        Self { news, shown: Vec::new(), status, late: None, dropped: Counter::default() }
+        Self { news, shown: Vec::new(), status, pending: None, dropped: Counter::default() }
     }
 
-    /// Counts there the changes that the writer never hears of.
+    /// Sets the counter of dropped changes.
     pub(crate) fn counting(self, dropped: Counter) -> Self {
         Self { dropped, ..self }
     }
 
-    fn tell(&mut self) {
-        if let Some(conditions) = self.late.take()
+    fn send_pending(&mut self) {
+        if let Some(conditions) = self.pending.take()
             && let Err(mpsc::error::TrySendError::Full(_)) =
                 self.news.try_send(News::Conditions(conditions.clone()))
         {
-            self.late = Some(conditions);
+            self.pending = Some(conditions);
         }
     }
 }
 
-/// The API server's condition is about to become True.
+/// Returns whether no fault on the API side is left, and `APIServerReachable` is still False.
 fn clears(report: &Report) -> bool {
-    let says = |known: &Condition| {
+    let is_false = |known: &Condition| {
         known.condition == ConditionType::APIServerReachable && known.status == Status::False
     };
     let mut found = [&report.because, &report.consequences, &report.also].into_iter().flatten();
     let is_api = |finding: &Finding| finding.reason.side() == Side::Api;
-    report.conditions.iter().any(says) && !is_api(&report.verdict) && !found.any(is_api)
+    report.conditions.iter().any(is_false) && !is_api(&report.verdict) && !found.any(is_api)
 }
 
 impl Sink for Conditions {
@@ -62,7 +62,7 @@ impl Sink for Conditions {
         if let Observation::Process(process) = observation
             && (process.class, &process.event) == (ProcessClass::Kubelet, &ProcessEvent::Started)
         {
-            // Full: the writer is busy, and a heartbeat puts right what this would have.
+            // If the queue is full, the next heartbeat restores the conditions.
             let _ = self.news.try_send(News::KubeletStarted);
         }
     }
@@ -71,13 +71,13 @@ impl Sink for Conditions {
         let condition = match effect {
             Effect::Condition(condition) => condition,
             Effect::Verdict(report) if clears(report) => {
-                // Full: the writer is busy, and writes what it is told last.
+                // If the queue is full, the writer is busy and writes the newest conditions next.
                 let _ = self.news.try_send(News::ApiClears);
                 return;
             }
             _ => return,
         };
-        // What an agent says when it comes or goes is no change of the node.
+        // The start and the stop of an agent are not changes of the node.
         if matches!(condition.reason, Reason::Learning | Reason::AgentStopping) {
             return;
         }
@@ -91,12 +91,12 @@ impl Sink for Conditions {
     fn report(&mut self, _at: Mono, report: &Report) {
         if self.shown != report.conditions {
             self.shown.clone_from(&report.conditions);
-            self.late = Some(report.conditions.clone());
-            self.tell();
+            self.pending = Some(report.conditions.clone());
+            self.send_pending();
         }
     }
 
     fn turn(&mut self, _at: Mono, _late: Duration) {
-        self.tell();
+        self.send_pending();
     }
 }

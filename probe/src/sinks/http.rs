@@ -1,4 +1,4 @@
-//! `/metrics`, `/livez`, `/readyz`: enough HTTP for a scraper, and no more.
+//! Serves `/metrics`, `/livez` and `/readyz` over the part of HTTP/1.1 that scrapers and probes need.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -13,57 +13,57 @@ use tokio::task::JoinHandle;
 use super::metrics::Shared;
 use crate::clock;
 
-/// Largest request that is read: a scraper's has a few hundred bytes.
+/// Largest request that is read, in bytes. Scrapers send a few hundred.
 const REQUEST: usize = 8 * 1024;
-/// Most connections at once from this host, and from elsewhere.
+/// Maximum number of connections from this host, and from other hosts.
 const CONNECTIONS: usize = 16;
-/// A client that is slower than this is left.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The judge turns ten times a second; ten seconds without a turn mean that it hangs.
+/// Timeout of one connection.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// The loop that judges runs ten times a second. If it has not run for ten seconds, it hangs.
 const DEAD_AFTER_NS: u64 = 10_000_000_000;
-/// Between two tries to serve.
-const AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks at what may be blocked.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between attempts to bind the address.
+const RETRY: Duration = Duration::from_secs(5);
+/// Interval between checks for blocked operations.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Answers for ever; tries again for as long as the address belongs to somebody else.
+/// Serves until the process exits. Retries while another process uses the address.
 pub(crate) async fn serve(address: SocketAddr, shared: Shared) {
     let what = format!("serve metrics on {address}");
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
-            Err(error) => shared.fails(&what, &format!("{error}; it is tried again every 5 s")),
+            Err(error) => shared.fails(&what, &format!("{error}; retrying every 5 s")),
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY).await;
     };
     shared.works(&what);
     let (mut here, mut elsewhere) = (Places::default(), Places::default());
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
-            // Out of descriptors: connections hold some of them.
+            // Out of descriptors (EMFILE): closing connections frees some.
             elsewhere.make_room(elsewhere.0.len() / 2);
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        // The kubelet's probe must not share its places with whoever can reach this port.
+        // Clients on other hosts must not take the connections that the liveness probe of the kubelet needs.
         let is_own = |local: SocketAddr| local.ip() == peer.ip();
         let is_here = peer.ip().is_loopback() || stream.local_addr().is_ok_and(is_own);
         let places = if is_here { &mut here } else { &mut elsewhere };
         places.make_room(CONNECTIONS - 1);
         let shared = shared.clone();
         places.0.push_back(tokio::spawn(async move {
-            let _ = tokio::time::timeout(PATIENCE, answer(stream, shared)).await;
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, answer(stream, shared)).await;
         }));
     }
 }
 
-/// Connections, the oldest first.
+/// Open connections, the oldest first.
 #[derive(Default)]
 struct Places(VecDeque<JoinHandle<()>>);
 
 impl Places {
-    /// Closes the oldest connections until at most `most` are left. A client that is answered at once is never the oldest for
-    /// long; one that says nothing is, and must not keep others out.
+    /// Closes the oldest connections until at most `most` are left. Connections of ordinary clients are short; the oldest belong to
+    /// clients that send nothing.
     fn make_room(&mut self, most: usize) {
         self.0.retain(|connection| !connection.is_finished());
         while self.0.len() > most {
@@ -74,7 +74,7 @@ impl Places {
     }
 }
 
-/// Reports in the log what is blocked, and when it is no longer. Runs for ever.
+/// Logs when an operation is blocked, and when it is no longer. Runs until the process exits.
 pub(crate) async fn watch_blocked(shared: Shared) {
     let mut known = BTreeSet::new();
     loop {
@@ -86,7 +86,7 @@ pub(crate) async fn watch_blocked(shared: Shared) {
             crate::warn(&format!("{line} no longer"));
         }
         known = now;
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -132,7 +132,7 @@ fn page(path: &str, shared: &Shared) -> (&'static str, &'static str, String) {
                 (
                     "503 Service Unavailable",
                     TEXT,
-                    format!("the loop has not turned for {} s\n", silent / 1_000_000_000),
+                    format!("the loop has not run for {} s\n", silent / 1_000_000_000),
                 )
             }
         }
@@ -141,7 +141,7 @@ fn page(path: &str, shared: &Shared) -> (&'static str, &'static str, String) {
             let lines = ready.wrong.into_iter().map(|(what, why)| format!("{what}: {why}"));
             let mut wrong: Vec<_> = lines.chain(shared.blocked.lines()).collect();
             if !ready.snapshot {
-                wrong.push("the state at start is not read yet".to_owned());
+                wrong.push("the state at start has not been read".to_owned());
             }
             if !ready.hooks {
                 wrong.push("no eBPF hook is attached".to_owned());
@@ -152,7 +152,7 @@ fn page(path: &str, shared: &Shared) -> (&'static str, &'static str, String) {
                 ("503 Service Unavailable", TEXT, wrong.join("\n") + "\n")
             }
         }
-        _ => ("404 Not Found", TEXT, "there are /metrics, /livez and /readyz\n".to_owned()),
+        _ => ("404 Not Found", TEXT, "not found; use /metrics, /livez or /readyz\n".to_owned()),
     }
 }
 

@@ -1,6 +1,7 @@
-//! What was said and when, kept on disk across restarts of the agent and of the host: two files of bounded size.
+//! The history of verdicts and conditions, kept on disk across restarts of the agent and of the host in two files of bounded
+//! size.
 //!
-//! Lines of an earlier boot are kept for people, and are no evidence: their clock is another one.
+//! Lines of an earlier boot are kept for people only. They are not evidence, because boot time starts anew.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -13,11 +14,11 @@ use tokio::sync::oneshot;
 
 use super::Sink;
 use super::metrics::Shared;
-use super::writing::{self, Writing};
+use super::writing::{self, FileWriter};
 use crate::report::{Context, rfc3339};
 
-/// One file is at most this long; the older of the two is replaced when the newer is full. About 4,000 changes
-/// each: months of ordinary life, or half a day of a change every ten seconds.
+/// Largest size of one file, in bytes. The older file is replaced when the newer one is full. One file holds about 4,000 changes:
+/// months of ordinary operation, or half a day with a change every ten seconds.
 const FILE: u64 = 1 << 20;
 
 /// One line.
@@ -38,19 +39,20 @@ enum Entry {
     Verdict { reason: Reason, subject: String, message: String },
 }
 
-/// Most lines that wait for the disk: half an hour of a change every ten seconds.
+/// Maximum number of lines that wait for the disk: half an hour with a change every ten seconds.
 const WAITING: usize = 256;
 
-/// See the module.
+/// The sink.
 pub(crate) struct Journal {
-    /// The last verdict that was written: its evidence may change without it.
+    /// The last verdict that was written. A change of its evidence alone is not written.
     verdict: Option<(Reason, String)>,
-    writing: Writing<(Mono, Entry)>,
+    writing: FileWriter<(Mono, Entry)>,
 }
 
 impl Journal {
-    /// Starts the thread that keeps the journal. It reads what an earlier agent on this boot said, which is returned, then
-    /// writes that an agent starts. `dropped` counts lines for which there was no room while the disk did not respond.
+    /// Starts the thread that writes the journal. It first reads the last conditions of an earlier agent on this boot, which it
+    /// returns by the channel, and then writes a line about the start. `dropped` counts lines that were dropped while the disk
+    /// did not respond.
     pub(crate) fn start(
         path: PathBuf,
         context: Context,
@@ -58,38 +60,38 @@ impl Journal {
         shared: &Shared,
         dropped: Counter,
     ) -> io::Result<(Self, oneshot::Receiver<Remembered>)> {
-        let what = format!("keep the journal {}", path.display());
-        let (tell, known) = oneshot::channel();
-        let mut tell = Some(tell);
+        let what = format!("write the journal {}", path.display());
+        let (sender, known) = oneshot::channel();
+        let mut sender = Some(sender);
         let mut lines = Lines { path, context, file: None };
         let write = move |(at, entry): &(Mono, Entry)| {
-            // Before this agent writes to it.
-            if let Some(tell) = tell.take() {
-                let _ = tell.send(remembered(&lines.path, &lines.context.boot_id));
+            // Read before this agent writes its first line.
+            if let Some(sender) = sender.take() {
+                let _ = sender.send(remembered(&lines.path, &lines.context.boot_id));
             }
             lines.write(*at, entry)
         };
-        let writing = Writing::start(("journal", what), (WAITING, dropped), shared, write)?;
+        let writing = FileWriter::start(("journal", what), (WAITING, dropped), shared, write)?;
         writing.put((at, Entry::Started { version: env!("CARGO_PKG_VERSION").to_owned() }));
         Ok((Self { verdict: None, writing }, known))
     }
 
-    /// Waits a while for the last line to be written.
+    /// Waits for the last line to be written, with a timeout.
     pub(crate) async fn finish(self) {
         self.writing.finish().await;
     }
 }
 
-/// The files, on the thread that writes them.
+/// The two files, used by the thread that writes them.
 struct Lines {
     path: PathBuf,
     context: Context,
-    /// The newer one and its length; `None` until it is opened, and after a failure.
+    /// The newer file and its length in bytes; `None` until it is opened, and after a failure.
     file: Option<(File, u64)>,
 }
 
 impl Lines {
-    /// The newer file, opened for appending. Makes the directory when it is not there.
+    /// Returns the newer file, opened for appending. Creates its directory if needed.
     fn open(&mut self) -> io::Result<&mut (File, u64)> {
         if self.file.is_none() {
             if let Some(dir) = self.path.parent() {
@@ -98,7 +100,7 @@ impl Lines {
             let mut file = writing::open(&self.path, OpenOptions::new().append(true).create(true))?;
             let bytes = file.metadata()?.len();
             if bytes > 0 {
-                // An agent that was killed, or a disk that was full, may have left half a line.
+                // A killed agent or a full disk may have left an incomplete line.
                 file.write_all(b"\n")?;
             }
             self.file = Some((file, bytes));
@@ -125,7 +127,7 @@ impl Lines {
             self.file = None;
         }
         let (file, length) = self.open()?;
-        // One call: a reader sees whole lines.
+        // One write(2) per line, so that readers see whole lines.
         file.write_all(bytes)?;
         *length += more;
         Ok(())
@@ -155,8 +157,8 @@ fn older(path: &Path) -> PathBuf {
     path.with_extension("1.jsonl")
 }
 
-/// What the conditions said last on this boot, if an agent ran: not what it said while it learned or stopped.
-/// A file that cannot be read, or lines that are none, are as if they were not there.
+/// Returns the last state of each condition on this boot, except while an agent was learning or stopping. Files that cannot be
+/// read and malformed lines are skipped.
 fn remembered(path: &Path, boot_id: &str) -> Remembered {
     let mut last: Vec<Condition> = Vec::new();
     for path in [older(path), path.to_owned()] {
@@ -179,7 +181,7 @@ fn remembered(path: &Path, boot_id: &str) -> Remembered {
 fn read(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = writing::open(path, OpenOptions::new().read(true)) {
-        // What could be read counts.
+        // After an error, the part that was read is used.
         let _ = file.take(2 * FILE).read_to_end(&mut bytes);
     }
     bytes
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_last_on_this_boot_is_remembered() {
+    fn last_conditions_of_this_boot_are_remembered() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state/journal.jsonl");
         let mut journal = lines(&path, "old");
@@ -219,7 +221,7 @@ mod tests {
         journal
             .write(Mono(5), &condition(Status::Unknown, Reason::AgentStopping, 5, "stops"))
             .expect("writes");
-        // Half a line, as a killed agent leaves it.
+        // An incomplete line, as a killed agent leaves it.
         journal.open().expect("is open").0.write_all(b"{\"at\":\"2026").expect("writes");
         let mut journal = lines(&path, "new");
         journal.write(Mono(7), &condition(Status::Unknown, Reason::Learning, 7, "")).expect("writes");
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn its_size_is_bounded_and_the_newest_stays() {
+    fn size_is_bounded_and_newest_lines_are_kept() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("journal.jsonl");
         let mut journal = lines(&path, "b");

@@ -1,11 +1,12 @@
-//! Words into lines: width, wrapping, colour.
+//! Text layout: width, wrapping, colour.
 
 use anstyle::{AnsiColor, Style};
 
-/// Width when it cannot be found out.
+/// Width if the terminal does not report one, in columns.
 const WIDTH: usize = 80;
 
-/// Columns of the terminal on standard output; `COLUMNS` wins, and 80 is for everything else.
+/// Returns the width of the output in columns, between 40 and 200: `COLUMNS`, otherwise the width of the terminal on standard
+/// output, otherwise 80.
 pub(crate) fn width() -> usize {
     let named = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let asked = || {
@@ -17,7 +18,7 @@ pub(crate) fn width() -> usize {
     named.or_else(asked).unwrap_or(WIDTH).clamp(40, 200)
 }
 
-/// `text` in lines of at most `width` characters, broken between words.
+/// Breaks `text` between words into lines of at most `width` characters.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -37,7 +38,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
                 lines.push(String::new());
                 continue;
             }
-            // Longer than a line: broken where it must be.
+            // The word is longer than a line and is broken inside.
             line.extend(word.drain(..width));
             lines.push(String::new());
         }
@@ -45,7 +46,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// `text` with at most `width` characters, cut in the middle, where paths and addresses differ least.
+/// Shortens `text` to at most `width` characters by cutting its middle, where paths and addresses differ least.
 pub(crate) fn shorten(text: &str, width: usize) -> String {
     let count = text.chars().count();
     if count <= width {
@@ -58,7 +59,7 @@ pub(crate) fn shorten(text: &str, width: usize) -> String {
     format!("{start}…{end}")
 }
 
-/// How long something took: `62 µs`, `1.2 ms`, `34 ms`, `7.2 s`.
+/// Formats a duration in nanoseconds: `62 µs`, `1.2 ms`, `34 ms`, `7.2 s`.
 pub(crate) fn took(ns: u64) -> String {
     match ns {
         0..1_000_000 => format!("{} µs", ns / 1000),
@@ -68,7 +69,7 @@ pub(crate) fn took(ns: u64) -> String {
     }
 }
 
-/// Colours, by meaning. They are dropped on the way out where nobody can see them.
+/// Colours by meaning. They are removed where the output is not a terminal.
 pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
 /// See [`BAD`].
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
@@ -77,7 +78,7 @@ pub(crate) const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
 /// See [`BAD`].
 pub(crate) const FAINT: Style = Style::new().dimmed();
 
-/// `text` in a colour.
+/// Wraps `text` in the escape sequences of a colour.
 pub(crate) fn paint(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
@@ -87,20 +88,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_break_between_words_and_never_grow_too_long() {
+    fn lines_break_between_words_and_fit_the_width() {
         assert_eq!(wrap("one two three", 7), ["one two", "three"]);
         assert_eq!(wrap("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
         assert_eq!(wrap("", 10), [""]);
     }
 
     #[test]
-    fn a_long_text_keeps_both_ends() {
+    fn long_text_keeps_both_ends() {
         assert_eq!(shorten("abcdefgh", 8), "abcdefgh");
         assert_eq!(shorten("abcdefghi", 5), "ab…hi");
     }
 
     #[test]
-    fn durations_read_well() {
+    fn durations_have_a_suitable_unit() {
         assert_eq!(took(62_400), "62 µs");
         assert_eq!(took(1_210_000), "1.2 ms");
         assert_eq!(took(34_000_000), "34 ms");

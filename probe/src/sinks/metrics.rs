@@ -1,4 +1,4 @@
-//! Prometheus metrics: names and labels are public, see `docs/verdicts.md` §5.
+//! Prometheus metrics: names and labels are public, see `docs/verdicts.md` section 5.
 
 mod labels;
 mod recent;
@@ -34,21 +34,21 @@ use labels::{
 use recent::Recent;
 
 fn connect_times() -> Histogram {
-    // From a loopback answer to the kernel's own patience with the first SYNs.
+    // Seconds. From an answer over loopback to the retransmissions of the first SYNs (1 s and 3 s, RFC 6298).
     Histogram::new([0.0005, 0.005, 0.05, 0.5, 1.5, 5.0])
 }
 
 fn cni_times() -> Histogram {
-    // A bare ADD takes 30 ms, one through an agent 300 ms; agents' own limits lie at 30 to 90 s.
+    // Seconds. An ADD takes 30 ms, or 300 ms through an agent; the limits of agents are between 30 and 90 s.
     Histogram::new([0.05, 0.2, 1.0, 5.0, 30.0])
 }
 
 fn turn_times() -> Histogram {
-    // A timer is exact to 1 ms; 10 ms is the budget, and seconds are what a blocked judge would show.
+    // Seconds. Timers are exact to 1 ms and the budget is 10 ms; a blocked loop would be seconds late.
     Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0])
 }
 
-/// The sink; the registry is shared with the server.
+/// The sink. The HTTP server shares its registry.
 pub(crate) struct Metrics {
     registry: Arc<Mutex<Registry>>,
     conditions: Family<ConditionLabels, Gauge>,
@@ -79,7 +79,7 @@ pub(crate) struct Metrics {
     blocked: Blocked,
 }
 
-/// What the writer of the Node object counts.
+/// Metrics of the writer of the Node object.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct WriteMetrics {
     writes: Family<OutcomeLabels, Counter>,
@@ -101,46 +101,46 @@ impl WriteMetrics {
         self.writes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc_by(0);
     }
 
-    /// A write ended, in one of a closed set of ways.
+    /// Counts a write. `outcome` is one of a closed set.
     pub(crate) fn ended(&self, outcome: &'static str) {
         self.writes.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// How many ended in this way.
+    /// Returns the number of writes with this outcome.
     pub(crate) fn count(&self, outcome: &'static str) -> u64 {
         self.writes.get_or_create(&OutcomeLabels { outcome }).get()
     }
 
-    /// It stands on the Node object, by the wall clock.
+    /// Records the current wall time as that of the last successful write.
     pub(crate) fn wrote(&self) {
         self.last.set(clock::unix().as_secs_f64());
     }
 }
 
-/// What `/readyz` answers from.
+/// State behind `/readyz`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Readiness {
-    /// The state at start was read.
+    /// Whether the state at start has been read.
     pub(crate) snapshot: bool,
-    /// At least one hook is attached.
+    /// Whether at least one hook is attached.
     pub(crate) hooks: bool,
-    /// What else is wrong: what does not work, and why.
+    /// Other problems: what fails, and why.
     pub(crate) wrong: BTreeMap<String, String>,
 }
 
-/// What the server needs of the sink.
+/// The part of the sink that other threads use.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Mutex<Registry>>,
-    /// When the loop last turned; boot clock, nanoseconds.
+    /// When the loop last ran, in nanoseconds of boot time.
     pub(crate) alive: Arc<AtomicU64>,
     pub(crate) ready: Arc<Mutex<Readiness>>,
-    /// What may have been blocked for too long.
+    /// Operations that may be blocked.
     pub(crate) blocked: Blocked,
 }
 
 impl Shared {
-    /// Something does not work: `/readyz` says so until [`Self::works`]. The log says it once.
+    /// Reports that something fails: by `/readyz` until [`Self::works`] is called, and once in the log.
     pub(crate) fn fails(&self, what: &str, why: &str) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = ready.wrong.insert(what.to_owned(), why.to_owned()).is_none();
@@ -150,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// Something works, or works again.
+    /// Reports that something works, or works again.
     pub(crate) fn works(&self, what: &str) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = ready.wrong.remove(what).is_some();
@@ -160,18 +160,18 @@ impl Shared {
         }
     }
 
-    /// The text of `/metrics`.
+    /// Returns the page `/metrics`.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = encode(&mut text, &registry);
         text
     }
 }
 
 impl Metrics {
-    /// Every family registered, with the closed sets at zero.
+    /// Registers all metrics.
     pub(crate) fn new() -> Self {
         let metrics = Self {
             registry: Arc::new(Mutex::new(Registry::with_prefix("netready"))),
@@ -229,45 +229,49 @@ impl Metrics {
             "Time from exec to exit of a plugin",
             self.cni_times.clone(),
         );
-        r.register("sandbox_netns", "Network namespaces that came and went", self.namespaces.clone());
+        r.register("sandbox_netns", "Network namespaces created and removed", self.namespaces.clone());
         r.register(
             "netlink_errors",
-            "What the kernel refused of links and routes",
+            "Changes of links, addresses, routes and rules that the kernel refused",
             self.netlink_errors.clone(),
         );
-        r.register("ovs_upcalls", "Packets that an OVS datapath asked about, and lost", self.upcalls.clone());
+        r.register(
+            "ovs_upcalls",
+            "Packets that an OVS datapath passed to user space, and lost",
+            self.upcalls.clone(),
+        );
         r.register("links", "Links of the host by kind", self.links.clone());
         r.register("cni_config_files", "CNI configuration files by state", self.files.clone());
-        r.register("process_exits", "Ends of processes that matter", self.exits.clone());
+        r.register("process_exits", "Exits of components of the node", self.exits.clone());
         r.register("events", "Observations by kind", self.events.family());
         r.register(
             "events_lost",
-            "Events that a hook could not report, and runs of it that the kernel left out",
+            "Events that a hook could not report, and runs of it that the kernel skipped",
             self.lost.clone(),
         );
         r.register(
             "events_throttled",
-            "Events of processes outside the node's components that a hook did not record because they exceeded their budget",
+            "Events of processes that are not components of the node, not recorded because they exceeded their budget",
             self.throttled.clone(),
         );
         r.register("hook_attached", "1 when the hook is in use", self.attached.clone());
-        r.register("loop_latency_seconds", "How late the judge was when it turned", self.turns.clone());
-        r.register("sink_dropped", "What a sink could not take in time, by sink", self.dropped.clone());
+        r.register("loop_latency_seconds", "How late the loop that judges ran", self.turns.clone());
+        r.register("sink_dropped", "Entries for which a sink had no room", self.dropped.clone());
         self.writes.register(r);
         r.register("build", "Version of the agent", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
     }
 
-    /// Counts what this sink could not take in time; `sink` is one of a closed set.
+    /// Returns the counter of entries for which a sink had no room; `sink` is one of [`SINKS`].
     pub(crate) fn dropped(&self, sink: &'static str) -> Counter {
         self.dropped.get_or_create(&SinkLabels { sink }).clone()
     }
 
-    /// For the writer of the Node object.
+    /// Returns the metrics of the writer of the Node object.
     pub(crate) fn writes(&self) -> WriteMetrics {
         self.writes.clone()
     }
 
-    /// For the server.
+    /// Returns the part that other threads use.
     pub(crate) fn shared(&self) -> Shared {
         Shared {
             registry: Arc::clone(&self.registry),
@@ -284,7 +288,7 @@ impl Metrics {
         }
     }
 
-    /// What was there before the agent did not come or go.
+    /// Returns whether the state at start has been read. Namespaces that it contains were not created just now.
     fn snapshot_done(&self) -> bool {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner).snapshot
     }
@@ -340,7 +344,7 @@ impl Sink for Metrics {
             }
             Observation::Connect(connect) => {
                 let outcome = Outcome::of(connect, &self.own);
-                // The agent's own questions are no client's.
+                // Connects of the agent itself are not those of a client.
                 if connect.role == ClientRole::Probe || outcome == Outcome::Cancelled {
                     return;
                 }
@@ -362,7 +366,7 @@ impl Sink for Metrics {
                 let outcome = if netns.up { "created" } else { "ended" };
                 self.namespaces.get_or_create(&OutcomeLabels { outcome }).inc();
             }
-            // The host's own; those of pods come and go with them.
+            // Links of the host only; those of pods appear and disappear with them.
             Observation::Link(link) if link.netns.is_none() => self.link(link),
             Observation::CniConfig(config) => {
                 let count = |wanted: fn(&ConfContent) -> bool| {

@@ -1,4 +1,4 @@
-//! What the outside gets to see. Sinks act and do not judge.
+//! Outputs. Sinks act on the results of the engine and make no decisions.
 
 #[cfg(not(fuzzing))]
 pub(crate) mod conditions;
@@ -21,24 +21,24 @@ use probe_engine::{Effect, Mono, Observation, Report};
 
 use crate::bpf::HookStatus;
 
-/// Receives everything, in order, on the loop's own thread: it must not block.
+/// Receives everything in order, on the thread of the engine: it must not block.
 pub(crate) trait Sink {
-    /// The hooks as they were attached; once, at start.
+    /// Takes the state of all hooks, once at the start.
     fn hooks(&mut self, _hooks: &[HookStatus]) {}
 
-    /// An observation, before the engine judges it.
+    /// Takes an observation before the engine does. `at` is the time of the event.
     fn observation(&mut self, _at: Mono, _observation: &Observation) {}
 
-    /// The same observation, with the time that the engine takes it for: later than that of the event where a deadline was reached
-    /// first. Only with these times a recording replays to the same verdicts.
+    /// Takes the same observation with the time that the engine uses for it, which is later than the event if a deadline passed
+    /// first. A recording replays to the same verdicts only with these times.
     fn judged(&mut self, _at: Mono, _observation: &Observation) {}
 
-    /// An effect of the engine, after the observation or the tick that caused it.
+    /// Takes an effect of the engine, after the observation or the tick that caused it.
     fn effect(&mut self, _at: Mono, _effect: &Effect) {}
 
-    /// Called after each drain in which something changed: the state as it stands now.
+    /// Takes the current report, after each observation or tick that changed it.
     fn report(&mut self, _at: Mono, _report: &Report) {}
 
-    /// The judge is alive; ten times a second. `late`: by how much this is after its time.
+    /// Is called ten times a second. `late` is how late the call is.
     fn turn(&mut self, _at: Mono, _late: Duration) {}
 }

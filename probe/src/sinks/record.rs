@@ -1,4 +1,4 @@
-//! Recordings: what the engine was told, to be replayed.
+//! Recordings of the input of the engine, for `probe replay`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -8,15 +8,15 @@ use probe_engine::{Line, Mono, Observation, RecordingHeader};
 
 use super::Sink;
 
-/// Writes line by line, each with one write: what is on disk is always whole lines.
+/// Writes each line with one write(2), so that the file contains only whole lines.
 pub(crate) struct Recorder {
     file: File,
-    /// The first failure; the command ends with it.
+    /// The first failure; the command fails with it.
     pub(crate) broken: Option<io::Error>,
 }
 
 impl Recorder {
-    /// Starts a recording; never overwrites one.
+    /// Creates a recording. Fails if the file exists.
     pub(crate) fn create(path: &Path, header: &RecordingHeader) -> io::Result<Self> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
         file.write_all(&line(header))?;

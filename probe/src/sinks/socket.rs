@@ -15,14 +15,14 @@ use super::metrics::Shared;
 use crate::report::{Context, Document};
 use crate::threads;
 
-/// A reader that is slower than this is left.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two tries to serve.
-const AGAIN: Duration = Duration::from_secs(5);
-/// How long its removal may take when the agent is stopped.
-const LAST: Duration = Duration::from_secs(1);
+/// Timeout of writing a report to one client.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between attempts to bind the socket.
+const RETRY: Duration = Duration::from_secs(5);
+/// Timeout of removing the socket when the agent is stopped.
+const REMOVAL: Duration = Duration::from_secs(1);
 
-/// Keeps the newest report ready.
+/// Serves the newest report.
 pub(crate) struct Socket {
     context: Context,
     newest: watch::Sender<Vec<u8>>,
@@ -30,19 +30,19 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Serves on `path`, mode 0600, on a thread of its own, until [`Self::finish`]. A socket that nobody serves any more is
-    /// replaced; one that is served belongs to another agent, and is taken over when that is gone.
+    /// Serves on `path`, mode 0600, on a separate thread until [`Self::finish`]. A stale socket is replaced. A socket that another
+    /// agent serves is left alone, and replaced after that agent has exited.
     pub(crate) fn serve(path: PathBuf, context: Context, shared: &Shared) -> io::Result<Self> {
         let (newest, reports) = watch::channel(Vec::new());
-        let told = shared.clone();
-        let ended = threads::run("socket", &shared.blocked, move |_| serve(path, reports, told))?;
+        let for_thread = shared.clone();
+        let ended = threads::run("socket", &shared.blocked, move |_| serve(path, reports, for_thread))?;
         Ok(Self { context, newest, ended })
     }
 
-    /// Removes the socket.
+    /// Stops serving and removes the socket, with a timeout.
     pub(crate) async fn finish(self) {
         drop(self.newest);
-        let _ = tokio::time::timeout(LAST, self.ended).await;
+        let _ = tokio::time::timeout(REMOVAL, self.ended).await;
     }
 }
 
@@ -56,10 +56,10 @@ async fn serve(path: PathBuf, mut reports: watch::Receiver<Vec<u8>>, shared: Sha
                 let _ = std::fs::remove_file(&path);
                 return;
             }
-            Err(error) => shared.fails(&what, &format!("{error}; it is tried again every 5 s")),
+            Err(error) => shared.fails(&what, &format!("{error}; retrying every 5 s")),
         }
         let stopped = async { while reports.changed().await.is_ok() {} };
-        if tokio::time::timeout(AGAIN, stopped).await.is_ok() {
+        if tokio::time::timeout(RETRY, stopped).await.is_ok() {
             return;
         }
     }
@@ -81,17 +81,17 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until there are no more reports.
+/// Serves clients until the sender of reports is dropped.
 async fn answer(listener: &UnixListener, mut reports: watch::Receiver<Vec<u8>>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((mut stream, _)) => {
                     let report = reports.borrow().clone();
-                    // One at a time: a reader takes microseconds, and a slow one is left.
-                    let _ = tokio::time::timeout(PATIENCE, stream.write_all(&report)).await;
+                    // One client at a time: a write takes microseconds, and has a timeout.
+                    let _ = tokio::time::timeout(CLIENT_TIMEOUT, stream.write_all(&report)).await;
                 }
-                // Out of descriptors: wait for some to come back.
+                // Out of descriptors (EMFILE): wait until some are closed.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
             changed = reports.changed() => if changed.is_err() { return },

@@ -1,4 +1,4 @@
-//! The state file: the newest report, for everything that reads files.
+//! The state file: the newest report as JSON.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,26 +9,26 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::Sink;
 use super::metrics::Shared;
-use super::writing::{self, Writing};
+use super::writing::{self, FileWriter};
 use crate::report::{Context, Document};
 
-/// Has the file replaced whole: a reader sees the old report or the new one.
+/// Replaces the file atomically: a reader sees the old report or the new one.
 pub(crate) struct StateFile {
     context: Context,
-    writing: Writing<Vec<u8>>,
+    writing: FileWriter<Vec<u8>>,
 }
 
 impl StateFile {
-    /// Starts the thread that writes the file. Of several reports that wait only the newest is written.
+    /// Starts the thread that writes the file. Of several pending reports only the newest is written.
     pub(crate) fn start(path: PathBuf, context: Context, shared: &Shared) -> io::Result<Self> {
         let what = format!("write the state file {}", path.display());
-        // A report that gave way to a newer one is not missed.
+        // Reports that a newer one replaced are not counted as dropped.
         let queue = (1, Counter::default());
         let write = move |bytes: &Vec<u8>| replace(&path, bytes);
-        Ok(Self { context, writing: Writing::start(("state", what), queue, shared, write)? })
+        Ok(Self { context, writing: FileWriter::start(("state", what), queue, shared, write)? })
     }
 
-    /// Waits a while for the last report to be written.
+    /// Waits for the last report to be written, with a timeout.
     pub(crate) async fn finish(self) {
         self.writing.finish().await;
     }
@@ -46,7 +46,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    // What else is there has an owner: `/dev/null`, somebody's FIFO.
+    // Anything but a regular file belongs to another program: `/dev/null`, a FIFO.
     writing::refuse_irregular(path)?;
     let new = path.with_extension("new");
     match fs::remove_file(&new) {

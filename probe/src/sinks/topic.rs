@@ -1,8 +1,8 @@
-//! Which observations a trace shows.
+//! Selection of the observations that a trace prints.
 
 use probe_engine::{Observation, Pod};
 
-/// What a timeline shows.
+/// A group of observations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Topic {
     /// Connects to the API server, its listeners and addresses.
@@ -13,24 +13,24 @@ pub(crate) enum Topic {
     Netns,
     /// Links.
     Link,
-    /// Processes that matter.
+    /// Components of the node and their sockets.
     Process,
-    /// Limits, credentials, the clock, and settings of the kernel.
+    /// Limits, credentials, the clock and kernel settings.
     Node,
 }
 
-/// Which lines are wanted; the verdict is always shown.
+/// The lines that are selected. The verdict is always printed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// Empty: all topics.
+    /// Selected topics; all if empty.
     pub(crate) only: Vec<Topic>,
-    /// Only CNI runs for this pod.
+    /// Only CNI operations of this pod.
     pub(crate) pod: Option<Pod>,
 }
 
 impl Filter {
-    /// Is this observation wanted?
-    pub(crate) fn wants(&self, observation: &Observation) -> bool {
+    /// Returns whether the observation is selected.
+    pub(crate) fn selects(&self, observation: &Observation) -> bool {
         if let (Some(pod), Observation::CniEnd(end)) = (&self.pod, observation)
             && !end.start.pod.as_ref().is_some_and(|own| own.has_name_of(pod))
         {
@@ -43,7 +43,7 @@ impl Filter {
     }
 }
 
-/// Returns the topic; `None` for what limits what can be shown of every topic.
+/// Returns the topic; `None` for observations that concern every topic.
 fn topic(observation: &Observation) -> Option<Topic> {
     Some(match observation {
         Observation::Answer(_)
@@ -102,14 +102,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_wanted_topics_and_what_limits_them_are_shown() {
+    fn selects_topics_and_observations_that_concern_every_topic() {
         let filter = Filter { only: vec![Topic::Api], pod: None };
         let sysctl = Observation::Sysctl { name: "net.ipv4.ip_forward".to_owned(), value: "0".to_owned() };
         let clock = Observation::ClockStep { by_ms: 1 };
         let gap = Observation::Gap(Gap { signal: "link".to_owned(), why: String::new(), blind: false });
         let gone = Observation::ApiTargetGone { addr: "10.0.0.1:6443".parse().expect("is an address") };
-        assert!(!filter.wants(&sysctl) && !filter.wants(&clock));
-        assert!(filter.wants(&gap) && filter.wants(&gone));
-        assert!(Filter::default().wants(&clock));
+        assert!(!filter.selects(&sysctl) && !filter.selects(&clock));
+        assert!(filter.selects(&gap) && filter.selects(&gone));
+        assert!(Filter::default().selects(&clock));
     }
 }

@@ -1,4 +1,4 @@
-//! The live timeline: one line per operation, the verdict as it changes.
+//! The live timeline: one line per operation, and each change of the verdict.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -36,26 +36,26 @@ struct Printed {
     repeated: u64,
 }
 
-/// Writes for people.
+/// Writes the timeline as text for a terminal.
 pub(crate) struct Timeline<W> {
     out: W,
     wall: Wall,
     width: usize,
     filter: Filter,
     own: Vec<IpAddr>,
-    /// How the agent's own questions ended last: only a change is worth a line.
+    /// The last outcome of the agent's own connects; only a change is printed.
     asked: BTreeMap<SocketAddr, Outcome>,
     pub(super) ready: bool,
-    /// What the container runtime answered last: only a change is worth a line.
+    /// The last answer of the container runtime; only a change is printed.
     runtime: String,
-    said: Option<Finding>,
+    shown: Option<Finding>,
     last: Option<Printed>,
     /// The first failure of the output; the command fails with it.
     broken: Option<std::io::Error>,
 }
 
 impl<W: Write> Timeline<W> {
-    /// Lines of at most `width` characters to `out`.
+    /// Writes lines of at most `width` characters to `out`.
     pub(crate) fn new(out: W, wall: Wall, width: usize, filter: Filter) -> Self {
         Self {
             out,
@@ -66,7 +66,7 @@ impl<W: Write> Timeline<W> {
             asked: BTreeMap::new(),
             ready: false,
             runtime: String::new(),
-            said: None,
+            shown: None,
             last: None,
             broken: None,
         }
@@ -164,10 +164,10 @@ impl<W: Write> Timeline<W> {
 
     fn answer(&mut self, at: Mono, answer: &Answer) {
         let (style, how) = match (&answer.tls, answer.status) {
-            (Some(TlsFailure::Closed), _) => (BAD, "ends the connection before an answer".to_owned()),
-            (Some(TlsFailure::Silent), _) => (BAD, "is silent after the handshake of TCP".to_owned()),
+            (Some(TlsFailure::Closed), _) => (BAD, "closed the connection without an answer".to_owned()),
+            (Some(TlsFailure::Silent), _) => (BAD, "no answer after the TCP handshake".to_owned()),
             (Some(TlsFailure::Alert { alert }), _) => (BAD, format!("TLS alert {alert}")),
-            (Some(TlsFailure::Proxy { status }), _) => (BAD, format!("refuses CONNECT: {status}")),
+            (Some(TlsFailure::Proxy { status }), _) => (BAD, format!("refused CONNECT: {status}")),
             (Some(TlsFailure::Other { why }), _) => (BAD, format!("TLS: {why}")),
             (None, Some(status @ 500..)) => (BAD, format!("/readyz {status} {}", answer.failing.join(", "))),
             (None, status) => (GOOD, format!("/readyz {}", status.unwrap_or(0))),
@@ -179,12 +179,13 @@ impl<W: Write> Timeline<W> {
         }
         if let Some(kubelet) = &answer.kubelet {
             let style = if kubelet.accepts() { FAINT } else { BAD };
-            let said = kubelet.alert.clone().or_else(|| kubelet.status.map(http_status)).unwrap_or_default();
-            self.line(at, "cred", &kubelet.file, style, &format!("{} answers {said}", answer.to));
+            let answer_text =
+                kubelet.alert.clone().or_else(|| kubelet.status.map(http_status)).unwrap_or_default();
+            self.line(at, "cred", &kubelet.file, style, &format!("{} answered {answer_text}", answer.to));
         }
     }
 
-    /// Only what is worth a line: an end without an answer, and silence.
+    /// Prints connections that ended without an answer, and those that are stalled.
     fn connection(&mut self, at: Mono, connection: &Connection) {
         let Some(outcome) = Outcome::of_connection(connection).filter(|outcome| outcome.is_failure()) else {
             return;
@@ -199,7 +200,7 @@ impl<W: Write> Timeline<W> {
     }
 
     fn socket(&mut self, at: Mono, connect: &SocketConnect) {
-        // What works is too much to read: runtimes and their clients talk all the time.
+        // Runtimes and their clients connect all the time: only failures are printed.
         if connect.errno != 0 {
             let what = format!("{}[{}] → {}", connect.client.name, connect.client.pid, connect.path);
             self.line(at, "socket", &what, BAD, &socket_errno(connect.errno));
@@ -220,12 +221,12 @@ impl<W: Write> Timeline<W> {
             (true, ..) => "ok".to_owned(),
             (false, 0, Some(error)) => format!("exit {}: code {}: {}", end.exit.code, error.code, error.msg),
             (false, 0, None) => format!("exit {}", end.exit.code),
-            (false, signal, _) => format!("ended by signal {signal}"),
+            (false, signal, _) => format!("killed ({})", signal_name(signal)),
         };
         let style = match (end.exit.success(), end.start.command.as_str()) {
             (true, _) => GOOD,
             (false, "ADD") => BAD,
-            // DEL fails in ordinary clean-up.
+            // Ordinary clean-up includes DELs that fail.
             (false, _) => UNSURE,
         };
         let refused = end.sockets.iter().find(|socket| socket.errno != 0 && !end.exit.success());
@@ -248,8 +249,8 @@ impl<W: Write> Timeline<W> {
             ProcessEvent::Started => self.line(at, "proc", &what, FAINT, "started"),
             ProcessEvent::Exited { exit, sender, oom, .. } => {
                 let mut how = match exit.signal {
-                    0 => format!("ended, exit code {}", exit.code),
-                    signal => format!("ended by signal {signal}"),
+                    0 => format!("exited (code {})", exit.code),
+                    signal => format!("killed ({})", signal_name(signal)),
                 };
                 if let Some(sender) = sender {
                     how.push_str(&format!(", sent by {}[{}]", sender.name, sender.pid));
@@ -270,7 +271,7 @@ impl<W: Write> Timeline<W> {
             Status::Unknown => ("?", UNSURE),
         };
         let room = self.width.saturating_sub(6);
-        let before = self.said.as_ref().map_or("", |finding| finding.reason.as_str());
+        let before = self.shown.as_ref().map_or("", |finding| finding.reason.as_str());
         let arrow = if before.is_empty() || before == report.verdict.reason.as_str() {
             String::new()
         } else {
@@ -296,7 +297,7 @@ impl<W: Write> Timeline<W> {
         if report.status == Status::False {
             paragraph("next", &report.remedy);
         }
-        self.said = Some(report.verdict.clone());
+        self.shown = Some(report.verdict.clone());
         self.write(&text);
     }
 }
@@ -306,7 +307,7 @@ impl<W: Write> Sink for Timeline<W> {
         if let Observation::Host(host) = observation {
             self.own.clone_from(&host.addresses);
         }
-        if !self.filter.wants(observation) {
+        if !self.filter.selects(observation) {
             return;
         }
         match observation {
@@ -342,7 +343,8 @@ impl<W: Write> Sink for Timeline<W> {
             }
             Observation::Listener(listener) if self.ready && listener.host_netns => {
                 let what = format!("{}[{}]", listener.process.name, listener.process.pid);
-                let (style, verb) = if listener.up { (GOOD, "listens on") } else { (UNSURE, "no longer on") };
+                let (style, verb) =
+                    if listener.up { (GOOD, "listens on") } else { (UNSURE, "stopped listening on") };
                 self.line(at, "api", &what, style, &format!("{verb} {}", listener.local));
             }
             Observation::CniConfig(config) => {
@@ -355,7 +357,7 @@ impl<W: Write> Sink for Timeline<W> {
                 }
                 self.line(at, "cni", &config.dir, FAINT, &state);
             }
-            // Agents read the directory whenever it changes.
+            // The agent reads the directory after each change.
             Observation::ConfAccess(access)
                 if access.access == Access::Opened && access.process.name == AGENT => {}
             Observation::ConfAccess(access) if self.ready => {
@@ -364,7 +366,7 @@ impl<W: Write> Sink for Timeline<W> {
                     Access::Written => "written by",
                     Access::Created => "created by",
                     Access::Removed => "removed by",
-                    Access::RenamedFrom => "renamed away by",
+                    Access::RenamedFrom => "renamed by",
                     Access::RenamedTo => "renamed into place by",
                     Access::DirectoryReplaced => "directory replaced by",
                 };
@@ -372,7 +374,7 @@ impl<W: Write> Sink for Timeline<W> {
                 self.line(at, "cni", &access.file, FAINT, &who);
             }
             Observation::Lost(lost) => {
-                self.line(at, "lost", &lost.hook, BAD, &format!("{}; the state is read again", lost.words()));
+                self.line(at, "lost", &lost.hook, BAD, &format!("{}; reading the state again", lost.words()));
             }
             Observation::Throttled(throttled) => {
                 let text = format!(
@@ -397,6 +399,26 @@ impl<W: Write> Sink for Timeline<W> {
             self.print_repeated();
         }
     }
+}
+
+/// Returns the name of a signal; numbers of include/uapi/asm-generic/signal.h, which x86-64 and arm64 share.
+fn signal_name(signal: u8) -> String {
+    const NAMES: [(u8, &str); 12] = [
+        (1, "SIGHUP"),
+        (2, "SIGINT"),
+        (3, "SIGQUIT"),
+        (4, "SIGILL"),
+        (6, "SIGABRT"),
+        (7, "SIGBUS"),
+        (8, "SIGFPE"),
+        (9, "SIGKILL"),
+        (11, "SIGSEGV"),
+        (13, "SIGPIPE"),
+        (15, "SIGTERM"),
+        (31, "SIGSYS"),
+    ];
+    let known = NAMES.iter().find(|(number, _)| *number == signal);
+    known.map_or_else(|| format!("signal {signal}"), |(_, name)| (*name).to_owned())
 }
 
 #[cfg(test)]

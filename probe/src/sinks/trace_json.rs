@@ -1,4 +1,4 @@
-//! The timeline for programs: JSON lines, each with `schemaVersion`, `at` and `kind`.
+//! The timeline as JSON lines, each with `schemaVersion`, `at` and `kind`.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -10,8 +10,8 @@ use super::Sink;
 use super::topic::Filter;
 use crate::report::{Context, Document, rfc3339};
 
-/// Writes one object a line: an observation under its own kind (connects with their `outcome`), or
-/// `"kind":"verdict"` with the document of the contract.
+/// Writes one object per line: an observation under its own kind (connects with their `outcome`), or `"kind":"verdict"` with the
+/// report of the contract.
 pub(crate) struct JsonLines<W> {
     out: W,
     context: Context,
@@ -22,7 +22,7 @@ pub(crate) struct JsonLines<W> {
 }
 
 impl<W: Write> JsonLines<W> {
-    /// Lines to `out`.
+    /// Writes lines to `out`.
     pub(crate) fn new(out: W, context: Context, filter: Filter) -> Self {
         Self { out, context, filter, own: Vec::new(), broken: None }
     }
@@ -49,7 +49,7 @@ impl<W: Write> Sink for JsonLines<W> {
         if let Observation::Host(host) = observation {
             self.own.clone_from(&host.addresses);
         }
-        if !self.filter.wants(observation) {
+        if !self.filter.selects(observation) {
             return;
         }
         let Ok(mut value) = serde_json::to_value(observation) else { return };

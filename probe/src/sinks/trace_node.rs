@@ -1,4 +1,4 @@
-//! The timeline's lines on the node itself: namespaces, links, limits, modules, clock.
+//! Lines of the timeline about the node itself: namespaces, links, limits, modules, clock.
 
 use std::io::Write;
 
@@ -8,11 +8,11 @@ use super::layout::{BAD, FAINT, GOOD, UNSURE, took};
 use super::trace::Timeline;
 
 impl<W: Write> Timeline<W> {
-    /// One line, or none.
+    /// Prints at most one line.
     pub(super) fn of_node(&mut self, at: Mono, observation: &Observation) {
         match observation {
             Observation::Netns(netns) if self.ready => {
-                let verb = if netns.up { "created by" } else { "ended, seen by" };
+                let verb = if netns.up { "created by" } else { "removed, observed in" };
                 let who = format!("{verb} {}[{}]", netns.process.name, netns.process.pid);
                 self.line(at, "netns", &format!("net:[{}]", netns.inum), FAINT, &who);
             }
@@ -20,13 +20,13 @@ impl<W: Write> Timeline<W> {
                 let state = match name.state {
                     NameState::Bound => "bound",
                     NameState::Unbound => "unbound",
-                    NameState::Stale => "a file is left there, bound to no namespace",
+                    NameState::Stale => "stale: a file without a namespace",
                 };
                 let style = if name.state == NameState::Stale { UNSURE } else { FAINT };
                 self.line(at, "netns", &name.path, style, state);
             }
             Observation::Sandbox(sandbox) => self.sandbox(at, sandbox),
-            // Most hosts have none of it.
+            // Most hosts do not run Open vSwitch.
             Observation::Ovs(ovs) if *ovs != Ovs::default() => self.ovs(at, ovs),
             Observation::OvsPort(port) => {
                 let end = if port.up { "port added" } else { "port removed" };
@@ -38,7 +38,7 @@ impl<W: Write> Timeline<W> {
             Observation::Link(link) if self.ready => {
                 let state = match (link.present, link.up) {
                     (false, _) if link.moved_to.is_some() => "moved to another namespace",
-                    (false, _) => "gone",
+                    (false, _) => "removed",
                     (true, true) => "up",
                     (true, false) => "down",
                 };
@@ -53,19 +53,19 @@ impl<W: Write> Timeline<W> {
                 let what = format!("{}[{}]", error.process.name, error.process.pid);
                 self.line(at, "link", &what, UNSURE, &format!("refused {}", refusal(error)));
             }
-            Observation::RouteGone(gone) if gone.back => {
-                self.line(at, "link", &gone.words(), GOOD, "is there again");
+            Observation::RouteGone(route) if route.back => {
+                self.line(at, "link", &route.words(), GOOD, "added again");
             }
-            // What nobody is named for was told with its name.
-            Observation::RouteGone(gone) if gone.process.pid == 0 => {}
-            Observation::RouteGone(gone) => {
-                let what = format!("{}[{}]", gone.process.name, gone.process.pid);
-                self.line(at, "link", &what, UNSURE, &format!("removed {}", gone.words()));
+            // A removal without a process follows from one that was printed with its process.
+            Observation::RouteGone(route) if route.process.pid == 0 => {}
+            Observation::RouteGone(route) => {
+                let what = format!("{}[{}]", route.process.name, route.process.pid);
+                self.line(at, "link", &what, UNSURE, &format!("removed {}", route.words()));
             }
             Observation::Limit(limit) => self.limit(at, limit),
             Observation::LimitHit(hit) => {
                 let what = format!("{}[{}]", hit.process.name, hit.process.pid);
-                let got = format!("got no {}: {}", hit.what, errno_words(hit.errno));
+                let got = format!("cannot get {}: {}", hit.what, errno_words(hit.errno));
                 self.line(at, "limit", &what, BAD, &got);
             }
             Observation::Stuck(stuck) => {
@@ -105,8 +105,8 @@ impl<W: Write> Timeline<W> {
             }
             Observation::ModuleMissing(missing) => {
                 let what = format!("module {}", missing.name);
-                let came = if missing.came { "came after all" } else { "did not come" };
-                let who = format!("asked for by {}[{}], {came}", missing.process.name, missing.process.pid);
+                let came = if missing.came { "loaded after a delay" } else { "not loaded" };
+                let who = format!("requested by {}[{}], {came}", missing.process.name, missing.process.pid);
                 self.line(at, "link", &what, if missing.came { FAINT } else { BAD }, &who);
             }
             _ => {}
@@ -128,7 +128,7 @@ impl<W: Write> Timeline<W> {
                 self.line(at, "ovs", &what, BAD, &format!("database: {error}"));
             }
             Some(database) => {
-                let behind = if database.behind { ", changes wait" } else { "" };
+                let behind = if database.behind { ", changes pending" } else { "" };
                 self.line(at, "ovs", &what, FAINT, &format!("bridges: {}{behind}", list(&database.bridges)));
                 for failed in &database.failed {
                     self.line(
@@ -143,7 +143,7 @@ impl<W: Write> Timeline<W> {
         }
     }
 
-    /// The whole story on one line: `shop/web-1: made 0 ms, ADD bridge ▸ host-local 3 ms (29 ms), …`.
+    /// Prints the steps of a sandbox on one line: `shop/web-1: made 0 ms, ADD bridge ▸ host-local 3 ms (29 ms), …`.
     fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
         let who = sandbox
             .pod

@@ -1,4 +1,4 @@
-//! Files are written by threads of their own: a disk that does not respond holds up its own file and nothing else.
+//! Writes files on separate threads, so that a disk that does not respond blocks only the file on it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -14,18 +14,18 @@ use tokio::sync::oneshot;
 use super::metrics::Shared;
 use crate::threads::{Operation, named};
 
-/// Between two tries to write what could not be written: a disk that was full is noticed soon.
-const AGAIN: Duration = Duration::from_secs(5);
-/// How long the last write may take when the agent is stopped.
-const LAST: Duration = Duration::from_secs(2);
+/// Interval between attempts to write what could not be written.
+const RETRY: Duration = Duration::from_secs(5);
+/// Timeout of the last write when the agent is stopped.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 
-/// A file that a thread writes. Dropped, it writes what waits and ends.
-pub(crate) struct Writing<T> {
+/// A file that a thread writes. After it is dropped, the thread writes what is pending and ends.
+pub(crate) struct FileWriter<T> {
     queue: Arc<Queue<T>>,
     ended: oneshot::Receiver<()>,
 }
 
-/// What waits to be written.
+/// The queue of a thread.
 struct Queue<T> {
     waiting: Mutex<Waiting<T>>,
     changed: Condvar,
@@ -38,16 +38,16 @@ struct Waiting<T> {
     closed: bool,
 }
 
-/// What is written, for people and for the watchdog.
+/// What is written, for messages and for the watchdog.
 struct About {
     what: String,
     shared: Shared,
     operation: Arc<Operation>,
 }
 
-impl<T: Send + 'static> Writing<T> {
-    /// Starts the thread. At most `most` jobs wait: then the oldest is dropped and counted. A write that fails is reported
-    /// once, shows in `/readyz`, and is tried again every 5 s until it works.
+impl<T: Send + 'static> FileWriter<T> {
+    /// Starts the thread. At most `most` jobs wait; a new one then replaces the oldest, which is counted as dropped. A failed write
+    /// is logged once, reported by `/readyz`, and retried every 5 s until it succeeds.
     pub(crate) fn start(
         (name, what): (&str, String),
         (most, dropped): (usize, Counter),
@@ -62,26 +62,26 @@ impl<T: Send + 'static> Writing<T> {
         let jobs = Arc::clone(&queue);
         named(name).spawn(move || {
             jobs.run(&about, write);
-            // Nobody may wait for it.
+            // The receiver may have been dropped.
             let _ = done.send(());
         })?;
         Ok(Self { queue, ended })
     }
 
-    /// Has this written. Never waits for the disk.
+    /// Queues a job. Never waits for the disk.
     pub(crate) fn put(&self, job: T) {
         self.queue.put(job);
     }
 
-    /// Waits a while for the last write.
+    /// Waits for the last write, with a timeout.
     pub(crate) async fn finish(mut self) {
         self.queue.close();
-        // A disk that does not respond keeps what it has.
-        let _ = tokio::time::timeout(LAST, &mut self.ended).await;
+        // After a timeout the file keeps its previous content.
+        let _ = tokio::time::timeout(LAST_WRITE, &mut self.ended).await;
     }
 }
 
-impl<T> Drop for Writing<T> {
+impl<T> Drop for FileWriter<T> {
     fn drop(&mut self) {
         self.queue.close();
     }
@@ -103,7 +103,7 @@ impl<T> Queue<T> {
         self.changed.notify_one();
     }
 
-    /// Puts back what could not be written.
+    /// Puts a job back that could not be written.
     fn put_back(&self, job: T) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.jobs.len() >= self.most {
@@ -113,7 +113,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The next job; `None` when there will be none.
+    /// Waits for the next job; `None` after the queue was closed and is empty.
     fn take(&self) -> Option<T> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let is_idle = |waiting: &mut Waiting<T>| waiting.jobs.is_empty() && !waiting.closed;
@@ -121,12 +121,12 @@ impl<T> Queue<T> {
         waiting.jobs.pop_front()
     }
 
-    /// Waits for the next try; false when there is none because the agent is stopped.
+    /// Waits for the next attempt; false if the agent is being stopped.
     fn pause(&self) -> bool {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let goes_on = |waiting: &mut Waiting<T>| !waiting.closed;
         let (waiting, _) =
-            self.changed.wait_timeout_while(waiting, AGAIN, goes_on).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait_timeout_while(waiting, RETRY, goes_on).unwrap_or_else(PoisonError::into_inner);
         !waiting.closed
     }
 
@@ -138,7 +138,7 @@ impl<T> Queue<T> {
             match written {
                 Ok(()) => about.shared.works(&about.what),
                 Err(error) => {
-                    about.shared.fails(&about.what, &format!("{error}; it is tried again every 5 s"));
+                    about.shared.fails(&about.what, &format!("{error}; retrying every 5 s"));
                     self.put_back(job);
                     if !self.pause() {
                         return;
@@ -149,11 +149,10 @@ impl<T> Queue<T> {
     }
 }
 
-/// Permissions of files that are created: whoever watches nodes may be in the group, and nobody else reads reports.
+/// Mode of created files: members of the group may read reports, other users may not.
 const MODE: u32 = 0o640;
 
-/// Opens a regular file to be written, and nothing else: a FIFO has no end, a device is somebody else's, and a link leads to
-/// a file that was not meant.
+/// Opens a regular file. Refuses a FIFO, which could block, a device, and a symbolic link, which may lead to another file.
 pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     refuse_irregular(path)?;
@@ -161,7 +160,7 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// Fails where something else than a regular file is at `path`.
+/// Fails if `path` exists and is not a regular file.
 pub(super) fn refuse_irregular(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.is_file() => Err(not_regular()),
@@ -182,7 +181,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_disk_that_does_not_respond_holds_up_nobody_and_the_newest_is_kept() {
+    async fn unresponsive_disk_does_not_block_and_newest_jobs_are_kept() {
         let shared = Metrics::new().shared();
         let (written, seen) = mpsc::channel();
         let (begun, under_way) = mpsc::channel();
@@ -193,7 +192,7 @@ mod tests {
             responds.recv().map_err(io::Error::other)?;
             written.send(*job).map_err(io::Error::other)
         };
-        let writing = Writing::start(("test", "write".to_owned()), (2, dropped.clone()), &shared, write)
+        let writing = FileWriter::start(("test", "write".to_owned()), (2, dropped.clone()), &shared, write)
             .expect("starts");
         writing.put(1);
         under_way.recv().expect("the thread writes");
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_regular_file_is_opened() {
+    fn only_regular_files_are_opened() {
         let dir = tempfile::tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         let mut options = OpenOptions::new();

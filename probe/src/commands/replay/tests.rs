@@ -1,4 +1,4 @@
-//! Secrets in every text of every kind of observation, and every output.
+//! Plants secrets in every text of every kind of observation, and searches every output for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,10 +16,10 @@ use crate::sinks::metrics::Metrics;
 use crate::sinks::record::Recorder;
 use crate::sinks::state::StateFile;
 
-/// Stands in each of [`LEAKS`], also in the one that is encoded.
+/// Markers that each of [`LEAKS`] contains, plain and in base64.
 const CANARIES: [&str; 2] = ["canary42x", "dTpjYW5hcnk0Mng"];
 
-/// How programs print secrets.
+/// Forms in which programs print secrets.
 const LEAKS: [&str; 9] = [
     "https://user:canary42x@proxy:3128/x",
     "Authorization: Bearer canary42x",
@@ -32,10 +32,10 @@ const LEAKS: [&str; 9] = [
     "client-key-data: canary42x",
 ];
 
-/// Larger recordings show nothing that is not in a smaller one.
+/// Largest recording that is replayed, in bytes. Larger ones have no kind of text that the smaller ones lack.
 const LARGEST: u64 = 24 << 10;
 
-/// Observations that no recording has, each as its source makes it.
+/// Observations that no recording contains, in the form of their sources.
 const OTHERS: [&str; 4] = [
     r#"{"at":1,"kind":"ovs_port","name":"p0","up":true}"#,
     r#"{"at":1,"kind":"writes","by":"account at x","problem":"it answers 403 no"}"#,
@@ -43,10 +43,10 @@ const OTHERS: [&str; 4] = [
     r#"{"at":1,"kind":"remembered","conditions":[{"condition":"APIServerReachable","status":"False","reason":"APITimeout","message":"m","since":1}]}"#,
 ];
 
-/// Puts a secret into texts, wherever that leaves an observation.
+/// Puts secrets into texts, wherever the result is still an observation.
 #[derive(Default)]
 struct Planter {
-    /// Whether a text of this kind and this name may be any text.
+    /// Whether the text of this name in observations of this kind may be any text.
     is_free: BTreeMap<(String, String), bool>,
     planted: BTreeSet<String>,
     count: usize,
@@ -116,9 +116,9 @@ fn recordings() -> Vec<String> {
     files.filter(is_small).filter_map(|path| fs::read_to_string(path).ok()).collect()
 }
 
-/// Replays every recording with secrets in it. `read` is how a line is read.
+/// Replays every recording with planted secrets; `read` parses a line.
 ///
-/// Returns each output by its name, and the kinds of observations in which there was a secret.
+/// Returns each output by its name, and the kinds of observations in which a secret was planted.
 async fn outputs(
     read: impl Fn(&[u8]) -> serde_json::Result<Line>,
 ) -> (BTreeMap<&'static str, String>, BTreeSet<String>) {
@@ -210,23 +210,23 @@ fn leaks(text: &str) -> bool {
     CANARIES.iter().any(|canary| text.contains(canary))
 }
 
-/// What is made safe when it is seen is safe wherever it is shown.
+/// Texts are redacted where they are read, and therefore in every output.
 #[tokio::test]
-async fn no_output_holds_a_secret_of_any_observation() {
+async fn no_output_contains_a_secret() {
     let (outputs, kinds) = outputs(read::<Line>).await;
     for (name, text) in &outputs {
         let line = text.lines().find(|line| leaks(line));
         assert!(line.is_none(), "{name}: {}", line.unwrap_or_default());
     }
-    // Metrics have closed sets of labels, and hold no text.
+    // Metrics have closed label sets and no text.
     let shown = outputs.iter().filter(|(_, text)| text.contains("[redacted]")).map(|(name, _)| *name);
     assert_eq!(shown.count(), outputs.len() - 1);
     assert!(kinds.len() >= 30, "{kinds:?}");
 }
 
-/// The same without it: each of the outputs would hold the secrets.
+/// Without redaction every output except the metrics contains the secrets: the test above can fail.
 #[tokio::test]
-async fn each_output_would_hold_the_secret_of_an_observation() {
+async fn every_output_contains_secrets_without_redaction() {
     let (outputs, _) = outputs(|line| serde_json::from_slice(line)).await;
     let safe: Vec<_> = outputs.iter().filter(|(_, text)| !leaks(text)).map(|(name, _)| *name).collect();
     assert_eq!(safe, ["metrics"]);

@@ -1,10 +1,11 @@
-//! A family whose last used metric is at hand.
+//! A metric family that caches the metric that was used last.
 
 use std::hash::Hash;
 
 use prometheus_client::metrics::family::Family;
 
-/// What comes thousands of times a second comes with the same labels: they are compared, not looked up.
+/// Events that occur thousands of times a second mostly have the same labels as the previous one. Comparing the labels is cheaper
+/// than a lookup in the family.
 pub(super) struct Recent<L, M> {
     family: Family<L, M>,
     last: Option<(L, M)>,
@@ -15,7 +16,7 @@ impl<L: Clone + Hash + Eq, M: Clone> Recent<L, M> {
         Self { family, last: None }
     }
 
-    /// For the registry; the metrics are shared.
+    /// Returns the family, for the registry. It shares the metrics.
     pub(super) fn family(&self) -> Family<L, M> {
         self.family.clone()
     }

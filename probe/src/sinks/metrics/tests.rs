@@ -90,7 +90,7 @@ fn exits() -> impl Iterator<Item = Observation> {
     assert_eq!(classes.len(), CLASSES.len());
     classes.into_iter().flat_map(|class| {
         [(0, 0, false), (1, 0, false), (0, 9, false), (0, 9, true)].map(|(code, signal, oom)| {
-            let exit = ExitStatus { code, signal, ..ExitStatus::default() };
+            let exit = ExitStatus { code, signal };
             let event = ProcessEvent::Exited { exit, sender: None, sent: 0, oom };
             Observation::Process(Process { process: probe_engine::Actor::default(), class, event })
         })
@@ -227,7 +227,7 @@ fn losses_of_every_source_are_counted() {
 }
 
 #[test]
-fn an_agent_that_keeps_losing_events_is_not_ready() {
+fn agent_that_repeatedly_loses_events_is_not_ready() {
     let mut metrics = Metrics::new();
     let mut engine = Engine::new(Config::default(), Mono(0));
     let shared = metrics.shared();
