@@ -25,7 +25,7 @@ const USED: u64 = 1 << DAC_OVERRIDE
     | 1 << BPF;
 
 #[test]
-fn a_running_agent_has_given_up_the_privileges_that_it_does_not_use() -> Result<()> {
+fn running_agent_drops_unused_privileges() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let agent = Agent::start(&node, &["--apiserver", API])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
@@ -56,7 +56,7 @@ fn a_running_agent_has_given_up_the_privileges_that_it_does_not_use() -> Result<
 
 /// Most memory is used at the start, to find the offsets of kernel fields.
 #[test]
-fn a_cgroup_of_32_mib_is_enough_to_start() -> Result<()> {
+fn starts_within_memory_limit_of_32_mib() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let cgroup = Cgroup::that_limits_memory(32 << 20)?;
     let trace = probe_command(&node, "trace", &["-o", "json", "--apiserver", API])?;
@@ -68,7 +68,7 @@ fn a_cgroup_of_32_mib_is_enough_to_start() -> Result<()> {
 }
 
 #[test]
-fn a_second_agent_exits_and_names_the_lock() -> Result<()> {
+fn second_agent_exits_and_names_lock_file() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let state = node.dir().join("state.json");
     let first = Agent::start(&node, &["--apiserver", API])?;
@@ -96,7 +96,7 @@ fn limit_descriptors(pid: u32, to: u64) -> Result<()> {
 }
 
 #[test]
-fn an_agent_without_descriptors_blames_nobody_and_recovers() -> Result<()> {
+fn agent_without_descriptors_reports_no_fault_and_recovers() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let agent = Agent::start(&node, &["--apiserver", API])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
@@ -115,7 +115,7 @@ fn an_agent_without_descriptors_blames_nobody_and_recovers() -> Result<()> {
 }
 
 #[test]
-fn an_agent_raises_a_low_limit_of_descriptors() -> Result<()> {
+fn agent_raises_low_descriptor_limit() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut command = probe_command(&node, "trace", &["-o", "json", "--apiserver", API])?;
     let limit = || limit_descriptors(0, 64).map_err(std::io::Error::other);

@@ -180,18 +180,18 @@ fn crowd_takes_no_room(attack: &str, name: &str, environment: &[(&str, &str)]) -
 }
 
 #[test]
-fn sleeping_processes_with_a_plugins_environment() -> Result<()> {
+fn withstands_sleeping_processes_with_plugin_environment() -> Result<()> {
     let environment = [("CNI_COMMAND", "ADD"), ("CNI_NETNS", "/run/netns/none")];
     crowd_takes_no_room("sleeping processes with the environment of a plugin", "bridge", &environment)
 }
 
 #[test]
-fn sleeping_processes_with_a_components_name() -> Result<()> {
+fn withstands_sleeping_processes_with_component_name() -> Result<()> {
     crowd_takes_no_room("sleeping processes with the name of a component", "etcd", &[])
 }
 
 #[test]
-fn open_connections_to_the_api_servers_port() -> Result<()> {
+fn withstands_many_open_connections_to_api_port() -> Result<()> {
     let mut arena = Arena::new("open connections to the API server's port")?;
     let _elsewhere = Server::start(&arena.node.netns, ELSEWHERE, &["--hold"])?;
     let flags = ["--nobody", "--hold", CONNECTIONS];
@@ -210,7 +210,7 @@ fn open_connections_to_the_api_servers_port() -> Result<()> {
 }
 
 #[test]
-fn writes_and_connects_without_a_pause() -> Result<()> {
+fn withstands_write_and_connect_flood() -> Result<()> {
     let mut arena = Arena::new("writes and connects without a pause")?;
     let writer = script(&arena.node, "/bin/busybox yes | /bin/busybox cat > /dev/null")?;
     let dialler = arena.node.client("dialler", &Dial { to: API, flags: &["--nobody", "--every", "0"] })?;
@@ -222,7 +222,7 @@ fn writes_and_connects_without_a_pause() -> Result<()> {
 }
 
 #[test]
-fn executions_without_a_pause() -> Result<()> {
+fn withstands_exec_flood() -> Result<()> {
     let mut arena = Arena::new("executions without a pause")?;
     let program = arena.node.dir().join("kubelet");
     fs::copy("/bin/busybox", &program).context("make kubelet")?;
@@ -232,7 +232,7 @@ fn executions_without_a_pause() -> Result<()> {
 }
 
 #[test]
-fn network_namespaces_without_a_pause() -> Result<()> {
+fn withstands_netns_flood() -> Result<()> {
     let mut arena = Arena::new("network namespaces without a pause")?;
     let script = script(&arena.node, "while :; do unshare --user --map-root-user --net true; done")?;
     arena.trace.wait_for("a namespace", |line| line["kind"] == "netns")?;
@@ -249,13 +249,13 @@ fn posing_changes_nothing(attack: &str, flags: &[&str], cgroup: Option<&Cgroup>)
 }
 
 #[test]
-fn an_unprivileged_user_that_poses_as_components() -> Result<()> {
+fn withstands_unprivileged_user_posing_as_components() -> Result<()> {
     posing_changes_nothing("an unprivileged user that poses as components", NOBODY, None)
 }
 
 /// Root in a container with the default capabilities, which do not include `CAP_NET_ADMIN`.
 #[test]
-fn a_pod_on_the_host_network_that_poses_as_components() -> Result<()> {
+fn withstands_host_network_pod_posing_as_components() -> Result<()> {
     let cgroup = Cgroup::of_pod()?;
     let flags = ["--bounding-set=-net_admin", "unshare", "--pid", "--fork"];
     posing_changes_nothing("a pod on the host network that poses as components", &flags, Some(&cgroup))

@@ -74,7 +74,7 @@ fn fifo(path: &Path) -> Result<()> {
 }
 
 #[test]
-fn a_fifo_in_the_place_of_a_file_is_refused_and_holds_up_nothing() -> Result<()> {
+fn rejects_fifo_in_place_of_file_without_blocking() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let dir = node.dir().join("files");
     fs::create_dir(&dir)?;
@@ -147,7 +147,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_frozen_disk_holds_up_its_own_files_and_nothing_else() -> Result<()> {
+fn frozen_disk_blocks_only_its_own_files() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let disk = Disk::ext4(&node)?;
     let (state, journal) = (disk.dir.join("state.json"), disk.dir.join("journal.jsonl"));
@@ -174,7 +174,7 @@ fn a_frozen_disk_holds_up_its_own_files_and_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn a_full_disk_is_reported_and_what_was_not_written_is_written_later() -> Result<()> {
+fn reports_full_disk_and_retries_writes() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let disk = Disk::tmpfs(&node)?;
     let (state, journal) = (disk.dir.join("state.json"), disk.dir.join("journal.jsonl"));
@@ -193,7 +193,7 @@ fn a_full_disk_is_reported_and_what_was_not_written_is_written_later() -> Result
 }
 
 #[test]
-fn half_open_connections_do_not_keep_the_kubelet_s_probe_out() -> Result<()> {
+fn half_open_connections_do_not_block_liveness_probe() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let agent = Agent::start(&node, &["--apiserver", API])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
@@ -216,7 +216,7 @@ fn half_open_connections_do_not_keep_the_kubelet_s_probe_out() -> Result<()> {
 }
 
 #[test]
-fn a_credential_program_that_does_not_end_holds_up_nothing_and_is_killed() -> Result<()> {
+fn kills_hanging_credential_program_without_blocking() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let (helper, kubeconfig) = (node.dir().join("helper"), node.dir().join("kubeconfig"));
     fs::write(&helper, "#!/bin/sh\necho $$ > \"${0%/*}/helper.pid\"\nexec /bin/busybox sleep 100000\n")?;
@@ -252,7 +252,7 @@ fn a_credential_program_that_does_not_end_holds_up_nothing_and_is_killed() -> Re
 
 /// Files that take seconds to read: meanwhile another fault is judged as soon as ever.
 #[test]
-fn many_large_configurations_hold_up_nothing() -> Result<()> {
+fn many_large_config_files_do_not_delay_verdicts() -> Result<()> {
     let (node, server) = Node::healthy()?;
     let agent = Agent::start(&node, &["--apiserver", API])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;

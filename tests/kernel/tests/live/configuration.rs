@@ -25,7 +25,7 @@ fn sees_names(trace: &mut Trace) -> Result<bool> {
 
 /// A kubeconfig at a usual path may be stale, and an unprivileged program named kubelet is not the node's kubelet.
 #[test]
-fn the_api_server_is_that_of_the_kubelet_that_runs() -> Result<()> {
+fn discovers_api_server_of_running_kubelet() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let write = |name: &str, server: &str| {
         let path = node.dir().join(name);
@@ -59,7 +59,7 @@ fn the_api_server_is_that_of_the_kubelet_that_runs() -> Result<()> {
 }
 
 #[test]
-fn who_removed_the_configuration_is_named() -> Result<()> {
+fn names_process_that_removed_configuration() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let path = node.conf_dir().join("10-pods.conflist");
@@ -81,7 +81,7 @@ fn who_removed_the_configuration_is_named() -> Result<()> {
 
 /// containerd does not look at a file that was renamed into place from another directory.
 #[test]
-fn a_valid_file_that_the_runtime_has_not_opened_is_told() -> Result<()> {
+fn reports_valid_config_file_not_opened_by_runtime() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let runtime_that_waits = runtime(&node, "10-pods.conflist", "600000")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
@@ -105,7 +105,7 @@ fn a_valid_file_that_the_runtime_has_not_opened_is_told() -> Result<()> {
 
 /// Who watches only the directory itself, as runtimes do, sees nothing any more when it is replaced.
 #[test]
-fn a_replaced_directory_is_told_and_followed() -> Result<()> {
+fn reports_and_follows_replaced_config_directory() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let aside = node.dir().join("net.d.old");
@@ -126,7 +126,7 @@ fn a_replaced_directory_is_told_and_followed() -> Result<()> {
 
 /// An agent that wants to be the only one gives the others' files another name at each of its starts.
 #[test]
-fn a_file_that_another_cni_renames_away_is_told_until_it_is_back() -> Result<()> {
+fn reports_config_file_renamed_by_other_cni_until_restored() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     for plugin in ["multus-shim", "cilium-cni"] {
         node.helper_as(plugin)?;
@@ -158,7 +158,7 @@ fn a_file_that_another_cni_renames_away_is_told_until_it_is_back() -> Result<()>
 
 /// What an agent found out at its start may have been replaced since.
 #[test]
-fn an_agent_reads_its_configuration_again_on_sighup() -> Result<()> {
+fn agent_reloads_configuration_on_sighup() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let path = node.dir().join("kubeconfig");
     let write = |server: &str| {

@@ -22,7 +22,7 @@ fn of_the_node(line: &Value, kind: &str) -> bool {
 }
 
 #[test]
-fn a_connection_that_is_closed_before_an_answer_is_a_reset_server() -> Result<()> {
+fn connection_closed_before_response_means_api_server_reset() -> Result<()> {
     for how in ["--close", "--reset"] {
         let (node, server) = node_with(&[how])?;
         let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
@@ -40,7 +40,7 @@ fn a_connection_that_is_closed_before_an_answer_is_a_reset_server() -> Result<()
 }
 
 #[test]
-fn a_server_that_takes_bytes_and_stays_silent_is_told_from_one_that_does_not_answer() -> Result<()> {
+fn acknowledged_bytes_without_response_mean_tls_stalled() -> Result<()> {
     let (node, _server) = node_with(&["--silent"])?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let flags = ["--talk", "60000", "--count", "1"];
@@ -54,7 +54,7 @@ fn a_server_that_takes_bytes_and_stays_silent_is_told_from_one_that_does_not_ans
 }
 
 #[test]
-fn a_connection_that_worked_and_is_not_acknowledged_any_more_is_told() -> Result<()> {
+fn reports_established_connection_without_acknowledgements() -> Result<()> {
     let (node, _server) = node_with(&["--answer"])?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let flags = ["--talk", "120000", "--pause", "2000"];
@@ -74,7 +74,7 @@ fn a_connection_that_worked_and_is_not_acknowledged_any_more_is_told() -> Result
 /// A Service implementation in eBPF changes the address inside connect(2): both are kept, and the outcome is
 /// the asked address's.
 #[test]
-fn an_address_that_ebpf_rewrites_keeps_its_name() -> Result<()> {
+fn address_rewritten_by_ebpf_keeps_its_name() -> Result<()> {
     let (node, _server) = node_with(&["--answer"])?;
     let service = "10.96.0.1:443";
     let named = format!("service={service}");
@@ -97,7 +97,7 @@ fn an_address_that_ebpf_rewrites_keeps_its_name() -> Result<()> {
 }
 
 #[test]
-fn a_plugin_whose_agent_does_not_answer_names_the_agent_and_why() -> Result<()> {
+fn names_unreachable_agent_of_plugin_and_errno() -> Result<()> {
     let (node, _server) = node_with(&["--answer"])?;
     node.helper_as("kube-ovn")?;
     let socket = node.dir().join("kube-ovn-daemon.sock");
@@ -129,7 +129,7 @@ fn a_plugin_whose_agent_does_not_answer_names_the_agent_and_why() -> Result<()> 
 
 /// C libraries flush with writev(2), and the answer may come in two pieces.
 #[test]
-fn an_answer_by_writev_is_read_whole() -> Result<()> {
+fn captures_complete_plugin_output_from_writev() -> Result<()> {
     let (node, _server) = node_with(&["--answer"])?;
     node.helper_as("shell-plugin")?;
     let config = json!({
@@ -147,7 +147,7 @@ fn an_answer_by_writev_is_read_whole() -> Result<()> {
 }
 
 #[test]
-fn a_runtime_that_does_not_listen_is_told_by_the_kubelet_s_own_tries() -> Result<()> {
+fn detects_stopped_runtime_from_kubelet_connects() -> Result<()> {
     let (node, _server) = node_with(&["--answer"])?;
     let socket = node.dir().join("containerd.sock");
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
@@ -169,7 +169,7 @@ fn a_runtime_that_does_not_listen_is_told_by_the_kubelet_s_own_tries() -> Result
 
 /// What the agent finds out by asking: one row for each way in which a server can answer.
 #[test]
-fn asking_tells_a_server_that_is_unwell_from_one_that_is_away() -> Result<()> {
+fn active_checks_distinguish_failures_of_api_server() -> Result<()> {
     let rows = [
         (&["--status", "500"][..], "APIServerUnhealthy", "failing checks: etcd"),
         (&["--expired"], "APITLSFailed", "expired 60 min ago"),
@@ -195,7 +195,7 @@ fn asking_tells_a_server_that_is_unwell_from_one_that_is_away() -> Result<()> {
 /// A server in trouble behind a live listener: its own answers are fine, and requests of the node's clients are not
 /// answered.
 #[test]
-fn requests_without_a_response_make_the_server_unhealthy() -> Result<()> {
+fn client_requests_without_response_mean_api_server_unhealthy() -> Result<()> {
     let (node, _server) = node_with(&["--answer-once"])?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     let client = node.client("kubelet", &Dial { to: API, flags: &["--pause", "5000", "--bytes", "600"] })?;
@@ -211,7 +211,7 @@ fn requests_without_a_response_make_the_server_unhealthy() -> Result<()> {
 
 /// Half an answer is none.
 #[test]
-fn a_reset_after_one_byte_is_a_reset() -> Result<()> {
+fn reset_after_one_byte_means_api_server_reset() -> Result<()> {
     let (node, _server) = node_with(&["--reset", "--byte"])?;
     let _client = node.client("kubelet", &Dial { to: API, flags: &["--talk", "1000", "--every", "500"] })?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
@@ -220,7 +220,7 @@ fn a_reset_after_one_byte_is_a_reset() -> Result<()> {
 
 /// A name with two addresses, of which the packets to one are dropped: clients get through by the other.
 #[test]
-fn one_address_of_two_that_is_dropped_is_degraded() -> Result<()> {
+fn one_unreachable_address_of_two_is_degraded() -> Result<()> {
     const OTHER: &str = "[fd99::1]:6443";
     let (node, _server) = Node::healthy()?;
     let _other = Server::start(&node.peer, OTHER, &[])?;

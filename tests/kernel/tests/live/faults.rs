@@ -24,7 +24,7 @@ fn of_the_node(line: &serde_json::Value) -> bool {
 }
 
 #[test]
-fn a_healthy_node_is_ready() -> Result<()> {
+fn healthy_node_is_ready() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let check = verdict(&node, 4 * patience(), &["--apiserver", API])?;
     expect(&check, "NetworkReady", 0)?;
@@ -35,14 +35,14 @@ fn a_healthy_node_is_ready() -> Result<()> {
 }
 
 #[test]
-fn a_closed_port_of_another_host_is_refused() -> Result<()> {
+fn closed_port_on_other_host_means_api_server_refused() -> Result<()> {
     let (node, server) = Node::healthy()?;
     drop(server);
     expect(&verdict(&node, 2, &["--apiserver", API])?, "APIServerRefused", 3)
 }
 
 #[test]
-fn a_control_plane_host_without_a_listener_is_down() -> Result<()> {
+fn control_plane_host_without_listener_means_api_server_down() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let args = ["--apiserver", "10.99.0.2:6443", "--role", "control-plane"];
     expect(&verdict(&node, 2, &args)?, "APIServerDown", 3)?;
@@ -51,7 +51,7 @@ fn a_control_plane_host_without_a_listener_is_down() -> Result<()> {
 }
 
 #[test]
-fn a_worker_s_closed_loopback_port_is_its_proxy() -> Result<()> {
+fn closed_loopback_port_on_worker_means_local_proxy_down() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     for addr in ["127.0.0.1:6443", "[::1]:6443"] {
         let args = ["--apiserver", addr, "--role", "worker"];
@@ -61,7 +61,7 @@ fn a_worker_s_closed_loopback_port_is_its_proxy() -> Result<()> {
 }
 
 #[test]
-fn a_rejected_service_has_no_endpoints() -> Result<()> {
+fn icmp_reject_of_service_means_no_endpoints() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.filter("output", REJECT_SERVICE)?;
     expect(&verdict(&node, 3, &["--apiserver", "service=10.96.0.1"])?, "APIServiceNoEndpoints", 3)
@@ -69,7 +69,7 @@ fn a_rejected_service_has_no_endpoints() -> Result<()> {
 
 /// The socket of a non-blocking connect ends with no error at all: only its error queue tells.
 #[test]
-fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
+fn nonblocking_connect_reports_icmp_reject_on_same_node() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.filter("output", REJECT_SERVICE)?;
     let mut trace = Trace::start(&node, &["--apiserver", "service=10.96.0.1:443", "--no-ask"])?;
@@ -84,14 +84,14 @@ fn go_nonblocking_connect_against_a_same_node_reject() -> Result<()> {
 }
 
 #[test]
-fn a_rejected_server_is_a_local_policy() -> Result<()> {
+fn icmp_reject_on_this_host_means_policy_denied() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.filter("output", "tcp dport 6443 reject with icmp type port-unreachable")?;
     expect(&verdict(&node, 3, &["--apiserver", API])?, "APIPolicyDenied", 3)
 }
 
 #[test]
-fn a_rejection_by_another_host_is_a_firewall() -> Result<()> {
+fn icmp_reject_by_other_host_means_firewalled() -> Result<()> {
     for how in ["admin-prohibited", "port-unreachable", "host-prohibited"] {
         let (node, _server) = Node::healthy()?;
         node.peer.filter("input", &format!("tcp dport 6443 reject with icmp type {how}"))?;
@@ -104,14 +104,14 @@ fn a_rejection_by_another_host_is_a_firewall() -> Result<()> {
 }
 
 #[test]
-fn an_address_that_nobody_holds_is_an_unreachable_vip() -> Result<()> {
+fn unassigned_address_means_vip_unreachable() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     expect(&verdict(&node, 6, &["--apiserver", "10.99.0.77:6443"])?, "APIVIPUnreachable", 3)
 }
 
 /// Nothing on the node turns the Service's address into a server's, and the way out knows nothing of it.
 #[test]
-fn a_service_address_that_nobody_programmed_is_told_from_a_silent_server() -> Result<()> {
+fn untranslated_service_address_means_service_not_programmed() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let args = ["--apiserver", API, "--apiserver", "service=10.96.0.1"];
     expect(&verdict(&node, 8, &args)?, "APIServiceNotProgrammed", 3)
@@ -119,7 +119,7 @@ fn a_service_address_that_nobody_programmed_is_told_from_a_silent_server() -> Re
 
 /// The load balancer drops what comes from the servers behind it.
 #[test]
-fn a_load_balancer_that_does_not_lead_back_is_told_from_a_silent_server() -> Result<()> {
+fn load_balancer_dropping_its_own_backend_means_hairpin() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let _server = Server::start(&node.netns, "10.99.0.2:6443", &[])?;
@@ -129,7 +129,7 @@ fn a_load_balancer_that_does_not_lead_back_is_told_from_a_silent_server() -> Res
 }
 
 #[test]
-fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
+fn reports_missing_route_in_all_forms() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.ip("route del default")?;
     for form in ["", "unreachable", "prohibit", "blackhole"] {
@@ -145,7 +145,7 @@ fn a_missing_route_is_told_in_all_its_forms() -> Result<()> {
 }
 
 #[test]
-fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
+fn connect_denied_by_ebpf_means_bpf_denied() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let denied = Cgroup::that_denies()?;
     let dir = denied.dir().to_string_lossy().into_owned();
@@ -163,7 +163,7 @@ fn a_connect_that_ebpf_denies_is_told_from_a_policy() -> Result<()> {
 }
 
 #[test]
-fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
+fn unanswered_syns_mean_timeout_even_if_client_gives_up() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.peer.filter("input", "tcp dport 6443 drop")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
@@ -179,7 +179,7 @@ fn silence_is_a_timeout_also_when_the_client_gives_up_first() -> Result<()> {
 /// Of so many sockets one in fifteen finds its slot in the kernel half taken; it is seen all the same. A kernel that lets
 /// another task in while a program runs (Linux 7) leaves that program out for it, and counts that.
 #[test]
-fn every_one_of_many_connects_under_way_is_seen() -> Result<()> {
+fn reports_every_one_of_many_concurrent_connects() -> Result<()> {
     const MANY: u64 = 900;
     let (node, _server) = Node::healthy()?;
     node.peer.filter("input", "tcp dport 6443 drop")?;
@@ -200,7 +200,7 @@ fn every_one_of_many_connects_under_way_is_seen() -> Result<()> {
 
 /// The kernel half reports only connects whose start it saw; sock_diag shows the others.
 #[test]
-fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
+fn reports_connect_started_before_probe() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.peer.filter("input", "tcp dport 6443 counter drop")?;
     let _client =
@@ -216,7 +216,7 @@ fn a_connect_older_than_the_probe_is_seen() -> Result<()> {
 }
 
 #[test]
-fn a_drop_on_this_host_is_a_local_policy() -> Result<()> {
+fn drop_on_this_host_means_policy_denied() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.filter("output", "tcp dport 6443 drop")?;
     expect(&verdict(&node, 6, &["--apiserver", API])?, "APIPolicyDenied", 3)
@@ -224,7 +224,7 @@ fn a_drop_on_this_host_is_a_local_policy() -> Result<()> {
 
 /// Sockets of protocol 262 pass through the same states and must not be taken for TCP (262 & 0xff is 6).
 #[test]
-fn mptcp_listener_and_connect_do_not_confuse() -> Result<()> {
+fn does_not_mistake_mptcp_sockets_for_tcp() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let mut trace = Trace::start(&node, &["--apiserver", "10.99.0.2:6443", "--role", "control-plane"])?;
@@ -242,7 +242,7 @@ fn mptcp_listener_and_connect_do_not_confuse() -> Result<()> {
 }
 
 #[test]
-fn an_empty_directory_is_a_missing_configuration() -> Result<()> {
+fn empty_directory_means_config_missing() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.remove_config()?;
     expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigMissing", 1)?;
@@ -251,7 +251,7 @@ fn an_empty_directory_is_a_missing_configuration() -> Result<()> {
 }
 
 #[test]
-fn a_broken_first_file_is_an_invalid_configuration() -> Result<()> {
+fn broken_first_file_means_config_invalid() -> Result<()> {
     for bytes in [&b""[..], b"{\"cniVersion\": \"0.4.0\", \"na", &[0; 100], &vec![b'['; 1 << 20]] {
         let (node, _server) = Node::healthy()?;
         node.write_config("00-multus.conf", bytes)?;
@@ -265,7 +265,7 @@ fn a_broken_first_file_is_an_invalid_configuration() -> Result<()> {
 }
 
 #[test]
-fn hostile_files_do_not_stop_the_probe() -> Result<()> {
+fn survives_hostile_config_files() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let path = node.conf_dir().join("00-first.conf");
     let fifo = std::ffi::CString::new(path.to_str().expect("a text"))?;
@@ -281,7 +281,7 @@ fn hostile_files_do_not_stop_the_probe() -> Result<()> {
 }
 
 #[test]
-fn a_plugin_that_is_not_there_is_told_without_any_execution() -> Result<()> {
+fn reports_missing_plugin_before_any_exec() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     for plugin in ["portmap", "host-local", "loopback"] {
         std::fs::rename(node.bin_dir().join(plugin), node.dir().join(plugin))?;
@@ -294,7 +294,7 @@ fn a_plugin_that_is_not_there_is_told_without_any_execution() -> Result<()> {
 }
 
 #[test]
-fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
+fn verdict_quotes_error_of_plugin() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
@@ -321,7 +321,7 @@ fn a_plugin_s_own_words_reach_the_verdict() -> Result<()> {
 }
 
 #[test]
-fn exhausted_addresses_are_told_from_any_other_failure() -> Result<()> {
+fn distinguishes_exhausted_addresses_from_other_failures() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
@@ -346,7 +346,7 @@ fn exhausted_addresses_are_told_from_any_other_failure() -> Result<()> {
 
 /// Leases outlive sandboxes that were never taken down.
 #[test]
-fn addresses_of_sandboxes_that_are_gone_are_told_as_a_leak() -> Result<()> {
+fn reports_leases_of_removed_sandboxes_as_leak() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let leases = node.dir().join("leases/pods");
     std::fs::create_dir(&leases)?;
@@ -369,7 +369,7 @@ fn addresses_of_sandboxes_that_are_gone_are_told_as_a_leak() -> Result<()> {
 }
 
 #[test]
-fn a_failed_del_is_no_fault() -> Result<()> {
+fn failed_del_is_not_a_fault() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
@@ -384,7 +384,7 @@ fn a_failed_del_is_no_fault() -> Result<()> {
 }
 
 #[test]
-fn the_api_is_the_root_and_the_missing_configuration_its_consequence() -> Result<()> {
+fn missing_configuration_is_consequence_of_api_failure() -> Result<()> {
     let (node, server) = Node::healthy()?;
     drop(server);
     node.remove_config()?;
@@ -399,7 +399,7 @@ fn the_api_is_the_root_and_the_missing_configuration_its_consequence() -> Result
 }
 
 #[test]
-fn a_broken_file_is_not_blamed_on_the_api() -> Result<()> {
+fn broken_config_file_is_independent_of_api_failure() -> Result<()> {
     let (node, server) = Node::healthy()?;
     drop(server);
     node.write_config("00-broken.conf", b"{")?;
@@ -410,7 +410,7 @@ fn a_broken_file_is_not_blamed_on_the_api() -> Result<()> {
 }
 
 #[test]
-fn everything_recovers() -> Result<()> {
+fn verdict_recovers_after_each_repair() -> Result<()> {
     let (node, server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
@@ -433,7 +433,7 @@ fn everything_recovers() -> Result<()> {
 }
 
 #[test]
-fn an_etcd_host_is_not_judged() -> Result<()> {
+fn etcd_host_is_not_judged() -> Result<()> {
     let node = Node::new()?;
     expect(&verdict(&node, 1, &["--role", "etcd", "--apiserver", API])?, "NotApplicable", 6)
 }

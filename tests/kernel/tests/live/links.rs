@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// Of every errno there is the errno; of those that the kernel explains, its words.
 #[test]
-fn what_the_kernel_refuses_is_told_with_its_reason_and_who_asked() -> Result<()> {
+fn reports_refused_netlink_request_with_reason_and_process() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let without_errno = trace.gap("link.error.errno").is_some();
@@ -38,7 +38,7 @@ fn what_the_kernel_refuses_is_told_with_its_reason_and_who_asked() -> Result<()>
 /// Two CNIs, one after the other: what the first left has the port, or the number, that the second wants.
 #[test]
 #[ignore = "the vxlan module is not there; proven in the machines of the matrix"]
-fn a_tunnel_that_another_cni_left_behind_is_a_conflict() -> Result<()> {
+fn leftover_tunnel_of_other_cni_means_link_conflict() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.ip("link add flannel.1 type vxlan id 1 dstport 8472")?;
     node.netns.ip("link set flannel.1 up")?;
@@ -71,7 +71,7 @@ fn a_tunnel_that_another_cni_left_behind_is_a_conflict() -> Result<()> {
 }
 
 #[test]
-fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
+fn names_process_that_removes_route_or_rule() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let without_object = trace.gap("link.error.text").is_some();
@@ -95,7 +95,7 @@ fn who_takes_a_route_or_a_rule_away_is_named() -> Result<()> {
 
 /// As a network manager does that is restarted and removes what it does not know.
 #[test]
-fn who_took_the_way_to_the_api_server_away_is_named() -> Result<()> {
+fn names_process_that_removed_route_to_api_server() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     let named = trace.gap("link.error.text").is_none();
@@ -112,7 +112,7 @@ fn who_took_the_way_to_the_api_server_away_is_named() -> Result<()> {
 
 /// A route that leads to a link of a CNI is missed until it is there again, whoever puts it back.
 #[test]
-fn a_route_of_pods_that_somebody_takes_away_is_told_until_it_is_back() -> Result<()> {
+fn reports_removed_pod_route_until_restored() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.ip(
         "link add cali0 type veth peer name pod0\nlink set pod0 up\nlink set cali0 up\nroute add 10.244.1.0/24 dev cali0",
@@ -135,7 +135,7 @@ fn a_route_of_pods_that_somebody_takes_away_is_told_until_it_is_back() -> Result
 
 /// What happens inside a pod's namespace is seen from outside, once a link leads there.
 #[test]
-fn links_of_other_namespaces_are_followed() -> Result<()> {
+fn tracks_links_of_other_namespaces() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let pod = Namespace::new()?;
@@ -174,7 +174,7 @@ fn links_of_other_namespaces_are_followed() -> Result<()> {
 
 /// A file that a runtime left where namespaces are bound, as after a crash.
 #[test]
-fn a_name_without_a_namespace_is_told() -> Result<()> {
+fn reports_stale_netns_name() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let dir = node.dir().join("netns");
     std::fs::create_dir(&dir)?;
@@ -196,7 +196,7 @@ fn a_name_without_a_namespace_is_told() -> Result<()> {
 
 /// A pod's packet whose source is routed elsewhere, on a link whose filter somebody turned on.
 #[test]
-fn packets_that_the_reverse_path_filter_drops_are_told_with_their_link() -> Result<()> {
+fn reports_reverse_path_filter_drops_with_link() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let pod = Namespace::new()?;
     node.netns.ip(&format!("link add lxc1 type veth peer name eth0 netns {}", pod.name()))?;
@@ -228,7 +228,7 @@ fn packets_that_the_reverse_path_filter_drops_are_told_with_their_link() -> Resu
 
 /// A plugin that names what the kernel refused it: the datapath is at fault, not the plugin.
 #[test]
-fn a_plugin_that_the_kernel_refuses_a_link_is_told_from_one_that_fails_by_itself() -> Result<()> {
+fn distinguishes_refused_link_from_plugin_failure() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut config = node.plugin_config("10.244.0.0/24");

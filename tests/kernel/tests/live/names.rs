@@ -99,7 +99,7 @@ const ROOT_KEY: &str =
 
 /// NXDOMAIN, SERVFAIL, silence, and then an address.
 #[test]
-fn a_name_without_an_address_is_told_with_the_resolver_s_answer() -> Result<()> {
+fn reports_unresolved_name_with_resolver_response() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let root = with_root(&node)?;
     let flags = ["--host-root", root.as_str(), "--kubeconfig", "/kube.conf"];
@@ -139,7 +139,7 @@ fn a_name_without_an_address_is_told_with_the_resolver_s_answer() -> Result<()> 
 /// What the kubelet has resolved in another way than the agent is watched as well, as soon as its connection lasts, and not
 /// what others connect to.
 #[test]
-fn an_address_that_only_the_kubelet_knows_is_watched_while_it_is_used() -> Result<()> {
+fn watches_address_resolved_only_by_kubelet() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.peer.ip("addr add 10.99.0.3/24 dev eth0")?;
     node.peer.ip("addr add 10.99.0.4/24 dev eth0")?;
@@ -168,7 +168,7 @@ fn an_address_that_only_the_kubelet_knows_is_watched_while_it_is_used() -> Resul
 
 /// The old address stands while connections to it do; the new one is watched at once.
 #[test]
-fn an_address_that_changes_is_followed_and_a_resolver_that_is_away_later_is_no_fault() -> Result<()> {
+fn follows_changed_address_and_tolerates_later_resolver_outage() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.peer.ip("addr add 10.99.0.3/24 dev eth0")?;
     let _other = Server::start(&node.peer, "10.99.0.3:6443", &[])?;

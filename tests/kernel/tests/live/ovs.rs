@@ -26,7 +26,7 @@ fn node() -> Result<(Node, std::path::PathBuf)> {
 /// Each missing link of the chain by its name: the database, the bridge, the switch, and a switch that does not
 /// do what it is asked for.
 #[test]
-fn open_vswitch_without_its_parts_is_told_by_the_part() -> Result<()> {
+fn names_missing_component_of_open_vswitch() -> Result<()> {
     let (node, dir) = node()?;
     let _server = node.serve_api()?;
     let flag = dir.to_string_lossy().into_owned();
@@ -61,7 +61,7 @@ fn open_vswitch_without_its_parts_is_told_by_the_part() -> Result<()> {
 /// Bridges, links and tunnels become ports of the datapath; a dead switch leaves questions unanswered.
 #[test]
 #[ignore = "the openvswitch module is not there; proven in the machines of the matrix"]
-fn ports_of_the_datapath_are_followed() -> Result<()> {
+fn tracks_ports_of_ovs_datapath() -> Result<()> {
     let (node, dir) = node()?;
     let _server = node.serve_api()?;
     let flag = dir.to_string_lossy().into_owned();

@@ -21,7 +21,7 @@ fn message(verdict: &Value) -> &str {
 
 /// The runtime finds the file, and the kernel says no: what a security module's denial looks like, too.
 #[test]
-fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
+fn reports_plugin_without_execute_permission() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("shy")?;
     std::fs::set_permissions(&plugin, Permissions::from_mode(0o644))?;
@@ -38,7 +38,7 @@ fn a_plugin_that_may_not_be_executed_is_told() -> Result<()> {
 
 /// What execve(2) will answer is known before a pod has to wait for it.
 #[test]
-fn a_configured_plugin_that_cannot_run_is_reported_with_the_reason() -> Result<()> {
+fn reports_why_configured_plugin_cannot_run() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.bin_dir().join("portmap");
     let original = std::fs::read(&plugin)?;
@@ -71,7 +71,7 @@ fn a_configured_plugin_that_cannot_run_is_reported_with_the_reason() -> Result<(
 /// Nobody may look at the file where the runtime finds it (another mount namespace, say): then the runtime's own attempt
 /// shows it.
 #[test]
-fn a_plugin_without_its_interpreter_is_reported_when_it_is_executed() -> Result<()> {
+fn reports_missing_plugin_interpreter_on_exec() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.bin_dir().join("lost");
     std::fs::write(&plugin, "#!/no/such/interpreter\n")?;
@@ -95,7 +95,7 @@ fn a_plugin_without_its_interpreter_is_reported_when_it_is_executed() -> Result<
 
 /// A glibc-linked plugin looks up a user, and the daemon that might know it is not installed.
 #[test]
-fn a_socket_that_is_not_the_agent_s_is_not_blamed() -> Result<()> {
+fn does_not_blame_socket_of_other_daemon() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.helper_as("looks-up")?;
     let mut trace = Trace::start(&node, QUIET)?;
@@ -132,7 +132,7 @@ impl Drop for NoExec {
 }
 
 #[test]
-fn a_plugin_on_a_file_system_without_execution_is_told_as_such() -> Result<()> {
+fn reports_plugin_on_noexec_mount() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("shut")?;
     let _mounted = NoExec::mount(&plugin)?;
@@ -147,7 +147,7 @@ fn a_plugin_on_a_file_system_without_execution_is_told_as_such() -> Result<()> {
 }
 
 #[test]
-fn a_running_plugin_that_is_to_be_replaced_is_busy() -> Result<()> {
+fn replacing_running_plugin_means_binary_busy() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("slow")?;
     let mut trace = Trace::start(&node, QUIET)?;
@@ -167,7 +167,7 @@ fn a_running_plugin_that_is_to_be_replaced_is_busy() -> Result<()> {
 }
 
 #[test]
-fn a_plugin_that_never_ends_is_told_while_it_runs() -> Result<()> {
+fn reports_stalled_plugin_while_it_runs() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.helper_as("slow")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--plugin-limit", "1s"])?;
@@ -185,7 +185,7 @@ fn a_plugin_that_never_ends_is_told_while_it_runs() -> Result<()> {
 
 /// As `probe check` on a node where a plugin has been waiting for long.
 #[test]
-fn a_plugin_older_than_the_probe_is_told_and_so_is_its_end() -> Result<()> {
+fn reports_plugin_started_before_probe_and_its_exit() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("older")?;
     let sandbox = Sandbox::new("web-1")?;
@@ -217,7 +217,7 @@ fn processes_of(file: &Path) -> impl Iterator<Item = i32> {
 
 /// As Multus does with its `readinessindicatorfile`.
 #[test]
-fn a_plugin_that_waits_for_the_default_network_names_the_file() -> Result<()> {
+fn names_file_that_plugin_waits_for() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.helper_as("multus")?;
     let marker = node.dir().join("subnet.env");
@@ -238,7 +238,7 @@ fn a_plugin_that_waits_for_the_default_network_names_the_file() -> Result<()> {
 }
 
 #[test]
-fn a_file_in_place_of_a_namespace_is_told() -> Result<()> {
+fn reports_plain_file_in_place_of_netns() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let left = node.dir().join("cni-left-over");
@@ -257,7 +257,7 @@ fn a_file_in_place_of_a_namespace_is_told() -> Result<()> {
 
 /// An agent in a container whose mounts are not shared sees a plain file where the host has a namespace.
 #[test]
-fn a_namespace_that_an_agent_cannot_see_is_told() -> Result<()> {
+fn reports_netns_hidden_from_cni_agent() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("web-1")?;
@@ -320,7 +320,7 @@ fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<
 
 /// The namespace, its name, the plugins with their delegates, the links, and the end: one object.
 #[test]
-fn everything_that_was_done_for_a_sandbox_is_one_object() -> Result<()> {
+fn groups_all_steps_of_sandbox_into_one_object() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("web-1")?;
@@ -358,7 +358,7 @@ fn everything_that_was_done_for_a_sandbox_is_one_object() -> Result<()> {
 
 /// What a runtime does after a reboot: it cleans up what it does not have any more.
 #[test]
-fn a_del_without_an_add_is_told_as_such() -> Result<()> {
+fn reports_del_without_add() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, QUIET)?;
     let sandbox = Sandbox::new("gone-1")?;

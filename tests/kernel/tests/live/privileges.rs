@@ -33,7 +33,7 @@ const OTHER: u32 = 64_999;
 const PROCESSES: &str = "process.table";
 
 #[test]
-fn processes_that_cannot_be_read_are_a_gap_and_leave_the_network_unproven() -> Result<()> {
+fn unreadable_processes_are_a_gap_and_leave_network_unproven() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let empty = node.dir().join("empty");
     std::fs::create_dir(&empty)?;
@@ -69,7 +69,7 @@ fn processes_that_cannot_be_read_are_a_gap_and_leave_the_network_unproven() -> R
 
 /// `CAP_SYS_ADMIN` includes both.
 #[test]
-fn without_a_capability_for_ebpf_the_program_exits_and_names_it() -> Result<()> {
+fn exits_and_names_missing_ebpf_capability() -> Result<()> {
     let node = Node::new()?;
     for (capability, name) in [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")] {
         for verb in ["trace", "run"] {
@@ -89,7 +89,7 @@ fn without_a_capability_for_ebpf_the_program_exits_and_names_it() -> Result<()> 
 }
 
 #[test]
-fn without_net_admin_and_sys_resource_nothing_is_missing() -> Result<()> {
+fn works_without_net_admin_and_sys_resource() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let usual = gaps(&trace_without(&node, &[], &[])?);
     let mut trace = trace_without(&node, &[NET_ADMIN], &[])?;
@@ -107,7 +107,7 @@ fn without_net_admin_and_sys_resource_nothing_is_missing() -> Result<()> {
 }
 
 #[test]
-fn without_dac_read_search_an_unreadable_configuration_is_a_gap_and_no_fault() -> Result<()> {
+fn unreadable_configuration_without_dac_read_search_is_a_gap() -> Result<()> {
     const GAP: &str = "CAP_DAC_READ_SEARCH is missing";
     let (node, _server) = Node::healthy()?;
     for dir in [node.conf_dir(), node.bin_dir()] {
@@ -127,7 +127,7 @@ fn without_dac_read_search_an_unreadable_configuration_is_a_gap_and_no_fault() -
 }
 
 #[test]
-fn without_dac_override_a_database_of_another_user_is_a_gap_and_no_fault() -> Result<()> {
+fn unreadable_ovs_database_without_dac_override_is_a_gap() -> Result<()> {
     let node = Node::new()?;
     let _server = node.serve_api()?;
     node.helper_as("kube-ovn")?;
@@ -148,7 +148,7 @@ fn without_dac_override_a_database_of_another_user_is_a_gap_and_no_fault() -> Re
 }
 
 #[test]
-fn without_net_broadcast_links_are_known_from_the_start_only() -> Result<()> {
+fn link_changes_without_net_broadcast_are_a_gap() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = trace_without(&node, &[NET_BROADCAST], &[])?;
     waits_for_gap(&mut trace, "link", "listen to every namespace")?;
@@ -157,7 +157,7 @@ fn without_net_broadcast_links_are_known_from_the_start_only() -> Result<()> {
 }
 
 #[test]
-fn without_sys_admin_who_changes_the_configuration_is_a_gap() -> Result<()> {
+fn authors_of_configuration_changes_without_sys_admin_are_a_gap() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = trace_without(&node, &[SYS_ADMIN], &[])?;
     waits_for_gap(&mut trace, "cni.config.access", "CAP_SYS_ADMIN is missing")?;

@@ -62,7 +62,7 @@ fn wait(trace: &mut Trace, reason: &str, words: &str) -> Result<()> {
 
 /// The proxy is what the kubelet connects to: it is judged in the server's place, and asked on.
 #[test]
-fn a_kubelet_behind_a_proxy_is_judged_by_its_proxy() -> Result<()> {
+fn judges_kubelet_behind_proxy_by_its_proxy() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     node.peer.ip("addr add 10.99.0.3/24 dev eth0")?;

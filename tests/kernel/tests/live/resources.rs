@@ -11,7 +11,7 @@ use kernel_tests::{API, Cgroup, Dial, Node, Server, Trace, run, spawn};
 use serde_json::Value;
 
 #[test]
-fn a_module_that_does_not_come_is_named() -> Result<()> {
+fn names_missing_kernel_module() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     ensure!(node.netns.ip("link add x0 type nosuchkind").is_err());
@@ -30,7 +30,7 @@ fn a_module_that_does_not_come_is_named() -> Result<()> {
 
 /// EMFILE is what a used-up `fs.inotify.max_user_instances` answers, and a used-up table of descriptors.
 #[test]
-fn a_kubelet_that_gets_no_inotify_instance_is_told() -> Result<()> {
+fn reports_kubelet_without_inotify_instance() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let mut kubelet = node.client("kubelet", &Dial { to: "/", flags: &["--inotify"] })?;
@@ -44,7 +44,7 @@ fn a_kubelet_that_gets_no_inotify_instance_is_told() -> Result<()> {
 }
 
 #[test]
-fn an_expired_token_of_a_plugin_is_told_with_its_file() -> Result<()> {
+fn reports_expired_plugin_token_with_path() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     // {"alg":"none"} and {"exp":1000}
     let kubeconfig = "contexts: [{name: c, context: {cluster: local, user: calico}}]\n\
@@ -60,7 +60,7 @@ fn an_expired_token_of_a_plugin_is_told_with_its_file() -> Result<()> {
 }
 
 #[test]
-fn the_settings_that_pod_networks_need_are_told_at_start() -> Result<()> {
+fn reports_sysctls_for_pod_networks_at_start() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let set = |value: &str| -> Result<()> {
         let mut sysctl = node.netns.command("sysctl")?;
@@ -81,7 +81,7 @@ fn the_settings_that_pod_networks_need_are_told_at_start() -> Result<()> {
 }
 
 #[test]
-fn a_process_that_the_kernel_ends_for_its_memory_is_told_as_such() -> Result<()> {
+fn reports_oom_killed_process() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let cgroup = Cgroup::that_limits_memory(24 << 20)?;
@@ -96,7 +96,7 @@ fn a_process_that_the_kernel_ends_for_its_memory_is_told_as_such() -> Result<()>
 
 /// The node's network namespace has one local port, and somebody's connection has it.
 #[test]
-fn local_ports_that_are_used_up_are_told_and_not_the_api_server() -> Result<()> {
+fn exhausted_local_ports_are_not_blamed_on_api_server() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let _server = Server::start(&node.peer, API, &["--silent"])?;
@@ -147,7 +147,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_full_disk_is_told_with_its_path() -> Result<()> {
+fn reports_full_disk_with_path() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let root = node.dir().join("host");
     let disk = Disk::new(&root.join("var/lib/etcd"))?;
@@ -167,7 +167,7 @@ fn a_full_disk_is_told_with_its_path() -> Result<()> {
 
 /// Wherever it is: the files that it has open tell.
 #[test]
-fn the_disk_that_etcd_writes_to_is_looked_at() -> Result<()> {
+fn reports_full_disk_of_open_etcd_files() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let disk = Disk::new(&node.dir().join("data"))?;
     std::fs::create_dir_all(disk.0.join("member/snap"))?;
@@ -193,7 +193,7 @@ fn the_disk_that_etcd_writes_to_is_looked_at() -> Result<()> {
 /// counts as full.
 #[test]
 #[ignore = "changes a setting of the whole kernel: only in a machine of its own"]
-fn a_full_connection_tracking_table_is_told() -> Result<()> {
+fn reports_full_conntrack_table() -> Result<()> {
     const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
     let (node, _server) = Node::healthy()?;
     node.netns.filter("output", "ct state established accept")?;
@@ -225,7 +225,7 @@ fn a_full_connection_tracking_table_is_told() -> Result<()> {
 
 #[test]
 #[ignore = "sets the clock: only in a machine of its own"]
-fn a_clock_that_somebody_sets_is_told() -> Result<()> {
+fn reports_clock_step() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     set_clock_by(3)?;

@@ -109,7 +109,7 @@ fn kubeconfig(node: &Node) -> Result<String> {
 /// The plugin prints its whole configuration and a key, as some do; the runtime's arguments, names of files and of processes hold
 /// secrets as well.
 #[test]
-fn no_output_of_an_agent_holds_a_secret() -> Result<()> {
+fn redacts_secrets_in_all_agent_output() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let api = Api::start(&node)?;

@@ -13,7 +13,7 @@ use kernel_tests::{
 use serde_json::Value;
 
 #[test]
-fn the_end_of_a_control_plane_process_names_the_signal_and_its_sender() -> Result<()> {
+fn names_signal_and_sender_when_control_plane_process_is_killed() -> Result<()> {
     let node = Node::new()?;
     let mut trace = Trace::start(&node, &["--apiserver", "10.99.0.2:6443"])?;
     let server = Server::start_as(&node.netns, &node.bin_dir().join("kube-apiserver"), "10.99.0.2:6443")?;
@@ -36,7 +36,7 @@ fn the_end_of_a_control_plane_process_names_the_signal_and_its_sender() -> Resul
 }
 
 #[test]
-fn a_crash_loop_of_the_control_plane_is_told_from_a_stopped_one() -> Result<()> {
+fn distinguishes_control_plane_crash_loop_from_stopped_process() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let mut trace = Trace::start(&node, &["--apiserver", "10.99.0.2:6443", "--role", "control-plane"])?;
@@ -50,7 +50,7 @@ fn a_crash_loop_of_the_control_plane_is_told_from_a_stopped_one() -> Result<()> 
 }
 
 #[test]
-fn a_namespace_s_begin_and_end_are_seen() -> Result<()> {
+fn reports_creation_and_destruction_of_netns() -> Result<()> {
     let node = Node::new()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     let sandbox = Sandbox::new("web-1")?;
@@ -66,7 +66,7 @@ fn a_namespace_s_begin_and_end_are_seen() -> Result<()> {
 }
 
 #[test]
-fn control_characters_never_reach_the_terminal() -> Result<()> {
+fn escapes_control_characters_in_terminal_output() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let evil = "ku\u{1b}[31mbe\u{7}";
@@ -96,7 +96,7 @@ fn control_characters_never_reach_the_terminal() -> Result<()> {
 }
 
 #[test]
-fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
+fn counts_lost_events_and_reports_probe_degraded() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--ring-bytes", "4096"])?;
@@ -124,7 +124,7 @@ fn a_forced_loss_is_counted_and_leads_to_the_right_verdict() -> Result<()> {
 /// On one processor: where a task is interrupted inside the program of a hook, the kernel leaves that program out for every
 /// other until the task goes on. It may since Linux 5.11 for functions and since 7 for tracepoints.
 #[test]
-fn what_the_kernel_leaves_out_is_told_as_lost() -> Result<()> {
+fn reports_runs_skipped_by_kernel() -> Result<()> {
     const CONNECTS: [(&str, u64, &[&str]); 2] =
         [("kube-proxy", 1000, &["--every", "0"]), ("other-client", 300, &["--every", "1", "--real-time"])];
     let node = Node::new()?;
@@ -150,7 +150,7 @@ fn what_the_kernel_leaves_out_is_told_as_lost() -> Result<()> {
 }
 
 #[test]
-fn a_recording_replays_to_the_same_verdicts() -> Result<()> {
+fn recording_replays_to_same_verdicts() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let server = node.serve_api()?;
@@ -180,7 +180,7 @@ fn verdicts(lines: &[Value]) -> Vec<String> {
 }
 
 #[test]
-fn the_agent_serves_what_it_promises() -> Result<()> {
+fn agent_serves_socket_endpoints_and_state_file() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let _server = node.serve_api()?;
@@ -242,7 +242,7 @@ fn the_agent_serves_what_it_promises() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_once_and_stops_nothing_else() -> Result<()> {
+fn logs_unavailable_outputs_once_and_continues() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let _taken = Server::start(&node.netns, "10.99.0.2:9719", &[])?;
@@ -274,7 +274,7 @@ fn what_cannot_be_served_is_said_once_and_stops_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn without_root_it_says_what_is_missing() -> Result<()> {
+fn names_missing_capabilities_without_root() -> Result<()> {
     // The binary must be readable for everybody: a copy.
     let dir = tempfile::TempDir::new()?;
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -292,7 +292,7 @@ fn without_root_it_says_what_is_missing() -> Result<()> {
 
 /// It keeps its sockets, and nothing else shows that it does nothing.
 #[test]
-fn a_stopped_kubelet_is_down_until_it_continues() -> Result<()> {
+fn stopped_kubelet_is_down_until_continued() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
@@ -308,7 +308,7 @@ fn a_stopped_kubelet_is_down_until_it_continues() -> Result<()> {
 
 /// Docker beside another runtime is idle whenever nobody uses it.
 #[test]
-fn a_stopped_runtime_that_the_kubelet_does_not_use_is_no_fault() -> Result<()> {
+fn ignores_stopped_runtime_not_used_by_kubelet() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let path = |name: &str| node.dir().join(name).display().to_string();
     let [other, endpoint] = [path("docker.sock"), path("containerd.sock")];
@@ -332,7 +332,7 @@ fn a_stopped_runtime_that_the_kubelet_does_not_use_is_no_fault() -> Result<()> {
 
 /// As `systemctl restart kubelet` does it.
 #[test]
-fn a_kubelet_that_is_stopped_three_times_does_not_crash() -> Result<()> {
+fn three_kubelet_restarts_are_not_a_crash_loop() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     for _ in 0..3 {
@@ -373,7 +373,7 @@ impl Drop for Killed {
 
 /// A server that is there but talks nonsense must not hold up the agent's page.
 #[test]
-fn a_slow_or_rude_scraper_does_not_hold_up_the_others() -> Result<()> {
+fn misbehaving_scrapers_do_not_block_others() -> Result<()> {
     let node = Node::new()?;
     let socket = node.dir().join("probe.sock");
     let state = node.dir().join("state.json");

@@ -74,7 +74,7 @@ pub(super) fn healthy() -> Result<(Node, kernel_tests::Server)> {
 }
 
 #[test]
-fn failed_connects_of_an_unprivileged_user_are_shown_and_not_judged() -> Result<()> {
+fn reports_connects_of_unprivileged_user_without_judging_them() -> Result<()> {
     let (node, _server) = healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
@@ -94,7 +94,7 @@ fn failed_connects_of_an_unprivileged_user_are_shown_and_not_judged() -> Result<
 
 /// machined starts it as user 60, without capabilities.
 #[test]
-fn an_etcd_of_talos_counts_although_it_is_not_root() -> Result<()> {
+fn trusts_unprivileged_etcd_of_talos() -> Result<()> {
     let (node, _server) = healthy()?;
     let cgroup = Cgroup::of_talos("etcd")?;
     let program = node.dir().join("etcd");
