@@ -1,4 +1,4 @@
-//! A running `probe run`, and what it serves.
+//! A running `probe run`, and the pages that it serves.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -16,12 +16,12 @@ use crate::netns::{Namespace, spawn};
 use crate::node::Node;
 use crate::probe::{patience, probe_command};
 
-/// Where it serves its pages.
-pub const PAGES: &str = "10.99.0.2:9719";
-/// How long a page may take before it counts as withheld; the kubelet's probes wait one second.
-const PAGE: Duration = Duration::from_secs(1);
+/// The address of its metrics and health endpoints.
+pub const HTTP_ADDRESS: &str = "10.99.0.2:9719";
+/// How long a response may take before the request counts as failed; the kubelet's probes wait one second.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An agent; killed when dropped.
+/// A running agent; killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
@@ -29,13 +29,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it on `node`. Its files are in the directory of the node where `args` does not name them, and it writes
-    /// conditions only where `args` names a kubeconfig.
+    /// Starts it on `node`. Files that `args` does not name are in the node's directory, and it writes conditions only
+    /// if `args` names a kubeconfig.
     pub fn start(node: &Node, args: &[&str]) -> Result<Self> {
         Self::start_command(node, args, Stdio::inherit())
     }
 
-    /// The same with its standard error in the file `log`.
+    /// As [`Self::start`], with its standard error in the file `log`.
     pub fn start_with_log(node: &Node, args: &[&str], log: &Path) -> Result<Self> {
         Self::start_command(node, args, std::fs::File::create(log)?.into())
     }
@@ -43,46 +43,46 @@ impl Agent {
     fn start_command(node: &Node, args: &[&str], log: Stdio) -> Result<Self> {
         let socket = node.dir().join("probe.sock");
         let mut command = probe_command(node, "run", args)?;
-        command.args(["--metrics-address", PAGES, "--socket"]).arg(&socket).stderr(log);
+        command.args(["--metrics-address", HTTP_ADDRESS, "--socket"]).arg(&socket).stderr(log);
         if !args.contains(&"--state-file") {
             command.arg("--state-file").arg(node.dir().join("state.json"));
         }
         Ok(Self { child: spawn(&mut command)?, socket })
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its newest report; `None` before it serves one.
+    /// Returns its newest report; `None` before it serves one.
     pub fn report(&self) -> Option<Value> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(&answer).ok()
+        let mut response = String::new();
+        stream.read_to_string(&mut response).ok()?;
+        serde_json::from_str(&response).ok()
     }
 
-    /// Waits until its verdict is `reason`, for as long as `limit` on a machine of its own; with the time that it took.
+    /// Waits until its verdict is `reason`, for `limit` times [`patience`], and returns the time that it took.
     pub fn wait_for_verdict(&self, reason: &str, limit: Duration) -> Result<Duration> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut last = None;
-        while begun.elapsed() < limit * patience() {
+        while started.elapsed() < limit * patience() {
             last = self.report();
             if last.as_ref().is_some_and(|report| report["verdict"]["reason"] == reason) {
-                return Ok(begun.elapsed());
+                return Ok(started.elapsed());
             }
             std::thread::park_timeout(Duration::from_millis(10));
         }
         bail!(
-            "the verdict {reason} did not come in time; the last report: {}; the agent's threads: {}",
+            "timed out waiting for the verdict {reason}; the last report: {}; the agent's threads: {}",
             last.unwrap_or_default(),
             self.threads()
         )
     }
 
-    /// What each of its threads waits for.
+    /// Returns name, state and wait channel of each of its threads.
     fn threads(&self) -> String {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
         let read = |task: &Path, file: &str| std::fs::read_to_string(task.join(file)).unwrap_or_default();
@@ -94,40 +94,45 @@ impl Agent {
         tasks.map(of_task).collect::<Vec<_>>().join(", ")
     }
 
-    /// Fetches a page from `from`: status and body.
-    pub fn page(&self, from: &Namespace, path: &str) -> Result<(u16, String)> {
-        let mut stream = connect(from, PAGES)?;
-        stream.set_read_timeout(Some(PAGE * patience()))?;
+    /// Sends a GET request from the namespace `from`, and returns status and body.
+    pub fn get(&self, from: &Namespace, path: &str) -> Result<(u16, String)> {
+        let mut stream = connect(from, HTTP_ADDRESS)?;
+        stream.set_read_timeout(Some(REQUEST_TIMEOUT * patience()))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).with_context(|| format!("{path} was not answered in time"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
+        let mut response = String::new();
+        stream
+            .read_to_string(&mut response)
+            .with_context(|| format!("{path}: no complete response in time"))?;
+        let (head, body) =
+            response.split_once("\r\n\r\n").with_context(|| format!("no response: {response:?}"))?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.with_context(|| format!("no status: {head}"))?, body.to_owned()))
+        Ok((status.with_context(|| format!("no status in {head}"))?, body.to_owned()))
     }
 
-    /// Of how many turns its judge was at most `le` late, a bound of the histogram, and of how many there were.
-    pub fn turns(&self, node: &Node, le: &str) -> Result<(u64, u64)> {
-        let (_, metrics) = self.page(&node.netns, "/metrics")?;
+    /// Returns how many iterations of the engine's loop were at most `le` seconds late, which must be a bound of the
+    /// histogram, and the number of all iterations.
+    pub fn loop_latency(&self, node: &Node, le: &str) -> Result<(u64, u64)> {
+        let (_, metrics) = self.get(&node.netns, "/metrics")?;
         let number = |name: &str| {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|value| value.trim().parse().ok())
-                .with_context(|| format!("no {name} in {metrics}"))
+                .with_context(|| format!("{name} is missing in {metrics}"))
         };
         let timely = number(&format!("netready_loop_latency_seconds_bucket{{le=\"{le}\"}}"))?;
         Ok((timely, number("netready_loop_latency_seconds_count")?))
     }
 
-    /// Fails where the judge was not on time: it turns ten times a second, and what blocks it for a second takes ten turns. An
-    /// emulated machine stands still for longer than that when its host has more to do; there, verdicts must change in time.
-    pub fn judge_is_on_time(&self, node: &Node) -> Result<()> {
+    /// Fails if the engine's loop was late. It runs ten times a second, so whatever blocks it for a second delays ten
+    /// iterations. An emulated machine may stall for longer than that when its host is busy: there, only the deadlines
+    /// of verdicts apply.
+    pub fn check_loop_latency(&self, node: &Node) -> Result<()> {
         if patience() > 1 {
             return Ok(());
         }
-        let (timely, all) = self.turns(node, "0.25")?;
-        ensure!(all > 0 && timely * 100 >= all * 99, "{timely} of {all} turns in time");
-        let (timely, all) = self.turns(node, "1.0")?;
-        ensure!(timely == all, "{timely} of {all} turns within a second");
+        let (timely, all) = self.loop_latency(node, "0.25")?;
+        ensure!(all > 0 && timely * 100 >= all * 99, "{timely} of {all} iterations in time");
+        let (timely, all) = self.loop_latency(node, "1.0")?;
+        ensure!(timely == all, "{timely} of {all} iterations within a second");
         Ok(())
     }
 }
@@ -145,10 +150,10 @@ pub fn connect(from: &Namespace, to: &str) -> Result<TcpStream> {
     let to: SocketAddr = to.parse()?;
     let (sender, connected) = channel();
     std::thread::spawn(move || {
-        // SAFETY: an open descriptor; only this thread changes.
+        // SAFETY: the descriptor is open; setns(2) changes this thread only.
         let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } == 0;
         let entered = if entered { Ok(()) } else { Err(std::io::Error::last_os_error()) };
-        sender.send(entered.and_then(|()| TcpStream::connect_timeout(&to, PAGE * patience())))
+        sender.send(entered.and_then(|()| TcpStream::connect_timeout(&to, REQUEST_TIMEOUT * patience())))
     });
     connected.recv()?.with_context(|| format!("connect to {to}"))
 }

@@ -1,5 +1,5 @@
-//! A cgroup with a real eBPF program at connect(2): one that says no, or one that sends on to another address
-//! as Service implementations do.
+//! Cgroups with an eBPF program at connect(2) that denies or rewrites connects as Service implementations do, with a
+//! memory limit, or with the path of a pod.
 
 use std::fs::File;
 use std::net::SocketAddrV4;
@@ -14,7 +14,7 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
-/// `r0 = 0; exit`: connect(2) answers EPERM.
+/// `r0 = 0; exit`: connect(2) returns EPERM.
 const DENY: [u64; 2] = [0xb7, 0x95];
 
 /// `*(u32 *)(r1 + 4) = ip; *(u32 *)(r1 + 24) = port; r0 = 1; exit`: `user_ip4` and `user_port` of
@@ -64,26 +64,26 @@ struct Attach {
     flags: u32,
 }
 
-/// The cgroup; removed when dropped, when its processes have ended.
+/// A cgroup; removed when dropped, provided that its processes have exited.
 #[derive(Debug)]
 pub struct Cgroup {
     dir: PathBuf,
 }
 
 impl Cgroup {
-    /// One whose processes may not connect.
-    pub fn that_denies() -> Result<Self> {
-        Self::with(&DENY)
+    /// Creates a cgroup whose processes cannot connect.
+    pub fn denying_connects() -> Result<Self> {
+        Self::with_program(&DENY)
     }
 
-    /// One whose processes reach `to` whatever they ask for.
-    pub fn that_rewrites(to: SocketAddrV4) -> Result<Self> {
-        Self::with(&rewrite(to))
+    /// Creates a cgroup whose processes connect to `to`, whatever address they pass to connect(2).
+    pub fn rewriting_connects_to(to: SocketAddrV4) -> Result<Self> {
+        Self::with_program(&rewrite(to))
     }
 
-    /// One whose processes may have so much memory.
-    pub fn that_limits_memory(bytes: u64) -> Result<Self> {
-        // cgroup v1 has a hierarchy of its own for memory.
+    /// Creates a cgroup with a memory limit in bytes.
+    pub fn with_memory_limit(bytes: u64) -> Result<Self> {
+        // cgroup v1 has a separate hierarchy for memory.
         let (root, limit) = match mounted(" - cgroup ", "memory") {
             Some(root) => (root, "memory.limit_in_bytes"),
             None => (cgroup2().context("find a cgroup2 mount")?, "memory.max"),
@@ -91,15 +91,15 @@ impl Cgroup {
         if limit == "memory.max" {
             std::fs::write(root.join("cgroup.subtree_control"), "+memory").context("limit memory")?;
         }
-        let made = Self::new(&root)?;
-        std::fs::write(made.dir.join(limit), bytes.to_string()).context("limit memory")?;
-        Ok(made)
+        let cgroup = Self::new(&root)?;
+        std::fs::write(cgroup.dir.join(limit), bytes.to_string()).context("limit memory")?;
+        Ok(cgroup)
     }
 
-    /// Makes the cgroup under the host's cgroup2 root and attaches the program.
-    fn with(program: &[u64]) -> Result<Self> {
+    /// Creates a cgroup under the host's cgroup2 root and attaches the program.
+    fn with_program(program: &[u64]) -> Result<Self> {
         let root = cgroup2().context("find a cgroup2 mount")?;
-        let made = Self::new(&root)?;
+        let created = Self::new(&root)?;
         unlock_memory();
         let license = c"GPL";
         let load = Load {
@@ -111,9 +111,9 @@ impl Cgroup {
             ..Load::default()
         };
         let program = bpf(BPF_PROG_LOAD, &load).context("load the program of a cgroup")?;
-        // SAFETY: bpf(2) has just answered with this new descriptor.
+        // SAFETY: bpf(2) has just returned this new descriptor.
         let program = unsafe { OwnedFd::from_raw_fd(program) };
-        let cgroup = File::open(&made.dir)?;
+        let cgroup = File::open(&created.dir)?;
         let attach = Attach {
             target_fd: cgroup.as_raw_fd().unsigned_abs(),
             bpf_fd: program.as_raw_fd().unsigned_abs(),
@@ -121,11 +121,11 @@ impl Cgroup {
             ..Attach::default()
         };
         bpf(BPF_PROG_ATTACH, &attach).context("attach the program of a cgroup")?;
-        Ok(made)
+        Ok(created)
     }
 
     /// Creates a cgroup named like that of a pod: `pod` and a UID.
-    pub fn of_pod() -> Result<Self> {
+    pub fn for_pod() -> Result<Self> {
         let root = cgroup2().or_else(|| mounted(" - cgroup ", "pids")).context("find a mount of cgroups")?;
         let number = std::process::id();
         let dir = root.join(format!("pod{number:08x}-0000-4000-8000-000000000000"));
@@ -134,13 +134,13 @@ impl Cgroup {
     }
 
     /// Creates the cgroup of a service of Talos, where the kernel has the unified hierarchy.
-    pub fn of_talos(service: &str) -> Result<Self> {
+    pub fn for_talos_service(service: &str) -> Result<Self> {
         let dir = cgroup2().context("find a cgroup2 mount")?.join("podruntime").join(service);
         std::fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
         Ok(Self { dir })
     }
 
-    /// An empty one below `root`.
+    /// Creates an empty cgroup below `root`.
     fn new(root: &Path) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -149,7 +149,7 @@ impl Cgroup {
         Ok(Self { dir })
     }
 
-    /// Where a process enters it.
+    /// Returns the directory of the cgroup. A process enters by writing to `cgroup.procs` in it.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -164,7 +164,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Before 5.11 the kernel counts eBPF programs against the limit of locked memory.
+/// Lifts the limit of locked memory, which eBPF programs count against before Linux 5.11.
 fn unlock_memory() {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: `limit` is live.
@@ -172,10 +172,10 @@ fn unlock_memory() {
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> Result<i32> {
-    // SAFETY: `attr` is a live prefix of the union, of the size that is given.
-    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    match i32::try_from(answer) {
-        Ok(answer) if answer >= 0 => Ok(answer),
+    // SAFETY: `attr` is a live prefix of the union, and its size is passed.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
         _ => Err(std::io::Error::last_os_error().into()),
     }
 }
@@ -184,7 +184,7 @@ fn cgroup2() -> Option<PathBuf> {
     mounted(" - cgroup2 ", "")
 }
 
-/// Where a file system of a type is mounted whose options have a word.
+/// Returns the mount point of the first file system of this type with this option; any options match an empty one.
 fn mounted(kind: &str, option: &str) -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let has = |line: &&str| {

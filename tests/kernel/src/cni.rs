@@ -1,4 +1,4 @@
-//! What a container runtime does with plugins.
+//! A pod sandbox, and plugins run for it as a container runtime runs them.
 
 use std::io::Write as _;
 use std::process::{Output, Stdio};
@@ -19,12 +19,12 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// A namespace without anything in it.
+    /// Creates a sandbox with an empty network namespace.
     pub fn new(pod: &str) -> Result<Self> {
         Ok(Self { netns: Namespace::new()?, pod: pod.to_owned() })
     }
 
-    /// Runs the plugin that `config` names on `node`, as a runtime does.
+    /// Runs the plugin that `config` names on `node` as a runtime does, and returns its output.
     pub fn run(&self, node: &Node, command: &str, config: &Value) -> Result<Output> {
         let plugin = config["type"].as_str().context("the configuration has a type")?;
         let args = format!(

@@ -12,27 +12,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// Where `ip netns` keeps its names.
+/// Directory in which `ip netns` keeps its names.
 const DIR: &str = "/run/netns";
 
-/// A namespace with a name; removed when dropped.
+/// A named network namespace; removed when dropped.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// Makes one, with a loopback link that is up. Needs root.
+    /// Creates a namespace whose loopback link is up. Requires root.
     pub fn new() -> Result<Self> {
         Self::with("")
     }
 
-    /// The same, and runs `ip` inside for each line of `commands`.
+    /// As [`Self::new`], and runs `ip` inside for each line of `commands`.
     pub fn with(commands: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
         // SAFETY: no precondition.
-        ensure!(unsafe { libc::geteuid() } == 0, "make a network namespace: this needs root");
+        ensure!(unsafe { libc::geteuid() } == 0, "cannot create a network namespace: requires root");
         SWEEP.call_once(sweep);
         let name = format!("nrlab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         run(Command::new("ip").args(["netns", "add", &name]))?;
@@ -41,10 +41,11 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// A node, 10.99.0.2 and fd99::2, and the host across the wire, 10.99.0.1 and fd99::1, which is its way out.
+    /// Creates a node, 10.99.0.2 and fd99::2, and the host on the other end of its link, 10.99.0.1 and fd99::1, which
+    /// is its default gateway.
     pub fn pair() -> Result<(Self, Self)> {
         let peer = Self::new()?;
-        // Without duplicate address detection the address can be used at once.
+        // Without duplicate address detection the addresses are usable at once.
         let node = Self::with(&format!(
             "link add eth0 type veth peer name eth0 netns {}
              addr add 10.99.0.2/24 dev eth0
@@ -57,18 +58,18 @@ impl Namespace {
         Ok((node, peer))
     }
 
-    /// As `ip netns` knows it.
+    /// Returns its name in `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that holds it, as `CNI_NETNS` names it.
+    /// Returns the file to which it is bound, as in `CNI_NETNS`.
     pub fn path(&self) -> PathBuf {
         Path::new(DIR).join(&self.name)
     }
 
-    /// Runs `ip` inside for each line of `commands`, until one fails: in one process, for starting one is what
-    /// takes most of the time where the processor is emulated.
+    /// Runs `ip` inside for each line of `commands`, until one fails. All lines share one process, because on an
+    /// emulated processor most of the time is spent on starting one.
     pub fn ip(&self, commands: &str) -> Result<()> {
         let mut ip = Command::new("ip");
         ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
@@ -87,7 +88,7 @@ impl Namespace {
         run(command.arg(commands)).map(|_| ())
     }
 
-    /// A packet filter with one rule; `hook` is `input` or `output`. It is the table `ip lab`.
+    /// Adds a packet filter with one rule, in the table `ip lab`; `hook` is `input` or `output`.
     pub fn filter(&self, hook: &str, rule: &str) -> Result<()> {
         self.nft(&format!(
             "add table ip lab; add chain ip lab {hook} {{ type filter hook {hook} priority 0; }}; \
@@ -95,18 +96,18 @@ impl Namespace {
         ))
     }
 
-    /// A command that will run inside: only its network namespace differs from ours.
+    /// Returns a command that will run inside. It differs from this process in its network namespace only.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let file = File::open(self.path()).with_context(|| format!("open the namespace {}", self.name))?;
         let mut command = Command::new(program);
         let enter = move || {
-            // SAFETY: the descriptor is open as long as this closure lives.
+            // SAFETY: the closure owns the descriptor, which is therefore open.
             match unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             }
         };
-        // SAFETY: setns(2) is async-signal-safe, and nothing is allocated on the way.
+        // SAFETY: setns(2) is async-signal-safe, and the closure allocates nothing.
         unsafe { command.pre_exec(enter) };
         Ok(command)
     }
@@ -118,14 +119,14 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes what makers that were killed left behind.
+/// Removes namespaces of processes that were killed.
 fn sweep() {
     for entry in std::fs::read_dir(DIR).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let maker = name
+        let creator = name
             .to_str()
             .and_then(|name| name.strip_prefix("nrlab-")?.split('-').next()?.parse::<u32>().ok());
-        if let Some(pid) = maker
+        if let Some(pid) = creator
             && !Path::new(&format!("/proc/{pid}")).exists()
         {
             let _ = run(Command::new("ip").args(["netns", "del"]).arg(&name));
@@ -133,7 +134,7 @@ fn sweep() {
     }
 }
 
-/// Runs a command to its end, with what it printed; what it complained of is in the error.
+/// Runs a command to completion and returns its standard output; an error contains its standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
     if !output.status.success() {
@@ -142,8 +143,8 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Starts a program that was copied into place a moment ago. While another thread of the tests is between
-/// fork and exec, its child still holds the copy open for writing, and the kernel answers ETXTBSY.
+/// Starts a program that was copied a moment ago, and retries on ETXTBSY: a child that another thread has forked and
+/// that has not called exec yet still has the copy open for writing.
 pub fn spawn(command: &mut Command) -> Result<Child> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

@@ -1,4 +1,4 @@
-//! A node and the host across the wire.
+//! A node, and the host on the other end of its link.
 
 use std::io::{BufRead as _, BufReader, Lines};
 use std::path::{Path, PathBuf};
@@ -10,27 +10,27 @@ use tempfile::TempDir;
 
 use crate::netns::{Namespace, spawn};
 
-/// Where the other host serves the API.
+/// Address of the API server on the other host.
 pub const API: &str = "10.99.0.1:6443";
 
-/// The API server's port at another address: its clients are watched at every address.
-pub const ELSEWHERE: &str = "127.0.0.1:6443";
+/// Another address with the API server's port: connects to that port are observed at every address.
+pub const OTHER_API: &str = "127.0.0.1:6443";
 
-/// Where Debian puts the reference plugins.
+/// Directory in which Debian installs the reference plugins.
 pub const PLUGINS: &str = "/usr/lib/cni";
 
-/// A namespace that plays the node (10.99.0.2), and one that plays the host of the API (10.99.0.1).
+/// A network namespace that acts as the node (10.99.0.2), and one that acts as the API server's host (10.99.0.1).
 #[derive(Debug)]
 pub struct Node {
-    /// The node's.
+    /// The namespace of the node.
     pub netns: Namespace,
-    /// The other host's.
+    /// The namespace of the other host.
     pub peer: Namespace,
     dir: TempDir,
 }
 
 impl Node {
-    /// Both hosts, joined by a veth pair; an empty configuration directory; every reference plugin.
+    /// Creates both hosts, joined by a veth pair, with an empty configuration directory and every reference plugin.
     pub fn new() -> Result<Self> {
         let (netns, peer) = Namespace::pair()?;
         let dir = TempDir::with_prefix("nrlab-").context("make a directory for the node")?;
@@ -42,7 +42,7 @@ impl Node {
         Ok(node)
     }
 
-    /// One with a valid configuration, and an API server on the other host.
+    /// Creates a node with a valid configuration, and an API server on the other host.
     pub fn healthy() -> Result<(Self, Server)> {
         let node = Self::new()?;
         node.install_config()?;
@@ -54,22 +54,22 @@ impl Node {
         self.dir.path().join(part)
     }
 
-    /// Where the runtime reads configurations.
+    /// Returns the directory from which the runtime reads configurations.
     pub fn conf_dir(&self) -> PathBuf {
         self.path("net.d")
     }
 
-    /// Where the runtime looks for plugins.
+    /// Returns the directory in which the runtime looks for plugins.
     pub fn bin_dir(&self) -> PathBuf {
         self.path("bin")
     }
 
-    /// A place for anything else.
+    /// Returns the node's own directory, for any other files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// One plugin's configuration: bridge with host-local on `subnet`.
+    /// Returns the configuration of one plugin: bridge with host-local on `subnet`.
     pub fn plugin_config(&self, subnet: &str) -> serde_json::Value {
         json!({
             "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "cni0", "isGateway": true,
@@ -77,7 +77,7 @@ impl Node {
         })
     }
 
-    /// Puts a valid configuration list into place, as an installer does: written beside it, then renamed.
+    /// Installs a valid configuration list as an installer does: a new file is renamed into the directory.
     pub fn install_config(&self) -> Result<()> {
         let list = json!({
             "cniVersion": "0.4.0", "name": "pods", "plugins": [self.plugin_config("10.244.0.0/24"), {"type": "portmap"}]
@@ -85,11 +85,11 @@ impl Node {
         self.write_config("10-pods.conflist", list.to_string().as_bytes())
     }
 
-    /// Puts any bytes into place under `name`.
+    /// Installs a file with these bytes under `name`.
     pub fn write_config(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let beside = self.path("new-config");
-        std::fs::write(&beside, bytes)?;
-        std::fs::rename(&beside, self.conf_dir().join(name)).with_context(|| format!("put {name} into place"))
+        let new = self.path("new-config");
+        std::fs::write(&new, bytes)?;
+        std::fs::rename(&new, self.conf_dir().join(name)).with_context(|| format!("install {name}"))
     }
 
     /// Removes every configuration.
@@ -105,7 +105,7 @@ impl Node {
         Server::start(&self.peer, API, &[])
     }
 
-    /// The helper under another name, among the plugins.
+    /// Copies the helper binary to the plugin directory under another name, and returns its path.
     pub fn helper_as(&self, name: &str) -> Result<PathBuf> {
         let path = self.path("bin").join(name);
         if !path.exists() {
@@ -114,12 +114,12 @@ impl Node {
         Ok(path)
     }
 
-    /// A client on this node, whose executable has this name.
+    /// Starts a client on this node whose executable has this name.
     pub fn client(&self, name: &str, dial: &Dial<'_>) -> Result<Client> {
         self.client_with(name, dial, &[])
     }
 
-    /// The same with these variables in its environment.
+    /// As [`Self::client`], with these variables in its environment.
     pub fn client_with(&self, name: &str, dial: &Dial<'_>, variables: &[(&str, &str)]) -> Result<Client> {
         let verb = if dial.to.starts_with('/') { "unix" } else { "dial" };
         let mut command = self.netns.command(self.helper_as(name)?)?;
@@ -141,7 +141,7 @@ pub fn install_plugins(from: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a client does.
+/// The target of a client, and what it does.
 #[derive(Clone, Copy, Debug)]
 pub struct Dial<'a> {
     /// Address and port, or the path of a Unix socket.
@@ -150,7 +150,7 @@ pub struct Dial<'a> {
     pub flags: &'a [&'a str],
 }
 
-/// A client that runs; ended when dropped.
+/// A running client; killed when dropped.
 #[derive(Debug)]
 pub struct Client {
     child: Child,
@@ -158,13 +158,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// The errno of its next connect; 0 for success, -1 when it gave up.
+    /// Returns the errno of its next connect; 0 for success, -1 when it timed out.
     pub fn errno(&mut self) -> Result<i32> {
-        let line = self.lines.next().context("the client has ended")??;
-        line.trim().parse().with_context(|| format!("the client said {line:?}"))
+        let line = self.lines.next().context("the client has exited")??;
+        line.trim().parse().with_context(|| format!("the client printed {line:?}"))
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -172,42 +172,43 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        end(&mut self.child);
+        kill(&mut self.child);
     }
 }
 
-/// A server; ended, and with it its socket, when dropped.
+/// A running server; killed when dropped, which closes its socket.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
 }
 
 impl Server {
-    /// Starts one in `netns` and waits until it listens.
+    /// Starts a server in `netns` and waits until it listens.
     pub fn start(netns: &Namespace, on: &str, flags: &[&str]) -> Result<Self> {
         let mut command = netns.command(helper()?)?;
         command.arg("serve").arg(on).args(flags).stdout(Stdio::piped());
-        Self::ready(command)
+        Self::spawn_and_wait(command)
     }
 
-    /// The same under another executable name, for processes that are watched by name.
+    /// As [`Self::start`], with an executable of this path, for processes that are monitored by name.
     pub fn start_as(netns: &Namespace, executable: &Path, on: &str) -> Result<Self> {
         std::fs::copy(helper()?, executable)?;
         let mut command = netns.command(executable)?;
         command.arg("serve").arg(on).stdout(Stdio::piped());
-        Self::ready(command)
+        Self::spawn_and_wait(command)
     }
 
-    fn ready(mut command: Command) -> Result<Self> {
+    fn spawn_and_wait(mut command: Command) -> Result<Self> {
         let mut child = spawn(&mut command)?;
         let output = child.stdout.take().context("the server has an output")?;
         let server = Self { child };
-        let line = BufReader::new(output).lines().next().context("the server ended before it listened")??;
-        ensure!(line == "listening", "the server said {line:?}");
+        let line =
+            BufReader::new(output).lines().next().context("the server exited before it listened")??;
+        ensure!(line == "listening", "the server printed {line:?}");
         Ok(server)
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -215,18 +216,19 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        end(&mut self.child);
+        kill(&mut self.child);
     }
 }
 
-fn end(child: &mut Child) {
+fn kill(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
 
-/// The helper binary, built beside whatever runs this.
+/// Returns the path of the helper binary, which is built into the same directory as this program.
 fn helper() -> Result<PathBuf> {
-    let me = std::env::current_exe()?;
-    let beside = me.ancestors().skip(1).take(2).map(|dir| dir.join("lab-helper")).find(|path| path.exists());
-    beside.context("lab-helper is not built: run `cargo build -p kernel-tests`")
+    let program = std::env::current_exe()?;
+    let path =
+        program.ancestors().skip(1).take(2).map(|dir| dir.join("lab-helper")).find(|path| path.exists());
+    path.context("lab-helper is not built: run `cargo build -p kernel-tests`")
 }

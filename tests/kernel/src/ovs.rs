@@ -1,4 +1,4 @@
-//! Open vSwitch on a node: its real daemons, with files of their own.
+//! The Open vSwitch daemons on a node, with their own directory.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,45 +12,45 @@ use crate::probe::patience;
 
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
-/// The database and the switch of one node; ended when dropped.
+/// The database and the switch of one node; killed when dropped.
 #[derive(Debug)]
 pub struct OpenVSwitch<'a> {
     netns: &'a Namespace,
     dir: PathBuf,
     database: Child,
     switch: Option<Child>,
-    /// Clients that still wait for the switch.
+    /// `ovs-vsctl` processes that still wait for the switch.
     waiting: Vec<Child>,
 }
 
 impl<'a> OpenVSwitch<'a> {
-    /// Starts ovsdb-server on an empty database in `dir`, which must not exist, then ovs-vswitchd.
+    /// Starts ovsdb-server with an empty database in `dir`, which must not exist, then ovs-vswitchd.
     pub fn start(node: &'a Node, dir: &Path) -> Result<Self> {
         std::fs::create_dir(dir)?;
         let database = dir.join("conf.db");
         run(Command::new("ovsdb-tool").arg("create").arg(&database).arg(SCHEMA))
-            .context("make a database; if a program is missing: `cargo xtask setup`")?;
+            .context("create a database; if a program is missing: `cargo xtask setup`")?;
         let mut server = node.netns.command("ovsdb-server")?;
         server.arg(&database).arg(format!("--remote=punix:{}", dir.join("db.sock").display()));
         let database = daemon(&mut server, dir)?;
-        let mut made =
+        let mut ovs =
             Self { netns: &node.netns, dir: dir.to_owned(), database, switch: None, waiting: Vec::new() };
-        made.wait("the database's socket", || made_socket(dir))?;
-        made.vsctl("--no-wait init")?;
-        made.start_switch()?;
-        Ok(made)
+        ovs.wait("the database's socket", || accepts_connections(dir))?;
+        ovs.vsctl("--no-wait init")?;
+        ovs.start_vswitchd()?;
+        Ok(ovs)
     }
 
     /// Starts ovs-vswitchd.
-    pub fn start_switch(&mut self) -> Result<()> {
+    pub fn start_vswitchd(&mut self) -> Result<()> {
         let mut switch = self.netns.command("ovs-vswitchd")?;
         switch.arg(format!("unix:{}", self.dir.join("db.sock").display()));
         self.switch = Some(daemon(&mut switch, &self.dir)?);
         Ok(())
     }
 
-    /// Ends ovs-vswitchd as a crash does.
-    pub fn kill_switch(&mut self) -> Result<()> {
+    /// Kills ovs-vswitchd, as a crash does.
+    pub fn kill_vswitchd(&mut self) -> Result<()> {
         let mut switch = self.switch.take().context("the switch runs")?;
         switch.kill()?;
         switch.wait()?;
@@ -58,20 +58,21 @@ impl<'a> OpenVSwitch<'a> {
     }
 
     /// Sends ovs-vswitchd a signal.
-    pub fn signal_switch(&self, signal: i32) -> Result<()> {
+    pub fn signal_vswitchd(&self, signal: i32) -> Result<()> {
         let pid = self.switch.as_ref().context("the switch runs")?.id();
         // SAFETY: no memory is involved; the process is our child and was not waited for.
         ensure!(unsafe { libc::kill(i32::try_from(pid)?, signal) } == 0);
         Ok(())
     }
 
-    /// `ovs-vsctl WORDS`: it waits until the switch has done what they ask for, and gives up after a while.
+    /// Runs `ovs-vsctl WORDS`, which waits until the switch has applied the change; it times out after 10 s times
+    /// [`patience`].
     pub fn vsctl(&self, words: &str) -> Result<()> {
         run(&mut self.client(words)?).map(|_| ())
     }
 
-    /// The same, without waiting for its end.
-    pub fn vsctl_in_the_background(&mut self, words: &str) -> Result<()> {
+    /// As [`Self::vsctl`], without waiting for its exit.
+    pub fn spawn_vsctl(&mut self, words: &str) -> Result<()> {
         let mut vsctl = self.client(words)?;
         vsctl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.waiting.push(vsctl.spawn().context("start ovs-vsctl")?);
@@ -88,8 +89,8 @@ impl<'a> OpenVSwitch<'a> {
     fn wait(&mut self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10) * patience();
         while !done() {
-            ensure!(self.database.try_wait()?.is_none(), "ovsdb-server ended before {what} was there");
-            ensure!(Instant::now() < deadline, "{what} did not come");
+            ensure!(self.database.try_wait()?.is_none(), "ovsdb-server exited before {what} appeared");
+            ensure!(Instant::now() < deadline, "timed out waiting for {what}");
             std::thread::park_timeout(Duration::from_millis(10));
         }
         Ok(())
@@ -105,7 +106,7 @@ impl Drop for OpenVSwitch<'_> {
     }
 }
 
-fn made_socket(dir: &Path) -> bool {
+fn accepts_connections(dir: &Path) -> bool {
     std::os::unix::net::UnixStream::connect(dir.join("db.sock")).is_ok()
 }
 

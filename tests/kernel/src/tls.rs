@@ -1,4 +1,4 @@
-//! An API server as far as a probe can see it: TLS with a certificate of its own, and `/readyz`.
+//! The parts of an API server that a probe can observe: TLS with its own certificate, and `/readyz`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
@@ -11,19 +11,19 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use time::{Duration, OffsetDateTime};
 
-/// How the server is.
+/// The health that the server reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Health {
-    /// HTTP status of every answer.
+    /// HTTP status of every response.
     pub status: u16,
-    /// Its certificate expired an hour ago.
+    /// Whether its certificate expired an hour ago.
     pub expired: bool,
 }
 
-/// The server's side of TLS, with a certificate for `addr`.
+/// Returns the server's TLS configuration, with a self-signed certificate for `addr`.
 pub fn config(addr: IpAddr, health: Health) -> Result<Arc<ServerConfig>> {
     let mut params = CertificateParams::new(Vec::new())?;
-    // And for the name by which the lab's resolver knows it.
+    // Also valid for the name that the test resolver serves.
     params.subject_alt_names = vec![SanType::IpAddress(addr), SanType::DnsName("api".try_into()?)];
     let now = OffsetDateTime::now_utc();
     params.not_before = now - Duration::days(2);
@@ -37,7 +37,7 @@ pub fn config(addr: IpAddr, health: Health) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// Answers one connection: every request gets the same answer, then the end.
+/// Serves one connection: sends one response to whatever request it reads, then closes the TLS session.
 pub fn answer(connection: TcpStream, config: Arc<ServerConfig>, health: Health) -> Result<()> {
     let mut stream = StreamOwned::new(ServerConnection::new(config)?, connection);
     let mut request = [0; 2048];
@@ -50,7 +50,7 @@ pub fn answer(connection: TcpStream, config: Arc<ServerConfig>, health: Health) 
     stream.write_all(body.as_bytes())?;
     stream.conn.send_close_notify();
     stream.flush()?;
-    // It is the client who ends it.
+    // The client closes the connection.
     std::io::copy(&mut stream.sock, &mut std::io::sink())?;
     Ok(())
 }

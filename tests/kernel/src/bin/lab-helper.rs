@@ -1,30 +1,31 @@
-//! Clients, servers and plugins of the laboratory; copied under the names of the programs they play.
+//! Clients, servers and plugins of the tests; copied under the names of the programs that they act as.
 //!
-//! - `lab-helper serve ADDR [--mptcp] [--status N] [--expired | --silent | --answer | --answer-once | --close | --reset
-//!   [--byte]]` prints `listening`, then plays an API server; or reads and never answers; or answers what it reads; or
-//!   answers only the first message of clients that do not speak TLS, and is an API server for the others; or closes, or
-//!   resets, without a word or after one byte.
+//! - `lab-helper serve ADDR [--mptcp] [--status N] [--expired | --silent | --echo | --echo-once | --close | --reset
+//!   [--byte]]` prints `listening`, then acts as an API server. With `--silent` it reads and never responds; with
+//!   `--echo` it sends back what it reads; with `--echo-once` it does so for the first message of clients that do not
+//!   use TLS, and acts as an API server for the others; with `--close` or `--reset` it closes or resets each
+//!   connection without a response, or after one byte (`--byte`).
 //! - `lab-helper dial ADDR [--go] [--give-up MS] [--count N] [--every MS] [--cgroup DIR] [--talk MS]` prints an
-//!   errno for each connect: 0 for success, -1 when it gave up. `--go` connects as Go does: without blocking.
-//!   `--talk` sends a few bytes and waits so long for an answer, with the same answers; with `--pause MS` it
-//!   stays on one connection and does so repeatedly, with `--bytes N` at once. `--at-once N` has so many under way at once. With
-//!   `--first-cpu` it runs there, and with `--real-time` before everything else there. With `--nobody` it runs as
-//!   that user.
-//! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams, each to
-//!   the next port.
+//!   errno for each connect: 0 for success, -1 when it timed out. `--go` connects as Go does: without blocking.
+//!   `--talk` sends a few bytes and waits that long for a response, with the same output; with `--pause MS` it
+//!   does so repeatedly on one connection, with `--bytes N` at once. `--at-once N` starts that many connects at the
+//!   same time. With `--first-cpu` it runs on the first processor, and with `--real-time` with a real-time priority.
+//!   With `--nobody` it runs as that user.
+//! - `lab-helper send FROM TO [--count N] [--every MS] [--spread] [--broadcast]` sends datagrams; with `--spread`
+//!   each goes to the next port.
 //! - `lab-helper unix PATH [--count N] [--every MS] [--read]` connects to a Unix socket, or reads a file, with the
-//!   same answers.
-//! - `lab-helper unix PATH --rename` gives a file the name that agents give to those of others, and stays.
+//!   same output.
+//! - `lab-helper unix PATH --rename` renames a file as agents rename the files of other CNIs, and keeps running.
 //! - `lab-helper unix PATH --listen` listens there, and accepts nothing.
-//! - `lab-helper unix / --inotify` asks for inotify instances beyond its limit, with the same answers.
-//! - With `CNI_COMMAND` set it is a plugin: it reads its configuration, connects to the Unix socket that
-//!   `socket` names there, and prints a result or an error object, by writev(2) when `writev` is true; first it
-//!   waits for `sleep` milliseconds.
-//! - `lab-helper unix / --grow` takes memory until it is ended.
-//! - `lab-helper dial ADDR --hold N` keeps N connections open until it is killed; prints 0 once all are established.
-//!   `serve ADDR --hold` accepts them and does nothing else.
-//! - `lab-helper crowd N PROGRAM ARG…` starts N processes of a program that is called busybox, with its own standard input,
-//!   prints `there`, and waits for them.
+//! - `lab-helper unix / --inotify` requests inotify instances beyond its limit, with the same output.
+//! - With `CNI_COMMAND` set it is a plugin: it waits for `sleep` milliseconds, connects to the Unix socket `socket`,
+//!   and prints a result or an error object, with writev(2) if `writev` is true. All of these are fields of its
+//!   configuration; so is `error`, with which it always fails.
+//! - `lab-helper unix / --grow` allocates memory until it is killed.
+//! - `lab-helper dial ADDR --hold N` keeps N connections open until its input is closed; prints 0 once all are
+//!   established. `serve ADDR --hold` accepts them and does nothing else.
+//! - `lab-helper crowd N PROGRAM ARG…` starts N processes of a program with `busybox` as `argv[0]` and its own standard
+//!   input, prints `ready`, and waits for them.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -72,10 +73,10 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
     let listener = if has("--mptcp") { listen_mptcp(addr)? } else { TcpListener::bind(addr)? };
     let status = number(flags, "--status").and_then(|status| status.try_into().ok()).unwrap_or(200);
     let health = Health { status, expired: has("--expired") };
-    // A key is dear where the processor is emulated, and most clients do not speak.
+    // Creating a key is slow on an emulated processor, and most clients do not use TLS.
     let config =
         Arc::new(LazyLock::new(move || tls::config(addr.ip(), health).map_err(|error| error.to_string())));
-    let (silent, echo, once) = (has("--silent"), has("--answer"), has("--answer-once"));
+    let (silent, echo, once) = (has("--silent"), has("--echo"), has("--echo-once"));
     let (close, reset, byte) = (has("--close"), has("--reset"), has("--byte"));
     let mut held = Vec::new();
     if has("--hold") {
@@ -89,7 +90,7 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
             continue;
         }
         if reset {
-            // What it does not read makes the end a reset.
+            // Closing a socket with unread bytes resets the connection.
             let mut first = [0; 1];
             let _ = connection.read(&mut first);
             if byte {
@@ -104,9 +105,9 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
             if silent {
                 io::copy(&mut connection, &mut io::sink())?;
             } else if echo || once && !speaks_tls(&connection)? {
-                let mut heard = [0; 4096];
-                while let size @ 1.. = connection.read(&mut heard)? {
-                    connection.write_all(&heard[..size])?;
+                let mut message = [0; 4096];
+                while let size @ 1.. = connection.read(&mut message)? {
+                    connection.write_all(&message[..size])?;
                     if once {
                         io::copy(&mut connection, &mut io::sink())?;
                     }
@@ -120,13 +121,13 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
     }
 }
 
-/// Whether a client begins with a TLS record of the handshake, RFC 8446 section 5.1.
+/// Returns whether a client starts with a TLS record of the handshake, RFC 8446 section 5.1.
 fn speaks_tls(connection: &TcpStream) -> io::Result<bool> {
     let mut first = [0; 1];
     Ok(connection.peek(&mut first)? == 1 && first[0] == 22)
 }
 
-/// A plugin that asks an agent.
+/// Acts as a plugin that connects to its agent.
 fn plugin() -> io::Result<()> {
     let mut config = String::new();
     io::stdin().read_to_string(&mut config)?;
@@ -134,23 +135,23 @@ fn plugin() -> io::Result<()> {
     if let Some(ms) = config["sleep"].as_u64() {
         std::thread::sleep(Duration::from_millis(ms));
     }
-    let answer = config["socket"].as_str().map_or(Ok(()), |path| UnixStream::connect(path).map(drop));
-    // What a plugin prints that fails by itself.
-    let says = config["says"].as_str();
-    let words = match (&answer, says) {
-        (Ok(()), Some(says)) => serde_json::json!({"code": 11, "msg": says, "details": says}).to_string(),
+    let connected = config["socket"].as_str().map_or(Ok(()), |path| UnixStream::connect(path).map(drop));
+    // The error of a plugin that fails by itself.
+    let error = config["error"].as_str();
+    let output = match (&connected, error) {
+        (Ok(()), Some(error)) => serde_json::json!({"code": 11, "msg": error, "details": error}).to_string(),
         (Ok(()), None) => r#"{"cniVersion":"0.4.0","interfaces":[]}"#.to_owned(),
         (Err(error), _) => format!(r#"{{"code":11,"msg":"RPC failed: {error}"}}"#),
     };
     if config["writev"] == true {
-        let (head, tail) = words.as_bytes().split_at(9);
+        let (head, tail) = output.as_bytes().split_at(9);
         let written = io::stdout().write_vectored(&[IoSlice::new(head), IoSlice::new(tail)])?;
-        io::stdout().write_all(&words.as_bytes()[written..])?;
+        io::stdout().write_all(&output.as_bytes()[written..])?;
     } else {
-        io::stdout().write_all(words.as_bytes())?;
+        io::stdout().write_all(output.as_bytes())?;
     }
     io::stdout().flush()?;
-    if answer.is_err() || says.is_some() {
+    if connected.is_err() || error.is_some() {
         std::process::exit(1);
     }
     Ok(())
@@ -165,7 +166,7 @@ fn unix(path: &str, flags: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for one inotify instance more than there are descriptors, now and then.
+/// Requests an inotify instance every 200 ms under a descriptor limit that leaves no room for one.
 fn inotify() -> io::Result<()> {
     // SAFETY: all zero is a valid value.
     let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
@@ -182,14 +183,14 @@ fn inotify() -> io::Result<()> {
     }
 }
 
-/// Enters a cgroup and takes memory, a megabyte at a time, until it is ended.
+/// Enters a cgroup and allocates memory, a megabyte at a time, until it is killed.
 fn grow(flags: &[&str]) -> io::Result<()> {
     let dir = value(flags, "--cgroup").unwrap_or_default();
     std::fs::write(format!("{dir}/cgroup.procs"), std::process::id().to_string())?;
     writeln!(io::stdout(), "0")?;
-    let mut taken = Vec::new();
+    let mut allocated = Vec::new();
     loop {
-        taken.push(vec![1_u8; 1 << 20]);
+        allocated.push(vec![1_u8; 1 << 20]);
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -226,14 +227,14 @@ fn number(flags: &[&str], name: &str) -> Option<u64> {
     value(flags, name)?.parse().ok()
 }
 
-/// As Go's listeners do since 1.24: by plain TCP where the kernel has no MPTCP.
+/// Listens with MPTCP as Go does since 1.24: falls back to TCP where the kernel has no MPTCP.
 fn listen_mptcp(addr: SocketAddr) -> io::Result<TcpListener> {
     // SAFETY: no memory is involved.
     let fd = unsafe { libc::socket(family(addr), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, IPPROTO_MPTCP) };
     if fd < 0 {
         return TcpListener::bind(addr);
     }
-    // SAFETY: socket(2) has just answered with this new descriptor.
+    // SAFETY: socket(2) has just returned this new descriptor.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let (name, length) = sockaddr(addr);
     // SAFETY: `name` is live and of this length.
@@ -299,16 +300,16 @@ fn crowd(many: &str, program: &str, args: &[&str]) -> io::Result<()> {
     for _ in 0..many.parse().map_err(io::Error::other)? {
         crowd.push(Command::new(program).arg0("busybox").args(args).stdout(Stdio::null()).spawn()?);
     }
-    writeln!(io::stdout(), "there")?;
+    writeln!(io::stdout(), "ready")?;
     for mut child in crowd {
         child.wait()?;
     }
     Ok(())
 }
 
-/// Real time: before everything that is not, as soon as there is something to do.
+/// Pins this process to the first processor. With a real-time priority it preempts all tasks that have none.
 fn run_on_first_cpu(real_time: bool) -> io::Result<()> {
-    // SAFETY: a set of processors is plain bits.
+    // SAFETY: a set of processors is plain bits, and all zero is the empty set.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: the first processor has a bit in every set.
     unsafe { libc::CPU_SET(0, &mut cpus) };
@@ -322,13 +323,13 @@ fn run_on_first_cpu(real_time: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Datagrams from one address to another.
+/// Sends datagrams from one address to another.
 fn send(from: &str, to: &str, flags: &[&str]) -> io::Result<()> {
     let socket = UdpSocket::bind(from)?;
     socket.set_broadcast(flags.contains(&"--broadcast"))?;
     let mut to: SocketAddr = to.parse().map_err(io::Error::other)?;
     for _ in 0..number(flags, "--count").unwrap_or(1) {
-        // An answer that nobody listens makes the next call fail: it has left all the same.
+        // An ICMP error makes the next call fail, but the datagram before it was sent.
         let _ = socket.send_to(b"hello", to);
         if flags.contains(&"--spread") {
             to.set_port(to.port() + 1);
@@ -338,7 +339,7 @@ fn send(from: &str, to: &str, flags: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends the same message on one connection repeatedly; one answer a line.
+/// Sends the same message on one connection repeatedly, and prints 0 for each response.
 fn chat(addr: SocketAddr, flags: &[&str]) -> io::Result<()> {
     let pause = Duration::from_millis(number(flags, "--pause").unwrap_or(1000));
     let bytes = number(flags, "--bytes").and_then(|bytes| bytes.try_into().ok()).unwrap_or(5);
@@ -352,28 +353,28 @@ fn chat(addr: SocketAddr, flags: &[&str]) -> io::Result<()> {
     }
 }
 
-/// Says something and waits for an answer.
+/// Sends a message and waits for a response; returns an errno.
 fn talk(addr: SocketAddr, ms: u64) -> i32 {
-    let answered = || -> io::Result<i32> {
+    let exchange = || -> io::Result<i32> {
         let mut connection = TcpStream::connect(addr)?;
         connection.set_read_timeout(Some(Duration::from_millis(ms)))?;
         connection.write_all(b"hello")?;
-        let mut answer = [0; 5];
-        Ok(if connection.read(&mut answer)? > 0 { 0 } else { libc::ECONNRESET })
+        let mut response = [0; 5];
+        Ok(if connection.read(&mut response)? > 0 { 0 } else { libc::ECONNRESET })
     };
-    answered().unwrap_or_else(|error| error.raw_os_error().unwrap_or(-1))
+    exchange().unwrap_or_else(|error| error.raw_os_error().unwrap_or(-1))
 }
 
 fn give_up(addr: SocketAddr, ms: u64) -> io::Result<i32> {
     non_blocking(addr, i32::try_from(ms).unwrap_or(i32::MAX))
 }
 
-/// A connect that is under way, with its errno.
-fn begin(addr: SocketAddr) -> io::Result<(OwnedFd, i32)> {
+/// Starts a non-blocking connect, and returns the socket and its errno.
+fn start_connect(addr: SocketAddr) -> io::Result<(OwnedFd, i32)> {
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no memory is involved.
     let fd = check(unsafe { libc::socket(family(addr), kind, 0) })?;
-    // SAFETY: socket(2) has just answered with this new descriptor.
+    // SAFETY: socket(2) has just returned this new descriptor.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let (name, length) = sockaddr(addr);
     // SAFETY: `name` is live and of this length.
@@ -383,28 +384,28 @@ fn begin(addr: SocketAddr) -> io::Result<(OwnedFd, i32)> {
     Ok((socket, io::Error::last_os_error().raw_os_error().unwrap_or(-1)))
 }
 
-/// Many connects under way at once, then none.
+/// Starts many connects at the same time and closes all of them after 500 ms.
 fn at_once(addr: SocketAddr, many: u64) -> io::Result<()> {
-    let sockets = (0..many).map(|_| begin(addr)).collect::<io::Result<Vec<_>>>()?;
+    let sockets = (0..many).map(|_| start_connect(addr)).collect::<io::Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_millis(500));
     drop(sockets);
     writeln!(io::stdout(), "-1")
 }
 
-/// socket(SOCK_NONBLOCK), connect, poll, SO_ERROR, close.
-fn non_blocking(addr: SocketAddr, patience_ms: i32) -> io::Result<i32> {
-    let (socket, errno) = begin(addr)?;
+/// Connects as Go does, with socket(SOCK_NONBLOCK), connect, poll, `SO_ERROR` and close, and returns the errno.
+fn non_blocking(addr: SocketAddr, timeout_ms: i32) -> io::Result<i32> {
+    let (socket, errno) = start_connect(addr)?;
     if errno != libc::EINPROGRESS {
         return Ok(errno);
     }
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one live entry.
-    if check(unsafe { libc::poll(&raw mut poll, 1, patience_ms) })? == 0 {
+    if check(unsafe { libc::poll(&raw mut poll, 1, timeout_ms) })? == 0 {
         return Ok(-1);
     }
     let mut errno = 0_i32;
     let mut size = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
-    // SAFETY: `errno` and `size` are live and belong together.
+    // SAFETY: `errno` and `size` are live, and `size` is the size of `errno`.
     check(unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -421,7 +422,7 @@ const fn family(addr: SocketAddr) -> i32 {
     if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }
 
-/// A `sockaddr_in` or `sockaddr_in6` in the room of the larger one.
+/// Returns a `sockaddr_in` or `sockaddr_in6` in a buffer of the size of the larger one, and its length.
 fn sockaddr(addr: SocketAddr) -> ([u8; 28], libc::socklen_t) {
     let mut bytes = [0; 28];
     bytes[..2].copy_from_slice(&u16::try_from(family(addr)).unwrap_or_default().to_ne_bytes());
@@ -438,6 +439,6 @@ fn sockaddr(addr: SocketAddr) -> ([u8; 28], libc::socklen_t) {
     }
 }
 
-fn check(answer: i32) -> io::Result<i32> {
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -1,4 +1,4 @@
-//! What an agent does about its host's other agent, and without descriptors. Needs root.
+//! The privileges and resources of an agent, and a second agent on the same host. Requires root.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -54,11 +54,11 @@ fn running_agent_drops_unused_privileges() -> Result<()> {
     Ok(())
 }
 
-/// Most memory is used at the start, to find the offsets of kernel fields.
+/// The peak of memory use is at the start, when the offsets of kernel fields are determined.
 #[test]
 fn starts_within_memory_limit_of_32_mib() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let cgroup = Cgroup::that_limits_memory(32 << 20)?;
+    let cgroup = Cgroup::with_memory_limit(32 << 20)?;
     let trace = probe_command(&node, "trace", &["-o", "json", "--apiserver", API])?;
     let mut command = node.netns.command("sh")?;
     command.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup.dir());
@@ -85,13 +85,13 @@ fn second_agent_exits_and_names_lock_file() -> Result<()> {
     next.wait_for_verdict("NetworkReady", Duration::from_secs(20)).map(drop)
 }
 
-/// Sets how many descriptors a process may have; the hard limit stays high.
+/// Sets the soft limit of a process's descriptors; the hard limit stays at 4096.
 fn limit_descriptors(pid: u32, to: u64) -> Result<()> {
     let limit = libc::rlimit { rlim_cur: to, rlim_max: 4096 };
     let pid = libc::pid_t::try_from(pid)?;
-    // SAFETY: `limit` is live, and the old one is not asked for.
-    let answer = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
-    ensure!(answer == 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: `limit` is live, and the old limit is not requested.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
+    ensure!(result == 0, "{}", std::io::Error::last_os_error());
     Ok(())
 }
 
@@ -102,10 +102,10 @@ fn agent_without_descriptors_reports_no_fault_and_recovers() -> Result<()> {
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
     let journal = || fs::read_to_string(node.dir().join("journal.jsonl")).unwrap_or_default();
     limit_descriptors(agent.pid(), 3)?;
-    // The directory is read again when it changes, and cannot be: neither the files nor whether they are valid is known.
+    // A changed directory is read again, which fails: neither its files nor their validity are known.
     node.write_config("99-other.conf", b"{}")?;
     poll("the verdict", || journal().contains("ProbeDegraded").then_some(()))?;
-    // The API server is asked every ten seconds.
+    // The API server is checked every ten seconds.
     std::thread::sleep(Duration::from_secs(12));
     fs::remove_file(node.conf_dir().join("99-other.conf"))?;
     limit_descriptors(agent.pid(), 1024)?;
@@ -119,7 +119,7 @@ fn agent_raises_low_descriptor_limit() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut command = probe_command(&node, "trace", &["-o", "json", "--apiserver", API])?;
     let limit = || limit_descriptors(0, 64).map_err(std::io::Error::other);
-    // SAFETY: between fork and exec only a system call is made where it succeeds.
+    // SAFETY: between fork and exec it makes one system call, and allocates only if that fails.
     unsafe { command.pre_exec(limit) };
     let mut trace = Trace::start_command(command)?;
     trace.wait_for_verdict("NetworkReady")?;

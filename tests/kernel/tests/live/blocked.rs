@@ -1,4 +1,4 @@
-//! What blocks a part of the agent holds up nothing else: it goes on judging, and says what is blocked. Needs root.
+//! Blocked files, sockets and programs must not block the rest of the agent, which reports what is blocked. Requires root.
 
 use std::ffi::CString;
 use std::fs;
@@ -10,14 +10,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel_tests::{API, Agent, Dial, Node, PAGES, connect, poll, poll_for, run};
+use kernel_tests::{API, Agent, Dial, HTTP_ADDRESS, Node, connect, poll, poll_for, run};
 use serde_json::Value;
 
-/// How long a change may take to be judged, by a machine that has much more to do: the promise is 100 ms for the trace, and a
-/// directory is read after 20 ms. What is blocked in these tests is blocked for longer.
-const SOON: Duration = Duration::from_secs(10);
+/// How long a verdict may take on a busy machine. The target is 100 ms for the trace, and a directory is read after 20 ms.
+/// Operations that are blocked in these tests are blocked for longer.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts an agent whose files are where `files` says, and waits until it knows that its node is well.
+/// Starts an agent with these files, and waits until it reports a healthy node.
 fn agent(node: &Node, state: &Path, journal: &Path) -> Result<Agent> {
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a text");
     let (state, journal) = (text(state)?, text(journal)?);
@@ -26,40 +26,42 @@ fn agent(node: &Node, state: &Path, journal: &Path) -> Result<Agent> {
     Ok(agent)
 }
 
-/// Verdicts change while something is blocked, and in time.
-fn verdicts_change(node: &Node, agent: &Agent) -> Result<()> {
+/// Checks that verdicts still change in time.
+fn check_verdicts_change(node: &Node, agent: &Agent) -> Result<()> {
     for _ in 0..3 {
         node.remove_config()?;
-        agent.wait_for_verdict("CNIConfigMissing", SOON)?;
+        agent.wait_for_verdict("CNIConfigMissing", VERDICT_TIMEOUT)?;
         node.install_config()?;
-        agent.wait_for_verdict("NetworkReady", SOON)?;
+        agent.wait_for_verdict("NetworkReady", VERDICT_TIMEOUT)?;
     }
-    agent.judge_is_on_time(node)
+    agent.check_loop_latency(node)
 }
 
-/// Waits until `/readyz` says all of this.
-fn is_unready(node: &Node, agent: &Agent, words: &[&str]) -> Result<()> {
+/// Waits until `/readyz` returns 503 and a body with all of these phrases.
+fn wait_until_unready(node: &Node, agent: &Agent, words: &[&str]) -> Result<()> {
     let mut last = None;
     // An operation counts as blocked after ten seconds.
-    let waited = poll_for(Duration::from_secs(20), "what is wrong", || {
-        let (status, body) = agent.page(&node.netns, "/readyz").ok()?;
-        let is_said = status == 503 && words.iter().all(|words| body.contains(words));
+    let waited = poll_for(Duration::from_secs(20), "the failure in /readyz", || {
+        let (status, body) = agent.get(&node.netns, "/readyz").ok()?;
+        let is_reported = status == 503 && words.iter().all(|words| body.contains(words));
         last = Some(body);
-        is_said.then_some(())
+        is_reported.then_some(())
     });
     waited.with_context(|| format!("{words:?} is missing in {last:?}"))
 }
 
-fn is_ready(node: &Node, agent: &Agent) -> Result<()> {
-    let mut said = None;
-    poll("that nothing is wrong", || {
-        said = agent.page(&node.netns, "/readyz").ok();
-        said.as_ref().is_some_and(|(status, _)| *status == 200).then_some(())
+/// Waits until `/readyz` returns 200.
+fn wait_until_ready(node: &Node, agent: &Agent) -> Result<()> {
+    let mut last = None;
+    poll("a 200 from /readyz", || {
+        last = agent.get(&node.netns, "/readyz").ok();
+        last.as_ref().is_some_and(|(status, _)| *status == 200).then_some(())
     })
-    .with_context(|| format!("{said:?}"))
+    .with_context(|| format!("{last:?}"))
 }
 
-fn state_says(path: &Path, reason: &str) -> Result<()> {
+/// Waits until the state file has a verdict with this reason.
+fn wait_for_state(path: &Path, reason: &str) -> Result<()> {
     poll("the state file", || {
         let document: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
         (document["verdict"]["reason"] == reason).then_some(())
@@ -68,7 +70,7 @@ fn state_says(path: &Path, reason: &str) -> Result<()> {
 
 fn fifo(path: &Path) -> Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the path is live and ends with a NUL.
+    // SAFETY: the path is live and NUL-terminated.
     ensure!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) } == 0, "make the FIFO {}", path.display());
     Ok(())
 }
@@ -79,36 +81,36 @@ fn rejects_fifo_in_place_of_file_without_blocking() -> Result<()> {
     let dir = node.dir().join("files");
     fs::create_dir(&dir)?;
     let (state, journal) = (dir.join("state.json"), dir.join("journal.jsonl"));
-    // Also where the new state is written, and where the older lines are read.
+    // Also for the file to which the new state is written, and for the older lines of the journal.
     let fifos = [&state, &dir.join("state.new"), &journal, &dir.join("journal.1.jsonl")].map(PathBuf::clone);
     for path in &fifos {
         fifo(path)?;
     }
     let agent = agent(&node, &state, &journal)?;
-    verdicts_change(&node, &agent)?;
+    check_verdicts_change(&node, &agent)?;
     let refused = |path: &Path| format!("{}: not a regular file", path.display());
-    is_unready(&node, &agent, &[&refused(&state), &refused(&journal)])?;
-    ensure!(fs::symlink_metadata(&state)?.file_type().is_fifo(), "somebody's FIFO was replaced");
-    // It recovers by itself.
+    wait_until_unready(&node, &agent, &[&refused(&state), &refused(&journal)])?;
+    ensure!(fs::symlink_metadata(&state)?.file_type().is_fifo(), "the FIFO was replaced");
+    // It recovers when they are removed.
     for path in &fifos {
         let _ = fs::remove_file(path);
     }
-    is_ready(&node, &agent)?;
-    state_says(&state, "NetworkReady")?;
+    wait_until_ready(&node, &agent)?;
+    wait_for_state(&state, "NetworkReady")?;
     let lines = fs::read_to_string(&journal)?;
     ensure!(lines.contains("CNIConfigMissing") && lines.contains("\"started\""), "{lines}");
-    let (_, metrics) = agent.page(&node.netns, "/metrics")?;
+    let (_, metrics) = agent.get(&node.netns, "/metrics")?;
     ensure!(metrics.contains("netready_sink_dropped_total{sink=\"journal\"} 0"), "{metrics}");
     Ok(())
 }
 
-/// A file system of its own; thawed and unmounted when dropped.
+/// A separate file system; thawed and unmounted when dropped.
 struct Disk {
     dir: PathBuf,
 }
 
 impl Disk {
-    /// One that can be frozen, on a loop device.
+    /// Mounts a file system that can be frozen, on a loop device.
     fn ext4(node: &Node) -> Result<Self> {
         let image = node.dir().join("disk.img");
         fs::File::create(&image)?.set_len(16 << 20)?;
@@ -116,7 +118,7 @@ impl Disk {
         Self::mount(node, Command::new("mount").args(["-o", "loop"]).arg(&image))
     }
 
-    /// One that can be filled to the last page.
+    /// Mounts a file system that can be filled completely.
     fn tmpfs(node: &Node) -> Result<Self> {
         Self::mount(node, Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "nrlab"]))
     }
@@ -128,13 +130,13 @@ impl Disk {
         Ok(Self { dir })
     }
 
-    /// FIFREEZE and FITHAW, include/uapi/linux/fs.h.
+    /// Freezes or thaws it with FIFREEZE or FITHAW, include/uapi/linux/fs.h.
     fn freeze(&self, frozen: bool) -> Result<()> {
         let request = if frozen { 0xc004_5877 } else { 0xc004_5878 };
         let dir = fs::File::open(&self.dir)?;
-        // SAFETY: an open descriptor; the request takes no argument.
-        let answer = unsafe { libc::ioctl(dir.as_raw_fd(), request, 0) };
-        ensure!(answer == 0, "freeze {}: {}", self.dir.display(), std::io::Error::last_os_error());
+        // SAFETY: the descriptor is open; the request takes no argument.
+        let result = unsafe { libc::ioctl(dir.as_raw_fd(), request, 0) };
+        ensure!(result == 0, "freeze {}: {}", self.dir.display(), std::io::Error::last_os_error());
         Ok(())
     }
 }
@@ -152,21 +154,21 @@ fn frozen_disk_blocks_only_its_own_files() -> Result<()> {
     let disk = Disk::ext4(&node)?;
     let (state, journal) = (disk.dir.join("state.json"), disk.dir.join("journal.jsonl"));
     let agent = agent(&node, &state, &journal)?;
-    state_says(&state, "NetworkReady")?;
+    wait_for_state(&state, "NetworkReady")?;
     disk.freeze(true)?;
-    let checked = verdicts_change(&node, &agent).and_then(|()| {
+    let checked = check_verdicts_change(&node, &agent).and_then(|()| {
         let blocked = [&state, &journal].map(|path| format!("{} is blocked", path.display()));
-        is_unready(&node, &agent, &[&blocked[0], &blocked[1]])?;
-        let (status, _) = agent.page(&node.netns, "/livez")?;
+        wait_until_unready(&node, &agent, &[&blocked[0], &blocked[1]])?;
+        let (status, _) = agent.get(&node.netns, "/livez")?;
         ensure!(status == 200, "liveness depends on the disk");
         node.remove_config()?;
-        agent.wait_for_verdict("CNIConfigMissing", SOON)
+        agent.wait_for_verdict("CNIConfigMissing", VERDICT_TIMEOUT)
     });
-    // First: nothing that holds a file of a frozen disk can be killed.
+    // Thawed before anything fails: a process with an open file on a frozen disk cannot be killed.
     disk.freeze(false)?;
     checked?;
-    is_ready(&node, &agent)?;
-    state_says(&state, "CNIConfigMissing")?;
+    wait_until_ready(&node, &agent)?;
+    wait_for_state(&state, "CNIConfigMissing")?;
     let lines = fs::read_to_string(&journal)?;
     ensure!(lines.matches("CNIConfigMissing").count() >= 4, "lines are missing: {lines}");
     drop(agent);
@@ -179,15 +181,15 @@ fn reports_full_disk_and_retries_writes() -> Result<()> {
     let disk = Disk::tmpfs(&node)?;
     let (state, journal) = (disk.dir.join("state.json"), disk.dir.join("journal.jsonl"));
     let agent = agent(&node, &state, &journal)?;
-    state_says(&state, "NetworkReady")?;
+    wait_for_state(&state, "NetworkReady")?;
     let ballast = disk.dir.join("ballast");
     let full = std::io::copy(&mut fs::File::open("/dev/zero")?, &mut fs::File::create(&ballast)?);
     ensure!(full.is_err_and(|error| error.raw_os_error() == Some(libc::ENOSPC)));
-    verdicts_change(&node, &agent)?;
-    is_unready(&node, &agent, &["write the state file", "No space left on device"])?;
+    check_verdicts_change(&node, &agent)?;
+    wait_until_unready(&node, &agent, &["write the state file", "No space left on device"])?;
     fs::remove_file(&ballast)?;
-    is_ready(&node, &agent)?;
-    state_says(&state, "NetworkReady")?;
+    wait_until_ready(&node, &agent)?;
+    wait_for_state(&state, "NetworkReady")?;
     drop(agent);
     Ok(())
 }
@@ -197,22 +199,22 @@ fn half_open_connections_do_not_block_liveness_probe() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let agent = Agent::start(&node, &["--apiserver", API])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
-    // More than there are places, from another host and from this one, with half a request.
+    // More than the agent accepts, from another host and from this one, each with half a request.
     let mut silent = Vec::new();
     for from in [&node.peer, &node.netns] {
         for _ in 0..40 {
-            let mut stream = connect(from, PAGES)?;
+            let mut stream = connect(from, HTTP_ADDRESS)?;
             std::io::Write::write_all(&mut stream, b"GET /livez HTT")?;
             silent.push(stream);
         }
     }
     for from in [&node.netns, &node.peer] {
-        let begun = Instant::now();
-        let (status, body) = agent.page(from, "/livez")?;
+        let started = Instant::now();
+        let (status, body) = agent.get(from, "/livez")?;
         ensure!(status == 200, "{body}");
-        println!("/livez took {:?} beside {} half-open connections", begun.elapsed(), silent.len());
+        println!("/livez took {:?} beside {} half-open connections", started.elapsed(), silent.len());
     }
-    agent.judge_is_on_time(&node)
+    agent.check_loop_latency(&node)
 }
 
 #[test]
@@ -236,21 +238,21 @@ fn kills_hanging_credential_program_without_blocking() -> Result<()> {
         let pid = fs::read_to_string(node.dir().join("helper.pid")).ok()?;
         pid.trim().parse::<u32>().ok()
     })?;
-    verdicts_change(&node, &agent)?;
+    check_verdicts_change(&node, &agent)?;
     let problem = |report: &Value| report["conditionWrites"]["problem"].as_str().map(str::to_owned);
     let mut last = None;
-    // It is given ten seconds.
-    let said = poll_for(Duration::from_secs(20), "why nothing is written", || {
+    // The program is killed after ten seconds.
+    let reported = poll_for(Duration::from_secs(20), "the reason why no conditions are written", || {
         last = problem(&agent.report()?);
         last.as_ref().is_some_and(|why| why.contains("was killed: no result within 10 s")).then_some(())
     });
-    said.with_context(|| format!("the last reason: {last:?}"))?;
+    reported.with_context(|| format!("the last reason: {last:?}"))?;
     let runs = fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("100000"));
-    ensure!(!runs, "the program still runs");
-    agent.judge_is_on_time(&node)
+    ensure!(!runs, "the program is still running");
+    agent.check_loop_latency(&node)
 }
 
-/// Files that take seconds to read: meanwhile another fault is judged as soon as ever.
+/// The files take seconds to read; meanwhile another fault must be reported without delay.
 #[test]
 fn many_large_config_files_do_not_delay_verdicts() -> Result<()> {
     let (node, server) = Node::healthy()?;
@@ -260,7 +262,7 @@ fn many_large_config_files_do_not_delay_verdicts() -> Result<()> {
     let large = format!(
         r#"{{"cniVersion":"0.4.0","name":"large","plugins":[{{"type":"bridge","padding":"{padding}"}}]}}"#
     );
-    // One file by many names takes no less time to read, and the memory of small machines is small.
+    // Hard links to one file take as long to read as separate files, and the machines of the matrix have little memory.
     let file = node.dir().join("large");
     fs::write(&file, large)?;
     for number in 0..300 {
@@ -269,7 +271,7 @@ fn many_large_config_files_do_not_delay_verdicts() -> Result<()> {
     drop(server);
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
     ensure!(kubelet.errno()? == libc::ECONNREFUSED);
-    let took = agent.wait_for_verdict("APIServerRefused", SOON)?;
-    println!("judged after {took:?}");
-    agent.judge_is_on_time(&node)
+    let took = agent.wait_for_verdict("APIServerRefused", VERDICT_TIMEOUT)?;
+    println!("reported after {took:?}");
+    agent.check_loop_latency(&node)
 }

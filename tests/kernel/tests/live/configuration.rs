@@ -1,4 +1,4 @@
-//! Who reads and writes the runtime's configuration. Needs root.
+//! Processes that read and write the runtime's configuration, and the agent's own. Requires root.
 
 use std::time::Duration;
 
@@ -6,19 +6,20 @@ use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Agent, Client, Dial, Node, Trace};
 use serde_json::Value;
 
-/// A process that is called like a runtime and reads one file now and then, as the helper does it.
+/// Starts a process with the name of a runtime that reads one file periodically.
 fn runtime(node: &Node, file: &str, every_ms: &str) -> Result<Client> {
     let path = node.conf_dir().join(file);
     let path = path.to_string_lossy().into_owned();
     node.client("containerd", &Dial { to: &path, flags: &["--read", "--every", every_ms] })
 }
 
-/// Waits for news of the directory, or for the word that renames and removals are not seen on its file system.
-fn sees_names(trace: &mut Trace) -> Result<bool> {
-    let news = |line: &Value| line["kind"] == "conf_access" && line["access"] != "opened";
+/// Waits for an access to the directory, or for the gap of file systems on which renames and removals cannot be observed;
+/// returns whether they can.
+fn observes_accesses(trace: &mut Trace) -> Result<bool> {
+    let access = |line: &Value| line["kind"] == "conf_access" && line["access"] != "opened";
     let gap = |line: &Value| line["kind"] == "gap" && line["signal"] == "cni.config.access";
-    if !trace.seen.iter().any(|line| news(line) || gap(line)) {
-        trace.wait_for("news of the directory", |line| news(line) || gap(line))?;
+    if !trace.seen.iter().any(|line| access(line) || gap(line)) {
+        trace.wait_for("an access to the directory", |line| access(line) || gap(line))?;
     }
     Ok(!trace.seen.iter().any(gap))
 }
@@ -44,11 +45,11 @@ fn discovers_api_server_of_running_kubelet() -> Result<()> {
     let start = || Trace::start(&node, &["--no-ask", "--host-root", &root.to_string_lossy()]);
 
     let flags = ["--nobody", "--every", "300", "--kubeconfig=/opt/strange/kubelet.conf"];
-    let mut stranger = node.client("kubelet", &Dial { to: API, flags: &flags })?;
+    let mut unprivileged = node.client("kubelet", &Dial { to: API, flags: &flags })?;
     // It drops its privileges before its first connect.
-    stranger.errno()?;
+    unprivileged.errno()?;
     let found = targets(&start()?);
-    ensure!(found == ["10.99.9.1:6443"], "with a stranger's program: {found:?}");
+    ensure!(found == ["10.99.9.1:6443"], "with an unprivileged program: {found:?}");
 
     write("host/opt/ours/kubelet.conf", API)?;
     let flags = ["--every", "300", "--kubeconfig=/opt/ours/kubelet.conf"];
@@ -65,29 +66,29 @@ fn names_process_that_removed_configuration() -> Result<()> {
     let path = node.conf_dir().join("10-pods.conflist");
     std::fs::remove_file(&path)?;
     trace.wait_for_verdict("CNIConfigMissing")?;
-    if !sees_names(&mut trace)? {
+    if !observes_accesses(&mut trace)? {
         return Ok(());
     }
     let me = std::process::id();
-    let told = |line: &Value| {
+    let is_named = |line: &Value| {
         let message = line["verdict"]["message"].as_str().unwrap_or_default();
         message.contains(&format!("[{me}] removed 10-pods.conflist"))
     };
-    if !trace.seen.iter().any(told) {
-        trace.wait_for("who removed it", told)?;
+    if !trace.seen.iter().any(is_named) {
+        trace.wait_for("the process that removed it", is_named)?;
     }
     Ok(())
 }
 
-/// containerd does not look at a file that was renamed into place from another directory.
+/// containerd ignores a file that was renamed into its directory from another one.
 #[test]
 fn reports_valid_config_file_not_opened_by_runtime() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let runtime_that_waits = runtime(&node, "10-pods.conflist", "600000")?;
+    let idle_runtime = runtime(&node, "10-pods.conflist", "600000")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     node.install_config()?;
-    if !sees_names(&mut trace)? {
-        // Renames are not seen on this file system; writing is.
+    if !observes_accesses(&mut trace)? {
+        // Renames are not observed on this file system; writes are.
         let path = node.conf_dir().join("10-pods.conflist");
         let bytes = std::fs::read(&path)?;
         std::fs::write(&path, bytes)?;
@@ -95,15 +96,15 @@ fn reports_valid_config_file_not_opened_by_runtime() -> Result<()> {
     let verdict = trace.wait_for_verdict("CNIConfigNotLoaded")?;
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
     ensure!(message.contains("containerd") && message.contains("has not opened it"), "{message}");
-    drop(runtime_that_waits);
+    drop(idle_runtime);
     let _runtime = runtime(&node, "10-pods.conflist", "500")?;
-    trace.wait_for("the end of it", |line| {
+    trace.wait_for("the recovery", |line| {
         line["kind"] == "verdict" && line["verdict"]["reason"] != "CNIConfigNotLoaded"
     })?;
     Ok(())
 }
 
-/// Who watches only the directory itself, as runtimes do, sees nothing any more when it is replaced.
+/// A process that watches only the directory itself, as runtimes do, gets no events of its replacement.
 #[test]
 fn reports_and_follows_replaced_config_directory() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -124,7 +125,7 @@ fn reports_and_follows_replaced_config_directory() -> Result<()> {
     Ok(())
 }
 
-/// An agent that wants to be the only one gives the others' files another name at each of its starts.
+/// An exclusive CNI agent renames the files of other CNIs whenever it starts.
 #[test]
 fn reports_config_file_renamed_by_other_cni_until_restored() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -142,7 +143,7 @@ fn reports_config_file_renamed_by_other_cni_until_restored() -> Result<()> {
     let path = node.conf_dir().join("00-multus.conf");
     let path = path.to_string_lossy().into_owned();
     let agent = node.client("cilium-agent", &Dial { to: &path, flags: &["--rename"] })?;
-    if !sees_names(&mut trace)? {
+    if !observes_accesses(&mut trace)? {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("CNIConfigDisplaced")?;
@@ -156,7 +157,7 @@ fn reports_config_file_renamed_by_other_cni_until_restored() -> Result<()> {
     Ok(())
 }
 
-/// What an agent found out at its start may have been replaced since.
+/// The kubeconfig may have been replaced since the agent started.
 #[test]
 fn agent_reloads_configuration_on_sighup() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -170,7 +171,7 @@ fn agent_reloads_configuration_on_sighup() -> Result<()> {
     let agent = Agent::start(&node, &["--kubeconfig", kubeconfig, "--no-conditions"])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
     write("10.99.0.1:7443")?;
-    // SAFETY: a signal to our own child.
+    // SAFETY: no memory is involved; the process is our child and was not waited for.
     ensure!(unsafe { libc::kill(i32::try_from(agent.pid())?, libc::SIGHUP) } == 0);
     agent.wait_for_verdict("APIServerRefused", Duration::from_secs(10))?;
     let report = agent.report().context("a report")?;

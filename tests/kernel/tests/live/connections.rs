@@ -1,4 +1,4 @@
-//! What follows the handshake, and what no packet shows. Needs root.
+//! Events after the handshake, and those that no packet shows. Requires root.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use kernel_tests::{API, Cgroup, Dial, Node, Sandbox, Server, Trace, patience, probe_command};
 use serde_json::{Value, json};
 
+/// Creates a node with a valid configuration, and a server with these flags.
 fn node_with(server: &[&str]) -> Result<(Node, Server)> {
     let node = Node::new()?;
     node.install_config()?;
@@ -17,6 +18,7 @@ fn node_with(server: &[&str]) -> Result<(Node, Server)> {
     Ok((node, server))
 }
 
+/// Returns whether a line is of this kind and of the node's own namespace.
 fn of_the_node(line: &Value, kind: &str) -> bool {
     line["kind"] == kind && line["host_netns"] == true
 }
@@ -31,7 +33,7 @@ fn connection_closed_before_response_means_api_server_reset() -> Result<()> {
         let (_, line) = trace.wait_for("the connection", |line| of_the_node(line, "connection"))?;
         ensure!(line["by_peer"] == true && line["received"] == 0 && line["role"] == "kubelet", "{line}");
         trace.wait_for_verdict("APIServerReset")?;
-        // An answer ends it; a handshake alone would not.
+        // A response ends the fault; a handshake alone would not.
         drop(server);
         let _server = node.serve_api()?;
         trace.wait_for_verdict("NetworkReady")?;
@@ -47,7 +49,7 @@ fn acknowledged_bytes_without_response_mean_tls_stalled() -> Result<()> {
     let _kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
     let is_it = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APITLSStalled";
     trace.wait(Duration::from_secs(30) * patience(), "the verdict APITLSStalled", is_it)?;
-    let silent = trace.seen.iter().rfind(|line| of_the_node(line, "connection")).expect("it was told");
+    let silent = trace.seen.iter().rfind(|line| of_the_node(line, "connection")).expect("a connection");
     ensure!(silent["acked"] == 5 && silent["received"] == 0, "{silent}");
     ensure!(silent["client"]["name"] == "kubelet", "{silent}");
     Ok(())
@@ -55,7 +57,7 @@ fn acknowledged_bytes_without_response_mean_tls_stalled() -> Result<()> {
 
 #[test]
 fn reports_established_connection_without_acknowledgements() -> Result<()> {
-    let (node, _server) = node_with(&["--answer"])?;
+    let (node, _server) = node_with(&["--echo"])?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let flags = ["--talk", "120000", "--pause", "2000"];
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
@@ -65,21 +67,21 @@ fn reports_established_connection_without_acknowledgements() -> Result<()> {
         |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APIConnectionStalled";
     trace.wait(Duration::from_secs(45) * patience(), "the verdict APIConnectionStalled", is_it)?;
     node.peer.nft("delete table ip lab")?;
-    // TCP sends again only after as long as it has waited already.
-    let is_well = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "NetworkReady";
-    trace.wait(Duration::from_secs(45) * patience(), "the verdict NetworkReady", is_well)?;
+    // TCP doubles its retransmission timeout each time: the next segment may take as long as the outage lasted.
+    let is_ready = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "NetworkReady";
+    trace.wait(Duration::from_secs(45) * patience(), "the verdict NetworkReady", is_ready)?;
     Ok(())
 }
 
-/// A Service implementation in eBPF changes the address inside connect(2): both are kept, and the outcome is
-/// the asked address's.
+/// A Service implementation in eBPF rewrites the address inside connect(2): both addresses are reported, and the outcome is
+/// that of the requested one.
 #[test]
 fn address_rewritten_by_ebpf_keeps_its_name() -> Result<()> {
-    let (node, _server) = node_with(&["--answer"])?;
+    let (node, _server) = node_with(&["--echo"])?;
     let service = "10.96.0.1:443";
     let named = format!("service={service}");
     let mut trace = Trace::start(&node, &["--apiserver", &named, "--no-ask"])?;
-    let cgroup = Cgroup::that_rewrites(API.parse()?)?;
+    let cgroup = Cgroup::rewriting_connects_to(API.parse()?)?;
     let dir = cgroup.dir().to_string_lossy().into_owned();
     let mut agent =
         node.client("cilium-agent", &Dial { to: service, flags: &["--cgroup", &dir, "--talk", "2000"] })?;
@@ -98,19 +100,19 @@ fn address_rewritten_by_ebpf_keeps_its_name() -> Result<()> {
 
 #[test]
 fn names_unreachable_agent_of_plugin_and_errno() -> Result<()> {
-    let (node, _server) = node_with(&["--answer"])?;
+    let (node, _server) = node_with(&["--echo"])?;
     node.helper_as("kube-ovn")?;
     let socket = node.dir().join("kube-ovn-daemon.sock");
     let config = json!({"cniVersion": "0.4.0", "name": "ovn", "type": "kube-ovn", "socket": socket});
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
-    // Not there; there without anybody behind it; there with somebody.
+    // The socket does not exist; it exists and nothing listens; a listener accepts.
     for (errno, prepare) in [(libc::ENOENT, false), (libc::ECONNREFUSED, true)] {
         if prepare {
             drop(UnixListener::bind(&socket)?);
         }
         let output = Sandbox::new("web-1")?.run(&node, "ADD", &config)?;
         ensure!(!output.status.success());
-        let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+        let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
         ensure!(end["sockets"][0]["errno"] == errno, "{end}");
         ensure!(end["sockets"][0]["path"].as_str() == socket.to_str(), "{end}");
         if trace.gap("cni.stdout").is_none() {
@@ -122,22 +124,22 @@ fn names_unreachable_agent_of_plugin_and_errno() -> Result<()> {
     std::fs::remove_file(&socket)?;
     let _agent = UnixListener::bind(&socket)?;
     ensure!(Sandbox::new("web-2")?.run(&node, "ADD", &config)?.status.success());
-    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+    let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
     ensure!(end["sockets"][0]["errno"] == 0 && end["exit"]["code"] == 0, "{end}");
     Ok(())
 }
 
-/// C libraries flush with writev(2), and the answer may come in two pieces.
+/// C libraries flush with writev(2), and the output may be written in two pieces.
 #[test]
 fn captures_complete_plugin_output_from_writev() -> Result<()> {
-    let (node, _server) = node_with(&["--answer"])?;
+    let (node, _server) = node_with(&["--echo"])?;
     node.helper_as("shell-plugin")?;
     let config = json!({
         "cniVersion": "0.4.0", "name": "w", "type": "shell-plugin", "socket": "/nowhere/x.sock", "writev": true
     });
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     ensure!(!Sandbox::new("web-1")?.run(&node, "ADD", &config)?.status.success());
-    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+    let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
     if trace.gap("cni.stdout").is_some() || trace.gap("cni.stdout.writev").is_some() {
         ensure!(end["exit"]["code"] == 1, "{end}");
         return Ok(());
@@ -148,7 +150,7 @@ fn captures_complete_plugin_output_from_writev() -> Result<()> {
 
 #[test]
 fn detects_stopped_runtime_from_kubelet_connects() -> Result<()> {
-    let (node, _server) = node_with(&["--answer"])?;
+    let (node, _server) = node_with(&["--echo"])?;
     let socket = node.dir().join("containerd.sock");
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     let path = socket.to_string_lossy().into_owned();
@@ -161,13 +163,13 @@ fn detects_stopped_runtime_from_kubelet_connects() -> Result<()> {
         verdict.line
     );
     let _runtime = UnixListener::bind(&socket)?;
-    trace.wait_for("the end of it", |line| {
+    trace.wait_for("the recovery", |line| {
         line["kind"] == "verdict" && line["verdict"]["reason"] != "RuntimeDown"
     })?;
     Ok(())
 }
 
-/// What the agent finds out by asking: one row for each way in which a server can answer.
+/// The agent's own requests: one row for each way in which a server can respond or fail.
 #[test]
 fn active_checks_distinguish_failures_of_api_server() -> Result<()> {
     let rows = [
@@ -175,13 +177,13 @@ fn active_checks_distinguish_failures_of_api_server() -> Result<()> {
         (&["--expired"], "APITLSFailed", "expired 60 min ago"),
         (&["--silent"], "APITLSStalled", "sends nothing"),
         (&["--close"], "APIServerReset", "before a response"),
-        (&["--answer"], "APITLSFailed", "TLS handshake"),
+        (&["--echo"], "APITLSFailed", "TLS handshake"),
         (&["--status", "401"], "NetworkReady", "accepts connections"),
     ];
     for (server, reason, words) in rows {
         let (node, _server) = node_with(server)?;
         let mut trace = Trace::start(&node, &["--apiserver", API, "--ask-timeout", "2s"])?;
-        trace.wait_for("the answer", |line| line["kind"] == "answer")?;
+        trace.wait_for("the result of a request", |line| line["kind"] == "answer")?;
         let verdict = match trace.seen.iter().rfind(|line| line["kind"] == "verdict") {
             Some(line) if line["verdict"]["reason"] == reason => line.clone(),
             _ => trace.wait_for_verdict(reason)?.line,
@@ -192,24 +194,23 @@ fn active_checks_distinguish_failures_of_api_server() -> Result<()> {
     Ok(())
 }
 
-/// A server in trouble behind a live listener: its own answers are fine, and requests of the node's clients are not
-/// answered.
+/// A server in trouble whose listener still works: it responds to the agent, and not to the node's clients.
 #[test]
 fn client_requests_without_response_mean_api_server_unhealthy() -> Result<()> {
-    let (node, _server) = node_with(&["--answer-once"])?;
+    let (node, _server) = node_with(&["--echo-once"])?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     let client = node.client("kubelet", &Dial { to: API, flags: &["--pause", "5000", "--bytes", "600"] })?;
     let verdict = trace.wait_for_verdict("APIServerUnhealthy")?;
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
     ensure!(message.contains("kubelet has received no timely response"), "{message}");
-    let asked = |line: &&Value| line["kind"] == "answer" && line["status"] == 200;
-    ensure!(trace.seen.iter().any(|line| asked(&line)), "it was not asked, or answered badly");
+    let is_ok = |line: &&Value| line["kind"] == "answer" && line["status"] == 200;
+    ensure!(trace.seen.iter().any(|line| is_ok(&line)), "no successful request of the agent");
     drop(client);
     let _next = node.client("kubelet", &Dial { to: API, flags: &["--every", "1000"] })?;
     trace.wait_for_verdict("NetworkReady").map(|_| ())
 }
 
-/// Half an answer is none.
+/// An incomplete response counts as no response.
 #[test]
 fn reset_after_one_byte_means_api_server_reset() -> Result<()> {
     let (node, _server) = node_with(&["--reset", "--byte"])?;
@@ -218,7 +219,7 @@ fn reset_after_one_byte_means_api_server_reset() -> Result<()> {
     trace.wait_for_verdict("APIServerReset").map(|_| ())
 }
 
-/// A name with two addresses, of which the packets to one are dropped: clients get through by the other.
+/// A name with two addresses: packets to one of them are dropped, and clients connect to the other one.
 #[test]
 fn one_unreachable_address_of_two_is_degraded() -> Result<()> {
     const OTHER: &str = "[fd99::1]:6443";
@@ -228,9 +229,9 @@ fn one_unreachable_address_of_two_is_degraded() -> Result<()> {
     std::fs::write(&hosts, "10.99.0.1 api.nrlab.test\nfd99::1 api.nrlab.test\n")?;
     let hosts = CString::new(hosts.as_os_str().as_bytes())?;
     let mut command = probe_command(&node, "trace", &["-o", "json", "--apiserver", "api.nrlab.test:6443"])?;
-    let in_place = move || {
+    let replace_hosts = move || {
         let (root, none) = (c"/", std::ptr::null());
-        // SAFETY: async-signal-safe calls; every text is live and ends with a NUL.
+        // SAFETY: the calls are async-signal-safe; every string is live and NUL-terminated.
         let done = unsafe {
             libc::unshare(libc::CLONE_NEWNS) == 0
                 && libc::mount(none, root.as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) == 0
@@ -239,7 +240,7 @@ fn one_unreachable_address_of_two_is_degraded() -> Result<()> {
         if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     };
     // SAFETY: as above.
-    unsafe { command.pre_exec(in_place) };
+    unsafe { command.pre_exec(replace_hosts) };
     let mut trace = Trace::start_command(command)?;
     let _clients = [API, OTHER].map(|to| node.client("kubelet", &Dial { to, flags: &["--give-up", "2000"] }));
     trace.wait_for_verdict("NetworkReady")?;
@@ -256,6 +257,6 @@ fn one_unreachable_address_of_two_is_degraded() -> Result<()> {
     let wrong = trace.seen.iter().find(is_false);
     ensure!(wrong.is_none(), "{wrong:?}");
     node.peer.nft("delete table ip6 lab")?;
-    trace.wait_for("that it works again", |line| line["kind"] == "verdict" && line["also"][0].is_null())?;
+    trace.wait_for("the recovery", |line| line["kind"] == "verdict" && line["also"][0].is_null())?;
     Ok(())
 }

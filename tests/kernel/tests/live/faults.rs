@@ -1,4 +1,4 @@
-//! One fault each, for real, and the verdict that must follow. Needs root and the reference plugins.
+//! Real faults, one at a time, and the verdict that must follow. Requires root and the reference plugins.
 
 use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Cgroup, Check, Dial, Node, Sandbox, Server, Trace, patience};
@@ -6,10 +6,10 @@ use kernel_tests::{API, Cgroup, Check, Dial, Node, Sandbox, Server, Trace, patie
 const SERVICE: &str = "10.96.0.1:443";
 const REJECT_SERVICE: &str = "ip daddr 10.96.0.1 reject with icmp type port-unreachable";
 
-/// The verdict without an agent, of a node with a valid configuration.
+/// Runs a check without an agent; fails if it printed a warning.
 fn verdict(node: &Node, seconds: u32, args: &[&str]) -> Result<Check> {
     let check = Check::run(node, seconds, args)?;
-    ensure!(check.stderr.is_empty(), "it warned: {}", check.stderr);
+    ensure!(check.stderr.is_empty(), "standard error is not empty: {}", check.stderr);
     Ok(check)
 }
 
@@ -18,7 +18,7 @@ fn expect(check: &Check, reason: &str, code: i32) -> Result<()> {
     Ok(())
 }
 
-/// A connect of this node's: other tests' namespaces live on the same kernel.
+/// Returns whether a line is a connect of this node: other tests' namespaces exist on the same kernel.
 fn of_the_node(line: &serde_json::Value) -> bool {
     line["kind"] == "connect" && line["host_netns"] == true
 }
@@ -46,7 +46,7 @@ fn control_plane_host_without_listener_means_api_server_down() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let args = ["--apiserver", "10.99.0.2:6443", "--role", "control-plane"];
     expect(&verdict(&node, 2, &args)?, "APIServerDown", 3)?;
-    // The state shows it without any connect.
+    // The listener is missing in the initial state, so no connect is needed.
     expect(&verdict(&node, 1, &[&args[..], &["--no-ask"]].concat())?, "APIServerDown", 3)
 }
 
@@ -67,7 +67,7 @@ fn icmp_reject_of_service_means_no_endpoints() -> Result<()> {
     expect(&verdict(&node, 3, &["--apiserver", "service=10.96.0.1"])?, "APIServiceNoEndpoints", 3)
 }
 
-/// The socket of a non-blocking connect ends with no error at all: only its error queue tells.
+/// The socket of a non-blocking connect is closed without an error; only its error queue has the ICMP message.
 #[test]
 fn nonblocking_connect_reports_icmp_reject_on_same_node() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -109,7 +109,7 @@ fn unassigned_address_means_vip_unreachable() -> Result<()> {
     expect(&verdict(&node, 6, &["--apiserver", "10.99.0.77:6443"])?, "APIVIPUnreachable", 3)
 }
 
-/// Nothing on the node turns the Service's address into a server's, and the way out knows nothing of it.
+/// Nothing on the node translates the Service's address, and the gateway has no route to it.
 #[test]
 fn untranslated_service_address_means_service_not_programmed() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -117,7 +117,7 @@ fn untranslated_service_address_means_service_not_programmed() -> Result<()> {
     expect(&verdict(&node, 8, &args)?, "APIServiceNotProgrammed", 3)
 }
 
-/// The load balancer drops what comes from the servers behind it.
+/// The load balancer drops connects from the servers behind it.
 #[test]
 fn load_balancer_dropping_its_own_backend_means_hairpin() -> Result<()> {
     let node = Node::new()?;
@@ -147,7 +147,7 @@ fn reports_missing_route_in_all_forms() -> Result<()> {
 #[test]
 fn connect_denied_by_ebpf_means_bpf_denied() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let denied = Cgroup::that_denies()?;
+    let denied = Cgroup::denying_connects()?;
     let dir = denied.dir().to_string_lossy().into_owned();
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
@@ -176,8 +176,9 @@ fn unanswered_syns_mean_timeout_even_if_client_gives_up() -> Result<()> {
     Ok(())
 }
 
-/// Of so many sockets one in fifteen finds its slot in the kernel half taken; it is seen all the same. A kernel that lets
-/// another task in while a program runs (Linux 7) leaves that program out for it, and counts that.
+/// With this many sockets one in fifteen finds its slot in the kernel map occupied, and must be reported nevertheless. A
+/// kernel that interrupts a running program for another task (Linux 7) skips that program for it, and counts the skipped
+/// run.
 #[test]
 fn reports_every_one_of_many_concurrent_connects() -> Result<()> {
     const MANY: u64 = 900;
@@ -187,18 +188,18 @@ fn reports_every_one_of_many_concurrent_connects() -> Result<()> {
     let mut client = node.client("kubelet", &Dial { to: API, flags: &["--at-once", &MANY.to_string()] })?;
     ensure!(client.errno()? == -1);
     let mut seen = 0;
-    while seen + trace.left_out() < MANY {
+    while seen + trace.skipped_runs() < MANY {
         let end = trace.wait_for("the end of a connect, or a loss", |line| {
             line["kind"] == "lost" || of_the_node(line) && line["client"]["pid"] == client.pid()
         });
-        let (_, line) = end.with_context(|| format!("{seen} seen, {} left out", trace.left_out()))?;
+        let (_, line) = end.with_context(|| format!("{seen} seen, {} skipped", trace.skipped_runs()))?;
         seen += u64::from(line["kind"] == "connect");
     }
     ensure!(trace.lost() == 0, "{} lost", trace.lost());
     Ok(())
 }
 
-/// The kernel half reports only connects whose start it saw; sock_diag shows the others.
+/// The kernel programs report only connects whose start they observed; sock_diag shows the others.
 #[test]
 fn reports_connect_started_before_probe() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -237,7 +238,7 @@ fn does_not_mistake_mptcp_sockets_for_tcp() -> Result<()> {
         .seen
         .iter()
         .filter(|line| line["kind"] == "listener" && line["up"] == true && line["local"] == "10.99.0.2:6443");
-    ensure!(ups.count() == 1, "one listener was told more than once");
+    ensure!(ups.count() == 1, "one listener was reported more than once");
     Ok(())
 }
 
@@ -269,7 +270,7 @@ fn survives_hostile_config_files() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let path = node.conf_dir().join("00-first.conf");
     let fifo = std::ffi::CString::new(path.to_str().expect("a text"))?;
-    // SAFETY: a NUL-terminated path.
+    // SAFETY: the path is live and NUL-terminated.
     ensure!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o644) } == 0);
     expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigInvalid", 1)?;
     std::fs::remove_file(&path)?;
@@ -312,7 +313,7 @@ fn verdict_quotes_error_of_plugin() -> Result<()> {
     let (_, line) =
         trace.wait_for("the condition", |line| line["kind"] == "condition" && line["status"] == "False")?;
     ensure!(line["condition"] == "NodeNetworkReady", "{line}");
-    // The next ADD that works ends it.
+    // The next successful ADD ends the fault.
     let output = Sandbox::new("web-2")?.run(&node, "ADD", &node.plugin_config("10.244.0.0/24"))?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     trace.wait_for_verdict("NetworkReady")?;
@@ -338,13 +339,13 @@ fn distinguishes_exhausted_addresses_from_other_failures() -> Result<()> {
         let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains("; full: "), "{message}");
     }
-    let end = trace.seen.iter().rfind(|line| line["kind"] == "cni_end").expect("the operation was told");
+    let end = trace.seen.iter().rfind(|line| line["kind"] == "cni_end").expect("an operation");
     ensure!(end["plugin"] == "bridge" && end["delegates"][0]["plugin"] == "host-local", "{end}");
     ensure!(end["pod"]["name"] == "web-2" && end["pod"]["namespace"] == "shop", "{end}");
     Ok(())
 }
 
-/// Leases outlive sandboxes that were never taken down.
+/// The leases of sandboxes that were never torn down remain.
 #[test]
 fn reports_leases_of_removed_sandboxes_as_leak() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -376,7 +377,7 @@ fn failed_del_is_not_a_fault() -> Result<()> {
     let mut config = node.plugin_config("10.244.0.0/24");
     config["ipam"]["ranges"][0][0]["subnet"] = "not-a-subnet".into();
     ensure!(!Sandbox::new("web-1")?.run(&node, "DEL", &config)?.status.success());
-    trace.wait_for("the end of the DEL", |line| line["kind"] == "cni_end" && line["command"] == "DEL")?;
+    trace.wait_for("the exit of the DEL", |line| line["kind"] == "cni_end" && line["command"] == "DEL")?;
     let check = verdict(&node, 1, &["--apiserver", API])?;
     expect(&check, "NetworkReady", 0)?;
     ensure!(!trace.seen.iter().any(|line| line["kind"] == "verdict" && line["verdict"]["status"] == "False"));
@@ -388,7 +389,7 @@ fn missing_configuration_is_consequence_of_api_failure() -> Result<()> {
     let (node, server) = Node::healthy()?;
     drop(server);
     node.remove_config()?;
-    // Conditions wait for five seconds, from the moment on at which the state at start is known.
+    // Conditions change five seconds after the initial state was read at the earliest.
     let check = verdict(&node, 7 * patience(), &["--apiserver", API])?;
     expect(&check, "APIServerRefused", 3)?;
     ensure!(check.reasons("consequences") == ["CNIConfigMissing"] && check.reasons("also").is_empty());

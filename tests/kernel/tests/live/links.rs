@@ -1,4 +1,4 @@
-//! Links, routes and rules: what the kernel refuses, who takes them away. Needs root.
+//! Links, routes and rules: requests that the kernel refuses, and processes that remove them. Requires root.
 
 use std::process::Stdio;
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use kernel_tests::{API, Dial, Namespace, Node, Sandbox, Trace, spawn};
 use serde_json::Value;
 
-/// Of every errno there is the errno; of those that the kernel explains, its words.
+/// Every refusal has an errno; those that the kernel explains have its message as well.
 #[test]
 fn reports_refused_netlink_request_with_reason_and_process() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -35,9 +35,9 @@ fn reports_refused_netlink_request_with_reason_and_process() -> Result<()> {
     Ok(())
 }
 
-/// Two CNIs, one after the other: what the first left has the port, or the number, that the second wants.
+/// Two CNIs, one after the other: a link of the first has the port, or the VNI, that the second needs.
 #[test]
-#[ignore = "the vxlan module is not there; proven in the machines of the matrix"]
+#[ignore = "requires the vxlan module; run on the machines of the matrix"]
 fn leftover_tunnel_of_other_cni_means_link_conflict() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.netns.ip("link add flannel.1 type vxlan id 1 dstport 8472")?;
@@ -58,11 +58,11 @@ fn leftover_tunnel_of_other_cni_means_link_conflict() -> Result<()> {
         if trace.gap(signal).is_some() {
             continue;
         }
-        let mut tried = node.netns.command(&agent)?;
-        tried.args(command.split(' ')).stderr(Stdio::piped());
-        let tried = spawn(&mut tried)?.wait_with_output()?;
-        let said = String::from_utf8_lossy(&tried.stderr);
-        ensure!(said.contains(refusal), "{command}: {}, it says {said:?}", tried.status);
+        let mut attempt = node.netns.command(&agent)?;
+        attempt.args(command.split(' ')).stderr(Stdio::piped());
+        let output = spawn(&mut attempt)?.wait_with_output()?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(complaint.contains(refusal), "{command}: {}, standard error {complaint:?}", output.status);
         let line = trace.wait_for_verdict("LinkConflict")?.line;
         let message = line["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains(words) && message.contains("cilium-agent"), "{message}");
@@ -82,8 +82,8 @@ fn names_process_that_removes_route_or_rule() -> Result<()> {
     ] {
         node.netns.ip(command)?;
         let (_, line) = trace
-            // The process may have ended before its name was looked up; its id is there.
-            .wait_for("who took it away", |line| {
+            // The process may have exited before its name was looked up; its PID is always reported.
+            .wait_for("the process that removed it", |line| {
                 line["kind"] == "route_gone"
                     && line["rule"] == rule
                     && line["process"]["pid"].as_u64() > Some(0)
@@ -93,7 +93,7 @@ fn names_process_that_removes_route_or_rule() -> Result<()> {
     Ok(())
 }
 
-/// As a network manager does that is restarted and removes what it does not know.
+/// A restarted network manager removes routes that it does not manage.
 #[test]
 fn names_process_that_removed_route_to_api_server() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -110,7 +110,7 @@ fn names_process_that_removed_route_to_api_server() -> Result<()> {
     Ok(())
 }
 
-/// A route that leads to a link of a CNI is missed until it is there again, whoever puts it back.
+/// A removed route to a link of a CNI is reported until it exists again, whoever restores it.
 #[test]
 fn reports_removed_pod_route_until_restored() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -120,7 +120,7 @@ fn reports_removed_pod_route_until_restored() -> Result<()> {
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     trace.wait_for_verdict("NetworkReady")?;
     if trace.gap("link.error.text").is_some() || trace.gap("link.error.errno").is_some() {
-        // Which route, or who: without one of them nobody is blamed, and the removal is in the trace.
+        // The trace lacks the route or the process, so the removal is no fault and appears in the trace only.
         node.netns.ip("route del 10.244.1.0/24 dev cali0")?;
         trace.wait_for("the removal", |line| line["kind"] == "route_gone" && line["device"] == "cali0")?;
         return Ok(());
@@ -133,7 +133,7 @@ fn reports_removed_pod_route_until_restored() -> Result<()> {
     Ok(())
 }
 
-/// What happens inside a pod's namespace is seen from outside, once a link leads there.
+/// Changes inside a pod's namespace are observed from outside once a link leads there.
 #[test]
 fn tracks_links_of_other_namespaces() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -164,15 +164,15 @@ fn tracks_links_of_other_namespaces() -> Result<()> {
         trace.wait_for("its name", |line| name(line, "bound"))?;
     }
     drop(pod);
-    trace.wait_for("the end of its name", |line| name(line, "unbound"))?;
-    let gone = |line: &Value| line["kind"] == "link" && line["name"] == "pod0" && line["present"] == false;
-    if !trace.seen.iter().any(gone) {
-        trace.wait_for("the end of the other end", gone)?;
+    trace.wait_for("the removal of its name", |line| name(line, "unbound"))?;
+    let removed = |line: &Value| line["kind"] == "link" && line["name"] == "pod0" && line["present"] == false;
+    if !trace.seen.iter().any(removed) {
+        trace.wait_for("the removal of the other end", removed)?;
     }
     Ok(())
 }
 
-/// A file that a runtime left where namespaces are bound, as after a crash.
+/// A file that a runtime left behind in the directory of namespaces, as after a crash.
 #[test]
 fn reports_stale_netns_name() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -184,17 +184,17 @@ fn reports_stale_netns_name() -> Result<()> {
     let flag = dir.to_string_lossy().into_owned();
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask", "--netns-dir", &flag])?;
     let path = left.to_string_lossy().into_owned();
-    let told =
+    let is_stale =
         |line: &Value| line["kind"] == "netns_name" && line["path"] == path && line["state"] == "stale";
-    if !trace.seen.iter().any(told) {
-        trace.wait_for("the left-over file", told)?;
+    if !trace.seen.iter().any(is_stale) {
+        trace.wait_for("the leftover file", is_stale)?;
     }
     std::fs::remove_file(&left)?;
-    trace.wait_for("its end", |line| line["kind"] == "netns_name" && line["state"] == "unbound")?;
+    trace.wait_for("its removal", |line| line["kind"] == "netns_name" && line["state"] == "unbound")?;
     Ok(())
 }
 
-/// A pod's packet whose source is routed elsewhere, on a link whose filter somebody turned on.
+/// A pod's packet whose source address is routed to another link arrives on a link with a strict filter.
 #[test]
 fn reports_reverse_path_filter_drops_with_link() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -206,17 +206,17 @@ fn reports_reverse_path_filter_drops_with_link() -> Result<()> {
     pod.ip("addr add 10.99.0.77/32 dev eth0")?;
     pod.ip("link set eth0 up")?;
     pod.ip("route add default via 10.77.0.1")?;
-    // The filter holds for ARP, too.
+    // The filter applies to ARP as well.
     pod.ip("neigh add 10.77.0.1 lladdr 02:00:00:00:00:01 dev eth0")?;
     let mut sysctl = node.netns.command("sysctl")?;
     ensure!(sysctl.args(["-qw", "net.ipv4.conf.lxc1.rp_filter=1"]).status()?.success());
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
-    // A source that belongs to the node's other link.
+    // This source belongs to the node's other link.
     let mut send = pod.command(node.helper_as("sender")?)?;
     send.args(["send", "10.99.0.77:0", "10.77.0.1:9999", "--count", "20"]);
     ensure!(spawn(&mut send)?.wait()?.success());
     if trace.gap("packet.drop").is_some() {
-        // The kernel counts them, and does not say where.
+        // The kernel counts these drops without naming the link.
         let counted = |line: &Value| line["kind"] == "packets_dropped" && line["reason"] == "IP_RPFILTER";
         trace.wait_for("the count", counted)?;
         return Ok(());
@@ -226,7 +226,7 @@ fn reports_reverse_path_filter_drops_with_link() -> Result<()> {
     Ok(())
 }
 
-/// A plugin that names what the kernel refused it: the datapath is at fault, not the plugin.
+/// The plugin reports what the kernel refused: the datapath is at fault, not the plugin.
 #[test]
 fn distinguishes_refused_link_from_plugin_failure() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -234,7 +234,7 @@ fn distinguishes_refused_link_from_plugin_failure() -> Result<()> {
     let mut config = node.plugin_config("10.244.0.0/24");
     config["mtu"] = 700_000.into();
     ensure!(!Sandbox::new("web-1")?.run(&node, "ADD", &config)?.status.success());
-    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+    let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
     if trace.gap("link.error.errno").is_none() {
         ensure!(end["refusals"][0]["errno"].as_u64() > Some(0), "{end}");
         ensure!(end["refusals"][0]["request"] == "newlink", "{end}");

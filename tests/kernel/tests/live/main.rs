@@ -1,5 +1,5 @@
-//! The product on a real kernel, with real faults. One program, so that no test waits for those of another file.
-//! All of it needs root.
+//! Tests of the product on the running kernel, with real faults. They are one test binary, so that tests of all files
+//! run in parallel. All of them require root.
 
 mod agents;
 mod attacks;

@@ -1,5 +1,5 @@
-//! Open vSwitch: the real daemons, in user space everywhere and with the kernel's datapath in the machines of
-//! the matrix. Needs root.
+//! Open vSwitch: its daemons, with the userspace datapath everywhere and with the kernel's datapath on the machines of the
+//! matrix. Requires root.
 
 use anyhow::{Result, ensure};
 use kernel_tests::{API, Namespace, Node, OpenVSwitch, Trace, spawn};
@@ -13,7 +13,7 @@ fn subject_is(subject: &str) -> impl Fn(&Value) -> bool {
     }
 }
 
-/// A node whose plugin needs `br-int`, and where OVS keeps its files.
+/// Creates a node whose plugin needs `br-int`; returns it and the directory of OVS.
 fn node() -> Result<(Node, std::path::PathBuf)> {
     let node = Node::new()?;
     node.helper_as("kube-ovn")?;
@@ -23,8 +23,7 @@ fn node() -> Result<(Node, std::path::PathBuf)> {
     Ok((node, dir))
 }
 
-/// Each missing link of the chain by its name: the database, the bridge, the switch, and a switch that does not
-/// do what it is asked for.
+/// Reports each missing component by name: the database, the bridge, the switch, and a switch that does not apply changes.
 #[test]
 fn names_missing_component_of_open_vswitch() -> Result<()> {
     let (node, dir) = node()?;
@@ -36,31 +35,31 @@ fn names_missing_component_of_open_vswitch() -> Result<()> {
     trace.wait_for("the missing bridge", subject_is("br-int"))?;
     ovs.vsctl("add-br br-int -- set bridge br-int datapath_type=netdev")?;
     trace.wait_for_verdict("NetworkReady")?;
-    // What only the database knows. The tool waits for the switch, and says so by failing.
+    // Only the database knows this port. The tool waits for the switch and then fails.
     let _ = ovs.vsctl("add-port br-int nosuch0");
     trace.wait_for("the failed port", |line| {
         line["kind"] == "ovs"
             && line["database"]["failed"][0]["name"] == "nosuch0"
             && line["database"]["failed"][0]["error"].as_str().is_some_and(|error| error.contains("nosuch0"))
     })?;
-    ovs.kill_switch()?;
+    ovs.kill_vswitchd()?;
     trace.wait_for("the missing switch", subject_is("ovs-vswitchd"))?;
-    ovs.start_switch()?;
+    ovs.start_vswitchd()?;
     trace.wait_for_verdict("NetworkReady")?;
-    ovs.signal_switch(libc::SIGSTOP)?;
+    ovs.signal_vswitchd(libc::SIGSTOP)?;
     ovs.vsctl("--no-wait del-port br-int nosuch0")?;
-    // --no-wait asks the switch for nothing; this does.
-    ovs.vsctl_in_the_background("add-port br-int nosuch1")?;
+    // With --no-wait the switch has nothing to apply; this command makes it lag behind.
+    ovs.spawn_vsctl("add-port br-int nosuch1")?;
     let (_, line) = trace.wait_for("the stalled switch", subject_is("ovs-vswitchd"))?;
     ensure!(line["verdict"]["message"].as_str().is_some_and(|message| message.contains("cur_cfg")), "{line}");
-    ovs.signal_switch(libc::SIGCONT)?;
+    ovs.signal_vswitchd(libc::SIGCONT)?;
     trace.wait_for_verdict("NetworkReady")?;
     Ok(())
 }
 
-/// Bridges, links and tunnels become ports of the datapath; a dead switch leaves questions unanswered.
+/// Bridges, links and tunnels become ports of the datapath; upcalls to a dead switch are lost.
 #[test]
-#[ignore = "the openvswitch module is not there; proven in the machines of the matrix"]
+#[ignore = "requires the openvswitch module; run on the machines of the matrix"]
 fn tracks_ports_of_ovs_datapath() -> Result<()> {
     let (node, dir) = node()?;
     let _server = node.serve_api()?;
@@ -89,9 +88,9 @@ fn tracks_ports_of_ovs_datapath() -> Result<()> {
     let tunnel = |line: &Value| line["kind"] == "ovs_port" && line["name"] == "genev_sys_6081";
     trace.wait_for("the tunnel's port", tunnel)?;
     ovs.vsctl("del-port br-int tun0")?;
-    ovs.kill_switch()?;
+    ovs.kill_vswitchd()?;
     trace.wait_for("the missing switch", subject_is("ovs-vswitchd"))?;
-    // Questions that nobody takes: every packet to a new address is one.
+    // Every packet to a new address is an upcall, which no process receives.
     let mut send = pod.command(node.helper_as("sender")?)?;
     send.args([
         "send",
@@ -106,7 +105,7 @@ fn tracks_ports_of_ovs_datapath() -> Result<()> {
     ]);
     let mut sender = spawn(&mut send)?;
     let lost = trace
-        .wait_for("lost questions", |line| line["kind"] == "ovs_upcalls" && line["lost"].as_u64() > Some(0));
+        .wait_for("lost upcalls", |line| line["kind"] == "ovs_upcalls" && line["lost"].as_u64() > Some(0));
     sender.kill()?;
     sender.wait()?;
     lost?;

@@ -1,4 +1,4 @@
-//! What runtimes do with plugins, and what becomes of a sandbox. Needs root.
+//! Plugins that a runtime runs, and the sandboxes that they set up. Requires root.
 
 use std::ffi::CString;
 use std::fs::{OpenOptions, Permissions};
@@ -13,19 +13,20 @@ use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Node, Sandbox, Trace, poll, spawn};
 use serde_json::{Value, json};
 
-const QUIET: &[&str] = &["--apiserver", API, "--no-ask"];
+/// Flags of a trace without the agent's own requests.
+const PASSIVE: &[&str] = &["--apiserver", API, "--no-ask"];
 
 fn message(verdict: &Value) -> &str {
     verdict["verdict"]["message"].as_str().unwrap_or_default()
 }
 
-/// The runtime finds the file, and the kernel says no: what a security module's denial looks like, too.
+/// The runtime finds the file and execve(2) returns EACCES, as it does when a security module denies it.
 #[test]
 fn reports_plugin_without_execute_permission() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("shy")?;
     std::fs::set_permissions(&plugin, Permissions::from_mode(0o644))?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     ensure!(Sandbox::new("web-1")?.run(&node, "ADD", &json!({"type": "shy"})).is_err());
     if trace.gap("cni.exec.refused").is_some() {
         return Ok(());
@@ -36,7 +37,7 @@ fn reports_plugin_without_execute_permission() -> Result<()> {
     Ok(())
 }
 
-/// What execve(2) will answer is known before a pod has to wait for it.
+/// The result of execve(2) is predicted before a pod needs the plugin.
 #[test]
 fn reports_why_configured_plugin_cannot_run() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -68,8 +69,8 @@ fn reports_why_configured_plugin_cannot_run() -> Result<()> {
     Ok(())
 }
 
-/// Nobody may look at the file where the runtime finds it (another mount namespace, say): then the runtime's own attempt
-/// shows it.
+/// The agent cannot read the file at the path that the runtime uses (for example in another mount namespace), so the
+/// runtime's own attempt reveals the fault.
 #[test]
 fn reports_missing_plugin_interpreter_on_exec() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -78,9 +79,9 @@ fn reports_missing_plugin_interpreter_on_exec() -> Result<()> {
     std::fs::set_permissions(&plugin, Permissions::from_mode(0o755))?;
     let runtime = node.dir().join("containerd");
     std::fs::copy("/bin/sh", &runtime)?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     let mut run = node.netns.command(&runtime)?;
-    // Not its last command: the shell is the runtime, and the plugin is its child.
+    // The plugin is not the last command, so the shell stays as the runtime and the plugin is its child.
     run.args(["-c", &format!("{}; exit $?", plugin.display())]).stderr(Stdio::null());
     ensure!(!spawn(&mut run)?.wait()?.success());
     if trace.gap("cni.exec.refused").is_some() {
@@ -93,12 +94,12 @@ fn reports_missing_plugin_interpreter_on_exec() -> Result<()> {
     Ok(())
 }
 
-/// A glibc-linked plugin looks up a user, and the daemon that might know it is not installed.
+/// A glibc-linked plugin looks up a user through nscd, which is not installed.
 #[test]
 fn does_not_blame_socket_of_other_daemon() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     node.helper_as("looks-up")?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     let config = json!({"type": "looks-up", "socket": "/var/run/nscd/socket"});
     ensure!(!Sandbox::new("web-1")?.run(&node, "ADD", &config)?.status.success());
     let verdict = trace.wait_for_verdict("CNIPluginFailed")?;
@@ -106,7 +107,7 @@ fn does_not_blame_socket_of_other_daemon() -> Result<()> {
     Ok(())
 }
 
-/// A file on itself, where nothing may be executed; unmounted when dropped.
+/// A bind mount of a file on itself with `noexec`; unmounted when dropped.
 struct NoExec(CString);
 
 impl NoExec {
@@ -116,9 +117,9 @@ impl NoExec {
         for (source, flags) in
             [(path.as_ptr(), libc::MS_BIND), (none, libc::MS_BIND | libc::MS_REMOUNT | libc::MS_NOEXEC)]
         {
-            // SAFETY: the path ends with a NUL and lives; the kernel takes null for what these flags ignore.
-            let answer = unsafe { libc::mount(source, path.as_ptr(), none, flags, std::ptr::null()) };
-            ensure!(answer == 0, "mount {} noexec: {}", file.display(), io::Error::last_os_error());
+            // SAFETY: the path is live and NUL-terminated; the kernel accepts null for arguments that these flags ignore.
+            let result = unsafe { libc::mount(source, path.as_ptr(), none, flags, std::ptr::null()) };
+            ensure!(result == 0, "mount {} noexec: {}", file.display(), io::Error::last_os_error());
         }
         Ok(Self(path))
     }
@@ -126,7 +127,7 @@ impl NoExec {
 
 impl Drop for NoExec {
     fn drop(&mut self) {
-        // SAFETY: the path ends with a NUL and lives.
+        // SAFETY: the path is live and NUL-terminated.
         unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
     }
 }
@@ -136,7 +137,7 @@ fn reports_plugin_on_noexec_mount() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("shut")?;
     let _mounted = NoExec::mount(&plugin)?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     ensure!(Sandbox::new("web-1")?.run(&node, "ADD", &json!({"type": "shut"})).is_err());
     if trace.gap("cni.exec.refused").is_some() {
         return Ok(());
@@ -150,7 +151,7 @@ fn reports_plugin_on_noexec_mount() -> Result<()> {
 fn replacing_running_plugin_means_binary_busy() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let plugin = node.helper_as("slow")?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     let sandbox = Sandbox::new("web-1")?;
     std::thread::scope(|scope| {
         let run = scope.spawn(|| sandbox.run(&node, "ADD", &json!({"type": "slow", "sleep": 3000})));
@@ -176,14 +177,14 @@ fn reports_stalled_plugin_while_it_runs() -> Result<()> {
         let run = scope.spawn(|| sandbox.run(&node, "ADD", &json!({"type": "slow", "sleep": 8000})));
         let verdict = trace.wait_for_verdict("CNIPluginStalled")?;
         ensure!(verdict.line["verdict"]["subject"] == "slow", "{}", verdict.line);
-        ensure!(!trace.seen.iter().any(|line| line["kind"] == "cni_end"), "it has ended");
+        ensure!(!trace.seen.iter().any(|line| line["kind"] == "cni_end"), "it has exited");
         trace.wait_for_verdict("NetworkReady")?;
         ensure!(run.join().ok().context("the plugin's thread")??.status.success());
         Ok(())
     })
 }
 
-/// As `probe check` on a node where a plugin has been waiting for long.
+/// `probe check` runs on a node where a plugin has been waiting for a long time.
 #[test]
 fn reports_plugin_started_before_probe_and_its_exit() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -194,28 +195,28 @@ fn reports_plugin_started_before_probe_and_its_exit() -> Result<()> {
         let pid = poll("the plugin's process", || processes_of(&plugin).next())?;
         let mut trace = Trace::start(&node, &["--apiserver", API, "--plugin-limit", "1s"])?;
         let start =
-            trace.seen.iter().find(|line| line["kind"] == "cni_start").context("no start was told")?;
+            trace.seen.iter().find(|line| line["kind"] == "cni_start").context("no start was reported")?;
         ensure!(start["pid"] == pid && start["plugin"] == "older" && start["command"] == "ADD", "{start}");
         ensure!(start["running_ns"].as_u64().is_some_and(|ns| ns > 0), "{start}");
         let verdict = trace.wait_for_verdict("CNIPluginStalled")?;
         ensure!(verdict.line["verdict"]["subject"] == "older", "{}", verdict.line);
-        // SAFETY: the process that this test started.
+        // SAFETY: no memory is involved; this test started the process.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        let (_, end) = trace.wait_for("its end", |line| line["kind"] == "cni_end")?;
+        let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
         ensure!(end["pid"] == pid, "{end}");
         ensure!(!run.join().ok().context("the plugin's thread")??.status.success());
         Ok(())
     })
 }
 
-/// Processes that execute this file.
+/// Returns the PIDs of processes that execute this file.
 fn processes_of(file: &Path) -> impl Iterator<Item = i32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(move |pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == file))
 }
 
-/// As Multus does with its `readinessindicatorfile`.
+/// Multus does this with its `readinessindicatorfile`.
 #[test]
 fn names_file_that_plugin_waits_for() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -240,14 +241,14 @@ fn names_file_that_plugin_waits_for() -> Result<()> {
 #[test]
 fn reports_plain_file_in_place_of_netns() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let mut trace = Trace::start(&node, QUIET)?;
-    let left = node.dir().join("cni-left-over");
-    std::fs::write(&left, "")?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
+    let leftover = node.dir().join("cni-left-over");
+    std::fs::write(&leftover, "")?;
     let mut run = node.netns.command(node.bin_dir().join("bridge"))?;
     let config = node.plugin_config("10.244.0.0/24");
-    let output = plugin(&mut run, &node, &left.to_string_lossy(), &config)?;
+    let output = plugin(&mut run, &node, &leftover.to_string_lossy(), &config)?;
     ensure!(!output.status.success());
-    if told_by_name_only(&mut trace)? {
+    if environment_was_missed(&mut trace)? {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("NetnsInvalid")?;
@@ -255,18 +256,18 @@ fn reports_plain_file_in_place_of_netns() -> Result<()> {
     Ok(())
 }
 
-/// An agent in a container whose mounts are not shared sees a plain file where the host has a namespace.
+/// An agent in a container without shared mounts sees a plain file where the host has a namespace.
 #[test]
 fn reports_netns_hidden_from_cni_agent() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     let sandbox = Sandbox::new("web-1")?;
     let path = CString::new(sandbox.netns.path().as_os_str().as_bytes())?;
     let mut agent = node.netns.command("sh")?;
     let hide = move || {
         let root = c"/";
         let private = libc::MS_REC | libc::MS_PRIVATE;
-        // SAFETY: async-signal-safe calls; every text is live and ends with a NUL.
+        // SAFETY: the calls are async-signal-safe; every string is live and NUL-terminated.
         let hidden = unsafe {
             libc::unshare(libc::CLONE_NEWNS) == 0
                 && libc::mount(std::ptr::null(), root.as_ptr(), std::ptr::null(), private, std::ptr::null())
@@ -277,13 +278,13 @@ fn reports_netns_hidden_from_cni_agent() -> Result<()> {
     };
     // SAFETY: as above.
     unsafe { agent.pre_exec(hide) };
-    // Not its last command: the shell is the agent, and the plugin is its child.
+    // The plugin is not the last command, so the shell stays as the agent and the plugin is its child.
     let bridge = node.bin_dir().join("bridge").to_string_lossy().into_owned();
     agent.args(["-c", &format!("CNI_COMMAND=ADD {bridge}; exit $?")]).env_remove("CNI_COMMAND");
     let config = node.plugin_config("10.244.0.0/24");
     let output = plugin(&mut agent, &node, &sandbox.netns.path().to_string_lossy(), &config)?;
     ensure!(!output.status.success());
-    if told_by_name_only(&mut trace)? {
+    if environment_was_missed(&mut trace)? {
         return Ok(());
     }
     let verdict = trace.wait_for_verdict("NetnsInvalid")?;
@@ -291,13 +292,14 @@ fn reports_netns_hidden_from_cni_agent() -> Result<()> {
     Ok(())
 }
 
-/// Where the environment is read from /proc, a plugin that fails at once is gone before it is looked at.
-fn told_by_name_only(trace: &mut Trace) -> Result<bool> {
-    let (_, end) = trace.wait_for("the end", |line| line["kind"] == "cni_end")?;
+/// Waits for the exit of a plugin and returns whether its environment was missed: where it is read from /proc, a plugin that
+/// fails at once has exited before that.
+fn environment_was_missed(trace: &mut Trace) -> Result<bool> {
+    let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
     Ok(trace.gap("cni.exec.environment").is_some() && end["netns"] == "")
 }
 
-/// Runs a plugin, or what starts it, with the environment of an ADD for a namespace at `path`.
+/// Runs a plugin, or a shell that starts it, with the environment of an ADD for a namespace at `path`.
 fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<std::process::Output> {
     use std::io::Write as _;
 
@@ -313,16 +315,16 @@ fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<
         run.env("CNI_COMMAND", "ADD");
     }
     let mut child = spawn(run)?;
-    // A plugin that fails before it reads closes its input.
+    // Writing fails if a plugin closes its input before it reads, as one that fails early does.
     let _ = child.stdin.take().context("an input")?.write_all(config.to_string().as_bytes());
     Ok(child.wait_with_output()?)
 }
 
-/// The namespace, its name, the plugins with their delegates, the links, and the end: one object.
+/// The namespace, its name, the plugins with their delegates, the links and the DEL are one object.
 #[test]
 fn groups_all_steps_of_sandbox_into_one_object() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     let sandbox = Sandbox::new("web-1")?;
     let config = node.plugin_config("10.244.0.0/24");
     ensure!(sandbox.run(&node, "ADD", &config)?.status.success());
@@ -349,18 +351,18 @@ fn groups_all_steps_of_sandbox_into_one_object() -> Result<()> {
         }
     }
     ensure!(sandbox.run(&node, "DEL", &config)?.status.success());
-    trace.wait_for("its end", |line| {
+    trace.wait_for("its DEL", |line| {
         line["kind"] == "sandbox"
             && steps(line).iter().any(|(step, what)| step == "del" && what.starts_with("bridge"))
     })?;
     Ok(())
 }
 
-/// What a runtime does after a reboot: it cleans up what it does not have any more.
+/// After a reboot a runtime cleans up sandboxes that no longer exist.
 #[test]
 fn reports_del_without_add() -> Result<()> {
     let (node, _server) = Node::healthy()?;
-    let mut trace = Trace::start(&node, QUIET)?;
+    let mut trace = Trace::start(&node, PASSIVE)?;
     let sandbox = Sandbox::new("gone-1")?;
     ensure!(sandbox.run(&node, "DEL", &node.plugin_config("10.244.0.0/24"))?.status.success());
     let (_, line) = trace.wait_for("the sandbox", |line| line["kind"] == "sandbox")?;

@@ -1,5 +1,5 @@
-//! What the agent does with fewer privileges, and with less of `/proc`: for each capability that README.md lists, what it
-//! says there. Needs root.
+//! The agent with fewer privileges, or with a restricted `/proc`: what it reports without each capability that README.md
+//! lists. Requires root.
 
 use std::ffi::CString;
 use std::fs::Permissions;
@@ -26,10 +26,10 @@ pub(super) const SYS_RESOURCE: libc::c_ulong = 24;
 pub(super) const PERFMON: libc::c_ulong = 38;
 pub(super) const BPF: libc::c_ulong = 39;
 
-/// A user that owns nothing else.
+/// A user ID that owns nothing else.
 const OTHER: u32 = 64_999;
 
-/// The signal of the gap.
+/// Signal name of the gap for processes.
 const PROCESSES: &str = "process.table";
 
 #[test]
@@ -41,7 +41,7 @@ fn unreadable_processes_are_a_gap_and_leave_network_unproven() -> Result<()> {
         (Proc::Usual, Some(SYS_PTRACE), Some("CAP_SYS_PTRACE")),
         (Proc::Hidden, Some(SYS_PTRACE), Some("CAP_SYS_PTRACE")),
         (Proc::Absent(&empty), None, Some("not mounted")),
-        // With the capability everything is visible.
+        // With the capability all processes are visible.
         (Proc::Hidden, None, None),
     ] {
         let case = format!("{proc:?} without {capability:?}");
@@ -61,13 +61,13 @@ fn unreadable_processes_are_a_gap_and_leave_network_unproven() -> Result<()> {
         trace
             .wait_for("a connect to the API server", |line| line["kind"] == "connect")
             .context(case.clone())?;
-        is_not_blamed(&trace).context(case)?;
+        check_no_fault(&trace).context(case)?;
         ensure!(!trace.seen.iter().any(|line| line["verdict"]["reason"] == "NetworkReady"), "{why}");
     }
     Ok(())
 }
 
-/// `CAP_SYS_ADMIN` includes both.
+/// `CAP_SYS_ADMIN` includes both capabilities.
 #[test]
 fn exits_and_names_missing_ebpf_capability() -> Result<()> {
     let node = Node::new()?;
@@ -96,14 +96,14 @@ fn works_without_net_admin_and_sys_resource() -> Result<()> {
     ensure!(gaps(&trace) == usual, "{:?} and not {usual:?}", gaps(&trace));
     trace.wait_for_verdict("NetworkReady")?;
     let mut trace = trace_without(&node, &[SYS_RESOURCE], &[])?;
-    // Older kernels count maps as locked memory, of which others get little.
+    // Older kernels count maps against the limit of locked memory, which is small without the capability.
     if trace.gap("ebpf").is_none() {
         ensure!(gaps(&trace) == usual, "{:?} and not {usual:?}", gaps(&trace));
     } else {
         ensure!(is_before(5, 11)?, "{:?}", trace.gap("ebpf"));
     }
     trace.wait_for_verdict("NetworkReady")?;
-    is_not_blamed(&trace)
+    check_no_fault(&trace)
 }
 
 #[test]
@@ -114,13 +114,13 @@ fn unreadable_configuration_without_dac_read_search_is_a_gap() -> Result<()> {
         std::fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         chown(&dir, Some(OTHER), Some(OTHER))?;
         trace_without(&node, &[], &[])?.wait_for_verdict("NetworkReady").context("with it")?;
-        // The other one includes the right to read.
+        // CAP_DAC_OVERRIDE includes the right to read.
         let mut trace = trace_without(&node, &[DAC_READ_SEARCH, DAC_OVERRIDE], &[])?;
         let verdict = trace.wait_for_verdict("ProbeDegraded")?;
         let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains(GAP) && message.contains(&*dir.to_string_lossy()), "{message}");
         trace.wait_for("a connect to the API server", |line| line["kind"] == "connect")?;
-        is_not_blamed(&trace)?;
+        check_no_fault(&trace)?;
         chown(&dir, Some(0), Some(0))?;
     }
     Ok(())
@@ -142,35 +142,35 @@ fn unreadable_ovs_database_without_dac_override_is_a_gap() -> Result<()> {
     let args = ["--ovs-run-dir", flag.as_str()];
     trace_without(&node, &[], &args)?.wait_for_verdict("NetworkReady").context("with it")?;
     let mut trace = trace_without(&node, &[DAC_OVERRIDE], &args)?;
-    waits_for_gap(&mut trace, "ovs.database", "")?;
-    reaches(&mut trace, "NetworkReady")?;
-    is_not_blamed(&trace)
+    wait_for_gap(&mut trace, "ovs.database", "")?;
+    wait_until_verdict(&mut trace, "NetworkReady")?;
+    check_no_fault(&trace)
 }
 
 #[test]
 fn link_changes_without_net_broadcast_are_a_gap() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = trace_without(&node, &[NET_BROADCAST], &[])?;
-    waits_for_gap(&mut trace, "link", "listen to every namespace")?;
-    reaches(&mut trace, "NetworkReady")?;
-    is_not_blamed(&trace)
+    wait_for_gap(&mut trace, "link", "listen to every namespace")?;
+    wait_until_verdict(&mut trace, "NetworkReady")?;
+    check_no_fault(&trace)
 }
 
 #[test]
 fn authors_of_configuration_changes_without_sys_admin_are_a_gap() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = trace_without(&node, &[SYS_ADMIN], &[])?;
-    waits_for_gap(&mut trace, "cni.config.access", "CAP_SYS_ADMIN is missing")?;
-    reaches(&mut trace, "NetworkReady")?;
-    is_not_blamed(&trace)?;
-    // What was done is known all the same.
+    wait_for_gap(&mut trace, "cni.config.access", "CAP_SYS_ADMIN is missing")?;
+    wait_until_verdict(&mut trace, "NetworkReady")?;
+    check_no_fault(&trace)?;
+    // The change itself is reported nevertheless.
     node.remove_config()?;
     let verdict = trace.wait_for_verdict("CNIConfigMissing")?;
     ensure!(!verdict.line.to_string().contains("removed by"), "{}", verdict.line);
     Ok(())
 }
 
-/// A trace of a node that an API server serves, without these capabilities.
+/// Starts a trace without these capabilities on a node that an API server serves.
 fn trace_without(node: &Node, capabilities: &[libc::c_ulong], args: &[&str]) -> Result<Trace> {
     let mut command = probe_command(node, "trace", &["-o", "json", "--apiserver", API])?;
     command.args(args);
@@ -178,8 +178,8 @@ fn trace_without(node: &Node, capabilities: &[libc::c_ulong], args: &[&str]) -> 
     Trace::start_command(command)
 }
 
-/// Waits until the verdict is `reason`, if it is not yet.
-fn reaches(trace: &mut Trace, reason: &str) -> Result<()> {
+/// Waits for a verdict with this reason, unless it is the newest one already.
+fn wait_until_verdict(trace: &mut Trace, reason: &str) -> Result<()> {
     let is_verdict = |line: &&Value| line["kind"] == "verdict";
     let newest = trace.seen.iter().rev().find(is_verdict).map(|line| &line["verdict"]["reason"]);
     if newest.is_some_and(|newest| newest == reason) {
@@ -188,8 +188,8 @@ fn reaches(trace: &mut Trace, reason: &str) -> Result<()> {
     trace.wait_for_verdict(reason).map(drop)
 }
 
-/// Waits for a gap, if it was not reported yet.
-fn waits_for_gap(trace: &mut Trace, signal: &str, why: &str) -> Result<()> {
+/// Waits until a gap of this signal is reported, and checks its reason.
+fn wait_for_gap(trace: &mut Trace, signal: &str, why: &str) -> Result<()> {
     let is_gap = |line: &Value| line["kind"] == "gap" && line["signal"] == signal;
     if !trace.seen.iter().any(is_gap) {
         trace.wait_for(signal, is_gap)?;
@@ -199,14 +199,14 @@ fn waits_for_gap(trace: &mut Trace, signal: &str, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// Signals that are not available, as far as the state at start showed.
+/// Returns the signals of the gaps that were reported so far.
 fn gaps(trace: &Trace) -> Vec<Value> {
     let gaps = trace.seen.iter().filter(|line| line["kind"] == "gap");
     gaps.map(|line| line["signal"].clone()).collect()
 }
 
-/// Fails where a fault was reported.
-fn is_not_blamed(trace: &Trace) -> Result<()> {
+/// Fails if a fault was reported.
+fn check_no_fault(trace: &Trace) -> Result<()> {
     let is_fault = |line: &&Value| {
         let statuses = [&line["verdict"]["status"], &line["status"]];
         statuses.iter().any(|status| *status == "False")
@@ -216,7 +216,7 @@ fn is_not_blamed(trace: &Trace) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether this kernel is older than a release.
+/// Returns whether the running kernel is older than a release.
 fn is_before(major: u32, minor: u32) -> Result<bool> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
@@ -224,7 +224,7 @@ fn is_before(major: u32, minor: u32) -> Result<bool> {
     Ok((first, second) < (major, minor))
 }
 
-/// Takes capabilities from a command that runs as root.
+/// Removes capabilities from a command that runs as root.
 fn without_capabilities(command: &mut Command, capabilities: impl IntoIterator<Item = libc::c_ulong>) {
     let capabilities: Vec<_> = capabilities.into_iter().collect();
     let drop = move || {
@@ -233,22 +233,22 @@ fn without_capabilities(command: &mut Command, capabilities: impl IntoIterator<I
             checked(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0) })
         })
     };
-    // SAFETY: prctl(2) is async-signal-safe, and nothing is allocated on the way.
+    // SAFETY: prctl(2) is async-signal-safe, and the closure allocates nothing.
     unsafe { command.pre_exec(drop) };
 }
 
-/// What a command finds in `/proc`.
+/// What a command sees in `/proc`.
 #[derive(Clone, Copy, Debug)]
 enum Proc<'a> {
-    /// What everybody finds there.
+    /// The host's `/proc`.
     Usual,
-    /// Processes of others only with `CAP_SYS_PTRACE` (`hidepid=2`).
+    /// Processes of other users only with `CAP_SYS_PTRACE` (`hidepid=2`).
     Hidden,
     /// The content of this empty directory.
     Absent(&'a Path),
 }
 
-/// Gives a command a mount namespace of its own with another `/proc`.
+/// Gives a command its own mount namespace with another `/proc`.
 fn mount_over_proc(command: &mut Command, proc: Proc<'_>) -> Result<()> {
     let (source, kind, flags, data) = match proc {
         Proc::Usual => return Ok(()),
@@ -258,16 +258,16 @@ fn mount_over_proc(command: &mut Command, proc: Proc<'_>) -> Result<()> {
     let mount = move || {
         // SAFETY: no memory is involved.
         checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
-        // SAFETY: the path is a string that ends with a zero.
+        // SAFETY: the path is a NUL-terminated string.
         checked(unsafe {
             libc::mount(null(), c"/".as_ptr(), null(), libc::MS_REC | libc::MS_PRIVATE, null())
         })?;
-        // SAFETY: all of them are strings that end with a zero, and live as long as this closure.
+        // SAFETY: all arguments are NUL-terminated strings that live as long as this closure.
         checked(unsafe {
             libc::mount(source.as_ptr(), c"/proc".as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
         })
     };
-    // SAFETY: unshare(2) and mount(2) are async-signal-safe, and nothing is allocated on the way.
+    // SAFETY: unshare(2) and mount(2) are async-signal-safe, and the closure allocates nothing.
     unsafe { command.pre_exec(mount) };
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A kubelet that reaches its API server by a proxy.
+//! A kubelet that connects to its API server through a proxy. Requires root.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -10,17 +10,17 @@ use serde_json::Value;
 
 use super::names::with_root;
 
-/// Where the other host has its proxy.
+/// Address of the proxy on the other host.
 const PROXY: &str = "10.99.0.1:3128";
-/// The API server, which the node reaches by the proxy alone.
+/// The API server, which the node can reach through the proxy only.
 const SERVER: &str = "10.99.0.3:6443";
 const PASSWORD: &str = "proxysecret";
 
-/// Debian's tinyproxy on the other host; ended when dropped.
+/// Debian's tinyproxy on the other host; killed when dropped.
 struct Proxy(Child);
 
 impl Proxy {
-    /// One that connects to this port of servers, for one user.
+    /// Starts a proxy that connects to this port of servers and requires an account, and waits until it listens.
     fn start(node: &Node, port: u16) -> Result<Self> {
         let path = node.dir().join("tinyproxy.conf");
         let text = format!(
@@ -33,7 +33,7 @@ impl Proxy {
         let listens = || {
             let mut sockets = node.peer.command("cat").ok()?;
             let table = sockets.arg("/proc/net/tcp").output().ok()?.stdout;
-            // 10.99.0.1:3128, listening, as the kernel prints it.
+            // 10.99.0.1:3128 in the state LISTEN, as the kernel prints it.
             String::from_utf8_lossy(&table).contains("0100630A:0C38 00000000:0000 0A").then_some(())
         };
         poll("tinyproxy's socket", listens)?;
@@ -48,19 +48,22 @@ impl Drop for Proxy {
     }
 }
 
+/// Waits for a verdict with this reason and a message with these words, unless it is the newest one already.
 fn wait(trace: &mut Trace, reason: &str, words: &str) -> Result<()> {
-    let is_it = |line: &Value| {
+    let matches = |line: &Value| {
         let verdict = &line["verdict"];
-        verdict["reason"] == reason && verdict["message"].as_str().is_some_and(|said| said.contains(words))
+        verdict["reason"] == reason
+            && verdict["message"].as_str().is_some_and(|message| message.contains(words))
     };
-    if trace.seen.iter().rfind(|line| line["kind"] == "verdict").is_some_and(is_it) {
+    if trace.seen.iter().rfind(|line| line["kind"] == "verdict").is_some_and(matches) {
         return Ok(());
     }
-    // A server in trouble is asked every 20 s.
-    trace.wait(Duration::from_secs(45) * patience(), &format!("{reason}: {words}"), is_it).map(|_| ())
+    // A server in trouble is checked every 20 s.
+    trace.wait(Duration::from_secs(45) * patience(), &format!("{reason}: {words}"), matches).map(|_| ())
 }
 
-/// The proxy is what the kubelet connects to: it is judged in the server's place, and asked on.
+/// The kubelet connects to the proxy, so the proxy is judged instead of the server, and the agent's requests pass through
+/// it.
 #[test]
 fn judges_kubelet_behind_proxy_by_its_proxy() -> Result<()> {
     let node = Node::new()?;
@@ -79,10 +82,10 @@ fn judges_kubelet_behind_proxy_by_its_proxy() -> Result<()> {
     let url = format!("http://user:{PASSWORD}@{PROXY}");
     let variables = [("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "10.99.0.3:443,.svc,10.244.0.0/16")];
     let mut kubelet = node.client_with("kubelet", &dial, &variables)?;
-    ensure!(kubelet.errno()? == 0, "the proxy refuses");
+    ensure!(kubelet.errno()? == 0, "the proxy refused the connection");
     let mut trace = Trace::start(&node, &["--host-root", &root])?;
     let served = |line: &Value| line["kind"] == "answer" && line["status"] == 200;
-    let (_, answer) = trace.wait_for("the answer of the API server", served)?;
+    let (_, answer) = trace.wait_for("the response of the API server", served)?;
     ensure!(answer["to"] == PROXY && answer["certificate"]["fits"] == true, "{answer}");
     wait(&mut trace, "NetworkReady", "10.99.0.1:3128 (the proxy http://10.99.0.1:3128)")?;
     drop(proxy);

@@ -1,4 +1,4 @@
-//! What fills up, what is missing, what is over. Needs root.
+//! Exhausted resources, missing modules, expired credentials and settings of the kernel. Requires root.
 
 use std::ffi::CString;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ fn names_missing_kernel_module() -> Result<()> {
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     ensure!(node.netns.ip("link add x0 type nosuchkind").is_err());
     if trace.gap("module.request").is_some() {
-        // The kernel's refusal stands in.
+        // The fallback is the kernel's refusal of the link.
         trace.wait_for("the refused link", |line| {
             line["kind"] == "netlink_error"
                 && (line["errno"] == libc::EOPNOTSUPP || line["text"] == "Unknown device type")
@@ -28,7 +28,8 @@ fn names_missing_kernel_module() -> Result<()> {
     Ok(())
 }
 
-/// EMFILE is what a used-up `fs.inotify.max_user_instances` answers, and a used-up table of descriptors.
+/// inotify_init1(2) returns EMFILE when `fs.inotify.max_user_instances` is reached, and when the process has no
+/// descriptors left.
 #[test]
 fn reports_kubelet_without_inotify_instance() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -84,17 +85,17 @@ fn reports_sysctls_for_pod_networks_at_start() -> Result<()> {
 fn reports_oom_killed_process() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
-    let cgroup = Cgroup::that_limits_memory(24 << 20)?;
+    let cgroup = Cgroup::with_memory_limit(24 << 20)?;
     let dir = cgroup.dir().to_string_lossy().into_owned();
     let etcd = node.client("etcd", &Dial { to: "/", flags: &["--grow", "--cgroup", &dir] })?;
-    let (_, line) = trace.wait_for("its end", |line| {
+    let (_, line) = trace.wait_for("its exit", |line| {
         line["kind"] == "process" && line["event"] == "exited" && line["process"]["pid"] == etcd.pid()
     })?;
     ensure!(line["exit"]["signal"] == libc::SIGKILL && line["oom"] == true, "{line}");
     Ok(())
 }
 
-/// The node's network namespace has one local port, and somebody's connection has it.
+/// The node's network namespace has one local port, which another process's connection uses.
 #[test]
 fn exhausted_local_ports_are_not_blamed_on_api_server() -> Result<()> {
     let node = Node::new()?;
@@ -111,7 +112,7 @@ fn exhausted_local_ports_are_not_blamed_on_api_server() -> Result<()> {
         line["kind"] == "connect" && line["client"]["name"] == "holder" && line["established"] == true
     })?;
     let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "300"] })?;
-    ensure!(kubelet.errno()? == libc::EADDRNOTAVAIL, "the kubelet has got a port");
+    ensure!(kubelet.errno()? == libc::EADDRNOTAVAIL, "the kubelet got a port");
     let verdict = trace.wait_for_verdict("RuntimeLimitExceeded")?;
     ensure!(verdict.line["verdict"]["subject"] == "local ports", "{}", verdict.line);
     let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
@@ -129,10 +130,10 @@ impl Disk {
         std::fs::create_dir_all(at)?;
         let path = CString::new(at.as_os_str().as_bytes())?;
         let (kind, options) = (c"tmpfs", c"size=128k");
-        // SAFETY: every text is live and ends with a NUL.
-        let answer =
+        // SAFETY: every string is live and NUL-terminated.
+        let result =
             unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) };
-        ensure!(answer == 0, "mount a small disk: {}", std::io::Error::last_os_error());
+        ensure!(result == 0, "mount a small disk: {}", std::io::Error::last_os_error());
         Ok(Self(at.to_owned()))
     }
 }
@@ -140,7 +141,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if let Ok(path) = CString::new(self.0.as_os_str().as_bytes()) {
-            // SAFETY: as above.
+            // SAFETY: the path is live and NUL-terminated.
             unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
         }
     }
@@ -165,7 +166,7 @@ fn reports_full_disk_with_path() -> Result<()> {
     Ok(())
 }
 
-/// Wherever it is: the files that it has open tell.
+/// The directory may be anywhere: it is derived from the files that etcd has open.
 #[test]
 fn reports_full_disk_of_open_etcd_files() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -175,7 +176,7 @@ fn reports_full_disk_of_open_etcd_files() -> Result<()> {
     let mut command = node.netns.command(node.helper_as("etcd")?)?;
     command.args(["serve", "127.0.0.1:2379"]).stdin(data.try_clone()?).stdout(Stdio::null());
     let mut etcd = spawn(&mut command)?;
-    let told = (|| {
+    let reported = (|| {
         let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
         ensure!(data.write_all(&vec![1; 256 << 10]).is_err(), "the disk is not full");
         let path = disk.0.to_string_lossy().into_owned();
@@ -185,21 +186,21 @@ fn reports_full_disk_of_open_etcd_files() -> Result<()> {
     })();
     etcd.kill()?;
     etcd.wait()?;
-    told?;
+    reported?;
     Ok(())
 }
 
-/// The size of the table is one for the whole kernel. Not too small: entries come and go, and the last hundredth
-/// counts as full.
+/// There is one table size for the whole kernel. It is not too small, because the number of entries varies and a table with
+/// less than a hundredth free counts as full.
 #[test]
-#[ignore = "changes a setting of the whole kernel: only in a machine of its own"]
+#[ignore = "changes a setting of the whole kernel: only on a dedicated machine"]
 fn reports_full_conntrack_table() -> Result<()> {
     const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
     let (node, _server) = Node::healthy()?;
     node.netns.filter("output", "ct state established accept")?;
     let before = std::fs::read_to_string(MAX)?;
     std::fs::write(MAX, "1000")?;
-    let told = (|| {
+    let reported = (|| {
         let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
         let mut send = node.netns.command(node.helper_as("sender")?)?;
         send.args([
@@ -212,26 +213,26 @@ fn reports_full_conntrack_table() -> Result<()> {
             "1",
             "--spread",
         ]);
-        // A full table makes room by itself, and what nobody answers is forgotten after 30 s: it is kept full.
+        // A full table evicts entries, and unanswered ones expire after 30 s, so it is filled continuously.
         let mut sender = spawn(&mut send)?;
-        let told = trace.wait_for_verdict("ConntrackExhausted");
+        let reported = trace.wait_for_verdict("ConntrackExhausted");
         sender.kill()?;
         sender.wait()?;
-        told
+        reported
     })();
     std::fs::write(MAX, before)?;
-    told.map(drop)
+    reported.map(drop)
 }
 
 #[test]
-#[ignore = "sets the clock: only in a machine of its own"]
+#[ignore = "sets the clock: only on a dedicated machine"]
 fn reports_clock_step() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     set_clock_by(3)?;
-    let told = trace.wait_for("the step", |line| line["kind"] == "clock_step");
+    let reported = trace.wait_for("the step", |line| line["kind"] == "clock_step");
     set_clock_by(-3)?;
-    let (_, line) = told?;
+    let (_, line) = reported?;
     ensure!(line["by_ms"].as_i64().is_some_and(|by| (2500..=3500).contains(&by)), "{line}");
     Ok(())
 }
@@ -239,11 +240,11 @@ fn reports_clock_step() -> Result<()> {
 fn set_clock_by(seconds: i64) -> Result<()> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is live.
-    let answer = unsafe {
+    let result = unsafe {
         libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut time);
         time.tv_sec += seconds;
         libc::clock_settime(libc::CLOCK_REALTIME, &raw const time)
     };
-    ensure!(answer == 0, "set the clock: {}", std::io::Error::last_os_error());
+    ensure!(result == 0, "set the clock: {}", std::io::Error::last_os_error());
     Ok(())
 }

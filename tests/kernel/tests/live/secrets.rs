@@ -1,4 +1,4 @@
-//! Secrets in everything that an agent reads, and everything that it writes. Needs root.
+//! Secrets in every input of an agent, and in none of its outputs. Requires root.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -17,10 +17,10 @@ use kernel_tests::{
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
-/// Every secret begins so; what follows says where it stood.
+/// Prefix of every secret; the rest names its input.
 const CANARY: &str = "canary42";
 
-/// An API server that prints what it is sent, refuses the first write, and keeps the bodies of all.
+/// An API server that sends a secret, rejects the first write, and keeps the bodies of all requests.
 struct Api {
     bodies: Arc<Mutex<String>>,
 }
@@ -35,7 +35,7 @@ impl Api {
         let kept = Arc::clone(&bodies);
         let (sender, listens) = channel();
         std::thread::spawn(move || -> Result<()> {
-            // SAFETY: an open descriptor; only this thread changes.
+            // SAFETY: the descriptor is open; setns(2) changes this thread only.
             ensure!(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } == 0);
             let listener = TcpListener::bind(address)?;
             sender.send(())?;
@@ -65,26 +65,30 @@ fn serve(connection: TcpStream, config: Arc<ServerConfig>, kept: &Mutex<String>)
             }
             head += &std::mem::take(&mut line);
         }
-        ensure!(!head.is_empty(), "the connection has ended");
+        ensure!(!head.is_empty(), "the connection was closed");
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = kept.is_empty();
         *kept += &String::from_utf8_lossy(&body);
         drop(kept);
-        let (status, answer) = if head.starts_with("GET /readyz") {
+        let (status, response) = if head.starts_with("GET /readyz") {
             (200, format!("[+]ping ok\n[-]token={CANARY}readyz failed: reason withheld\n"))
         } else if length > 0 && is_first {
             (403, json!({"message": format!("no: Authorization: Bearer {CANARY}status")}).to_string())
         } else {
             (200, "{}".to_owned())
         };
-        write!(stream.get_mut(), "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{answer}", answer.len())?;
+        write!(
+            stream.get_mut(),
+            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{response}",
+            response.len()
+        )?;
         stream.get_mut().flush()?;
     }
 }
 
-/// A kubeconfig with user information in its URL, whose account a program provides that prints its token.
+/// Writes a kubeconfig with user information in its URL and a credential program that prints its token; returns its path.
 fn kubeconfig(node: &Node) -> Result<String> {
     let program = node.dir().join("credential");
     let script = format!(
@@ -92,7 +96,7 @@ fn kubeconfig(node: &Node) -> Result<String> {
     );
     fs::write(&program, script)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    // The server's certificate is not verified, but a client needs a CA, and small machines have none.
+    // The server's certificate is not verified, but a client needs a CA, and the machines of the matrix have none.
     let authority = rcgen::generate_simple_self_signed(["lab".to_owned()])?;
     fs::write(node.dir().join("ca.crt"), authority.cert.pem())?;
     let path = node.dir().join("kubeconfig");
@@ -106,8 +110,8 @@ fn kubeconfig(node: &Node) -> Result<String> {
     Ok(path.to_str().context("a text")?.to_owned())
 }
 
-/// The plugin prints its whole configuration and a key, as some do; the runtime's arguments, names of files and of processes hold
-/// secrets as well.
+/// The plugin prints its whole configuration and a key, as some plugins do; the runtime's arguments and the names of files
+/// and processes contain secrets as well.
 #[test]
 fn redacts_secrets_in_all_agent_output() -> Result<()> {
     let node = Node::new()?;
@@ -127,31 +131,31 @@ fn redacts_secrets_in_all_agent_output() -> Result<()> {
     let mut command = probe_command(&node, "trace", &["-o", "json", "-v", "--apiserver", API])?;
     command.arg("--record").arg(&recording).stderr(fs::File::create(node.dir().join("trace-log"))?);
     let mut trace = Trace::start_command(command)?;
-    // A process that clients of the API server are shown by.
+    // A process whose name is reported as a client of the API server.
     let mut client =
         node.client(&format!("token={CANARY}"), &Dial { to: API, flags: &["--every", "500"] })?;
     ensure!(client.errno()? == 0);
     let key = format!("-----BEGIN PRIVATE KEY-----\n{CANARY}key\n-----END PRIVATE KEY-----");
-    let says = format!(
+    let error = format!(
         "get https://user:{CANARY}plugin@10.0.0.1:6443: Authorization: Bearer {CANARY}header: \
          {{\"token\": \"{CANARY}json\"}} {key}: unauthorized"
     );
     let mut sandbox = Sandbox::new("web-1")?;
     sandbox.pod = format!("web-1;K8S_POD_UID=token={CANARY}args");
-    let failed = sandbox.run(&node, "ADD", &json!({"type": "leaky", "says": says, "password": CANARY}))?;
+    let failed = sandbox.run(&node, "ADD", &json!({"type": "leaky", "error": error, "password": CANARY}))?;
     ensure!(!failed.status.success() && String::from_utf8_lossy(&failed.stdout).contains(CANARY));
     let shown = |text: &str| text.contains("leaky") && text.contains("[redacted]");
     if trace.gap("cni.stdout").is_none() {
-        trace.wait_for("the end of the plugin", |line| {
+        trace.wait_for("the exit of the plugin", |line| {
             line["kind"] == "cni_end" && shown(&line.to_string())
         })?;
-        // The first write is refused. If the second takes too long, which it may where the processor is emulated, the next comes
-        // within a minute.
+        // The first write is rejected. On an emulated processor the second may time out; the next follows within a
+        // minute.
         let minute = Duration::from_mins(1);
         poll_for(minute, "the condition on the Node object", || shown(&api.bodies()).then_some(()))?;
         poll("its event", || api.bodies().contains("\"Event\"").then_some(()))?;
     }
-    let report = poll("how the conditions are written", || {
+    let report = poll("the account that writes the conditions", || {
         let report = agent.report()?;
         let by = report["conditionWrites"]["by"].as_str()?;
         by.contains("https://[redacted]@10.99.0.1:6443").then_some(report)
@@ -171,15 +175,15 @@ fn redacts_secrets_in_all_agent_output() -> Result<()> {
         ("the log", log),
         ("the state file", file("state.json")?),
         ("the journal", file("journal.jsonl")?),
-        ("metrics", agent.page(&node.netns, "/metrics")?.1),
-        ("readyz", agent.page(&node.netns, "/readyz")?.1),
+        ("metrics", agent.get(&node.netns, "/metrics")?.1),
+        ("readyz", agent.get(&node.netns, "/readyz")?.1),
         ("check", String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned()),
         ("the trace", trace.seen.iter().map(Value::to_string).collect()),
         ("the log of the trace", file("trace-log")?),
         ("the recording", file("recording")?),
     ];
     for (name, text) in &outputs {
-        ensure!(!text.contains(CANARY), "{name} hold a secret: {text}");
+        ensure!(!text.contains(CANARY), "{name} contains a secret: {text}");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is seen, and what never gets through. Needs root.
+//! Process and namespace events, losses, recordings, and what an agent serves. Requires root.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{
-    API, Dial, ELSEWHERE, Node, Sandbox, Server, Trace, poll, probe_binary, probe_command, spawn,
+    API, Dial, Node, OTHER_API, Sandbox, Server, Trace, poll, probe_binary, probe_command, spawn,
 };
 use serde_json::Value;
 
@@ -19,15 +19,14 @@ fn names_signal_and_sender_when_control_plane_process_is_killed() -> Result<()> 
     let server = Server::start_as(&node.netns, &node.bin_dir().join("kube-apiserver"), "10.99.0.2:6443")?;
     let pid = server.pid();
     trace.wait_for("its start", |line| line["kind"] == "process" && line["event"] == "started")?;
-    trace.wait_for("what that makes of the host", |line| {
-        line["kind"] == "host" && line["role"] == "control-plane"
-    })?;
+    trace
+        .wait_for("the role of the host", |line| line["kind"] == "host" && line["role"] == "control-plane")?;
     drop(server);
     let (_, line) =
-        trace.wait_for("its end", |line| line["kind"] == "process" && line["event"] == "exited")?;
+        trace.wait_for("its exit", |line| line["kind"] == "process" && line["event"] == "exited")?;
     ensure!(line["process"]["pid"] == pid && line["process"]["name"] == "kube-apiserver", "{line}");
     ensure!(line["exit"]["signal"] == 9 && line["sender"]["pid"] == std::process::id(), "{line}");
-    // Right before that it accepted connections and did not serve yet, which is the same reason with other words.
+    // Before that it accepted connections and did not serve yet, which has the same reason with another message.
     trace.wait_for("the verdict", |line| {
         let message = line["verdict"]["message"].as_str().unwrap_or_default();
         line["verdict"]["reason"] == "APIServerDown" && message.contains("kube-apiserver was killed (SIGKILL")
@@ -55,11 +54,11 @@ fn reports_creation_and_destruction_of_netns() -> Result<()> {
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     let sandbox = Sandbox::new("web-1")?;
     let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(sandbox.netns.path())?);
-    trace.wait_for("its begin", |line| {
+    trace.wait_for("its creation", |line| {
         line["kind"] == "netns" && line["inum"] == inode && line["up"] == true
     })?;
     drop(sandbox);
-    trace.wait_for("its end", |line| {
+    trace.wait_for("its destruction", |line| {
         line["kind"] == "netns" && line["inum"] == inode && line["up"] == false
     })?;
     Ok(())
@@ -70,12 +69,12 @@ fn escapes_control_characters_in_terminal_output() -> Result<()> {
     let node = Node::new()?;
     node.install_config()?;
     let evil = "ku\u{1b}[31mbe\u{7}";
-    let mut trace = Killed(probe(&node, "trace", &["--apiserver", API])?);
+    let mut trace = KillOnDrop(probe(&node, "trace", &["--apiserver", API])?);
     let mut output = trace.0.stdout.take().context("an output")?;
     let mut client = node.client(evil, &Dial { to: API, flags: &[] })?;
     client.errno()?;
     let mut text = String::new();
-    // The client goes on and on: there is always more to read.
+    // The client connects repeatedly, so there is always more to read.
     let mut read_until = |name: &str| {
         poll(name, || {
             let mut part = [0; 4096];
@@ -101,19 +100,19 @@ fn counts_lost_events_and_reports_probe_degraded() -> Result<()> {
     node.install_config()?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--ring-bytes", "4096"])?;
     trace.wait_for_verdict("APIServerRefused")?;
-    // 4096 bytes hold about thirty records; these come without a pause, until they are killed. They connect to the port of the
-    // API server elsewhere: a server that they flood is no healthy one.
-    let _elsewhere = Server::start(&node.netns, ELSEWHERE, &["--close"])?;
+    // 4096 bytes hold about thirty records; these clients connect without a pause until they are killed. They connect to
+    // the API server's port at another address, because a server under this flood would not be healthy.
+    let _other_api = Server::start(&node.netns, OTHER_API, &["--close"])?;
     let mut clients = Vec::new();
     for name in ["one-client", "other-client"] {
         let mut client = node.netns.command(node.helper_as(name)?)?;
-        client.args(["dial", ELSEWHERE, "--every", "0"]).stdout(Stdio::null());
-        clients.push(Killed(spawn(&mut client)?));
+        client.args(["dial", OTHER_API, "--every", "0"]).stdout(Stdio::null());
+        clients.push(KillOnDrop(spawn(&mut client)?));
     }
     trace.wait_for("a counted loss", |line| line["kind"] == "lost" && line["count"].as_u64() > Some(0))?;
-    trace.wait_for("the read state", |line| line["kind"] == "reread" && line["scope"] == "sockets")?;
+    trace.wait_for("the reread state", |line| line["kind"] == "reread" && line["scope"] == "sockets")?;
     let _server = node.serve_api()?;
-    // What keeps being lost is not made up for by reading the state.
+    // Reading the state again does not make up for continuous losses.
     let verdict = trace.wait_for_verdict("ProbeDegraded")?;
     ensure!(verdict.line["verdict"]["message"].to_string().contains("keep being lost"), "{}", verdict.line);
     drop(clients);
@@ -121,8 +120,8 @@ fn counts_lost_events_and_reports_probe_degraded() -> Result<()> {
     Ok(())
 }
 
-/// On one processor: where a task is interrupted inside the program of a hook, the kernel leaves that program out for every
-/// other until the task goes on. It may since Linux 5.11 for functions and since 7 for tracepoints.
+/// Both clients run on one processor: while a task is interrupted inside a program, the kernel skips that program for all
+/// other tasks (functions since Linux 5.11, tracepoints since 7).
 #[test]
 fn reports_runs_skipped_by_kernel() -> Result<()> {
     const CONNECTS: [(&str, u64, &[&str]); 2] =
@@ -137,12 +136,12 @@ fn reports_runs_skipped_by_kernel() -> Result<()> {
         clients.push(node.client(name, &Dial { to: API, flags: &flags })?);
     }
     let mut seen = 0;
-    while seen + trace.left_out() < CONNECTS.iter().map(|(_, count, _)| count).sum() {
+    while seen + trace.skipped_runs() < CONNECTS.iter().map(|(_, count, _)| count).sum() {
         let next = trace.wait_for("a connect, or a loss", |line| {
             line["kind"] == "lost" || line["kind"] == "connect" && line["host_netns"] == true
         });
-        let (_, line) = next.with_context(|| format!("{seen} seen, {} left out", trace.left_out()))?;
-        // Also where the program that sees the reset was left out.
+        let (_, line) = next.with_context(|| format!("{seen} seen, {} skipped", trace.skipped_runs()))?;
+        // The outcome is right even if the program at the reset was skipped.
         ensure!(line["kind"] == "lost" || line["outcome"] == "refused_remote", "{line}");
         seen += u64::from(line["kind"] == "connect");
     }
@@ -186,7 +185,7 @@ fn agent_serves_socket_endpoints_and_state_file() -> Result<()> {
     let _server = node.serve_api()?;
     let state = node.dir().join("state/state.json");
     let socket = node.dir().join("probe.sock");
-    let mut agent = Killed(probe(
+    let mut agent = KillOnDrop(probe(
         &node,
         "run",
         &[
@@ -212,7 +211,7 @@ fn agent_serves_socket_endpoints_and_state_file() -> Result<()> {
         Command::new(probe_binary()?).args(["check", "-o", "json", "--socket"]).arg(&socket).output()?;
     ensure!(asked.status.code() == Some(0), "{}", String::from_utf8_lossy(&asked.stderr));
 
-    // The page is fetched from the other host.
+    // The pages are fetched from the other host.
     let mut fetch = node.peer.command("curl")?;
     fetch.args(["-sS", "-w", "%{http_code} ", "http://10.99.0.2:9719/livez", "http://10.99.0.2:9719/readyz"]);
     let pages = String::from_utf8(fetch.output()?.stdout)?;
@@ -232,10 +231,10 @@ fn agent_serves_socket_endpoints_and_state_file() -> Result<()> {
     let series = metrics.lines().filter(|line| !line.starts_with('#')).count();
     ensure!(series <= 300, "{series} series");
 
-    // SAFETY: a signal to our own child.
+    // SAFETY: no memory is involved; the process is our child and was not waited for.
     unsafe { libc::kill(i32::try_from(agent.0.id())?, libc::SIGTERM) };
-    ensure!(agent.0.wait()?.code() == Some(0), "it did not end well");
-    ensure!(!socket.exists(), "the socket is left behind");
+    ensure!(agent.0.wait()?.code() == Some(0), "the agent exited with an error");
+    ensure!(!socket.exists(), "the socket was not removed");
     let last: Value = serde_json::from_slice(&std::fs::read(&state)?)?;
     ensure!(last["verdict"]["reason"] == "AgentStopping", "{last}");
     Ok(())
@@ -257,25 +256,25 @@ fn logs_unavailable_outputs_once_and_continues() -> Result<()> {
         "--socket",
     ];
     let args = [&args[..], &[socket.to_str().context("a text")?]].concat();
-    let mut agent = Killed(probe(&node, "run", &args)?);
-    poll("the right answer on the socket", || {
-        let mut answer = String::new();
-        UnixStream::connect(&socket).ok()?.read_to_string(&mut answer).ok()?;
-        let answer = serde_json::from_str::<Value>(&answer).ok()?;
-        (answer["verdict"]["reason"] == "APIServerRefused").then_some(())
+    let mut agent = KillOnDrop(probe(&node, "run", &args)?);
+    poll("the verdict on the socket", || {
+        let mut report = String::new();
+        UnixStream::connect(&socket).ok()?.read_to_string(&mut report).ok()?;
+        let report = serde_json::from_str::<Value>(&report).ok()?;
+        (report["verdict"]["reason"] == "APIServerRefused").then_some(())
     })?;
     agent.0.kill()?;
-    let mut said = String::new();
-    agent.0.stderr.take().context("an output")?.read_to_string(&mut said)?;
+    let mut log = String::new();
+    agent.0.stderr.take().context("an output")?.read_to_string(&mut log)?;
     for word in ["serve metrics on 10.99.0.2:9719", "write the state file /proc/netready/state.json"] {
-        ensure!(said.matches(word).count() == 1, "{said}");
+        ensure!(log.matches(word).count() == 1, "{log}");
     }
     Ok(())
 }
 
 #[test]
 fn names_missing_capabilities_without_root() -> Result<()> {
-    // The binary must be readable for everybody: a copy.
+    // Every user must be able to read the binary, so this is a copy.
     let dir = tempfile::TempDir::new()?;
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let copy = dir.path().join("probe");
@@ -284,19 +283,19 @@ fn names_missing_capabilities_without_root() -> Result<()> {
     command.args(["check", "--for", "1s", "--no-agent", "--no-ask"]);
     std::os::unix::process::CommandExt::uid(&mut command, 65534);
     let output = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(77), "{output:?}");
-    ensure!(said.contains("CAP_BPF") && said.lines().count() == 1, "{said}");
+    ensure!(complaint.contains("CAP_BPF") && complaint.lines().count() == 1, "{complaint}");
     Ok(())
 }
 
-/// It keeps its sockets, and nothing else shows that it does nothing.
+/// It keeps its sockets, so nothing but its state shows that it is stopped.
 #[test]
 fn stopped_kubelet_is_down_until_continued() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
-    // SAFETY: the process that this test started.
+    // SAFETY: no memory is involved; this test started the process.
     let send = |signal| unsafe { libc::kill(kubelet.pid().cast_signed(), signal) };
     send(libc::SIGSTOP);
     let verdict = trace.wait_for_verdict("KubeletDown")?;
@@ -306,7 +305,7 @@ fn stopped_kubelet_is_down_until_continued() -> Result<()> {
     trace.wait_for_verdict("NetworkReady").map(|_| ())
 }
 
-/// Docker beside another runtime is idle whenever nobody uses it.
+/// Docker beside another runtime is idle unless somebody uses it.
 #[test]
 fn ignores_stopped_runtime_not_used_by_kubelet() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -317,20 +316,20 @@ fn ignores_stopped_runtime_not_used_by_kubelet() -> Result<()> {
         ensure!(runtime.errno()? == 0, "{name} does not listen");
         Ok(runtime)
     };
-    // In the order of their process ids, in which they are looked at.
+    // Started in the order of their process IDs, in which the agent checks them.
     let docker = listen("dockerd", &other)?;
     let containerd = listen("containerd", &endpoint)?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--runtime-endpoint", &endpoint])?;
-    // SAFETY: the process that this test started.
+    // SAFETY: no memory is involved; this test started the process.
     let stop = |pid: u32| unsafe { libc::kill(pid.cast_signed(), libc::SIGSTOP) };
     stop(docker.pid());
     stop(containerd.pid());
-    let (_, line) = trace.wait_for("what makes no progress", |line| line["kind"] == "stuck")?;
+    let (_, line) = trace.wait_for("the stopped process", |line| line["kind"] == "stuck")?;
     ensure!(line["process"]["pid"] == containerd.pid(), "{line}");
     Ok(())
 }
 
-/// As `systemctl restart kubelet` does it.
+/// Sends SIGTERM as `systemctl restart kubelet` does.
 #[test]
 fn three_kubelet_restarts_are_not_a_crash_loop() -> Result<()> {
     let (node, _server) = Node::healthy()?;
@@ -338,7 +337,7 @@ fn three_kubelet_restarts_are_not_a_crash_loop() -> Result<()> {
     for _ in 0..3 {
         let mut kubelet = node.client("kubelet", &Dial { to: API, flags: &["--every", "100"] })?;
         kubelet.errno()?;
-        // SAFETY: the process that this test started.
+        // SAFETY: no memory is involved; this test started the process.
         unsafe { libc::kill(kubelet.pid().cast_signed(), libc::SIGTERM) };
         trace.wait_for("its exit", |line| {
             line["kind"] == "process" && line["event"] == "exited" && line["process"]["pid"] == kubelet.pid()
@@ -355,29 +354,29 @@ fn three_kubelet_restarts_are_not_a_crash_loop() -> Result<()> {
     Ok(())
 }
 
-/// `probe VERB` with text output; the caller ends it.
+/// Starts `probe VERB` with text output.
 fn probe(node: &Node, verb: &str, args: &[&str]) -> Result<Child> {
     let mut command = probe_command(node, verb, args)?;
     Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
 /// A process; killed when dropped.
-struct Killed(Child);
+struct KillOnDrop(Child);
 
-impl Drop for Killed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A server that is there but talks nonsense must not hold up the agent's page.
+/// Idle connections and an oversized request must not block the agent's endpoints.
 #[test]
 fn misbehaving_scrapers_do_not_block_others() -> Result<()> {
     let node = Node::new()?;
     let socket = node.dir().join("probe.sock");
     let state = node.dir().join("state.json");
-    let _agent = Killed(probe(
+    let _agent = KillOnDrop(probe(
         &node,
         "run",
         &[
@@ -398,16 +397,16 @@ fn misbehaving_scrapers_do_not_block_others() -> Result<()> {
         (output.stdout == b"200").then_some(())
     };
     poll("the page", fetch)?;
-    // Ten that say nothing and one that says too much, from a thread inside the other host's namespace.
+    // Ten clients that send nothing and one that sends too much, from a thread inside the other host's namespace.
     let file = std::fs::File::open(node.peer.path())?;
     std::thread::spawn(move || -> Result<()> {
-        // SAFETY: an open descriptor; only this thread changes.
+        // SAFETY: the descriptor is open; setns(2) changes this thread only.
         ensure!(unsafe { libc::setns(std::os::fd::AsRawFd::as_raw_fd(&file), libc::CLONE_NEWNET) } == 0);
         let silent: Vec<_> = (0..10).filter_map(|_| TcpStream::connect("10.99.0.2:9719").ok()).collect();
         ensure!(silent.len() == 10);
-        let mut rude = TcpStream::connect("10.99.0.2:9719")?;
-        rude.set_read_timeout(Some(Duration::from_secs(3)))?;
-        let _ = rude.write_all(&vec![b'x'; 100_000]);
+        let mut oversized = TcpStream::connect("10.99.0.2:9719")?;
+        oversized.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let _ = oversized.write_all(&vec![b'x'; 100_000]);
         Ok(())
     })
     .join()

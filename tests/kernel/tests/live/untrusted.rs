@@ -1,4 +1,4 @@
-//! Untrusted processes with the names of node components. Needs root.
+//! Untrusted processes with the names of node components. Requires root.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,8 +15,8 @@ const NAMES: &[&str] = &["kubelet", "etcd", "kube-apiserver", "ovs-vswitchd", "b
 /// Flags of `setpriv` for an unprivileged user.
 pub(super) const NOBODY: &[&str] = &["--reuid=65534", "--clear-groups", "--no-new-privs"];
 
-/// Runs the script in a shell with this executable name, as a child of another shell that `setpriv` starts with these flags
-/// and that enters the cgroup.
+/// Runs [`SCRIPT`] in a shell with this executable name. Its parent is another shell, which `setpriv` starts with these
+/// flags and which enters the cgroup.
 fn run_as(node: &Node, name: &str, flags: &[&str], cgroup: Option<&Path>) -> Result<()> {
     let program = node.dir().join(name);
     if !program.exists() {
@@ -25,11 +25,11 @@ fn run_as(node: &Node, name: &str, flags: &[&str], cgroup: Option<&Path>) -> Res
     let enter = cgroup.map_or_else(String::new, |dir| format!("echo 0 > {}/cgroup.procs; ", dir.display()));
     let mut command = node.netns.command("setpriv")?;
     command.args(flags).args(["sh", "-c", &format!("{enter}\"$0\" -c \"$1\"; exit $?")]);
-    fails(command.arg(&program), node)
+    run_failing_script(command.arg(&program), node)
 }
 
-/// Runs [`SCRIPT`] with a plugin's environment.
-pub(super) fn fails(command: &mut Command, node: &Node) -> Result<()> {
+/// Runs [`SCRIPT`] with the environment of a plugin, and checks its exit code.
+pub(super) fn run_failing_script(command: &mut Command, node: &Node) -> Result<()> {
     command.arg(SCRIPT);
     command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_NETNS", "/run/netns/none");
     command.env("CNI_IFNAME", "eth0").env("CNI_PATH", node.dir());
@@ -39,9 +39,10 @@ pub(super) fn fails(command: &mut Command, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Crashes like a component, and fails like a plugin without a free address.
+/// Prints the error of a plugin without a free address, and exits with an error like a crashing component.
 const SCRIPT: &str = r#"echo '{"code":11,"msg":"no IP addresses available in range set"}'; exit 3"#;
 
+/// Runs [`SCRIPT`] three times under each of [`NAMES`].
 pub(super) fn pose_as_components(node: &Node, flags: &[&str], cgroup: Option<&Path>) -> Result<()> {
     for name in NAMES {
         for _ in 0..3 {
@@ -51,8 +52,8 @@ pub(super) fn pose_as_components(node: &Node, flags: &[&str], cgroup: Option<&Pa
     Ok(())
 }
 
-/// Returns all verdicts up to now.
-pub(super) fn judged(trace: &mut Trace, node: &Node) -> Result<Vec<Value>> {
+/// Returns all verdicts so far. It adds a configuration file and waits for its report, which follows them.
+pub(super) fn verdicts_so_far(trace: &mut Trace, node: &Node) -> Result<Vec<Value>> {
     node.write_config("99-marker.conf", b"{}")?;
     trace.wait_for("the marker", |line| {
         line["kind"] == "cni_config" && line.to_string().contains("99-marker")
@@ -66,9 +67,10 @@ pub(super) fn judged(trace: &mut Trace, node: &Node) -> Result<Vec<Value>> {
         .collect())
 }
 
+/// Creates a healthy node whose directory every user can enter.
 pub(super) fn healthy() -> Result<(Node, kernel_tests::Server)> {
     let (node, server) = Node::healthy()?;
-    // Everybody may execute what is in it.
+    // Every user may execute the programs in it.
     fs::set_permissions(node.dir(), Permissions::from_mode(0o755))?;
     Ok((node, server))
 }
@@ -85,7 +87,7 @@ fn reports_connects_of_unprivileged_user_without_judging_them() -> Result<()> {
     let errnos = String::from_utf8_lossy(&output.stdout);
     ensure!(errnos.lines().count() == 5 && errnos.lines().all(|errno| errno != "0"), "{errnos}");
     trace.wait_for("its connect", |line| line["kind"] == "connect" && line["role"] == "untrusted")?;
-    let verdicts = judged(&mut trace, &node)?;
+    let verdicts = verdicts_so_far(&mut trace, &node)?;
     let is_of_api =
         |verdict: &Value| verdict["reason"].as_str().is_some_and(|reason| reason.starts_with("API"));
     ensure!(!verdicts.iter().any(is_of_api), "{verdicts:?}");
@@ -96,7 +98,7 @@ fn reports_connects_of_unprivileged_user_without_judging_them() -> Result<()> {
 #[test]
 fn trusts_unprivileged_etcd_of_talos() -> Result<()> {
     let (node, _server) = healthy()?;
-    let cgroup = Cgroup::of_talos("etcd")?;
+    let cgroup = Cgroup::for_talos_service("etcd")?;
     let program = node.dir().join("etcd");
     fs::copy("/bin/sh", &program).context("make etcd")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
