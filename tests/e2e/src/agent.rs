@@ -1,4 +1,4 @@
-//! The agent on the node, and what it and the API server say.
+//! The agent on the node, and the conditions that it and the API server report.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,25 @@ use kernel_tests::probe_binary;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, NODE, Running, SERVICE, until};
-use crate::place::with_us;
+use crate::node_host::kill_with_parent;
 
-/// Where its times are told; milliseconds.
+/// State file of the agent on the node, whose times are in milliseconds.
 pub(crate) const STATE: &str = "/run/netready/state.json";
-/// The same of the agent on the control plane's host.
+/// State file of the agent on the control plane's host.
 const CONTROL_STATE: &str = "control-state.json";
 
-/// A condition on the Node object.
+/// A condition that was read from the Node object.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedCondition {
     /// `True`, `False`, `Unknown`
     pub(crate) status: String,
-    /// A name.
+    /// Reason of the condition.
     pub(crate) reason: String,
-    /// As it stands there: whole seconds since 1970.
+    /// Its `lastTransitionTime`, in whole seconds since 1970.
     pub(crate) since_s: i64,
-    /// From the change of the condition in the agent to the moment at which it was read on the Node object.
+    /// Time from the change of the condition in the agent until it was read from the Node object.
     pub(crate) took: Duration,
-    /// The kubelet's own `Ready`, with its reason.
+    /// Status and reason of the kubelet's own condition `Ready`.
     pub(crate) ready: String,
 }
 
@@ -40,14 +40,15 @@ pub(crate) fn start(cluster: &Cluster) -> Result<Running> {
     Running::start(&mut command, &cluster.file("probe.log"))
 }
 
-/// The same as a pod has it: with an account of its own, and told of the Service address.
+/// Starts `probe run` as in a pod: with its own service account, and the Service address in its environment.
 pub(crate) fn start_in_cluster(cluster: &Cluster) -> Result<Running> {
     let mut command = command(cluster)?;
     command.env("KUBERNETES_SERVICE_HOST", SERVICE).env("KUBERNETES_SERVICE_PORT", "443");
     Running::start(&mut command, &cluster.file("probe.log"))
 }
 
-/// One on the control plane's host, which is a node without a network: it sees what kube-apiserver itself does.
+/// Starts `probe run` on the control plane's host, which is a node without a network, where it observes kube-apiserver's own
+/// connections.
 pub(crate) fn start_on_control(cluster: &Cluster) -> Result<Running> {
     let mut command = cluster.control.command(probe_binary()?)?;
     command.args(["run", "--node-name", "control", "--role", "control-plane"]);
@@ -62,21 +63,21 @@ pub(crate) fn start_on_control(cluster: &Cluster) -> Result<Running> {
     for (flag, name) in files {
         command.arg(flag).arg(cluster.file(name));
     }
-    Running::start(with_us(&mut command), &cluster.file("control-probe.log"))
+    Running::start(kill_with_parent(&mut command), &cluster.file("control-probe.log"))
 }
 
-/// What that one says.
+/// Returns the state of the agent on the control plane's host.
 pub(crate) fn control_state(cluster: &Cluster) -> Result<Value> {
     read_state(&cluster.file(CONTROL_STATE))
 }
 
 fn command(cluster: &Cluster) -> Result<Command> {
-    let mut command = cluster.place.command(probe_binary()?)?;
+    let mut command = cluster.host.command(probe_binary()?)?;
     command.args(["run", "--node-name", NODE]);
     Ok(command)
 }
 
-/// Records a scene when `NETREADY_E2E_RECORD` names a directory: the trace of it for people, and what a replay needs.
+/// Records a scene if `NETREADY_E2E_RECORD` names a directory: its trace as text, and a recording for replays.
 pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> {
     let Some(dir) = std::env::var_os("NETREADY_E2E_RECORD").map(PathBuf::from) else { return Ok(None) };
     fs::create_dir_all(&dir)?;
@@ -84,15 +85,15 @@ pub(crate) fn record(cluster: &Cluster, scene: &str) -> Result<Option<Running>> 
     trace(cluster, &dir.join(format!("{name}.jsonl")), &dir.join(format!("{name}.txt"))).map(Some)
 }
 
-/// Starts a trace for people beside the agent that also records what it is told.
+/// Starts a trace beside the agent, with text output in `text` and its observations in `recording`.
 pub(crate) fn trace(cluster: &Cluster, recording: &Path, text: &Path) -> Result<Running> {
-    // A recording is never written over by the program itself.
+    // The program refuses to overwrite a recording.
     let _ = fs::remove_file(recording);
-    let mut command = cluster.place.command(probe_binary()?)?;
+    let mut command = cluster.host.command(probe_binary()?)?;
     command.args(["trace", "--node-name", NODE, "--record"]).arg(recording);
     command.env_remove("KUBERNETES_SERVICE_HOST");
     let recorder = Running::start(&mut command, text)?;
-    // What happens before it has read the state at start is no story any more.
+    // Observations before the end of the initial state are not part of the scene.
     until("the recorder is ready", Duration::from_secs(20), || {
         let ready = fs::read_to_string(recording).is_ok_and(|text| text.contains("\"answer\""));
         Ok(ready.then_some(()))
@@ -100,9 +101,9 @@ pub(crate) fn trace(cluster: &Cluster, recording: &Path, text: &Path) -> Result<
     Ok(recorder)
 }
 
-/// What the agent says on its own host.
+/// Returns the state of the agent on the node.
 pub(crate) fn state(cluster: &Cluster) -> Result<Value> {
-    read_state(&cluster.place.path(STATE))
+    read_state(&cluster.host.path(STATE))
 }
 
 pub(crate) fn read_state(file: &Path) -> Result<Value> {
@@ -110,7 +111,7 @@ pub(crate) fn read_state(file: &Path) -> Result<Value> {
     serde_json::from_slice(&text).context("read the agent's state")
 }
 
-/// One of our conditions, of the agent or of the Node object.
+/// Finds one of our conditions, in the agent's state or on the Node object.
 fn row<'a>(conditions: &'a Value, name: &str) -> Option<&'a Value> {
     let ours = |row: &&Value| {
         row["type"].as_str().is_some_and(|kind| kind == name || kind.ends_with(&format!("/{name}")))
@@ -118,27 +119,31 @@ fn row<'a>(conditions: &'a Value, name: &str) -> Option<&'a Value> {
     conditions.as_array()?.iter().find(ours)
 }
 
-/// What the Node object is to say.
+/// A condition that the Node object must have.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
-    /// Which one, without its domain.
+pub(crate) struct ExpectedCondition<'a> {
+    /// Type of the condition, without its domain.
     pub(crate) condition: &'a str,
     /// Its status.
     pub(crate) status: &'a str,
     /// Its reason.
     pub(crate) reason: &'a str,
-    /// It must have changed at this time or later, in seconds since 1970.
+    /// The earliest time at which it may have changed, in seconds since 1970.
     pub(crate) after_s: i64,
 }
 
-/// Waits until the Node object says so.
-pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) -> Result<Seen> {
-    let Wanted { condition, status, reason, after_s } = wanted;
+/// Waits until the Node object has this condition.
+pub(crate) fn wait(
+    cluster: &Cluster,
+    wanted: ExpectedCondition<'_>,
+    patience: Duration,
+) -> Result<ObservedCondition> {
+    let ExpectedCondition { condition, status, reason, after_s } = wanted;
     let started = Instant::now();
     let mut last = Value::Null;
-    let result = until(&format!("the Node object says {condition} {status} {reason}"), patience, || {
-        // The API server may be away.
-        let Ok(node) = cluster.node() else { return Ok(None) };
+    let result = until(&format!("the Node object has {condition} {status} {reason}"), patience, || {
+        // The API server may be unreachable.
+        let Ok(node) = cluster.node_object() else { return Ok(None) };
         let now = Timestamp::now();
         let conditions = &node["status"]["conditions"];
         let Some(row) = row(conditions, condition) else { return Ok(None) };
@@ -160,7 +165,7 @@ pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) ->
                 ready["reason"].as_str().unwrap_or_default()
             )
         });
-        Ok(Some(Seen {
+        Ok(Some(ObservedCondition {
             status: status.to_owned(),
             reason: reason.to_owned(),
             since_s,
@@ -169,16 +174,16 @@ pub(crate) fn wait(cluster: &Cluster, wanted: Wanted<'_>, patience: Duration) ->
         }))
     });
     result.with_context(|| {
-        let said = state(cluster).map(|state| state["conditions"].to_string()).unwrap_or_default();
-        format!("after {} s it says {last}; the agent says {said}", started.elapsed().as_secs())
+        let own = state(cluster).map(|state| state["conditions"].to_string()).unwrap_or_default();
+        format!("after {} s the Node object has {last} and the agent {own}", started.elapsed().as_secs())
     })
 }
 
-/// Whole seconds since 1970 of `2026-01-02T03:04:05Z`.
+/// Parses a time such as `2026-01-02T03:04:05Z`; returns whole seconds since 1970.
 pub(crate) fn seconds(text: &Value) -> Result<i64> {
     Ok(timestamp(text)?.as_second())
 }
 
 fn timestamp(text: &Value) -> Result<Timestamp> {
-    text.as_str().unwrap_or_default().parse().with_context(|| format!("{text} is no time"))
+    text.as_str().unwrap_or_default().parse().with_context(|| format!("{text} is not a time"))
 }

@@ -1,5 +1,5 @@
-//! The flags and configuration formats of a release. Each program is asked for them, so that the same scenes run on any
-//! release.
+//! Flags and configuration formats of different releases. They are detected from the programs themselves, so that the same
+//! scenes run on any release.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,26 +10,26 @@ use serde_json::{Value, json};
 
 use crate::image;
 
-/// Where the runtime serves.
+/// Endpoint of the runtime.
 pub(crate) const RUNTIME: &str = "unix:///run/containerd/containerd.sock";
 
-/// See the module.
+/// The flags and formats of the installed release.
 pub(crate) struct Dialect {
-    /// A kubelet before 1.27 takes its runtime from flags, and uses Docker unless they say otherwise.
+    /// Whether the kubelet takes its runtime from flags, and uses Docker without them: before 1.27.
     runtime_flags: bool,
-    /// A kubelet from 1.31 on refuses to start on a host with cgroup v1 unless configured to.
+    /// Whether the kubelet must be configured to start on a host with cgroup v1: since 1.31.
     refuses_cgroup_v1: bool,
-    /// Containerd from version 2 on has another format of configuration.
+    /// Whether containerd uses version 3 of its configuration format: since containerd 2.
     containerd_v3: bool,
 }
 
 impl Dialect {
-    /// Asks the kubelet, and the containerd of the PATH.
-    pub(crate) fn ask(kubelet: &Path) -> Result<Self> {
-        let help = run(Command::new(kubelet).arg("--help")).context("ask the kubelet for its flags")?;
+    /// Detects the flags of the kubelet, and the format of the containerd in the PATH.
+    pub(crate) fn detect(kubelet: &Path) -> Result<Self> {
+        let help = run(Command::new(kubelet).arg("--help")).context("list the kubelet's flags")?;
         let has = |flag: &str| help.lines().any(|line| line.split_whitespace().next() == Some(flag));
         let default = run(Command::new("containerd").args(["config", "default"]))
-            .context("ask containerd for its configuration")?;
+            .context("print containerd's default configuration")?;
         Ok(Self {
             runtime_flags: has("--container-runtime"),
             refuses_cgroup_v1: has("--fail-cgroupv1"),
@@ -37,12 +37,12 @@ impl Dialect {
         })
     }
 
-    /// Returns whether the runtime makes the network of a sandbox before it looks for the image.
+    /// Returns whether the runtime sets up the network of a sandbox before it looks for the image.
     pub(crate) const fn makes_networks_first(&self) -> bool {
         self.containerd_v3
     }
 
-    /// Returns the kubelet's flags for the runtime.
+    /// Returns the kubelet's flags that select the runtime.
     pub(crate) fn kubelet_flags(&self) -> Vec<String> {
         if self.runtime_flags {
             vec!["--container-runtime=remote".to_owned(), format!("--container-runtime-endpoint={RUNTIME}")]
@@ -51,7 +51,7 @@ impl Dialect {
         }
     }
 
-    /// Adds what not every release knows: a kubelet does not start with an unknown field.
+    /// Adds fields that not every release accepts: a kubelet does not start with an unknown field.
     pub(crate) fn kubelet_config(&self, config: &mut Value) {
         if !self.runtime_flags {
             config["containerRuntimeEndpoint"] = json!(RUNTIME);
@@ -61,7 +61,7 @@ impl Dialect {
         }
     }
 
-    /// Containerd's configuration: its directory is `root`, and it reads networks from `conf_dir`.
+    /// Returns containerd's configuration, with its data in `root` and network configurations in `conf_dir`.
     pub(crate) fn containerd_config(&self, root: &Path, conf_dir: &str) -> String {
         let head = format!(
             "root = \"{}\"\nstate = \"/run/containerd\"\noom_score = 0\n\
@@ -86,7 +86,7 @@ impl Dialect {
     }
 }
 
-/// Where the reference plugins are: in the directory that `NETREADY_E2E_NODE` names, or where Debian puts them.
+/// Returns the directory of the reference plugins: below the one that `NETREADY_E2E_NODE` names, or that of Debian.
 pub(crate) fn plugins() -> PathBuf {
     match std::env::var_os("NETREADY_E2E_NODE") {
         Some(dir) => Path::new(&dir).join("cni/bin"),

@@ -1,4 +1,4 @@
-//! The one image of the node: busybox, as sandbox and as container. Packed here, because nothing is pulled.
+//! The only image of the node: busybox, for sandboxes and containers. It is packed here because nothing is pulled.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-/// Its name.
+/// Name of the image.
 pub(crate) const NAME: &str = "localhost/netready/busybox:1";
 
-/// An archive as `docker save` writes it.
+/// Packs the image as `docker save` does, and returns the path of the archive.
 pub(crate) fn archive(dir: &Path) -> Result<PathBuf> {
     let root = dir.join("image-root/bin");
     fs::create_dir_all(&root)?;
@@ -20,7 +20,7 @@ pub(crate) fn archive(dir: &Path) -> Result<PathBuf> {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        // As the first process of its namespace it would ignore a polite end; a sandbox is killed.
+        // As the first process of its PID namespace it ignores SIGTERM; sandboxes are killed with SIGKILL.
         "config": {"Entrypoint": ["/bin/busybox", "sleep", "1000000"]},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)]},
     });
@@ -41,5 +41,5 @@ fn tar(dir: &Path, to: &Path, what: &[&str]) -> Result<()> {
 fn sha256(file: &Path) -> Result<String> {
     let output = Command::new("sha256sum").arg(file).output().context("run sha256sum")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split_whitespace().next().map(str::to_owned).context("sha256sum says nothing")
+    text.split_whitespace().next().map(str::to_owned).context("sha256sum printed nothing")
 }

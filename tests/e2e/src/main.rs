@@ -1,13 +1,13 @@
-//! A real node, its faults, and what the agent writes: `cargo xtask e2e`.
+//! A real node, faults on it, and what the agent writes: `cargo xtask e2e`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 mod agent;
 mod cluster;
 mod dialect;
-mod host;
 mod image;
+mod machine;
+mod node_host;
 mod pki;
-mod place;
 mod scale;
 mod scenes;
 mod stage;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use cluster::{Cluster, INTERRUPTED, interrupted};
-use host::Host;
+use machine::MachineState;
 
 fn main() -> ExitCode {
     match run() {
@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The first argument is the directory with kube-apiserver and kubelet; further ones choose scenes by a part of
-/// their names. `--nodes N` measures what so many agents cost instead.
+/// The first argument is the directory with kube-apiserver and kubelet; the others choose scenes by a part of their names.
+/// `--nodes N` measures the cost of that many agents instead.
 fn run() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let assets = args.next().context("name the directory with kube-apiserver and kubelet")?;
@@ -45,35 +45,35 @@ fn run() -> Result<()> {
     }
     let assets = std::fs::canonicalize(&assets).with_context(|| format!("find {assets}"))?;
     let chosen: Vec<String> = args.collect();
-    // The cluster ends with its owner, which learns of this at its next question.
+    // The handler only sets a flag, which the owner of the cluster checks.
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("watch for Ctrl-C")?;
-    place::adopt_orphans();
+    node_host::adopt_orphans();
     if let [option, nodes] = chosen.as_slice()
         && option == "--nodes"
     {
-        return scale::measure(&assets, nodes.parse().context("--nodes: read how many")?);
+        return scale::measure(&assets, nodes.parse().context("--nodes: expected a number")?);
     }
     scenes::check(&chosen)?;
     let started = Instant::now();
-    let _host = Host::borrow()?;
+    let _machine = MachineState::save()?;
     let result = if chosen.is_empty() { play_all(&assets) } else { play(&assets, &chosen) };
-    println!("{} s in all", started.elapsed().as_secs());
+    println!("{} s in total", started.elapsed().as_secs());
     result
 }
 
-/// These scenes, one after the other.
+/// Runs these scenes, one after the other; on failure prints the end of each log.
 fn play(assets: &Path, chosen: &[String]) -> Result<()> {
     let mut cluster = Cluster::new(assets)?;
     let result = scenes::play(&mut cluster, chosen);
     if result.is_err() {
         for log in ["kube-apiserver", "containerd", "kubelet", "probe"] {
-            eprintln!("── the end of {log}'s log\n{}", cluster.log(log));
+            eprintln!("── the end of {log}.log\n{}", cluster.log(log));
         }
     }
     result
 }
 
-/// Every story at once, each in a process of its own.
+/// Runs all stories concurrently, each in its own process.
 fn play_all(assets: &Path) -> Result<()> {
     let mut stories =
         scenes::stories().map(|scenes| Story::start(assets, &scenes)).collect::<Result<Vec<_>>>()?;
@@ -84,14 +84,14 @@ fn play_all(assets: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     let failed = stories.into_iter().filter_map(|story| story.end().err()).count();
-    ensure!(failed == 0, "{failed} of the stories went wrong");
+    ensure!(failed == 0, "{failed} stories failed");
     Ok(())
 }
 
-/// A process of this program that plays some scenes.
+/// A process of this program that runs some scenes.
 struct Story {
     child: Child,
-    /// What it says besides the scenes that are done, which are shown at once.
+    /// Collects its output except for the lines of finished scenes, which are printed immediately.
     rest: JoinHandle<String>,
 }
 
@@ -99,7 +99,8 @@ impl Story {
     fn start(assets: &Path, scenes: &[&str]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe().context("find this program")?);
         command.arg(assets).args(scenes).stdout(Stdio::piped());
-        let mut child = place::with_us(&mut command).spawn().context("start this program again")?;
+        let mut child =
+            node_host::kill_with_parent(&mut command).spawn().context("start a process for a story")?;
         let output = BufReader::new(child.stdout.take().context("it has an output")?);
         let rest = std::thread::spawn(move || {
             let mut rest = String::new();
@@ -120,10 +121,10 @@ impl Story {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// It ends its cluster, then itself.
+    /// Sends SIGINT, upon which the process removes its cluster and exits.
     fn interrupt(&mut self) {
         if self.runs() {
-            // SAFETY: no precondition; the process is our child, and its end was not waited for.
+            // SAFETY: no memory is involved; the process is our child and was not waited for.
             unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
         }
     }
@@ -131,7 +132,7 @@ impl Story {
     fn end(mut self) -> Result<()> {
         let status = self.child.wait().context("wait for a story")?;
         println!("{}", self.rest.join().unwrap_or_default());
-        ensure!(status.success(), "a story went wrong");
+        ensure!(status.success(), "a story failed");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The cluster's authority, and what it signs.
+//! The cluster's certificate authority, the certificates that it signs, and kubeconfigs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,33 +11,33 @@ use rcgen::{
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
-/// A certificate and its key, PEM.
+/// A certificate and its key pair, PEM.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     /// The certificate.
     pub(crate) certificate: String,
     /// The private key, PKCS #8.
     pub(crate) key: String,
-    /// The public one.
+    /// The public key.
     pub(crate) public: String,
 }
 
 impl Identity {
-    /// Both in one text, as the kubelet keeps its own.
-    pub(crate) fn together(&self) -> String {
+    /// Returns certificate and private key in one PEM file, as the kubelet stores its own.
+    pub(crate) fn pem_bundle(&self) -> String {
         format!("{}{}", self.certificate, self.key)
     }
 }
 
-/// Signs everything; trusted by everybody.
+/// The authority that signs all certificates, trusted by all components.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate, PEM.
+    /// Certificate of the authority, PEM.
     pub(crate) certificate: String,
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority with a new key.
     pub(crate) fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, "netready-e2e");
@@ -47,7 +47,7 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate })
     }
 
-    /// For a server that is reached by these addresses.
+    /// Issues the certificate of a server with these addresses.
     pub(crate) fn server(&self, addresses: &[&str]) -> Result<Identity> {
         let mut params = CertificateParams::new(vec!["kubernetes.default.svc".to_owned()])?;
         for address in addresses {
@@ -57,7 +57,7 @@ impl Authority {
         self.sign(params, "kube-apiserver", Duration::days(2))
     }
 
-    /// For a client, which is `user` in `group`, until `left` from now; negative for one that has expired.
+    /// Issues the certificate of the client `user` in `group`, valid for `left` from now; negative for an expired one.
     pub(crate) fn client(&self, user: &str, group: &str, left: Duration) -> Result<Identity> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::OrganizationName, group);
@@ -75,7 +75,7 @@ impl Authority {
     }
 }
 
-/// Writes `content` readable for its owner only; answers with the path.
+/// Writes a file that only its owner can read, and returns its path.
 pub(crate) fn write(path: &Path, content: &str) -> Result<PathBuf> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -85,7 +85,7 @@ pub(crate) fn write(path: &Path, content: &str) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// A kubeconfig for `server` with this `user`.
+/// Returns a kubeconfig for `server` with this `user`.
 pub(crate) fn kubeconfig(server: &str, authority: &Authority, user: &Value) -> String {
     json!({
         "apiVersion": "v1",
@@ -100,8 +100,8 @@ pub(crate) fn kubeconfig(server: &str, authority: &Authority, user: &Value) -> S
     .to_string()
 }
 
-/// The user of a kubeconfig, with everything inside.
-pub(crate) fn inline(identity: &Identity) -> Value {
+/// Returns the user of a kubeconfig with embedded certificate and key.
+pub(crate) fn embedded_user(identity: &Identity) -> Value {
     json!({
         "client-certificate-data": BASE64.encode(identity.certificate.as_bytes()),
         "client-key-data": BASE64.encode(identity.key.as_bytes()),

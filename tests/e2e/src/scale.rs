@@ -1,4 +1,4 @@
-//! What many agents cost their API server: the real one, and agents that are real but for their eyes.
+//! The cost of many agents for their API server: a real API server, and real agents without their observers.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,38 +13,38 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, Running, interrupted};
 use crate::pki;
 
-/// The agents start within this time, one after the other: as long as there is between two heartbeats, so that these
-/// are as even at once as they are after a day.
+/// The agents start one after the other within this time, which is the interval of heartbeats: their writes are therefore
+/// spread as evenly at once as they are after a day.
 const START: Duration = Duration::from_mins(5);
-/// The first of them comes six minutes after its agent's start at the latest.
+/// The first heartbeat of an agent is at most six minutes after its start.
 const FIRST_HEARTBEATS: Duration = Duration::from_mins(1);
 const STEADY: Duration = Duration::from_mins(3);
-/// How long the API server is away, and how long it is watched after.
+/// How long the API server is down, and how long it is measured afterwards.
 const OUTAGE: Duration = Duration::from_mins(2);
 const RETURN: Duration = Duration::from_mins(3);
 
-/// Everything that grows, at one moment.
+/// The counters at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
     /// Writes of conditions that succeeded.
     written: u64,
-    /// Both ways, with headers, of everything between agents and API server.
+    /// Bytes between agents and API server in both directions, with headers.
     bytes: u64,
     /// Processor time of the API server, in hundredths of a second.
     ticks: u64,
 }
 
-/// What happened between the first and the last of some samples, one a second.
+/// Samples, one a second.
 struct Window(Vec<Sample>);
 
 impl Window {
     fn of(&self, what: impl Fn(&Sample) -> u64) -> f64 {
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return 0.0 };
-        number(what(last).saturating_sub(what(first)))
+        to_f64(what(last).saturating_sub(what(first)))
     }
 
     fn seconds(&self) -> f64 {
-        number(self.0.len().saturating_sub(1).max(1) as u64)
+        to_f64(self.0.len().saturating_sub(1).max(1) as u64)
     }
 
     fn writes_a_second(&self) -> f64 {
@@ -53,52 +53,55 @@ impl Window {
 
     fn peak(&self, seconds: usize) -> f64 {
         let spans = self.0.windows(seconds + 1).map(|span| span[seconds].written - span[0].written);
-        number(spans.max().unwrap_or(0)) / number(seconds as u64)
+        to_f64(spans.max().unwrap_or(0)) / to_f64(seconds as u64)
     }
 
     fn kilobytes_a_second(&self) -> f64 {
         self.of(|sample| sample.bytes) / 1000.0 / self.seconds()
     }
 
-    /// Of one processor.
+    /// Returns the processor time of the API server in percent of one processor.
     fn percent(&self) -> f64 {
         self.of(|sample| sample.ticks) / self.seconds()
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a few minutes")]
-fn number(count: u64) -> f64 {
+fn to_f64(count: u64) -> f64 {
     count as f64
 }
 
-/// A cluster of this many nodes, in peace and after an outage.
+/// Measures a cluster of this many nodes in normal operation and after an outage, and prints the results.
 pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
-    // Of this process and those that it starts: a connection of each agent.
+    // The limit also applies to child processes, which hold a connection of each agent.
     raise_file_limit()?;
     let mut cluster = Cluster::new(assets)?;
-    one_address_for_all(&cluster)?;
+    allow_port_reuse(&cluster)?;
     cluster.start_etcd()?;
     cluster.start_api()?;
     create(&cluster, nodes)?;
-    let idle = watch(&cluster, None, Duration::from_secs(20))?;
+    let idle = sample_for(&cluster, None, Duration::from_secs(20))?;
     let counts = cluster.file("counts");
-    let mut command = cluster.place.netns.command(std::env::current_exe()?)?;
+    let mut command = cluster.host.netns.command(std::env::current_exe()?)?;
     command.arg("agents").arg(nodes.to_string()).arg(cluster.file("admin.conf")).arg(API).arg(&counts);
-    let agents = Running::start(crate::place::with_us(&mut command), &cluster.file("agents.log"))?;
+    let agents =
+        Running::start(crate::node_host::kill_with_parent(&mut command), &cluster.file("agents.log"))?;
     println!("{nodes} agents start");
-    let start = watch(&cluster, Some(&agents), START + FIRST_HEARTBEATS)?;
-    let steady = watch(&cluster, Some(&agents), STEADY)?;
-    cluster.api.take().context("it runs")?.stop()?;
-    println!("the API server of {nodes} nodes is away");
+    let start = sample_for(&cluster, Some(&agents), START + FIRST_HEARTBEATS)?;
+    let steady = sample_for(&cluster, Some(&agents), STEADY)?;
+    cluster.api.take().context("it is running")?.stop()?;
+    println!("the API server of {nodes} nodes is down");
     every_second(OUTAGE, || Ok(()))?;
     // Agents reach it before it is ready.
     let back = Timestamp::now();
     cluster.start_api()?;
-    let storm = watch(&cluster, Some(&agents), RETURN)?;
-    let right = right(&cluster, back.as_second())?;
+    let storm = sample_for(&cluster, Some(&agents), RETURN)?;
+    let right = count_right(&cluster, back.as_second())?;
     let requests = requests(&cluster)?;
-    let [all, own] = agents.memory_mib().context("the agents run")?;
-    println!("\n{nodes} nodes, {all:.0} MiB for their agents in one process ({own:.0} MiB its own)");
+    let [all, own] = agents.memory_mib().context("the agents are running")?;
+    println!(
+        "\n{nodes} nodes, memory of all agents in one process: {all:.0} MiB ({own:.0} MiB of it anonymous)"
+    );
     println!("the API server alone: {:.1} % of one processor", idle.percent());
     for (name, window) in [("start", &start), ("steady", &steady), ("return", &storm)] {
         println!(
@@ -112,21 +115,21 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
         );
     }
     println!("requests since the return: {requests}");
-    println!("{right} of {nodes} nodes say the truth {} s after the return", RETURN.as_secs());
-    ensure!(right == nodes, "{} nodes do not", nodes - right);
+    println!("{right} of {nodes} nodes have the right condition {} s after the return", RETURN.as_secs());
+    ensure!(right == nodes, "{} nodes have a wrong condition", nodes - right);
     Ok(())
 }
 
-/// The agents share an address, as no nodes do: each of them asks the API server every ten seconds, and a port that
-/// was used stays away for a minute. Without this the ports of 2,000 nodes are used up.
-fn one_address_for_all(cluster: &Cluster) -> Result<()> {
-    let mut sysctl = cluster.place.netns.command("sysctl")?;
+/// Enlarges and reuses the range of local ports. The agents share an address, unlike nodes; each of them connects to the API
+/// server every ten seconds, and a used port stays in TIME_WAIT for a minute, so 2,000 agents would exhaust the ports.
+fn allow_port_reuse(cluster: &Cluster) -> Result<()> {
+    let mut sysctl = cluster.host.netns.command("sysctl")?;
     let settings = ["net.ipv4.ip_local_port_range=1024 65535", "net.ipv4.tcp_tw_reuse=1"];
     kernel_tests::run(sysctl.arg("-q").arg("-w").args(settings)).map(|_| ())
 }
 
-/// One sample a second.
-fn watch(cluster: &Cluster, agents: Option<&Running>, time: Duration) -> Result<Window> {
+/// Samples once a second for `time`.
+fn sample_for(cluster: &Cluster, agents: Option<&Running>, time: Duration) -> Result<Window> {
     let mut samples = Vec::new();
     every_second(time, || {
         samples.push(sample(cluster, agents)?);
@@ -135,7 +138,7 @@ fn watch(cluster: &Cluster, agents: Option<&Running>, time: Duration) -> Result<
     Ok(Window(samples))
 }
 
-/// Does something once a second, for some time.
+/// Calls `each` once a second for `time`.
 fn every_second(time: Duration, mut each: impl FnMut() -> Result<()>) -> Result<()> {
     let started = Instant::now();
     let mut next = started;
@@ -149,14 +152,14 @@ fn every_second(time: Duration, mut each: impl FnMut() -> Result<()>) -> Result<
 }
 
 fn sample(cluster: &Cluster, agents: Option<&Running>) -> Result<Sample> {
-    let api = cluster.api.as_ref().context("the API server runs")?.pid();
-    let stat = fs::read_to_string(format!("/proc/{api}/stat")).context("the API server has ended")?;
+    let api = cluster.api.as_ref().context("the API server is running")?.pid();
+    let stat = fs::read_to_string(format!("/proc/{api}/stat")).context("the API server has exited")?;
     let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<u64>().ok();
     let ticks = ticks().zip(ticks()).map_or(0, |(user, system)| user + system);
     let Some(agents) = agents else { return Ok(Sample { ticks, ..Sample::default() }) };
     let dev =
-        fs::read_to_string(format!("/proc/{}/net/dev", agents.pid())).context("the agents have ended")?;
+        fs::read_to_string(format!("/proc/{}/net/dev", agents.pid())).context("the agents have exited")?;
     let eth0 = dev.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap_or_default();
     let fields: Vec<u64> = eth0.split_whitespace().filter_map(|field| field.parse().ok()).collect();
     let bytes = fields.first().zip(fields.get(8)).map_or(0, |(received, sent)| received + sent);
@@ -164,7 +167,7 @@ fn sample(cluster: &Cluster, agents: Option<&Running>) -> Result<Sample> {
     Ok(Sample { written: counts.trim().parse().unwrap_or(0), bytes, ticks })
 }
 
-/// Node objects as kubelets keep them: most of one are the names of images.
+/// Creates Node objects of a realistic size: most of an object are the names of images.
 fn create(cluster: &Cluster, nodes: usize) -> Result<()> {
     let image = |index: usize| {
         json!({
@@ -198,8 +201,8 @@ fn name(index: usize) -> String {
     format!("node-{index}")
 }
 
-/// How many Node objects say that the API server is reachable, since a time after its return.
-fn right(cluster: &Cluster, back_s: i64) -> Result<usize> {
+/// Returns how many Node objects report a reachable API server since its return.
+fn count_right(cluster: &Cluster, back_s: i64) -> Result<usize> {
     let text = cluster.kubectl(&["get", "--raw", "/api/v1/nodes?resourceVersion=0"])?;
     let list: Value = serde_json::from_str(&text).context("read the Node objects")?;
     let is_right = |node: &&Value| {
@@ -214,7 +217,7 @@ fn right(cluster: &Cluster, back_s: i64) -> Result<usize> {
     Ok(list["items"].as_array().into_iter().flatten().filter(is_right).count())
 }
 
-/// What the API server itself has counted since it started.
+/// Returns the requests that the API server has counted since its start.
 fn requests(cluster: &Cluster) -> Result<String> {
     let metrics = cluster.kubectl(&["get", "--raw", "/metrics"])?;
     let count = |verb: &str, resource: &str| {
@@ -232,26 +235,26 @@ fn requests(cluster: &Cluster) -> Result<String> {
     ))
 }
 
-/// The other program: many agents, and how many writes succeeded, in a file that is written anew each second.
+/// Runs many agents, and writes the number of successful writes to a file twice a second.
 pub(crate) fn agents(mut args: impl Iterator<Item = String>) -> Result<()> {
-    let mut next = |what: &str| args.next().with_context(|| format!("name {what}"));
-    let nodes: usize = next("how many nodes there are")?.parse().context("read how many")?;
-    let kubeconfig = next("a kubeconfig")?;
-    let api: SocketAddr = next("the API server's address")?.parse().context("read the address")?;
-    let counts = next("a file for the counts")?;
+    let mut next = |what: &str| args.next().with_context(|| format!("missing argument: {what}"));
+    let nodes: usize = next("number of nodes")?.parse().context("read the number of nodes")?;
+    let kubeconfig = next("kubeconfig")?;
+    let api: SocketAddr = next("address of the API server")?.parse().context("read the address")?;
+    let counts = next("file for the counts")?;
     let writes = probe::simulation::Writes::default();
     let local = tokio::task::LocalSet::new();
     for index in 0..nodes {
         let (kubeconfig, writes) = (kubeconfig.clone(), writes.clone());
         local.spawn_local(async move {
-            let delay = START.mul_f64(number(index as u64) / number(nodes.max(1) as u64));
+            let delay = START.mul_f64(to_f64(index as u64) / to_f64(nodes.max(1) as u64));
             tokio::time::sleep(delay).await;
-            let ended = probe::simulation::agent(&name(index), Path::new(&kubeconfig), api, writes).await;
-            // An agent never ends by itself.
-            eprintln!("the agent of {} has ended: {ended:?}", name(index));
+            let result = probe::simulation::agent(&name(index), Path::new(&kubeconfig), api, writes).await;
+            // An agent does not exit by itself.
+            eprintln!("the agent of {} has exited: {result:?}", name(index));
         });
     }
-    let tell = async {
+    let report = async {
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let written = writes.ended("ok");
@@ -261,9 +264,10 @@ pub(crate) fn agents(mut args: impl Iterator<Item = String>) -> Result<()> {
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    local.block_on(&runtime, tell)
+    local.block_on(&runtime, report)
 }
 
+/// Raises the soft limit of open files to the hard one.
 fn raise_file_limit() -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is live and writable.

@@ -1,4 +1,4 @@
-//! The scenes, in the order of their stories.
+//! The scenes, grouped into stories.
 
 mod api;
 mod bootstrap;
@@ -14,14 +14,14 @@ use crate::agent;
 use crate::cluster::{Cluster, Running};
 use crate::stage::Stage;
 
-/// Before the name of a scene that is done.
+/// Prefix of the line for a finished scene.
 pub(crate) const DONE: char = '✔';
 
-/// The scene's own part of a story: makes the fault, waits for what must be said, repairs.
+/// Runs a scene: makes the fault, waits for the expected reports, and repairs it.
 type Scene = fn(&mut Stage<'_>) -> Result<()>;
 
-/// Stories of about the same length, each for a node of its own: most of a scene is waiting. Outages come first, for
-/// their events come minutes later.
+/// Stories of about the same length, each for its own node, because most of a scene is waiting. Scenes with outages come
+/// first: the events of an outage follow minutes later.
 const STORIES: [&[(&str, Scene)]; 4] = [
     &[
         ("API server stopped", api::stopped),
@@ -75,32 +75,32 @@ const STORIES: [&[(&str, Scene)]; 4] = [
     ],
 ];
 
-/// The names of the scenes of each story.
+/// Returns the names of the scenes of each story.
 pub(crate) fn stories() -> impl Iterator<Item = Vec<&'static str>> {
     STORIES.iter().map(|story| story.iter().map(|(name, _)| *name).collect())
 }
 
-/// Fails when a part of a name is in none: playing nothing would look like success.
+/// Fails if a word matches no scene, because a run without scenes would look like a success.
 pub(crate) fn check(chosen: &[String]) -> Result<()> {
     for part in chosen {
-        if !stories().flatten().any(|name| is_meant(name, part)) {
+        if !stories().flatten().any(|name| matches(name, part)) {
             let names: Vec<_> = stories().flatten().collect();
-            bail!("no scene has {part:?} in its name; there are:\n  {}", names.join("\n  "));
+            bail!("no scene matches {part:?}; the scenes are:\n  {}", names.join("\n  "));
         }
     }
     Ok(())
 }
 
-/// Whether `part` is the name of this scene, or a part of it and no scene's whole name.
-fn is_meant(name: &str, part: &str) -> bool {
+/// Returns whether `part` is the name of this scene, or a part of it without being the full name of another scene.
+fn matches(name: &str, part: &str) -> bool {
     name == part || name.contains(part) && stories().flatten().all(|other| other != part)
 }
 
-/// Plays them; fails at the first wrong answer.
+/// Runs the chosen scenes; returns the error of the first one that fails.
 pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
     let mut stage = Stage::new(cluster)?;
     for (name, scene) in STORIES.into_iter().flatten() {
-        if chosen.iter().any(|part| is_meant(name, part)) {
+        if chosen.iter().any(|part| matches(name, part)) {
             let started = Instant::now();
             let recorder = agent::record(stage.cluster, name)?;
             scene(&mut stage).with_context(|| format!("scene {name:?}"))?;

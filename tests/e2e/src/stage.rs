@@ -1,4 +1,4 @@
-//! The node on which the scenes run: makes a fault, keeps it up, repairs it, and checks what the agent reports throughout.
+//! The node on which scenes run: makes a fault, keeps it up, repairs it, and checks the agent's reports throughout.
 
 use std::time::{Duration, Instant};
 
@@ -6,61 +6,61 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::agent::{self, STATE, Seen, Wanted};
+use crate::agent::{self, ExpectedCondition, ObservedCondition, STATE};
 use crate::cluster::{Cluster, NODE, Running, until};
 use crate::image;
-use crate::watch::{Expected, MOMENTS, Row, Watch, listing, recovers};
+use crate::watch::{Expected, Row, SAMPLE_TIMES, Watch, format_samples, wait_for_recovery};
 
-/// The two conditions.
+/// The condition of the node's network.
 pub(crate) const NETWORK: &str = "NodeNetworkReady";
-/// See [`NETWORK`].
+/// The condition of the API server.
 pub(crate) const REACHABLE: &str = "APIServerReachable";
-/// How long it may take to prove a fault: hold times, grace periods and retries of the kubelet.
+/// How long a fault may take to be proven: hold times, grace periods and retries of the kubelet.
 pub(crate) const PROOF: Duration = Duration::from_mins(1);
-/// The engine's grace period for components that have just started.
+/// The engine's grace period for recently started components.
 pub(crate) const SETTLES: Duration = Duration::from_mins(2);
-/// How long after its repair a fault may still be reported.
+/// How long a fault may still be reported after its repair.
 const RECOVERY: Duration = Duration::from_secs(30);
-/// From the end of an outage until the Node object has been written: clean for 10 s, then spread over a minute.
+/// Time from the end of an outage until the Node object was written: 10 s without a fault, then at random within a minute.
 pub(crate) const RETURN: Duration = Duration::from_secs(100);
-/// After an outage its event is sent within six minutes.
+/// The event of an outage is sent within six minutes after it.
 const EVENTS: Duration = Duration::from_secs(380);
 
-/// How long each fault is kept up: the kubelet and the runtime have retried several times by then.
-const HOLD: Duration = Duration::from_secs(MOMENTS[MOMENTS.len() - 1]);
+/// How long each fault is kept up; by then the kubelet and the runtime have retried several times.
+const HOLD: Duration = Duration::from_secs(SAMPLE_TIMES[SAMPLE_TIMES.len() - 1]);
 
-/// The condition of a node that is well.
-pub(crate) const fn good(condition: &'static str) -> Wanted<'static> {
-    Wanted { condition, status: "True", reason: "NetworkReady", after_s: 0 }
+/// Returns the condition of a healthy node.
+pub(crate) const fn healthy_condition(condition: &'static str) -> ExpectedCondition<'static> {
+    ExpectedCondition { condition, status: "True", reason: "NetworkReady", after_s: 0 }
 }
 
-/// Whole seconds since 1970.
+/// Returns the time in whole seconds since 1970.
 pub(crate) fn now_s() -> i64 {
     Timestamp::now().as_second()
 }
 
-/// What the Node object said: a line of the table.
+/// A condition on the Node object: a line of the table.
 struct Line {
     what: &'static str,
     condition: &'static str,
-    seen: Seen,
+    seen: ObservedCondition,
 }
 
 /// A change to False that could not be written. An event with the time of the change must report it later.
 struct Outage {
     what: &'static str,
-    /// Between these two, in seconds since 1970.
+    /// The outage started between `from` and `proven`, in seconds since 1970.
     from: i64,
     proven: i64,
 }
 
-/// The cluster, the agent, and the tables so far.
+/// The cluster, the agent, and the results so far.
 pub(crate) struct Stage<'a> {
-    /// What the agent watches.
+    /// The cluster with the node that the agent observes.
     pub(crate) cluster: &'a mut Cluster,
     /// The agent.
     pub(crate) agent: Option<Running>,
-    /// A process by the name of flannel's agent; only its name matters.
+    /// A process with the name of flannel's agent.
     pub(crate) flanneld: Option<Running>,
     lines: Vec<Line>,
     rows: Vec<Row>,
@@ -72,31 +72,31 @@ impl<'a> Stage<'a> {
     pub(crate) fn new(cluster: &'a mut Cluster) -> Result<Self> {
         let started = Instant::now();
         boot(cluster)?;
-        println!("a node that is Ready after {:.1} s", started.elapsed().as_secs_f32());
+        println!("the node was Ready after {:.1} s", started.elapsed().as_secs_f32());
         let agent = Some(agent::start(cluster)?);
         let stage =
             Self { cluster, agent, flanneld: None, lines: Vec::new(), rows: Vec::new(), outages: Vec::new() };
-        // The agent learns the plugin directories from the first plugin that the runtime runs.
-        stage.a_pod_runs("first")?;
-        stage.on_the_node_all_is_well()?;
+        // The agent learns the directory of plugins from the first plugin that the runtime runs.
+        stage.run_pod_once("first")?;
+        stage.wait_until_healthy()?;
         Ok(stage)
     }
 
-    /// Waits for the events of outages, and prints the tables.
+    /// Waits for the events of outages and prints the tables.
     pub(crate) fn end(mut self) -> Result<()> {
         for outage in std::mem::take(&mut self.outages) {
-            self.event_of(&outage)?;
+            self.wait_for_event(&outage)?;
         }
         print!("{}", Row::table(&self.rows));
         print(&self.lines);
-        let [all, own] = self.agent.as_ref().and_then(Running::memory_mib).context("the agent runs")?;
-        println!("the agent has {all:.1} MiB of memory, {own:.1} MiB of it not its program's");
+        let [all, own] = self.agent.as_ref().and_then(Running::memory_mib).context("the agent is running")?;
+        println!("memory of the agent: {all:.1} MiB, {own:.1} MiB of it anonymous");
         Ok(())
     }
 
-    /// Samples the agent's state from now on.
+    /// Starts to sample the agent's state.
     pub(crate) fn watch(&self) -> Watch {
-        Watch::start(self.cluster.place.path(STATE))
+        Watch::start(self.cluster.host.path(STATE))
     }
 
     /// Makes a fault that persists by itself, and repairs it after [`HOLD`].
@@ -109,7 +109,7 @@ impl<'a> Stage<'a> {
         self.hold_and(expected, fault, |_| Ok(()), repair)
     }
 
-    /// Makes a fault, keeps it up for [`HOLD`] and repairs it. Every sample must be right.
+    /// Makes a fault, keeps it up for [`HOLD`] with `keep_up`, and repairs it. Every sample must be right.
     pub(crate) fn hold_and(
         &mut self,
         expected: Expected,
@@ -123,74 +123,79 @@ impl<'a> Stage<'a> {
         let mut proven = None;
         until("the fault has lasted", HOLD + SETTLES, || {
             keep_up(self)?;
-            let known = watch.now().is_some_and(|sample| expected.is_said_by(&sample));
+            let known = watch.now().is_some_and(|sample| expected.is_reported_in(&sample));
             if proven.is_none() && known {
                 proven = Some(now_s());
                 if expected.written {
-                    self.on_the_node(&expected)?;
+                    self.wait_for_root_condition(&expected)?;
                 }
             }
-            Ok((watch.lasts() >= HOLD && proven.is_some()).then_some(()))
+            Ok((watch.elapsed() >= HOLD && proven.is_some()).then_some(()))
         })
-        .with_context(|| listing(&watch.samples()))?;
+        .with_context(|| format_samples(&watch.samples()))?;
         let samples = watch.samples();
         drop(watch);
         expected.check(&samples)?;
         let watch = self.watch();
         repair(self)?;
-        let repaired = watch.lasts();
-        let took = recovers(&watch, expected, RECOVERY)?.saturating_sub(repaired);
+        let repaired = watch.elapsed();
+        let took = wait_for_recovery(&watch, expected, RECOVERY)?.saturating_sub(repaired);
         self.rows.push(Row::new(expected, &samples, took));
         if expected.written {
-            return self.on_the_node_all_is_well();
+            return self.wait_until_healthy();
         }
-        // The fault could not be written, so the object said True throughout. What is written now became true after the
-        // fault was seen, and maybe before the repair was: the API server reaches etcd by many clients, one after the other.
-        let proven = proven.context("the fault was seen")?;
-        self.expect(expected.what, Wanted { after_s: proven, ..good(REACHABLE) }, RETURN)?;
+        // The fault could not be written, so the object had True throughout. The condition that is written now became true
+        // after the fault was proven, and possibly before the repair was complete: the API server has several clients of
+        // etcd, which reconnect one after the other.
+        let proven = proven.context("the fault was reported")?;
+        self.expect_condition(
+            expected.what,
+            ExpectedCondition { after_s: proven, ..healthy_condition(REACHABLE) },
+            RETURN,
+        )?;
         self.outages.push(Outage { what: expected.what, from, proven });
         Ok(())
     }
 
-    /// Waits until the Node object has the condition of the root, if it has one.
-    fn on_the_node(&mut self, expected: &Expected) -> Result<()> {
+    /// Waits until the Node object has the condition of the root cause, if the fault has one.
+    fn wait_for_root_condition(&mut self, expected: &Expected) -> Result<()> {
         let Some(condition) = expected.conditions.first() else { return Ok(()) };
-        let wanted = Wanted { condition, status: "False", reason: expected.root(), after_s: 0 };
-        self.expect(expected.what, wanted, PROOF).map(|_| ())
+        let wanted = ExpectedCondition { condition, status: "False", reason: expected.root(), after_s: 0 };
+        self.expect_condition(expected.what, wanted, PROOF).map(|_| ())
     }
 
     /// Waits until both conditions of the Node object are True.
-    pub(crate) fn on_the_node_all_is_well(&self) -> Result<()> {
+    pub(crate) fn wait_until_healthy(&self) -> Result<()> {
         for condition in [NETWORK, REACHABLE] {
-            agent::wait(self.cluster, good(condition), RETURN)?;
+            agent::wait(self.cluster, healthy_condition(condition), RETURN)?;
         }
         Ok(())
     }
 
-    /// Waits for it on the Node object, and keeps it for the table.
-    pub(crate) fn expect(
+    /// Waits for a condition on the Node object and adds it to the table.
+    pub(crate) fn expect_condition(
         &mut self,
         what: &'static str,
-        wanted: Wanted<'static>,
+        wanted: ExpectedCondition<'static>,
         patience: Duration,
-    ) -> Result<Seen> {
+    ) -> Result<ObservedCondition> {
         let seen = agent::wait(self.cluster, wanted, patience)?;
         self.lines.push(Line { what, condition: wanted.condition, seen: seen.clone() });
         Ok(seen)
     }
 
-    /// Starts a process by the name of flannel's agent. Agents get a grace period after their start, so it is kept.
+    /// Starts a process with the name of flannel's agent. It keeps running, because every start has a grace period.
     pub(crate) fn start_flanneld(&mut self) -> Result<()> {
         if self.flanneld.is_none() {
-            let mut command = self.cluster.renamed("/bin/sleep", "flanneld")?;
+            let mut command = self.cluster.copy_as("/bin/sleep", "flanneld")?;
             self.flanneld =
                 Some(Running::start(command.arg("infinity"), &self.cluster.file("flanneld.log"))?);
         }
         Ok(())
     }
 
-    /// A pod on the node, without a scheduler.
-    pub(crate) fn pod(&self, name: &str) -> Result<()> {
+    /// Creates a pod that is bound to the node, without a scheduler.
+    pub(crate) fn create_pod(&self, name: &str) -> Result<()> {
         self.cluster.apply(&json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "default"},
@@ -209,39 +214,39 @@ impl<'a> Stage<'a> {
     }
 
     /// Waits until a pod has an address.
-    pub(crate) fn runs(&self, name: &str) -> Result<()> {
+    pub(crate) fn wait_until_pod_runs(&self, name: &str) -> Result<()> {
         until(&format!("the pod {name} runs"), Duration::from_mins(1), || {
             Ok(self.phase(name)?.starts_with("Running 10.").then_some(()))
         })
     }
 
-    /// Runs a pod until it has an address, and deletes it.
-    pub(crate) fn a_pod_runs(&self, name: &str) -> Result<()> {
-        self.pod(name)?;
-        self.runs(name)?;
-        self.without_pods(&[name])
+    /// Creates a pod, waits until it has an address, and deletes it.
+    pub(crate) fn run_pod_once(&self, name: &str) -> Result<()> {
+        self.create_pod(name)?;
+        self.wait_until_pod_runs(name)?;
+        self.delete_pods(&[name])
     }
 
-    /// Deletes pods at once.
-    pub(crate) fn without_pods(&self, names: &[&str]) -> Result<()> {
+    /// Deletes pods without a grace period.
+    pub(crate) fn delete_pods(&self, names: &[&str]) -> Result<()> {
         let mut args = vec!["delete", "pod", "--grace-period=0", "--force", "--wait=false"];
         args.extend(names);
         self.cluster.kubectl(&args).map(|_| ())
     }
 
-    /// Waits for the event of an outage. Events come minutes after the conditions.
-    fn event_of(&self, outage: &Outage) -> Result<()> {
+    /// Waits for the event of an outage, which is sent minutes after the conditions.
+    fn wait_for_event(&self, outage: &Outage) -> Result<()> {
         let Outage { what, from, proven } = outage;
-        let mut there = Vec::new();
-        until(&format!("there is an event of: {what}"), EVENTS, || {
+        let mut found = Vec::new();
+        until(&format!("an event of {what:?} exists"), EVENTS, || {
             let text = self.cluster.kubectl(&["get", "events", "-o", "json"])?;
             let events: Value = serde_json::from_str(&text)?;
             let rows = events["items"].as_array().cloned().unwrap_or_default();
-            there = rows.iter().map(|row| format!("{} {}", row["message"], row["lastTimestamp"])).collect();
+            found = rows.iter().map(|row| format!("{} {}", row["message"], row["lastTimestamp"])).collect();
             let ours = |row: &&Value| {
                 let [first, last] = ["firstTimestamp", "lastTimestamp"]
                     .map(|name| agent::seconds(&row[name]).unwrap_or_default());
-                // One of the same kind may have followed, and is counted on.
+                // A later outage of the same kind only updates `lastTimestamp` and the count.
                 row["type"] == "Warning"
                     && row["source"]["component"] == "netready"
                     && first <= *proven
@@ -249,12 +254,12 @@ impl<'a> Stage<'a> {
             };
             Ok(rows.iter().find(ours).map(|_| ()))
         })
-        .with_context(|| format!("between {from} and {proven}; there are {there:?}"))
+        .with_context(|| format!("between {from} and {proven}; found {found:?}"))
     }
 
-    /// Restarts the agent as `start` does it, and waits for its first verdict.
-    pub(crate) fn another_agent(&mut self, start: fn(&Cluster) -> Result<Running>) -> Result<()> {
-        self.agent.take().context("it runs")?.stop()?;
+    /// Restarts the agent with `start`, and waits for its first verdict.
+    pub(crate) fn restart_agent(&mut self, start: fn(&Cluster) -> Result<Running>) -> Result<()> {
+        self.agent.take().context("it is running")?.stop()?;
         self.agent = Some(start(self.cluster)?);
         until("the agent has a verdict", PROOF, || {
             let verdict = agent::state(self.cluster)?["verdict"]["reason"].clone();
@@ -263,6 +268,7 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// Starts all programs and waits until the node is Ready.
 fn boot(cluster: &mut Cluster) -> Result<()> {
     cluster.start_etcd()?;
     cluster.start_api()?;
@@ -272,7 +278,7 @@ fn boot(cluster: &mut Cluster) -> Result<()> {
     cluster.import_image()?;
     cluster.start_kubelet()?;
     until("the node is Ready", Duration::from_secs(90), || {
-        let Ok(node) = cluster.node() else { return Ok(None) };
+        let Ok(node) = cluster.node_object() else { return Ok(None) };
         let ready = node["status"]["conditions"]
             .as_array()
             .is_some_and(|rows| rows.iter().any(|row| row["type"] == "Ready" && row["status"] == "True"));
@@ -282,15 +288,15 @@ fn boot(cluster: &mut Cluster) -> Result<()> {
 
 fn print(lines: &[Line]) {
     println!(
-        "\n{:<42} {:<19} {:<26} {:>11}  the kubelet's Ready then",
-        "what was done", "condition", "says", "on the Node"
+        "\n{:<42} {:<19} {:<26} {:>11}  the kubelet's Ready",
+        "fault", "condition", "value", "on the Node"
     );
     println!("{}", "─".repeat(134));
     for Line { what, condition, seen } in lines {
-        let says = format!("{} {}", seen.status, seen.reason);
-        println!("{what:<42} {condition:<19} {says:<26} {:>8} ms  {}", seen.took.as_millis(), seen.ready);
+        let value = format!("{} {}", seen.status, seen.reason);
+        println!("{what:<42} {condition:<19} {value:<26} {:>8} ms  {}", seen.took.as_millis(), seen.ready);
     }
     println!(
-        "\n\"on the Node\": from the change in the agent to its being read with kubectl, which takes 60 to 150 ms itself."
+        "\n\"on the Node\": time from the change in the agent until kubectl has read it, which itself takes 60 to 150 ms."
     );
 }

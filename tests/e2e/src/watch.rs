@@ -1,4 +1,4 @@
-//! Samples what the agent reports while a fault lasts, and checks every sample.
+//! Samples the agent's reports while a fault lasts, and checks every sample.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,24 +13,24 @@ use serde_json::Value;
 
 use crate::agent::read_state;
 
-/// Between two samples. The agent writes its state when it changes.
+/// Interval of samples. The agent writes its state whenever it changes.
 const EVERY: Duration = Duration::from_millis(100);
-/// The columns of the table, in seconds since the fault; the last is how long each fault is kept up.
-pub(crate) const MOMENTS: [u64; 5] = [2, 10, 30, 60, 90];
+/// Columns of the table, in seconds since the fault; the last one is how long each fault is kept up.
+pub(crate) const SAMPLE_TIMES: [u64; 5] = [2, 10, 30, 60, 90];
 
-/// The reason of a healthy node.
-const WELL: &str = "NetworkReady";
+/// Reason of a healthy node.
+const HEALTHY: &str = "NetworkReady";
 
 /// The parts of the agent's state that a scene checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// Reason of the verdict.
+    /// Reason of the root cause.
     root: String,
-    /// Its message.
+    /// Message of the root cause.
     message: String,
-    /// The conditions that are False.
+    /// Conditions that are False.
     broken: BTreeSet<String>,
-    /// Reasons of the consequences, and of what is wrong besides.
+    /// Reasons of consequences and of independent faults.
     beside: BTreeSet<String>,
 }
 
@@ -49,9 +49,9 @@ impl Sample {
         })
     }
 
-    /// Returns whether nothing is wrong and no condition is False any more.
-    fn is_well(&self) -> bool {
-        self.root == WELL && self.broken.is_empty() && self.beside.is_empty()
+    /// Returns whether no fault is reported and no condition is False.
+    fn is_healthy(&self) -> bool {
+        self.root == HEALTHY && self.broken.is_empty() && self.beside.is_empty()
     }
 }
 
@@ -61,10 +61,10 @@ impl fmt::Display for Sample {
     }
 }
 
-/// Changes of the state, each with the time at which it was seen.
+/// Changes of the state, each with the time at which it was read.
 type Samples = Arc<Mutex<Vec<(Instant, Sample)>>>;
 
-/// Samples the state until dropped.
+/// Samples the agent's state until dropped.
 pub(crate) struct Watch {
     samples: Samples,
     stop: Arc<AtomicBool>,
@@ -73,7 +73,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts sampling this state file.
+    /// Starts to sample this state file.
     pub(crate) fn start(file: PathBuf) -> Self {
         let (samples, stop) = (Samples::default(), Arc::new(AtomicBool::new(false)));
         let (theirs, until) = (Arc::clone(&samples), Arc::clone(&stop));
@@ -92,7 +92,7 @@ impl Watch {
         Self { samples, stop, thread: Some(thread), from: Instant::now() }
     }
 
-    /// Returns every change since it was started, in order.
+    /// Returns every change since the start, in order.
     pub(crate) fn samples(&self) -> Vec<(Duration, Sample)> {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.iter().map(|(at, sample)| (at.duration_since(self.from), sample.clone())).collect()
@@ -103,25 +103,25 @@ impl Watch {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).last().map(|(_, sample)| sample.clone())
     }
 
-    /// Returns for how long it has been sampling.
-    pub(crate) fn lasts(&self) -> Duration {
+    /// Returns the time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
         self.from.elapsed()
     }
 
     /// Fails if this reason was reported at any time.
-    pub(crate) fn never_said(&self, reason: &str) -> Result<()> {
+    pub(crate) fn check_never_reported(&self, reason: &str) -> Result<()> {
         let samples = self.samples();
-        let said = |sample: &Sample| sample.root == reason || sample.beside.contains(reason);
-        let wrong = samples.iter().any(|(_, sample)| said(sample));
-        ensure!(!wrong, "{reason} was reported:\n{}", listing(&samples));
+        let reported = |sample: &Sample| sample.root == reason || sample.beside.contains(reason);
+        let wrong = samples.iter().any(|(_, sample)| reported(sample));
+        ensure!(!wrong, "{reason} was reported:\n{}", format_samples(&samples));
         Ok(())
     }
 
     /// Fails if a condition was False at any time.
-    pub(crate) fn was_well(&self) -> Result<()> {
+    pub(crate) fn check_no_condition_was_false(&self) -> Result<()> {
         let samples = self.samples();
         let wrong = samples.iter().find(|(_, sample)| !sample.broken.is_empty());
-        ensure!(wrong.is_none(), "a condition of a healthy node was False:\n{}", listing(&samples));
+        ensure!(wrong.is_none(), "a condition of a healthy node was False:\n{}", format_samples(&samples));
         Ok(())
     }
 }
@@ -135,27 +135,27 @@ impl Drop for Watch {
     }
 }
 
-/// What must be reported while a fault lasts.
+/// The expected reports while a fault lasts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected {
-    /// The fault, for the table.
+    /// Name of the fault in the table.
     pub(crate) what: &'static str,
-    /// The conditions that become False; no other may.
+    /// Conditions that become False; no other condition may.
     pub(crate) conditions: &'static [&'static str],
-    /// The root cause, last, after the reasons that may precede it.
+    /// Reasons of the root cause, in the order in which they may be reported; the last one must stay.
     roots: &'static [&'static str],
     /// Reasons that may be listed as a consequence or as an independent fault.
     beside: &'static [&'static str],
-    /// A part of the root's message.
+    /// A part of the root cause's message.
     words: &'static str,
     /// Whether the Node object can be written while the fault lasts.
     pub(crate) written: bool,
-    /// From when on the root must stay: a fault that comes in bursts is recognized after a few of them.
+    /// Time after which the root cause must not change: an intermittent fault is recognized after several occurrences.
     steady: Duration,
 }
 
 impl Expected {
-    /// Expects this root and these conditions, and nothing else.
+    /// Expects this root cause and these conditions, and nothing else.
     pub(crate) const fn new(
         what: &'static str,
         conditions: &'static [&'static str],
@@ -164,40 +164,43 @@ impl Expected {
         Self { what, conditions, roots, beside: &[], words: "", written: true, steady: Duration::ZERO }
     }
 
-    /// Allows these reasons besides.
+    /// Allows these additional reasons.
     pub(crate) const fn beside(self, beside: &'static [&'static str]) -> Self {
         Self { beside, ..self }
     }
 
     /// Requires these words in the message.
-    pub(crate) const fn says(self, words: &'static str) -> Self {
+    pub(crate) const fn message_contains(self, words: &'static str) -> Self {
         Self { words, ..self }
     }
 
-    /// The Node object cannot be written while it lasts: an event reports it later.
+    /// The Node object cannot be written while the fault lasts, so an event reports it afterwards.
     pub(crate) const fn unwritten(self) -> Self {
         Self { written: false, ..self }
     }
 
-    /// The fault comes in bursts, and is recognized after this many seconds.
+    /// The fault is intermittent, and recognized after this many seconds.
     pub(crate) const fn steady_after(self, seconds: u64) -> Self {
         Self { steady: Duration::from_secs(seconds), ..self }
     }
 
-    /// Returns the root cause.
+    /// Returns the reason of the root cause that must stay.
     pub(crate) fn root(&self) -> &'static str {
-        self.roots.last().copied().unwrap_or(WELL)
+        self.roots.last().copied().unwrap_or(HEALTHY)
     }
 
-    /// Returns whether the root is reported and the conditions are False.
-    pub(crate) fn is_said_by(&self, sample: &Sample) -> bool {
+    /// Returns whether a sample has the root cause and all conditions are False.
+    pub(crate) fn is_reported_in(&self, sample: &Sample) -> bool {
         sample.root == self.root()
             && self.conditions.iter().all(|condition| sample.broken.contains(*condition))
     }
 
+    /// Returns whether a sample contains nothing unexpected.
     fn admits(&self, sample: &Sample) -> bool {
-        let only = |said: &BTreeSet<String>, may: &[&str]| said.iter().all(|one| may.contains(&one.as_str()));
-        let root = sample.root == WELL || self.roots.contains(&sample.root.as_str());
+        let only = |found: &BTreeSet<String>, allowed: &[&str]| {
+            found.iter().all(|one| allowed.contains(&one.as_str()))
+        };
+        let root = sample.root == HEALTHY || self.roots.contains(&sample.root.as_str());
         // A consequence may be seen before its cause.
         let beside = only(&sample.beside, self.beside) || only(&sample.beside, self.roots);
         (root || self.beside.contains(&sample.root.as_str()))
@@ -205,23 +208,23 @@ impl Expected {
             && only(&sample.broken, self.conditions)
     }
 
-    /// Checks every sample: nothing but the fault is reported, and once reported it stays.
+    /// Checks that samples contain nothing but the fault, and that it stays once it is reported.
     pub(crate) fn check(&self, samples: &[(Duration, Sample)]) -> Result<()> {
-        let all = || listing(samples);
+        let all = || format_samples(samples);
         ensure!(
             samples.iter().all(|(_, sample)| self.admits(sample)),
             "another reason or condition was reported:\n{}",
             all()
         );
-        // What was reported last before that lasts.
+        // The report at that time is the last change before it.
         let from = samples.iter().rposition(|(at, _)| *at <= self.steady).unwrap_or_default();
         let named = samples[from..].iter().position(|(_, sample)| sample.root == self.root());
         let named = named.with_context(|| format!("{} was not reported:\n{}", self.root(), all()))?;
         let stays = samples[from + named..].iter().all(|(_, sample)| sample.root == self.root());
         ensure!(stays, "{} did not stay:\n{}", self.root(), all());
         let last = &samples[samples.len() - 1].1;
-        ensure!(self.is_said_by(last), "a condition did not become False:\n{}", all());
-        ensure!(last.message.contains(self.words), "the message lacks {:?}:\n{}", self.words, all());
+        ensure!(self.is_reported_in(last), "a condition did not become False:\n{}", all());
+        ensure!(last.message.contains(self.words), "{:?} is missing in the message:\n{}", self.words, all());
         Ok(())
     }
 }
@@ -229,11 +232,11 @@ impl Expected {
 /// One row of the table.
 pub(crate) struct Row {
     expected: Expected,
-    /// The root at each of [`MOMENTS`].
-    said: Vec<String>,
-    /// When the root was first reported.
+    /// Root cause at each of [`SAMPLE_TIMES`].
+    roots: Vec<String>,
+    /// Time at which the root cause was first reported.
     first: Option<Duration>,
-    /// From the repair until nothing is reported and both conditions are True.
+    /// Time from the repair until no fault is reported and both conditions are True.
     recovered: Duration,
 }
 
@@ -246,27 +249,27 @@ impl Row {
             last.map_or_else(String::new, |(_, sample)| sample.root.clone())
         };
         let first = samples.iter().find(|(_, sample)| sample.root == expected.root());
-        Self { expected, said: MOMENTS.map(at).to_vec(), first: first.map(|(at, _)| *at), recovered }
+        Self { expected, roots: SAMPLE_TIMES.map(at).to_vec(), first: first.map(|(at, _)| *at), recovered }
     }
 
-    /// The table of these.
+    /// Returns the table of these rows, in Markdown.
     pub(crate) fn table(rows: &[Self]) -> String {
         let mut text =
             String::from("\n| fault | expected | first | 2 s | 10 s | 30 s | 60 s | 90 s | recovery |\n");
         text.push_str("|---|---|---|---|---|---|---|---|---|\n");
-        for Self { expected, said, first, recovered } in rows {
-            let root = expected.root();
-            let said = said.iter().map(|said| match said.as_str() {
-                right if right == root => "right",
-                WELL => "–",
+        for Self { expected, roots, first, recovered } in rows {
+            let expected_root = expected.root();
+            let cells = roots.iter().map(|root| match root.as_str() {
+                right if right == expected_root => "right",
+                HEALTHY => "–",
                 other => other,
             });
-            let said: Vec<_> = said.collect();
+            let cells: Vec<_> = cells.collect();
             let first = first.map(|first| format!("{:.1} s", first.as_secs_f32())).unwrap_or_default();
             text.push_str(&format!(
-                "| {} | {root} | {first} | {} | {:.1} s |\n",
+                "| {} | {expected_root} | {first} | {} | {:.1} s |\n",
                 expected.what,
-                said.join(" | "),
+                cells.join(" | "),
                 recovered.as_secs_f32()
             ));
         }
@@ -274,24 +277,24 @@ impl Row {
     }
 }
 
-/// Waits until the node is healthy again and returns when that was, since the watch began. Until then nothing but the fault may
-/// be reported.
-pub(crate) fn recovers(watch: &Watch, expected: Expected, patience: Duration) -> Result<Duration> {
+/// Waits until the node is healthy again, and returns the time since the start of `watch`. Until then nothing but the fault
+/// may be reported.
+pub(crate) fn wait_for_recovery(watch: &Watch, expected: Expected, patience: Duration) -> Result<Duration> {
     let took = crate::cluster::until("the node is healthy again", patience, || {
-        Ok(watch.now().is_some_and(|sample| sample.is_well()).then(|| watch.lasts()))
+        Ok(watch.now().is_some_and(|sample| sample.is_healthy()).then(|| watch.elapsed()))
     });
-    let took = took.with_context(|| listing(&watch.samples()))?;
+    let took = took.with_context(|| format_samples(&watch.samples()))?;
     let samples = watch.samples();
     ensure!(
         samples.iter().all(|(_, sample)| expected.admits(sample)),
         "another reason was reported after the repair:\n{}",
-        listing(&samples)
+        format_samples(&samples)
     );
     Ok(took)
 }
 
-/// The samples, one on each line.
-pub(crate) fn listing(samples: &[(Duration, Sample)]) -> String {
+/// Formats samples, one a line.
+pub(crate) fn format_samples(samples: &[(Duration, Sample)]) -> String {
     let lines = samples.iter().map(|(at, sample)| format!("  {:>6.1} s  {sample}", at.as_secs_f32()));
     lines.collect::<Vec<_>>().join("\n")
 }

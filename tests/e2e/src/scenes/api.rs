@@ -1,4 +1,4 @@
-//! Faults of the API server and of the way to it.
+//! Faults of the API server and of the path to it.
 
 use std::time::{Duration, Instant};
 
@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use kernel_tests::{API, Namespace};
 use serde_json::{Value, json};
 
-use crate::agent::{self, Wanted};
+use crate::agent::{self, ExpectedCondition};
 use crate::cluster::{CERTIFICATE, Cluster, Running, SERVICE, VALID, until};
 use crate::image;
 use crate::pki::Authority;
-use crate::stage::{NETWORK, PROOF, REACHABLE, RETURN, Stage, good};
+use crate::stage::{NETWORK, PROOF, REACHABLE, RETURN, Stage, healthy_condition};
 use crate::watch::Expected;
 
 const API_SIDE: &[&str] = &[REACHABLE];
@@ -20,13 +20,13 @@ fn signal(
     signal: i32,
 ) -> impl FnOnce(&mut Stage<'_>) -> Result<()> {
     move |stage| {
-        program(stage.cluster).context("it runs")?.signal(signal);
+        program(stage.cluster).context("it is running")?.signal(signal);
         Ok(())
     }
 }
 
 fn stop(stage: &mut Stage<'_>) -> Result<()> {
-    stage.cluster.api.take().context("it runs")?.stop()
+    stage.cluster.api.take().context("it is running")?.stop()
 }
 
 fn start(stage: &mut Stage<'_>) -> Result<()> {
@@ -42,17 +42,17 @@ pub(super) fn frozen(stage: &mut Stage<'_>) -> Result<()> {
     const fn api(cluster: &Cluster) -> Option<&Running> {
         cluster.api.as_ref()
     }
-    // First, requests on established connections get no response; then new connections stall after the handshake of TCP.
+    // First, requests on established connections get no response; then new connections stall after the TCP handshake.
     let roots = &["APIServerUnhealthy", "APITLSStalled"];
     let expected = Expected::new("API server frozen", API_SIDE, roots).unwritten();
     stage.hold(expected, signal(api, libc::SIGSTOP), signal(api, libc::SIGCONT))
 }
 
-/// As by the OOM killer, with a supervisor that restarts it.
+/// Like repeated OOM kills, with a supervisor that restarts the server.
 pub(super) fn killed_whenever_it_serves(stage: &mut Stage<'_>) -> Result<()> {
     let expected = Expected::new("API server killed whenever it serves", API_SIDE, &["APIServerRefused"])
         .beside(&["APIServerReset", "APIServerUnhealthy"])
-        .says("unstable")
+        .message_contains("unstable")
         .steady_after(45)
         .unwritten();
     let mut serves_since = Instant::now();
@@ -75,7 +75,7 @@ pub(super) fn killed_whenever_it_serves(stage: &mut Stage<'_>) -> Result<()> {
     )
 }
 
-/// Makes a rule of the packet filter on a host.
+/// Adds a packet filter rule on a host.
 fn filter(
     stage: &mut Stage<'_>,
     expected: Expected,
@@ -98,10 +98,10 @@ const fn control(cluster: &Cluster) -> &Namespace {
 }
 
 const fn node(cluster: &Cluster) -> &Namespace {
-    &cluster.place.netns
+    &cluster.host.netns
 }
 
-/// Reported for established connections until a client opens a new one.
+/// Reason for established connections until a client opens a new one.
 const STALLED: &[&str] = &["APIConnectionStalled"];
 
 pub(super) fn dropped(stage: &mut Stage<'_>) -> Result<()> {
@@ -117,9 +117,9 @@ pub(super) fn rejected(stage: &mut Stage<'_>) -> Result<()> {
     filter(stage, expected, control, "input", rule)
 }
 
-/// Dropped before it leaves the node.
+/// The packets are dropped before they leave the node.
 pub(super) fn firewalled(stage: &mut Stage<'_>) -> Result<()> {
-    let expected = Expected::new("packets to it dropped by the node itself", API_SIDE, &["APIPolicyDenied"]);
+    let expected = Expected::new("packets to it dropped on the node", API_SIDE, &["APIPolicyDenied"]);
     filter(stage, expected, node, "output", "ip daddr 10.99.0.1 tcp dport 6443 drop")
 }
 
@@ -133,8 +133,8 @@ pub(super) fn etcd_killed(stage: &mut Stage<'_>) -> Result<()> {
         },
         |stage| {
             stage.cluster.start_etcd()?;
-            // The API server's client backs off: it connects again up to half a minute later.
-            until("the API server reaches etcd", PROOF, || Ok(stage.cluster.node().ok().map(|_| ())))
+            // The API server's client backs off and reconnects up to half a minute later.
+            until("the API server reaches etcd", PROOF, || Ok(stage.cluster.node_object().ok().map(|_| ())))
         },
     )
 }
@@ -147,7 +147,7 @@ pub(super) fn etcd_frozen(stage: &mut Stage<'_>) -> Result<()> {
     stage.hold(expected, signal(etcd, libc::SIGSTOP), signal(etcd, libc::SIGCONT))
 }
 
-/// The node's own API server, as on a control plane of several hosts: another one answers.
+/// The node has its own API server, as on a control plane of several hosts, while another one serves.
 pub(super) fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
     let mut last = None;
     stage.hold_and(
@@ -156,13 +156,13 @@ pub(super) fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
         |stage| {
             // The kubelet restarts static pods less often; three exits are enough.
             if last.is_none_or(|last: Instant| last.elapsed() > Duration::from_secs(5)) {
-                let status = stage.cluster.broken_api_server()?;
-                ensure!(!status.success(), "it should not start");
+                let status = stage.cluster.run_broken_api_server()?;
+                ensure!(!status.success(), "kube-apiserver started with an unknown option");
                 last = Some(Instant::now());
             }
             Ok(())
         },
-        |stage| stage.cluster.start_lasting("kube-apiserver"),
+        |stage| stage.cluster.start_placeholder("kube-apiserver"),
     )
 }
 
@@ -171,15 +171,15 @@ pub(super) fn credentials(stage: &mut Stage<'_>) -> Result<()> {
         Expected::new("certificate expired", API_SIDE, &["CredentialExpired"])
             .beside(&["CredentialRefused"])
             .unwritten(),
-        |stage| stage.cluster.kubelet_identity(-time::Duration::hours(1)),
-        |stage| stage.cluster.kubelet_identity(VALID),
+        |stage| stage.cluster.install_kubelet_certificate(-time::Duration::hours(1)),
+        |stage| stage.cluster.install_kubelet_certificate(VALID),
     )?;
-    ensure!(stage.cluster.place.path(CERTIFICATE).exists(), "the certificate is there");
+    ensure!(stage.cluster.host.path(CERTIFICATE).exists(), "the certificate does not exist");
     Ok(())
 }
 
-/// The kubelet reads its files only when it starts, and does not exit because of what is in these.
-fn of_another_kubelet(
+/// Makes a fault in files that the kubelet reads only at its start and that do not make it exit, by restarting it.
+fn with_restarted_kubelet(
     stage: &mut Stage<'_>,
     expected: Expected,
     fault: impl FnOnce(&Cluster) -> Result<()>,
@@ -199,22 +199,26 @@ fn of_another_kubelet(
 }
 
 pub(super) fn another_authority(stage: &mut Stage<'_>) -> Result<()> {
-    let expected = Expected::new("the kubeconfig names another CA", API_SIDE, &["APITLSFailed"])
-        .says("none of the CAs in /etc/kubernetes/kubelet.conf issued");
-    let fault = |cluster: &Cluster| cluster.kubelet_trusts(&Authority::new()?);
-    of_another_kubelet(stage, expected, fault, |cluster| cluster.kubelet_trusts(&cluster.authority))
+    let expected = Expected::new("kubeconfig with another CA", API_SIDE, &["APITLSFailed"])
+        .message_contains("none of the CAs in /etc/kubernetes/kubelet.conf issued");
+    let fault = |cluster: &Cluster| cluster.write_kubelet_kubeconfig(&Authority::new()?);
+    with_restarted_kubelet(stage, expected, fault, |cluster| {
+        cluster.write_kubelet_kubeconfig(&cluster.authority)
+    })
 }
 
 pub(super) fn unknown_certificate(stage: &mut Stage<'_>) -> Result<()> {
-    let expected = Expected::new("the certificate is of another CA", API_SIDE, &["CredentialRefused"])
-        .says("401 Unauthorized");
-    of_another_kubelet(stage, expected, Cluster::unknown_identity, |cluster| cluster.kubelet_identity(VALID))
+    let expected = Expected::new("certificate of another CA", API_SIDE, &["CredentialRefused"])
+        .message_contains("401 Unauthorized");
+    with_restarted_kubelet(stage, expected, Cluster::install_untrusted_certificate, |cluster| {
+        cluster.install_kubelet_certificate(VALID)
+    })
 }
 
-/// A stranger removes the configuration: that is not a consequence of the API server's absence.
+/// An unrelated process removes the configuration, which is therefore not a consequence of the API server's fault.
 pub(super) fn both_at_once(stage: &mut Stage<'_>) -> Result<()> {
     let expected = Expected::new(
-        "API server stopped, and configuration removed",
+        "API server stopped and configuration removed",
         &[REACHABLE, NETWORK],
         &["CNIConfigMissing", "APIServerRefused"],
     )
@@ -233,39 +237,39 @@ pub(super) fn both_at_once(stage: &mut Stage<'_>) -> Result<()> {
     )
 }
 
-/// The agent as a DaemonSet runs it, without kube-proxy: it writes by the address that the kubelet uses.
+/// The agent as a DaemonSet runs it, without kube-proxy: it writes through the address that the kubelet uses.
 pub(super) fn in_cluster(stage: &mut Stage<'_>) -> Result<()> {
-    stage.cluster.install_account()?;
+    stage.cluster.install_service_account()?;
     let rules = format!(
         "add table ip e2e; add chain ip e2e out {{ type nat hook output priority -100; }}; \
          add rule ip e2e out ip daddr {SERVICE} tcp dport 443 dnat to {API}"
     );
     stage.hold(
         Expected::new(
-            "Service address without a way",
+            "Service address not translated",
             API_SIDE,
             &["AgentStopping", "Learning", "APIServiceNotProgrammed"],
         ),
-        |stage| stage.another_agent(agent::start_in_cluster),
+        |stage| stage.restart_agent(agent::start_in_cluster),
         |stage| {
             let by = agent::state(stage.cluster)?["conditionWrites"]["by"].clone();
-            ensure!(by == format!("in-cluster account at {API}"), "it writes by {by}");
-            stage.cluster.place.netns.nft(&rules)
+            ensure!(by == format!("in-cluster account at {API}"), "the conditions are written by {by}");
+            stage.cluster.host.netns.nft(&rules)
         },
     )
 }
 
-/// As kops' rolling update had it: the webhook's backend waits for the network, whose pods wait for the webhook.
+/// As in kops' rolling update: the webhook's backend needs the network, whose pods cannot be created without the webhook.
 pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
-    if !stage.cluster.has_account() {
+    if !stage.cluster.has_service_account() {
         in_cluster(stage)?;
     }
-    stage.another_agent(agent::start_in_cluster)?;
+    stage.restart_agent(agent::start_in_cluster)?;
     let controllers = stage.cluster.start_controllers()?;
     let on_control = agent::start_on_control(stage.cluster)?;
-    stage.on_the_node_all_is_well()?;
+    stage.wait_until_healthy()?;
     let roots = &["CNIConfigMissing", "AdmissionBlocked"];
-    let expected = Expected::new("a webhook without a backend", &[REACHABLE, NETWORK], roots)
+    let expected = Expected::new("webhook without a backend", &[REACHABLE, NETWORK], roots)
         .beside(&["CNIConfigMissing", "CNIConfigDisplaced"]);
     stage.hold(
         expected,
@@ -278,15 +282,15 @@ pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
             let state = agent::state(stage.cluster)?;
             ensure!(state["verdict"]["subject"] == "closed.example.com", "{}", state["verdict"]);
             ensure!(state["consequences"][0]["reason"] == "CNIConfigMissing", "{}", state["consequences"]);
-            // Its own host has seen how the connects to the webhook ended.
+            // The agent on the control plane's host has observed the results of connects to the webhook.
             let mut last = Value::Null;
-            let seen = until("the control plane's host has seen it", PROOF, || {
+            let joined = until("the agent on the control plane's host reports it", PROOF, || {
                 last = agent::control_state(stage.cluster)?["verdict"].clone();
-                let words = last["message"].as_str().unwrap_or_default();
-                let joined = words.ends_with("observed on this host: connection refused: no listener on this host");
-                Ok((last["reason"] == "AdmissionBlocked" && joined).then_some(()))
+                let message = last["message"].as_str().unwrap_or_default();
+                let ends = message.ends_with("observed on this host: connection refused: no listener on this host");
+                Ok((last["reason"] == "AdmissionBlocked" && ends).then_some(()))
             });
-            seen.with_context(|| format!("it says {last}"))?;
+            joined.with_context(|| format!("its verdict is {last}"))?;
             on_control.stop()?;
             stage.cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "closed"])?;
             stage.cluster.kubectl(&["delete", "daemonset", "calico-node", "-n", "kube-system"])?;
@@ -294,10 +298,10 @@ pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
         },
     )?;
     controllers.stop()?;
-    stage.cluster.remove_account()?;
-    stage.cluster.place.netns.nft("delete table ip e2e")?;
-    stage.another_agent(agent::start)?;
-    agent::wait(stage.cluster, Wanted { ..good(REACHABLE) }, RETURN).map(|_| ())
+    stage.cluster.remove_service_account()?;
+    stage.cluster.host.netns.nft("delete table ip e2e")?;
+    stage.restart_agent(agent::start)?;
+    agent::wait(stage.cluster, ExpectedCondition { ..healthy_condition(REACHABLE) }, RETURN).map(|_| ())
 }
 
 fn closed_webhook() -> Value {

@@ -1,4 +1,4 @@
-//! A kubelet that has no certificate yet.
+//! A kubelet without a certificate.
 
 use std::fs;
 use std::time::Duration;
@@ -16,30 +16,30 @@ use crate::watch::Expected;
 const TOKEN: &str = "abcdef.0123456789abcdef";
 const KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
 const BOOTSTRAP: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
-/// How long the API server may take to notice a change of the token: it caches what it accepted for 10 s.
-const NOTICED: Duration = Duration::from_secs(30);
+/// How long the API server may take to apply a change of the token: it caches accepted tokens for 10 s.
+const PROPAGATION: Duration = Duration::from_secs(30);
 
-/// The kubelet tries for a minute and exits, and its supervisor starts it again.
+/// The kubelet retries for a minute and exits, and its supervisor restarts it.
 pub(super) fn expired(stage: &mut Stage<'_>) -> Result<()> {
     let flag = format!("--bootstrap-kubeconfig={BOOTSTRAP}");
     stage.hold_and(
         Expected::new("bootstrap token expired", &[REACHABLE], &["CredentialRefused"])
             .beside(&["KubeletDown"])
-            .says("bootstrap-kubelet.conf: 401 Unauthorized")
+            .message_contains("bootstrap-kubelet.conf: 401 Unauthorized")
             .unwritten(),
         |stage| {
             let cluster = &mut *stage.cluster;
             let user = json!({"token": TOKEN});
             let kubeconfig = pki::kubeconfig(&format!("https://{API}"), &cluster.authority, &user);
-            pki::write(&cluster.place.path(BOOTSTRAP), &kubeconfig)?;
-            // A bootstrap token may ask for a certificate, and may not read nodes: 403 is an acceptance.
+            pki::write(&cluster.host.path(BOOTSTRAP), &kubeconfig)?;
+            // A bootstrap token may request a certificate but not read nodes: 403 means that the token was accepted.
             token_until(cluster, SignedDuration::from_hours(1))?;
-            answers(cluster, "403")?;
+            wait_for_status(cluster, "403")?;
             token_until(cluster, SignedDuration::from_mins(-1))?;
-            answers(cluster, "401")?;
-            cluster.kubelet.take().context("it runs")?.stop()?;
+            wait_for_status(cluster, "401")?;
+            cluster.kubelet.take().context("it is running")?.stop()?;
             for file in [KUBECONFIG, CERTIFICATE] {
-                fs::remove_file(cluster.place.path(file)).with_context(|| format!("remove {file}"))?;
+                fs::remove_file(cluster.host.path(file)).with_context(|| format!("remove {file}"))?;
             }
             cluster.start_kubelet_with(&[&flag])
         },
@@ -52,16 +52,16 @@ pub(super) fn expired(stage: &mut Stage<'_>) -> Result<()> {
         |stage| {
             let cluster = &mut *stage.cluster;
             cluster.kubelet.take().context("it was started")?.stop()?;
-            fs::remove_file(cluster.place.path(BOOTSTRAP)).context("remove the bootstrap kubeconfig")?;
-            cluster.kubelet_identity(VALID)?;
-            cluster.kubelet_trusts(&cluster.authority)?;
+            fs::remove_file(cluster.host.path(BOOTSTRAP)).context("remove the bootstrap kubeconfig")?;
+            cluster.install_kubelet_certificate(VALID)?;
+            cluster.write_kubelet_kubeconfig(&cluster.authority)?;
             cluster.start_kubelet()
         },
     )?;
     stage.cluster.kubectl(&["delete", "secret", "-n", "kube-system", "bootstrap-token-abcdef"]).map(|_| ())
 }
 
-/// Makes the token valid for so long from now.
+/// Makes the token valid for `left` from now.
 fn token_until(cluster: &Cluster, left: SignedDuration) -> Result<()> {
     let (id, secret) = TOKEN.split_once('.').context("a token has two parts")?;
     let expiration = format!("{:.0}", Timestamp::now() + left);
@@ -75,10 +75,10 @@ fn token_until(cluster: &Cluster, left: SignedDuration) -> Result<()> {
     }))
 }
 
-/// Waits until the API server answers a request with the token in this way.
-fn answers(cluster: &Cluster, status: &str) -> Result<()> {
+/// Waits until the API server responds to a request with the token with this status.
+fn wait_for_status(cluster: &Cluster, status: &str) -> Result<()> {
     let mut last = String::new();
-    let answered = until("the API server judges the token so", NOTICED, || {
+    let answered = until("the API server applies the change", PROPAGATION, || {
         let mut curl = cluster.control.command("curl")?;
         curl.args(["--silent", "--max-time", "5", "--write-out", "%{http_code}", "--output", "/dev/null"]);
         curl.arg("--cacert").arg(cluster.file("ca.crt"));
@@ -86,5 +86,5 @@ fn answers(cluster: &Cluster, status: &str) -> Result<()> {
         last = run(curl.arg(format!("https://{API}/api/v1/nodes/{NODE}")))?;
         Ok((last.trim() == status).then_some(()))
     });
-    answered.with_context(|| format!("it answers {last}, not {status}"))
+    answered.with_context(|| format!("the last status is {last}, not {status}"))
 }

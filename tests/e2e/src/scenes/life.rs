@@ -1,4 +1,4 @@
-//! The life of a node on which nothing is wrong.
+//! The life of a healthy node.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,15 +10,15 @@ use crate::agent;
 use crate::cluster::until;
 use crate::stage::Stage;
 
-/// How long it is watched.
+/// How long the node is observed.
 const LIFE: Duration = Duration::from_mins(10);
-/// Between two restarts in order, of the kubelet, the runtime and the network's agent in turn.
-const RESTARTS: Duration = Duration::from_secs(25);
+/// Interval of the orderly restarts of the kubelet, the runtime and the network's agent, in turn.
+const RESTART_INTERVAL: Duration = Duration::from_secs(25);
 
-/// How long a restarted kubelet is watched.
-const WHILE: Duration = Duration::from_mins(1);
+/// How long a restarted kubelet is observed.
+const AFTER_RESTART: Duration = Duration::from_mins(1);
 
-/// A plugin that is linked with glibc looks up a user and speaks to the system's log, whose daemons are not here.
+/// A plugin that looks up a user and writes to syslog as one linked with glibc does; neither daemon runs here.
 const GLIBC: &str = "#!/usr/bin/perl
 use Sys::Syslog;
 getpwnam('nobody');
@@ -26,9 +26,9 @@ eval { openlog('portmap', 'ndelay', 'daemon') };
 exec '/opt/cni/bin/portmap';
 ";
 
-/// Pods of the same name are made and deleted, and everything restarts in order.
+/// Pods with the same name are created and deleted while components restart in an orderly way.
 pub(super) fn healthy(stage: &mut Stage<'_>) -> Result<()> {
-    foreign_conditions_stay(stage)?;
+    check_foreign_conditions(stage)?;
     let plain = crate::cluster::network("10.244.0.0/24");
     let mut config = plain.clone();
     config["plugins"].as_array_mut().context("it is a list")?.push(serde_json::json!({"type": "looks-up"}));
@@ -37,19 +37,19 @@ pub(super) fn healthy(stage: &mut Stage<'_>) -> Result<()> {
     let watch = stage.watch();
     let started = Instant::now();
     let (mut pods, mut restarts) = (0_u32, 0_u32);
-    while watch.lasts() < LIFE {
-        stage.a_pod_runs("web-0")?;
+    while watch.elapsed() < LIFE {
+        stage.run_pod_once("web-0")?;
         pods += 1;
-        if started.elapsed() < RESTARTS * (restarts + 1) {
+        if started.elapsed() < RESTART_INTERVAL * (restarts + 1) {
             continue;
         }
         match restarts % 3 {
             0 => {
-                stage.cluster.kubelet.take().context("it runs")?.stop()?;
+                stage.cluster.kubelet.take().context("it is running")?.stop()?;
                 stage.cluster.start_kubelet()?;
             }
             1 => {
-                stage.cluster.runtime.take().context("it runs")?.stop()?;
+                stage.cluster.runtime.take().context("it is running")?.stop()?;
                 stage.cluster.start_runtime()?;
             }
             _ => {
@@ -58,17 +58,17 @@ pub(super) fn healthy(stage: &mut Stage<'_>) -> Result<()> {
             }
         }
         restarts += 1;
-        watch.was_well()?;
+        watch.check_no_condition_was_false()?;
     }
-    watch.was_well()?;
+    watch.check_no_condition_was_false()?;
     println!("{pods} pods and {restarts} restarts in {} s, and no condition was False", LIFE.as_secs());
     drop(stage.flanneld.take());
     stage.cluster.install_network("10.244.0.0/24")?;
-    stage.on_the_node_all_is_well()
+    stage.wait_until_healthy()
 }
 
-/// When it starts, cAdvisor inside the kubelet dials the sockets of every runtime that it knows. Only the configured one is
-/// the node's.
+/// At its start, cAdvisor in the kubelet dials the sockets of all runtimes that it supports. Only the configured one is the
+/// node's runtime.
 pub(super) fn one_runtime(stage: &mut Stage<'_>) -> Result<()> {
     let recording = stage.cluster.file("one-runtime.jsonl");
     let trace = agent::trace(stage.cluster, &recording, &stage.cluster.file("one-runtime.txt"))?;
@@ -83,20 +83,23 @@ pub(super) fn one_runtime(stage: &mut Stage<'_>) -> Result<()> {
     until("the kubelet dials CRI-O's socket", Duration::from_mins(1), || {
         Ok(fs::read_to_string(&recording)?.lines().find_map(dialled))
     })?;
-    // Longer than a runtime that does not serve takes to be reported.
-    until("it has run for a while", WHILE * 2, || Ok((watch.lasts() >= WHILE).then_some(())))?;
-    watch.was_well()?;
-    watch.never_said("RuntimeDown")?;
+    // This is longer than the time after which a runtime that does not serve is reported.
+    until("the kubelet has run for a while", AFTER_RESTART * 2, || {
+        Ok((watch.elapsed() >= AFTER_RESTART).then_some(()))
+    })?;
+    watch.check_no_condition_was_false()?;
+    watch.check_never_reported("RuntimeDown")?;
     trace.stop()?;
-    stage.on_the_node_all_is_well()
+    stage.wait_until_healthy()
 }
 
-fn foreign_conditions_stay(stage: &Stage<'_>) -> Result<()> {
-    let node = stage.cluster.node()?;
+/// Fails unless the Node object has the kubelet's four conditions and our two.
+fn check_foreign_conditions(stage: &Stage<'_>) -> Result<()> {
+    let node = stage.cluster.node_object()?;
     let rows = node["status"]["conditions"].as_array().into_iter().flatten();
     let kinds: Vec<_> = rows.map(|row| row["type"].clone()).collect();
     for foreign in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
-        ensure!(kinds.iter().any(|kind| kind == foreign), "{foreign} is gone from {kinds:?}");
+        ensure!(kinds.iter().any(|kind| kind == foreign), "{foreign} is missing in {kinds:?}");
     }
     ensure!(kinds.len() == 6, "{kinds:?}");
     Ok(())

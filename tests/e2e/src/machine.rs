@@ -1,11 +1,11 @@
-//! What a kubelet and a runtime change of the machine itself, whatever namespaces they are in.
+//! Changes that a kubelet and a runtime make to the machine itself, regardless of their namespaces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// What the kubelet writes, whatever it is told: the machine gets its own values back.
+/// Settings that the kubelet writes regardless of its configuration; their previous values are restored.
 const SYSCTLS: &[&str] = &[
     "vm/overcommit_memory",
     "vm/panic_on_oom",
@@ -15,31 +15,31 @@ const SYSCTLS: &[&str] = &[
     "kernel/keys/root_maxbytes",
 ];
 
-/// The machine as it was; it is so again when this is dropped.
-pub(crate) struct Host {
+/// The previous state of the machine, which is restored when this is dropped.
+pub(crate) struct MachineState {
     sysctls: Vec<(PathBuf, String)>,
-    /// Where runtimes put their containers. Made here, for several may share them.
+    /// Parent cgroups of the runtimes' containers. They are created here because several runtimes may share them.
     cgroups: Vec<PathBuf>,
 }
 
-impl Host {
-    /// Before anything runs.
-    pub(crate) fn borrow() -> Result<Self> {
+impl MachineState {
+    /// Saves the settings and creates the cgroups, before anything else runs.
+    pub(crate) fn save() -> Result<Self> {
         let read = |name: &&str| {
             let path = Path::new("/proc/sys").join(name);
             fs::read_to_string(&path).map(|value| (path, value)).context("read a sysctl")
         };
         let sysctls = SYSCTLS.iter().map(read).collect::<Result<_>>()?;
-        let mut host = Self { sysctls, cgroups: Vec::new() };
+        let mut state = Self { sysctls, cgroups: Vec::new() };
         for dir in missing_cgroups() {
             fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
-            host.cgroups.push(dir);
+            state.cgroups.push(dir);
         }
-        Ok(host)
+        Ok(state)
     }
 }
 
-impl Drop for Host {
+impl Drop for MachineState {
     fn drop(&mut self) {
         for (path, value) in &self.sysctls {
             let _ = fs::write(path, value);
@@ -48,10 +48,10 @@ impl Drop for Host {
     }
 }
 
-/// In every hierarchy that has no such place yet.
+/// Returns the parent cgroup of containers in each hierarchy where it does not exist.
 fn missing_cgroups() -> Vec<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
-    // With version 2 the root is the one hierarchy, and the directories in it are groups.
+    // cgroup v2 has one hierarchy, whose subdirectories are groups.
     let hierarchies = if root.join("cgroup.controllers").exists() {
         vec![root]
     } else {
@@ -61,7 +61,7 @@ fn missing_cgroups() -> Vec<PathBuf> {
     places.map(|dir| dir.join("k8s.io")).filter(|dir| !dir.exists()).collect()
 }
 
-/// Removes a group and those inside; one that has processes stays.
+/// Removes a cgroup and those inside; one that has processes stays.
 fn remove_cgroup(dir: &Path) {
     for inner in fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
         remove_cgroup(&inner.path());
