@@ -137,7 +137,7 @@ impl Cluster {
     /// Creates both hosts and their files, and starts no program.
     pub(crate) fn new(assets: &Path) -> Result<Self> {
         let (netns, control) = Namespace::pair()?;
-        let dir = TempDir::with_prefix("nrlab-e2e-").context("make a directory for the cluster")?;
+        let dir = TempDir::with_prefix("nrlab-e2e-").context("create a directory for the cluster")?;
         let host = NodeHost::new(netns, dir.path())?;
         let cluster = Self {
             assets: assets.to_owned(),
@@ -265,7 +265,7 @@ impl Cluster {
 
     /// Returns a command for a copy of a program on the node with another name, by which components are recognized.
     pub(crate) fn copy_as(&self, program: &str, name: &str) -> Result<Command> {
-        let original = Path::new(program).file_name().context("a program has a name")?.display();
+        let original = Path::new(program).file_name().context("the program has no file name")?.display();
         let path = format!("/opt/cni/{original}/{name}");
         fs::create_dir_all(self.host.path(&format!("/opt/cni/{original}")))?;
         fs::copy(program, self.host.path(&path)).with_context(|| format!("copy {program}"))?;
@@ -330,7 +330,7 @@ impl Cluster {
     /// Restarts containerd, which then reads network configurations from `conf_dir`.
     pub(crate) fn restart_runtime(&mut self, conf_dir: &str) -> Result<()> {
         self.write_runtime_config(conf_dir)?;
-        self.runtime.take().context("it is running")?.stop()?;
+        self.runtime.take().context("not running")?.stop()?;
         self.start_runtime()
     }
 
@@ -339,7 +339,7 @@ impl Cluster {
         let file = self.file("containerd.toml");
         let config = fs::read_to_string(&file).context("read containerd's configuration")?;
         pki::write(&file, &format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{config}"))?;
-        self.runtime.take().context("it is running")?.stop()?;
+        self.runtime.take().context("not running")?.stop()?;
         self.start_runtime()
     }
 
@@ -440,7 +440,7 @@ impl Cluster {
 
     /// Restarts the kubelet, which then reads its files again.
     pub(crate) fn restart_kubelet(&mut self) -> Result<()> {
-        self.kubelet.take().context("it is running")?.stop()?;
+        self.kubelet.take().context("not running")?.stop()?;
         self.start_kubelet()
     }
 
@@ -468,7 +468,7 @@ impl Cluster {
             "-f",
             &file.display().to_string(),
         ])?)?;
-        let token = response["status"]["token"].as_str().context("the API server returns a token")?;
+        let token = response["status"]["token"].as_str().context("the API server returned no token")?;
         pki::write(&self.host.path(SERVICE_ACCOUNT_DIR).join("token"), token)?;
         pki::write(&self.host.path(SERVICE_ACCOUNT_DIR).join("ca.crt"), &self.authority.certificate)?;
         Ok(())
@@ -481,7 +481,7 @@ impl Cluster {
 
     /// Removes the files of the service account.
     pub(crate) fn remove_service_account(&self) -> Result<()> {
-        fs::remove_dir_all(self.host.path(SERVICE_ACCOUNT_DIR)).context("remove the account")
+        fs::remove_dir_all(self.host.path(SERVICE_ACCOUNT_DIR)).context("remove the service account")
     }
 
     /// Runs kubectl as the administrator on the control plane's host, and returns its output.

@@ -32,7 +32,7 @@ impl MachineState {
         let sysctls = SYSCTLS.iter().map(read).collect::<Result<_>>()?;
         let mut state = Self { sysctls, cgroups: Vec::new() };
         for dir in missing_cgroups() {
-            fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+            fs::create_dir_all(&dir).with_context(|| format!("create the cgroup {}", dir.display()))?;
             state.cgroups.push(dir);
         }
         Ok(state)

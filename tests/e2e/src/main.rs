@@ -56,15 +56,15 @@ fn run() -> Result<()> {
     scenes::check(&chosen)?;
     let started = Instant::now();
     let _machine = MachineState::save()?;
-    let result = if chosen.is_empty() { play_all(&assets) } else { play(&assets, &chosen) };
+    let result = if chosen.is_empty() { run_all_stories(&assets) } else { run_scenes(&assets, &chosen) };
     println!("{} s in total", started.elapsed().as_secs());
     result
 }
 
 /// Runs these scenes, one after the other; on failure prints the end of each log.
-fn play(assets: &Path, chosen: &[String]) -> Result<()> {
+fn run_scenes(assets: &Path, chosen: &[String]) -> Result<()> {
     let mut cluster = Cluster::new(assets)?;
-    let result = scenes::play(&mut cluster, chosen);
+    let result = scenes::run(&mut cluster, chosen);
     if result.is_err() {
         for log in ["kube-apiserver", "containerd", "kubelet", "probe"] {
             eprintln!("── the end of {log}.log\n{}", cluster.log(log));
@@ -74,7 +74,7 @@ fn play(assets: &Path, chosen: &[String]) -> Result<()> {
 }
 
 /// Runs all stories concurrently, each in its own process.
-fn play_all(assets: &Path) -> Result<()> {
+fn run_all_stories(assets: &Path) -> Result<()> {
     let mut stories =
         scenes::stories().map(|scenes| Story::start(assets, &scenes)).collect::<Result<Vec<_>>>()?;
     while stories.iter_mut().any(Story::runs) {
@@ -101,7 +101,7 @@ impl Story {
         command.arg(assets).args(scenes).stdout(Stdio::piped());
         let mut child =
             node_host::kill_with_parent(&mut command).spawn().context("start a process for a story")?;
-        let output = BufReader::new(child.stdout.take().context("it has an output")?);
+        let output = BufReader::new(child.stdout.take().context("the output is not piped")?);
         let rest = std::thread::spawn(move || {
             let mut rest = String::new();
             for line in output.lines().map_while(Result::ok) {

@@ -50,7 +50,8 @@ impl NodeHost {
         // The shell reports killed children, and this shell's child will be killed.
         command.stderr(Stdio::null());
         let mut holder = kill_with_parent(&mut command).spawn().context("run unshare(1)")?;
-        let line = BufReader::new(holder.stdout.take().context("the holder has an output")?).lines().next();
+        let line =
+            BufReader::new(holder.stdout.take().context("the holder's output is not piped")?).lines().next();
         let host = Self { netns, holder };
         ensure!(
             line.is_some_and(|line| line.is_ok_and(|line| line == "ready")),

@@ -89,7 +89,7 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
     println!("{nodes} agents start");
     let start = sample_for(&cluster, Some(&agents), START + FIRST_HEARTBEATS)?;
     let steady = sample_for(&cluster, Some(&agents), STEADY)?;
-    cluster.api.take().context("it is running")?.stop()?;
+    cluster.api.take().context("not running")?.stop()?;
     println!("the API server of {nodes} nodes is down");
     every_second(OUTAGE, || Ok(()))?;
     // Agents reach it before it is ready.
@@ -98,7 +98,7 @@ pub(crate) fn measure(assets: &Path, nodes: usize) -> Result<()> {
     let storm = sample_for(&cluster, Some(&agents), RETURN)?;
     let right = count_right(&cluster, back.as_second())?;
     let requests = requests(&cluster)?;
-    let [all, own] = agents.memory_mib().context("the agents are running")?;
+    let [all, own] = agents.memory_mib().context("the agents are not running")?;
     println!(
         "\n{nodes} nodes, memory of all agents in one process: {all:.0} MiB ({own:.0} MiB of it anonymous)"
     );
@@ -152,7 +152,7 @@ fn every_second(time: Duration, mut each: impl FnMut() -> Result<()>) -> Result<
 }
 
 fn sample(cluster: &Cluster, agents: Option<&Running>) -> Result<Sample> {
-    let api = cluster.api.as_ref().context("the API server is running")?.pid();
+    let api = cluster.api.as_ref().context("the API server is not running")?.pid();
     let stat = fs::read_to_string(format!("/proc/{api}/stat")).context("the API server has exited")?;
     let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<u64>().ok();

@@ -97,7 +97,7 @@ fn matches(name: &str, part: &str) -> bool {
 }
 
 /// Runs the chosen scenes; returns the error of the first one that fails.
-pub(crate) fn play(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
+pub(crate) fn run(cluster: &mut Cluster, chosen: &[String]) -> Result<()> {
     let mut stage = Stage::new(cluster)?;
     for (name, scene) in STORIES.into_iter().flatten() {
         if chosen.iter().any(|part| matches(name, part)) {

@@ -89,7 +89,8 @@ impl<'a> Stage<'a> {
         }
         print!("{}", Row::table(&self.rows));
         print(&self.lines);
-        let [all, own] = self.agent.as_ref().and_then(Running::memory_mib).context("the agent is running")?;
+        let [all, own] =
+            self.agent.as_ref().and_then(Running::memory_mib).context("the agent is not running")?;
         println!("memory of the agent: {all:.1} MiB, {own:.1} MiB of it anonymous");
         Ok(())
     }
@@ -147,7 +148,7 @@ impl<'a> Stage<'a> {
         // The fault could not be written, so the object had True throughout. The condition that is written now became true
         // after the fault was proven, and possibly before the repair was complete: the API server has several clients of
         // etcd, which reconnect one after the other.
-        let proven = proven.context("the fault was reported")?;
+        let proven = proven.context("the fault was not reported")?;
         self.expect_condition(
             expected.what,
             ExpectedCondition { after_s: proven, ..healthy_condition(REACHABLE) },
@@ -259,7 +260,7 @@ impl<'a> Stage<'a> {
 
     /// Restarts the agent with `start`, and waits for its first verdict.
     pub(crate) fn restart_agent(&mut self, start: fn(&Cluster) -> Result<Running>) -> Result<()> {
-        self.agent.take().context("it is running")?.stop()?;
+        self.agent.take().context("not running")?.stop()?;
         self.agent = Some(start(self.cluster)?);
         until("the agent has a verdict", PROOF, || {
             let verdict = agent::state(self.cluster)?["verdict"]["reason"].clone();

@@ -31,7 +31,7 @@ pub(crate) struct Sample {
     /// Conditions that are False.
     broken: BTreeSet<String>,
     /// Reasons of consequences and of independent faults.
-    beside: BTreeSet<String>,
+    others: BTreeSet<String>,
 }
 
 impl Sample {
@@ -45,19 +45,19 @@ impl Sample {
             broken: broken
                 .filter_map(|row| Some(row["type"].as_str()?.rsplit('/').next()?.to_owned()))
                 .collect(),
-            beside: rows("consequences").chain(rows("also")).filter_map(|row| text(&row["reason"])).collect(),
+            others: rows("consequences").chain(rows("also")).filter_map(|row| text(&row["reason"])).collect(),
         })
     }
 
     /// Returns whether no fault is reported and no condition is False.
     fn is_healthy(&self) -> bool {
-        self.root == HEALTHY && self.broken.is_empty() && self.beside.is_empty()
+        self.root == HEALTHY && self.broken.is_empty() && self.others.is_empty()
     }
 }
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}); False: {:?}; besides: {:?}", self.root, self.message, self.broken, self.beside)
+        write!(f, "{} ({}); False: {:?}; others: {:?}", self.root, self.message, self.broken, self.others)
     }
 }
 
@@ -111,7 +111,7 @@ impl Watch {
     /// Fails if this reason was reported at any time.
     pub(crate) fn check_never_reported(&self, reason: &str) -> Result<()> {
         let samples = self.samples();
-        let reported = |sample: &Sample| sample.root == reason || sample.beside.contains(reason);
+        let reported = |sample: &Sample| sample.root == reason || sample.others.contains(reason);
         let wrong = samples.iter().any(|(_, sample)| reported(sample));
         ensure!(!wrong, "{reason} was reported:\n{}", format_samples(&samples));
         Ok(())
@@ -145,7 +145,7 @@ pub(crate) struct Expected {
     /// Reasons of the root cause, in the order in which they may be reported; the last one must stay.
     roots: &'static [&'static str],
     /// Reasons that may be listed as a consequence or as an independent fault.
-    beside: &'static [&'static str],
+    allowed: &'static [&'static str],
     /// A part of the root cause's message.
     words: &'static str,
     /// Whether the Node object can be written while the fault lasts.
@@ -161,12 +161,12 @@ impl Expected {
         conditions: &'static [&'static str],
         roots: &'static [&'static str],
     ) -> Self {
-        Self { what, conditions, roots, beside: &[], words: "", written: true, steady: Duration::ZERO }
+        Self { what, conditions, roots, allowed: &[], words: "", written: true, steady: Duration::ZERO }
     }
 
     /// Allows these additional reasons.
-    pub(crate) const fn beside(self, beside: &'static [&'static str]) -> Self {
-        Self { beside, ..self }
+    pub(crate) const fn allowing(self, allowed: &'static [&'static str]) -> Self {
+        Self { allowed, ..self }
     }
 
     /// Requires these words in the message.
@@ -197,14 +197,14 @@ impl Expected {
 
     /// Returns whether a sample contains nothing unexpected.
     fn admits(&self, sample: &Sample) -> bool {
-        let only = |found: &BTreeSet<String>, allowed: &[&str]| {
-            found.iter().all(|one| allowed.contains(&one.as_str()))
+        let only = |found: &BTreeSet<String>, expected: &[&str]| {
+            found.iter().all(|one| expected.contains(&one.as_str()))
         };
         let root = sample.root == HEALTHY || self.roots.contains(&sample.root.as_str());
         // A consequence may be seen before its cause.
-        let beside = only(&sample.beside, self.beside) || only(&sample.beside, self.roots);
-        (root || self.beside.contains(&sample.root.as_str()))
-            && beside
+        let others_allowed = only(&sample.others, self.allowed) || only(&sample.others, self.roots);
+        (root || self.allowed.contains(&sample.root.as_str()))
+            && others_allowed
             && only(&sample.broken, self.conditions)
     }
 

@@ -129,14 +129,14 @@ impl Cgroup {
         let root = cgroup2().or_else(|| mounted(" - cgroup ", "pids")).context("find a mount of cgroups")?;
         let number = std::process::id();
         let dir = root.join(format!("pod{number:08x}-0000-4000-8000-000000000000"));
-        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        std::fs::create_dir(&dir).with_context(|| format!("create the cgroup {}", dir.display()))?;
         Ok(Self { dir })
     }
 
     /// Creates the cgroup of a service of Talos, where the kernel has the unified hierarchy.
     pub fn for_talos_service(service: &str) -> Result<Self> {
         let dir = cgroup2().context("find a cgroup2 mount")?.join("podruntime").join(service);
-        std::fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("create the cgroup {}", dir.display()))?;
         Ok(Self { dir })
     }
 
@@ -145,7 +145,7 @@ impl Cgroup {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = root.join(format!("nrlab-{}-{number}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
+        std::fs::create_dir(&dir).with_context(|| format!("create the cgroup {}", dir.display()))?;
         Ok(Self { dir })
     }
 

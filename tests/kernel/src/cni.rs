@@ -26,7 +26,7 @@ impl Sandbox {
 
     /// Runs the plugin that `config` names on `node` as a runtime does, and returns its output.
     pub fn run(&self, node: &Node, command: &str, config: &Value) -> Result<Output> {
-        let plugin = config["type"].as_str().context("the configuration has a type")?;
+        let plugin = config["type"].as_str().context("the configuration has no type")?;
         let args = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID=x",
             self.pod
@@ -42,7 +42,11 @@ impl Sandbox {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = spawn(&mut run)?;
-        child.stdin.take().context("the plugin has an input")?.write_all(config.to_string().as_bytes())?;
+        child
+            .stdin
+            .take()
+            .context("the plugin's input is not piped")?
+            .write_all(config.to_string().as_bytes())?;
         Ok(child.wait_with_output()?)
     }
 }

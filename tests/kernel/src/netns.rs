@@ -74,7 +74,7 @@ impl Namespace {
         let mut ip = Command::new("ip");
         ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = ip.spawn().context("run ip; if it is missing: `cargo xtask setup`")?;
-        child.stdin.take().context("ip has an input")?.write_all(commands.as_bytes())?;
+        child.stdin.take().context("standard input of ip is not piped")?.write_all(commands.as_bytes())?;
         let output = child.wait_with_output()?;
         if !output.status.success() {
             bail!("ip {commands:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());

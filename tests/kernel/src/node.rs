@@ -33,7 +33,7 @@ impl Node {
     /// Creates both hosts, joined by a veth pair, with an empty configuration directory and every reference plugin.
     pub fn new() -> Result<Self> {
         let (netns, peer) = Namespace::pair()?;
-        let dir = TempDir::with_prefix("nrlab-").context("make a directory for the node")?;
+        let dir = TempDir::with_prefix("nrlab-").context("create a directory for the node")?;
         let node = Self { netns, peer, dir };
         for part in ["net.d", "bin", "leases"] {
             std::fs::create_dir(node.path(part))?;
@@ -109,7 +109,7 @@ impl Node {
     pub fn helper_as(&self, name: &str) -> Result<PathBuf> {
         let path = self.path("bin").join(name);
         if !path.exists() {
-            std::fs::copy(helper()?, &path).with_context(|| format!("make {}", path.display()))?;
+            std::fs::copy(helper()?, &path).with_context(|| format!("create {}", path.display()))?;
         }
         Ok(path)
     }
@@ -126,7 +126,7 @@ impl Node {
         command.arg(verb).arg(dial.to).args(dial.flags).stdout(Stdio::piped());
         command.envs(variables.iter().copied());
         let mut child = spawn(&mut command)?;
-        let lines = BufReader::new(child.stdout.take().context("the client has an output")?).lines();
+        let lines = BufReader::new(child.stdout.take().context("the client's output is not piped")?).lines();
         Ok(Client { child, lines })
     }
 }
@@ -200,7 +200,7 @@ impl Server {
 
     fn spawn_and_wait(mut command: Command) -> Result<Self> {
         let mut child = spawn(&mut command)?;
-        let output = child.stdout.take().context("the server has an output")?;
+        let output = child.stdout.take().context("the server's output is not piped")?;
         let server = Self { child };
         let line =
             BufReader::new(output).lines().next().context("the server exited before it listened")??;

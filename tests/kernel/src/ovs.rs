@@ -51,7 +51,7 @@ impl<'a> OpenVSwitch<'a> {
 
     /// Kills ovs-vswitchd, as a crash does.
     pub fn kill_vswitchd(&mut self) -> Result<()> {
-        let mut switch = self.switch.take().context("the switch runs")?;
+        let mut switch = self.switch.take().context("ovs-vswitchd is not running")?;
         switch.kill()?;
         switch.wait()?;
         Ok(())
@@ -59,7 +59,7 @@ impl<'a> OpenVSwitch<'a> {
 
     /// Sends ovs-vswitchd a signal.
     pub fn signal_vswitchd(&self, signal: i32) -> Result<()> {
-        let pid = self.switch.as_ref().context("the switch runs")?.id();
+        let pid = self.switch.as_ref().context("ovs-vswitchd is not running")?.id();
         // SAFETY: no memory is involved; the process is our child and was not waited for.
         ensure!(unsafe { libc::kill(i32::try_from(pid)?, signal) } == 0);
         Ok(())

@@ -154,7 +154,7 @@ impl Trace {
             command.arg("--record").arg(recording);
         }
         let mut child = command.stdout(Stdio::piped()).spawn().context("start probe trace")?;
-        let output = child.stdout.take().context("the trace has an output")?;
+        let output = child.stdout.take().context("the trace's output is not piped")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {

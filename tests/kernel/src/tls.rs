@@ -38,7 +38,7 @@ pub fn config(addr: IpAddr, health: Health) -> Result<Arc<ServerConfig>> {
 }
 
 /// Serves one connection: sends one response to whatever request it reads, then closes the TLS session.
-pub fn answer(connection: TcpStream, config: Arc<ServerConfig>, health: Health) -> Result<()> {
+pub fn serve(connection: TcpStream, config: Arc<ServerConfig>, health: Health) -> Result<()> {
     let mut stream = StreamOwned::new(ServerConnection::new(config)?, connection);
     let mut request = [0; 2048];
     if stream.read(&mut request)? == 0 {

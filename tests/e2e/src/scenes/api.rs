@@ -20,13 +20,13 @@ fn signal(
     signal: i32,
 ) -> impl FnOnce(&mut Stage<'_>) -> Result<()> {
     move |stage| {
-        program(stage.cluster).context("it is running")?.signal(signal);
+        program(stage.cluster).context("not running")?.signal(signal);
         Ok(())
     }
 }
 
 fn stop(stage: &mut Stage<'_>) -> Result<()> {
-    stage.cluster.api.take().context("it is running")?.stop()
+    stage.cluster.api.take().context("not running")?.stop()
 }
 
 fn start(stage: &mut Stage<'_>) -> Result<()> {
@@ -51,7 +51,7 @@ pub(super) fn frozen(stage: &mut Stage<'_>) -> Result<()> {
 /// Like repeated OOM kills, with a supervisor that restarts the server.
 pub(super) fn killed_whenever_it_serves(stage: &mut Stage<'_>) -> Result<()> {
     let expected = Expected::new("API server killed whenever it serves", API_SIDE, &["APIServerRefused"])
-        .beside(&["APIServerReset", "APIServerUnhealthy"])
+        .allowing(&["APIServerReset", "APIServerUnhealthy"])
         .message_contains("unstable")
         .steady_after(45)
         .unwritten();
@@ -105,7 +105,8 @@ const fn node(cluster: &Cluster) -> &Namespace {
 const STALLED: &[&str] = &["APIConnectionStalled"];
 
 pub(super) fn dropped(stage: &mut Stage<'_>) -> Result<()> {
-    let expected = Expected::new("packets to it dropped", API_SIDE, &["APITimeout"]).beside(STALLED);
+    let expected =
+        Expected::new("packets to the API server dropped", API_SIDE, &["APITimeout"]).allowing(STALLED);
     filter(stage, expected, control, "input", "ip saddr 10.99.0.2 tcp dport 6443 drop")
 }
 
@@ -113,13 +114,15 @@ pub(super) fn rejected(stage: &mut Stage<'_>) -> Result<()> {
     let rule = "ip saddr 10.99.0.2 tcp dport 6443 reject with icmp type admin-prohibited";
     // Established connections get no response either.
     let expected =
-        Expected::new("packets to it rejected", API_SIDE, &["APITimeout", "APIFirewalled"]).beside(STALLED);
+        Expected::new("packets to the API server rejected", API_SIDE, &["APITimeout", "APIFirewalled"])
+            .allowing(STALLED);
     filter(stage, expected, control, "input", rule)
 }
 
 /// The packets are dropped before they leave the node.
 pub(super) fn firewalled(stage: &mut Stage<'_>) -> Result<()> {
-    let expected = Expected::new("packets to it dropped on the node", API_SIDE, &["APIPolicyDenied"]);
+    let expected =
+        Expected::new("packets to the API server dropped on the node", API_SIDE, &["APIPolicyDenied"]);
     filter(stage, expected, node, "output", "ip daddr 10.99.0.1 tcp dport 6443 drop")
 }
 
@@ -169,7 +172,7 @@ pub(super) fn crash_loop(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn credentials(stage: &mut Stage<'_>) -> Result<()> {
     stage.hold(
         Expected::new("certificate expired", API_SIDE, &["CredentialExpired"])
-            .beside(&["CredentialRefused"])
+            .allowing(&["CredentialRefused"])
             .unwritten(),
         |stage| stage.cluster.install_kubelet_certificate(-time::Duration::hours(1)),
         |stage| stage.cluster.install_kubelet_certificate(VALID),
@@ -186,7 +189,7 @@ fn with_restarted_kubelet(
     repair: impl FnOnce(&Cluster) -> Result<()>,
 ) -> Result<()> {
     stage.hold(
-        expected.beside(&["KubeletDown"]).unwritten(),
+        expected.allowing(&["KubeletDown"]).unwritten(),
         |stage| {
             fault(stage.cluster)?;
             stage.cluster.restart_kubelet()
@@ -222,7 +225,7 @@ pub(super) fn both_at_once(stage: &mut Stage<'_>) -> Result<()> {
         &[REACHABLE, NETWORK],
         &["CNIConfigMissing", "APIServerRefused"],
     )
-    .beside(&["CNIConfigMissing", "CNIConfigDisplaced"])
+    .allowing(&["CNIConfigMissing", "CNIConfigDisplaced"])
     .unwritten();
     stage.hold(
         expected,
@@ -270,7 +273,7 @@ pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
     stage.wait_until_healthy()?;
     let roots = &["CNIConfigMissing", "AdmissionBlocked"];
     let expected = Expected::new("webhook without a backend", &[REACHABLE, NETWORK], roots)
-        .beside(&["CNIConfigMissing", "CNIConfigDisplaced"]);
+        .allowing(&["CNIConfigMissing", "CNIConfigDisplaced"]);
     stage.hold(
         expected,
         |stage| {

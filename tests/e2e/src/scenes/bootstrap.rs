@@ -24,7 +24,7 @@ pub(super) fn expired(stage: &mut Stage<'_>) -> Result<()> {
     let flag = format!("--bootstrap-kubeconfig={BOOTSTRAP}");
     stage.hold_and(
         Expected::new("bootstrap token expired", &[REACHABLE], &["CredentialRefused"])
-            .beside(&["KubeletDown"])
+            .allowing(&["KubeletDown"])
             .message_contains("bootstrap-kubelet.conf: 401 Unauthorized")
             .unwritten(),
         |stage| {
@@ -37,21 +37,21 @@ pub(super) fn expired(stage: &mut Stage<'_>) -> Result<()> {
             wait_for_status(cluster, "403")?;
             token_until(cluster, SignedDuration::from_mins(-1))?;
             wait_for_status(cluster, "401")?;
-            cluster.kubelet.take().context("it is running")?.stop()?;
+            cluster.kubelet.take().context("not running")?.stop()?;
             for file in [KUBECONFIG, CERTIFICATE] {
                 fs::remove_file(cluster.host.path(file)).with_context(|| format!("remove {file}"))?;
             }
             cluster.start_kubelet_with(&[&flag])
         },
         |stage| {
-            if stage.cluster.kubelet.as_mut().context("it was started")?.has_exited()? {
+            if stage.cluster.kubelet.as_mut().context("not running")?.has_exited()? {
                 stage.cluster.start_kubelet_with(&[&flag])?;
             }
             Ok(())
         },
         |stage| {
             let cluster = &mut *stage.cluster;
-            cluster.kubelet.take().context("it was started")?.stop()?;
+            cluster.kubelet.take().context("not running")?.stop()?;
             fs::remove_file(cluster.host.path(BOOTSTRAP)).context("remove the bootstrap kubeconfig")?;
             cluster.install_kubelet_certificate(VALID)?;
             cluster.write_kubelet_kubeconfig(&cluster.authority)?;
@@ -63,7 +63,7 @@ pub(super) fn expired(stage: &mut Stage<'_>) -> Result<()> {
 
 /// Makes the token valid for `left` from now.
 fn token_until(cluster: &Cluster, left: SignedDuration) -> Result<()> {
-    let (id, secret) = TOKEN.split_once('.').context("a token has two parts")?;
+    let (id, secret) = TOKEN.split_once('.').context("the token has no secret")?;
     let expiration = format!("{:.0}", Timestamp::now() + left);
     cluster.apply(&json!({
         "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",

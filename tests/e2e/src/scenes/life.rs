@@ -31,7 +31,10 @@ pub(super) fn healthy(stage: &mut Stage<'_>) -> Result<()> {
     check_foreign_conditions(stage)?;
     let plain = crate::cluster::network("10.244.0.0/24");
     let mut config = plain.clone();
-    config["plugins"].as_array_mut().context("it is a list")?.push(serde_json::json!({"type": "looks-up"}));
+    config["plugins"]
+        .as_array_mut()
+        .context("`plugins` is not a list")?
+        .push(serde_json::json!({"type": "looks-up"}));
     stage.cluster.install_plugin("looks-up", GLIBC.as_bytes())?;
     stage.cluster.write_network("10-pods.conflist", &config.to_string())?;
     let watch = stage.watch();
@@ -45,11 +48,11 @@ pub(super) fn healthy(stage: &mut Stage<'_>) -> Result<()> {
         }
         match restarts % 3 {
             0 => {
-                stage.cluster.kubelet.take().context("it is running")?.stop()?;
+                stage.cluster.kubelet.take().context("not running")?.stop()?;
                 stage.cluster.start_kubelet()?;
             }
             1 => {
-                stage.cluster.runtime.take().context("it is running")?.stop()?;
+                stage.cluster.runtime.take().context("not running")?.stop()?;
                 stage.cluster.start_runtime()?;
             }
             _ => {

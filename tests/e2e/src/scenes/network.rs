@@ -24,7 +24,7 @@ fn install(stage: &mut Stage<'_>) -> Result<()> {
 
 pub(super) fn removed(stage: &mut Stage<'_>) -> Result<()> {
     stage.hold(
-        fault("CNI configuration removed", &["CNIConfigMissing"]).beside(&["CNIConfigDisplaced"]),
+        fault("CNI configuration removed", &["CNIConfigMissing"]).allowing(&["CNIConfigDisplaced"]),
         |stage| stage.cluster.remove_network("10-pods.conflist"),
         install,
     )
@@ -33,7 +33,7 @@ pub(super) fn removed(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn broken(stage: &mut Stage<'_>) -> Result<()> {
     let half = r#"{"cniVersion": "0.4.0", "name": "pods", "plug"#;
     stage.hold(
-        fault("half a configuration", &["CNIConfigInvalid"]),
+        fault("truncated configuration", &["CNIConfigInvalid"]),
         |stage| stage.cluster.write_network("10-pods.conflist", half),
         install,
     )
@@ -48,7 +48,7 @@ pub(super) fn shadowed(stage: &mut Stage<'_>) -> Result<()> {
         |stage| stage.cluster.write_network("20-flannel.conflist", &flannel.to_string()),
         |stage| stage.cluster.remove_network("20-flannel.conflist"),
     )?;
-    stage.flanneld.take().context("it is running")?.stop()
+    stage.flanneld.take().context("not running")?.stop()
 }
 
 /// The runtime reads an empty directory instead of the usual one.
@@ -57,7 +57,7 @@ pub(super) fn elsewhere(stage: &mut Stage<'_>) -> Result<()> {
     fs::create_dir_all(stage.cluster.host.path(OTHER_DIR))?;
     stage.hold(
         // The runtime is restarted for this, and may be reported as down meanwhile.
-        fault("the runtime reads another directory", &["RuntimeDown", "CNIConfigMissing"])
+        fault("runtime reads another directory", &["RuntimeDown", "CNIConfigMissing"])
             .message_contains(OTHER_DIR),
         |stage| stage.cluster.restart_runtime(OTHER_DIR),
         |stage| stage.cluster.restart_runtime(CONF_DIR),
@@ -135,7 +135,7 @@ fn replace_portmap(stage: &mut Stage<'_>, expected: Expected, content: &[u8]) ->
 pub(super) fn of_another_machine(stage: &mut Stage<'_>) -> Result<()> {
     let mut program = fs::read(portmap(stage))?;
     // e_machine of the ELF header is 22 (s390), which none of our machines is.
-    program.get_mut(18..20).context("it is a program")?.copy_from_slice(&22_u16.to_le_bytes());
+    program.get_mut(18..20).context("the plugin is not an ELF file")?.copy_from_slice(&22_u16.to_le_bytes());
     replace_portmap(stage, fault("plugin for another machine", &["CNIBinaryMissing"]), &program)
 }
 
@@ -158,7 +158,7 @@ pub(super) fn plugin_fails(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn conflict(stage: &mut Stage<'_>) -> Result<()> {
     let other = |bridge: &str| network("10.244.7.0/24").to_string().replace("cni0", bridge);
     stage.hold(
-        fault("a bridge that has another address", &["LinkConflict"]).message_contains("cni7"),
+        fault("bridge with another address", &["LinkConflict"]).message_contains("cni7"),
         |stage| {
             stage.cluster.host.netns.ip("link add cni7 type bridge\naddr add 10.244.70.1/24 dev cni7")?;
             stage.cluster.write_network("10-pods.conflist", &other("cni7"))?;
@@ -224,12 +224,12 @@ pub(super) fn without_pod_cidr(stage: &mut Stage<'_>) -> Result<()> {
     // A recently started agent has a grace period of two minutes; then the Node object is read within 30 s.
     stage.hold(
         fault("node without a pod CIDR", &["CNIConfigMissing", "PodCIDRNotAssigned"])
-            .beside(&["CNIConfigMissing", "CNIConfigDisplaced"]),
+            .allowing(&["CNIConfigMissing", "CNIConfigDisplaced"]),
         |stage| {
             stage.start_flanneld()?;
             stage.cluster.remove_network_as("flanneld", "10-pods.conflist")
         },
         install,
     )?;
-    stage.flanneld.take().context("it is running")?.stop()
+    stage.flanneld.take().context("not running")?.stop()
 }

@@ -42,7 +42,7 @@ fn frozen(
     program: fn(&Cluster) -> Option<&Running>,
 ) -> Result<()> {
     let signal = |stage: &Stage<'_>, signal| {
-        program(stage.cluster).context("it is running")?.signal(signal);
+        program(stage.cluster).context("not running")?.signal(signal);
         Ok(())
     };
     stage.hold(
@@ -72,7 +72,7 @@ pub(super) fn kubelet_frozen(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn kubelet_stopped(stage: &mut Stage<'_>) -> Result<()> {
     stage.hold(
         fault("kubelet stopped", &["KubeletDown"]),
-        |stage| stage.cluster.kubelet.take().context("it is running")?.stop(),
+        |stage| stage.cluster.kubelet.take().context("not running")?.stop(),
         |stage| stage.cluster.start_kubelet(),
     )
 }
@@ -103,7 +103,7 @@ pub(super) fn disk_full(stage: &mut Stage<'_>) -> Result<()> {
     stage.hold(
         fault("disk of containerd full", &["RuntimeLimitExceeded"])
             .message_contains(LAYERS)
-            .beside(&["SandboxImageUnavailable"]),
+            .allowing(&["SandboxImageUnavailable"]),
         |stage| {
             let mut fill = stage.cluster.host.command("sh")?;
             let words = format!("cat /dev/zero > {LAYERS}/filling 2>/dev/null; test -s {LAYERS}/filling");
@@ -130,7 +130,7 @@ pub(super) fn switch_killed(stage: &mut Stage<'_>) -> Result<()> {
 
 pub(super) fn deleted(stage: &mut Stage<'_>) -> Result<()> {
     let watch = stage.watch();
-    stage.cluster.kubelet.take().context("it is running")?.stop()?;
+    stage.cluster.kubelet.take().context("not running")?.stop()?;
     let old = stage.cluster.node_object()?["metadata"]["uid"].clone();
     stage.cluster.kubectl(&["delete", "node", NODE])?;
     stage.cluster.start_kubelet()?;
@@ -151,7 +151,7 @@ pub(super) fn restarted(stage: &mut Stage<'_>) -> Result<()> {
     let before = agent::wait(stage.cluster, healthy_condition(NETWORK), PROOF)?;
     // A condition changes at most once in ten seconds, also for a stopping agent.
     until("the condition may change", PROOF, || Ok((now_s() > before.since_s + 10).then_some(())))?;
-    stage.agent.take().context("it is running")?.stop()?;
+    stage.agent.take().context("not running")?.stop()?;
     let stopping =
         ExpectedCondition { condition: NETWORK, status: "Unknown", reason: "AgentStopping", after_s: 0 };
     agent::wait(stage.cluster, stopping, PROOF)?;

@@ -114,7 +114,7 @@ fn serve(on: &str, flags: &[&str]) -> io::Result<()> {
                 }
             } else {
                 let config = LazyLock::force(&config).clone().map_err(anyhow::Error::msg)?;
-                tls::answer(connection, config, health)?;
+                tls::serve(connection, config, health)?;
             }
             Ok(())
         });

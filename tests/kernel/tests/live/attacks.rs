@@ -101,7 +101,7 @@ fn check_root_is_reported(node: &Node, trace: &mut Trace) -> Result<()> {
     let [etcd, bridge] = ["etcd", "bridge"].map(|name| node.dir().join(name));
     for program in [&etcd, &bridge] {
         if !program.exists() {
-            fs::copy("/bin/sh", program).with_context(|| format!("make {}", program.display()))?;
+            fs::copy("/bin/sh", program).with_context(|| format!("create {}", program.display()))?;
         }
     }
     repeat_until_reported(trace, "the exit of etcd", is_exit_of_etcd, || {
@@ -150,14 +150,14 @@ fn start_crowd(node: &Node, name: &str, environment: &[(&str, &str)]) -> Result<
     // Not in the directory of plugins: where the environment of programs cannot be read, a program of this name that
     // root runs would be taken for a plugin.
     let dir = node.dir().join("crowd");
-    fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
+    fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
     let program = dir.join(name);
-    fs::copy("/bin/busybox", &program).with_context(|| format!("make {}", program.display()))?;
+    fs::copy("/bin/busybox", &program).with_context(|| format!("create {}", program.display()))?;
     let mut command = node.netns.command("setpriv")?;
     command.args(NOBODY).arg(node.helper_as("helper")?).args(["crowd", CROWD_SIZE]).arg(program);
     command.args(["sleep", "600"]).envs(environment.iter().copied());
     let mut crowd = Group::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
-    let output = crowd.0.stdout.take().context("it has an output")?;
+    let output = crowd.0.stdout.take().context("the output is not piped")?;
     let line = BufReader::new(output).lines().next().context("the crowd has exited")??;
     ensure!(line == "ready", "{line}");
     Ok(crowd)
@@ -232,7 +232,7 @@ fn withstands_write_and_connect_flood() -> Result<()> {
 fn withstands_exec_flood() -> Result<()> {
     let mut testbed = Testbed::new("executions without a pause")?;
     let program = testbed.node.dir().join("kubelet");
-    fs::copy("/bin/busybox", &program).context("make kubelet")?;
+    fs::copy("/bin/busybox", &program).context("create kubelet")?;
     let script = start_script(&testbed.node, &format!("while :; do {} true; done", program.display()))?;
     testbed.check_during_attack()?;
     testbed.finish(script)

@@ -19,7 +19,7 @@ const VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts an agent with these files, and waits until it reports a healthy node.
 fn agent(node: &Node, state: &Path, journal: &Path) -> Result<Agent> {
-    let text = |path: &Path| path.to_str().map(str::to_owned).context("a text");
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("not UTF-8");
     let (state, journal) = (text(state)?, text(journal)?);
     let agent = Agent::start(node, &["--apiserver", API, "--state-file", &state, "--journal", &journal])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
@@ -71,7 +71,7 @@ fn wait_for_state(path: &Path, reason: &str) -> Result<()> {
 fn fifo(path: &Path) -> Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path is live and NUL-terminated.
-    ensure!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) } == 0, "make the FIFO {}", path.display());
+    ensure!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) } == 0, "create the FIFO {}", path.display());
     Ok(())
 }
 
@@ -231,7 +231,7 @@ fn kills_hanging_credential_program_without_blocking() -> Result<()> {
              users: [{{name: u, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: ./helper}}}}}}]\n"
         ),
     )?;
-    let kubeconfig = kubeconfig.to_str().context("a text")?;
+    let kubeconfig = kubeconfig.to_str().context("not UTF-8")?;
     let agent = Agent::start(&node, &["--apiserver", API, "--kubeconfig", kubeconfig])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
     let pid = poll("the program", || {

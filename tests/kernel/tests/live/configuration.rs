@@ -30,7 +30,7 @@ fn discovers_api_server_of_running_kubelet() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let write = |name: &str, server: &str| {
         let path = node.dir().join(name);
-        let dir = path.parent().context("it is in a directory")?;
+        let dir = path.parent().context("no parent directory")?;
         std::fs::create_dir_all(dir)?;
         let text = format!("clusters:\n- name: a\n  cluster: {{server: 'https://{server}'}}\n");
         std::fs::write(&path, text).context("write a kubeconfig")
@@ -167,14 +167,14 @@ fn agent_reloads_configuration_on_sighup() -> Result<()> {
         std::fs::write(&path, text).context("write the kubeconfig")
     };
     write(API)?;
-    let kubeconfig = path.to_str().context("a text")?;
+    let kubeconfig = path.to_str().context("not UTF-8")?;
     let agent = Agent::start(&node, &["--kubeconfig", kubeconfig, "--no-conditions"])?;
     agent.wait_for_verdict("NetworkReady", Duration::from_secs(20))?;
     write("10.99.0.1:7443")?;
     // SAFETY: no memory is involved; the process is our child and was not waited for.
     ensure!(unsafe { libc::kill(i32::try_from(agent.pid())?, libc::SIGHUP) } == 0);
     agent.wait_for_verdict("APIServerRefused", Duration::from_secs(10))?;
-    let report = agent.report().context("a report")?;
+    let report = agent.report().context("no report")?;
     ensure!(report["verdict"]["subject"] == "10.99.0.1:7443", "{report}");
     Ok(())
 }

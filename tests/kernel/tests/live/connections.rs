@@ -49,7 +49,8 @@ fn acknowledged_bytes_without_response_mean_tls_stalled() -> Result<()> {
     let _kubelet = node.client("kubelet", &Dial { to: API, flags: &flags })?;
     let is_it = |line: &Value| line["kind"] == "verdict" && line["verdict"]["reason"] == "APITLSStalled";
     trace.wait(Duration::from_secs(30) * patience(), "the verdict APITLSStalled", is_it)?;
-    let silent = trace.seen.iter().rfind(|line| of_the_node(line, "connection")).expect("a connection");
+    let silent =
+        trace.seen.iter().rfind(|line| of_the_node(line, "connection")).expect("a connection was reported");
     ensure!(silent["acked"] == 5 && silent["received"] == 0, "{silent}");
     ensure!(silent["client"]["name"] == "kubelet", "{silent}");
     Ok(())

@@ -269,7 +269,7 @@ fn broken_first_file_means_config_invalid() -> Result<()> {
 fn survives_hostile_config_files() -> Result<()> {
     let (node, _server) = Node::healthy()?;
     let path = node.conf_dir().join("00-first.conf");
-    let fifo = std::ffi::CString::new(path.to_str().expect("a text"))?;
+    let fifo = std::ffi::CString::new(path.to_str().expect("UTF-8"))?;
     // SAFETY: the path is live and NUL-terminated.
     ensure!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o644) } == 0);
     expect(&verdict(&node, 2, &["--apiserver", API])?, "CNIConfigInvalid", 1)?;
@@ -339,7 +339,7 @@ fn distinguishes_exhausted_addresses_from_other_failures() -> Result<()> {
         let message = verdict.line["verdict"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains("; full: "), "{message}");
     }
-    let end = trace.seen.iter().rfind(|line| line["kind"] == "cni_end").expect("an operation");
+    let end = trace.seen.iter().rfind(|line| line["kind"] == "cni_end").expect("an operation was reported");
     ensure!(end["plugin"] == "bridge" && end["delegates"][0]["plugin"] == "host-local", "{end}");
     ensure!(end["pod"]["name"] == "web-2" && end["pod"]["namespace"] == "shop", "{end}");
     Ok(())

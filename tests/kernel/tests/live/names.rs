@@ -18,11 +18,11 @@ struct Dns(Child);
 
 impl Dns {
     /// Starts a server that is authoritative for `nrlab.test`, with these options of dnsmasq(8), and waits for its socket.
-    fn start(node: &Node, answers: &[&str]) -> Result<Self> {
-        Self::start_at(node, 53, answers)
+    fn start(node: &Node, options: &[&str]) -> Result<Self> {
+        Self::start_at(node, 53, options)
     }
 
-    fn start_at(node: &Node, port: u16, answers: &[&str]) -> Result<Self> {
+    fn start_at(node: &Node, port: u16, options: &[&str]) -> Result<Self> {
         let mut command = node.peer.command("dnsmasq")?;
         command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]);
         command.args([
@@ -36,7 +36,7 @@ impl Dns {
         command
             .arg("--port")
             .arg(port.to_string())
-            .args(answers)
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -78,7 +78,7 @@ pub(super) fn with_root(node: &Node) -> Result<String> {
     }
     // Paths of the CNI directories stay valid below this root.
     let place = root.join(root.strip_prefix("/")?);
-    fs::create_dir_all(place.parent().context("a directory above")?)?;
+    fs::create_dir_all(place.parent().context("no parent directory")?)?;
     symlink("/", place)?;
     Ok(root.to_string_lossy().into_owned())
 }

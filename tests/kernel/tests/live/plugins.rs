@@ -45,10 +45,10 @@ fn reports_why_configured_plugin_cannot_run() -> Result<()> {
     let original = std::fs::read(&plugin)?;
     let foreign = |bytes: &mut Vec<u8>| bytes[18..20].copy_from_slice(&22_u16.to_le_bytes());
     let put = |bytes: &[u8], mode| -> Result<()> {
-        let beside = node.dir().join("new-plugin");
-        std::fs::write(&beside, bytes)?;
-        std::fs::set_permissions(&beside, Permissions::from_mode(mode))?;
-        Ok(std::fs::rename(beside, &plugin)?)
+        let new = node.dir().join("new-plugin");
+        std::fs::write(&new, bytes)?;
+        std::fs::set_permissions(&new, Permissions::from_mode(mode))?;
+        Ok(std::fs::rename(new, &plugin)?)
     };
     let mut trace = Trace::start(&node, &["--apiserver", API])?;
     let mut other = original.clone();
@@ -162,7 +162,7 @@ fn replacing_running_plugin_means_binary_busy() -> Result<()> {
             let verdict = trace.wait_for_verdict("CNIBinaryBusy")?;
             ensure!(verdict.line["verdict"]["subject"] == "slow", "{}", verdict.line);
         }
-        ensure!(run.join().ok().context("the plugin's thread")??.status.success());
+        ensure!(run.join().ok().context("the plugin's thread panicked")??.status.success());
         Ok(())
     })
 }
@@ -179,7 +179,7 @@ fn reports_stalled_plugin_while_it_runs() -> Result<()> {
         ensure!(verdict.line["verdict"]["subject"] == "slow", "{}", verdict.line);
         ensure!(!trace.seen.iter().any(|line| line["kind"] == "cni_end"), "it has exited");
         trace.wait_for_verdict("NetworkReady")?;
-        ensure!(run.join().ok().context("the plugin's thread")??.status.success());
+        ensure!(run.join().ok().context("the plugin's thread panicked")??.status.success());
         Ok(())
     })
 }
@@ -204,7 +204,7 @@ fn reports_plugin_started_before_probe_and_its_exit() -> Result<()> {
         unsafe { libc::kill(pid, libc::SIGKILL) };
         let (_, end) = trace.wait_for("its exit", |line| line["kind"] == "cni_end")?;
         ensure!(end["pid"] == pid, "{end}");
-        ensure!(!run.join().ok().context("the plugin's thread")??.status.success());
+        ensure!(!run.join().ok().context("the plugin's thread panicked")??.status.success());
         Ok(())
     })
 }
@@ -233,7 +233,7 @@ fn names_file_that_plugin_waits_for() -> Result<()> {
         ensure!(verdict.line["verdict"]["subject"] == marker.to_string_lossy().as_ref(), "{}", verdict.line);
         std::fs::write(&marker, "FLANNEL_NETWORK=10.244.0.0/16")?;
         trace.wait_for_verdict("NetworkReady")?;
-        ensure!(run.join().ok().context("the plugin's thread")??.status.success());
+        ensure!(run.join().ok().context("the plugin's thread panicked")??.status.success());
         Ok(())
     })
 }
@@ -316,7 +316,8 @@ fn plugin(run: &mut Command, node: &Node, path: &str, config: &Value) -> Result<
     }
     let mut child = spawn(run)?;
     // Writing fails if a plugin closes its input before it reads, as one that fails early does.
-    let _ = child.stdin.take().context("an input")?.write_all(config.to_string().as_bytes());
+    let _ =
+        child.stdin.take().context("standard input is not piped")?.write_all(config.to_string().as_bytes());
     Ok(child.wait_with_output()?)
 }
 

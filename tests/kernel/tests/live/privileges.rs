@@ -113,7 +113,7 @@ fn unreadable_configuration_without_dac_read_search_is_a_gap() -> Result<()> {
     for dir in [node.conf_dir(), node.bin_dir()] {
         std::fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         chown(&dir, Some(OTHER), Some(OTHER))?;
-        trace_without(&node, &[], &[])?.wait_for_verdict("NetworkReady").context("with it")?;
+        trace_without(&node, &[], &[])?.wait_for_verdict("NetworkReady").context("with the capability")?;
         // CAP_DAC_OVERRIDE includes the right to read.
         let mut trace = trace_without(&node, &[DAC_READ_SEARCH, DAC_OVERRIDE], &[])?;
         let verdict = trace.wait_for_verdict("ProbeDegraded")?;
@@ -140,7 +140,7 @@ fn unreadable_ovs_database_without_dac_override_is_a_gap() -> Result<()> {
     std::fs::set_permissions(dir.join("db.sock"), Permissions::from_mode(0o600))?;
     let flag = dir.to_string_lossy().into_owned();
     let args = ["--ovs-run-dir", flag.as_str()];
-    trace_without(&node, &[], &args)?.wait_for_verdict("NetworkReady").context("with it")?;
+    trace_without(&node, &[], &args)?.wait_for_verdict("NetworkReady").context("with the capability")?;
     let mut trace = trace_without(&node, &[DAC_OVERRIDE], &args)?;
     wait_for_gap(&mut trace, "ovs.database", "")?;
     wait_until_verdict(&mut trace, "NetworkReady")?;

@@ -85,8 +85,8 @@ fn judges_kubelet_behind_proxy_by_its_proxy() -> Result<()> {
     ensure!(kubelet.errno()? == 0, "the proxy refused the connection");
     let mut trace = Trace::start(&node, &["--host-root", &root])?;
     let served = |line: &Value| line["kind"] == "answer" && line["status"] == 200;
-    let (_, answer) = trace.wait_for("the response of the API server", served)?;
-    ensure!(answer["to"] == PROXY && answer["certificate"]["fits"] == true, "{answer}");
+    let (_, response) = trace.wait_for("the response of the API server", served)?;
+    ensure!(response["to"] == PROXY && response["certificate"]["fits"] == true, "{response}");
     wait(&mut trace, "NetworkReady", "10.99.0.1:3128 (the proxy http://10.99.0.1:3128)")?;
     drop(proxy);
     wait(

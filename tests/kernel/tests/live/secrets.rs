@@ -107,7 +107,7 @@ fn kubeconfig(node: &Node) -> Result<String> {
          env: [{{name: TOKEN, value: {CANARY}variable}}]}}}}}}]\n"
     );
     fs::write(&path, text)?;
-    Ok(path.to_str().context("a text")?.to_owned())
+    Ok(path.to_str().context("not UTF-8")?.to_owned())
 }
 
 /// The plugin prints its whole configuration and a key, as some plugins do; the runtime's arguments and the names of files

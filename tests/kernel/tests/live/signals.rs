@@ -70,7 +70,7 @@ fn escapes_control_characters_in_terminal_output() -> Result<()> {
     node.install_config()?;
     let evil = "ku\u{1b}[31mbe\u{7}";
     let mut trace = KillOnDrop(probe(&node, "trace", &["--apiserver", API])?);
-    let mut output = trace.0.stdout.take().context("an output")?;
+    let mut output = trace.0.stdout.take().context("the output is not piped")?;
     let mut client = node.client(evil, &Dial { to: API, flags: &[] })?;
     client.errno()?;
     let mut text = String::new();
@@ -154,7 +154,7 @@ fn recording_replays_to_same_verdicts() -> Result<()> {
     node.install_config()?;
     let server = node.serve_api()?;
     let recording = node.dir().join("recording.jsonl");
-    let path = recording.to_str().context("a text")?;
+    let path = recording.to_str().context("not UTF-8")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--record", path])?;
     trace.wait_for_verdict("NetworkReady")?;
     drop(server);
@@ -194,22 +194,22 @@ fn agent_serves_socket_endpoints_and_state_file() -> Result<()> {
             "--metrics-address",
             "10.99.0.2:9719",
             "--state-file",
-            state.to_str().context("a text")?,
+            state.to_str().context("not UTF-8")?,
             "--socket",
-            socket.to_str().context("a text")?,
+            socket.to_str().context("not UTF-8")?,
         ],
     )?);
     poll("the state file", || {
         let document: Value = serde_json::from_slice(&std::fs::read(&state).ok()?).ok()?;
         (document["verdict"]["reason"] == "NetworkReady" && document["schemaVersion"] == 1).then_some(())
     })?;
-    let mut answer = String::new();
-    UnixStream::connect(&socket)?.read_to_string(&mut answer)?;
-    let document: Value = serde_json::from_str(&answer)?;
+    let mut report = String::new();
+    UnixStream::connect(&socket)?.read_to_string(&mut report)?;
+    let document: Value = serde_json::from_str(&report)?;
     ensure!(document["verdict"]["status"] == "True", "{document}");
-    let asked =
+    let check =
         Command::new(probe_binary()?).args(["check", "-o", "json", "--socket"]).arg(&socket).output()?;
-    ensure!(asked.status.code() == Some(0), "{}", String::from_utf8_lossy(&asked.stderr));
+    ensure!(check.status.code() == Some(0), "{}", String::from_utf8_lossy(&check.stderr));
 
     // The pages are fetched from the other host.
     let mut fetch = node.peer.command("curl")?;
@@ -255,7 +255,7 @@ fn logs_unavailable_outputs_once_and_continues() -> Result<()> {
         "/proc/netready/state.json",
         "--socket",
     ];
-    let args = [&args[..], &[socket.to_str().context("a text")?]].concat();
+    let args = [&args[..], &[socket.to_str().context("not UTF-8")?]].concat();
     let mut agent = KillOnDrop(probe(&node, "run", &args)?);
     poll("the verdict on the socket", || {
         let mut report = String::new();
@@ -265,7 +265,7 @@ fn logs_unavailable_outputs_once_and_continues() -> Result<()> {
     })?;
     agent.0.kill()?;
     let mut log = String::new();
-    agent.0.stderr.take().context("an output")?.read_to_string(&mut log)?;
+    agent.0.stderr.take().context("the output is not piped")?.read_to_string(&mut log)?;
     for word in ["serve metrics on 10.99.0.2:9719", "write the state file /proc/netready/state.json"] {
         ensure!(log.matches(word).count() == 1, "{log}");
     }
@@ -383,9 +383,9 @@ fn misbehaving_scrapers_do_not_block_others() -> Result<()> {
             "--metrics-address",
             "10.99.0.2:9719",
             "--socket",
-            socket.to_str().context("a text")?,
+            socket.to_str().context("not UTF-8")?,
             "--state-file",
-            state.to_str().context("a text")?,
+            state.to_str().context("not UTF-8")?,
         ],
     )?);
     let fetch = || {

@@ -20,7 +20,7 @@ pub(super) const NOBODY: &[&str] = &["--reuid=65534", "--clear-groups", "--no-ne
 fn run_as(node: &Node, name: &str, flags: &[&str], cgroup: Option<&Path>) -> Result<()> {
     let program = node.dir().join(name);
     if !program.exists() {
-        fs::copy("/bin/sh", &program).with_context(|| format!("make {}", program.display()))?;
+        fs::copy("/bin/sh", &program).with_context(|| format!("create {}", program.display()))?;
     }
     let enter = cgroup.map_or_else(String::new, |dir| format!("echo 0 > {}/cgroup.procs; ", dir.display()));
     let mut command = node.netns.command("setpriv")?;
@@ -100,7 +100,7 @@ fn trusts_unprivileged_etcd_of_talos() -> Result<()> {
     let (node, _server) = healthy()?;
     let cgroup = Cgroup::for_talos_service("etcd")?;
     let program = node.dir().join("etcd");
-    fs::copy("/bin/sh", &program).context("make etcd")?;
+    fs::copy("/bin/sh", &program).context("create etcd")?;
     let mut trace = Trace::start(&node, &["--apiserver", API, "--no-ask"])?;
     // It runs until its input is closed.
     let start = |enter: &str| {
