@@ -165,11 +165,12 @@ mod tests {
         mode(dir.path(), 0o755);
         assert_eq!(read_as_nobody(&socket).expect("may search the directory"), None);
         let server = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-        mode(&socket, 0o600);
+        // No access for its owner either, so that the test needs no root.
+        mode(&socket, 0o000);
         let denied = read_as_nobody(&socket).expect_err("the socket belongs to another user");
         assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
         mode(&socket, 0o666);
-        mode(dir.path(), 0o700);
+        mode(dir.path(), 0o000);
         let denied = read_as_nobody(&socket).expect_err("the directory belongs to another user");
         assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
         mode(dir.path(), 0o755);
