@@ -73,9 +73,10 @@ pub(crate) fn static_lab(arch: Arch) -> Result<(PathBuf, Vec<PathBuf>)> {
     Ok((helper.context("cargo built no lab-helper")?, tests))
 }
 
-/// cargo, told which toolchain builds the kernel half.
+/// Returns a cargo command. What it builds has the kernel programs: a build without them fails.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new("cargo");
+    cargo.env("NETREADY_REQUIRE_BPF", "1").env_remove("NETREADY_SKIP_BPF");
     if let Some(toolchain) = setup::toolchain() {
         cargo.env("NETREADY_BPF_TOOLCHAIN", toolchain);
     }

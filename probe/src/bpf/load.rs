@@ -13,6 +13,7 @@ use super::{HookState, HookStatus, Reader, Skips, Unsupported, Watch, tracefs};
 use crate::settings::Settings;
 use crate::{clock, privileges};
 
+/// The kernel programs; empty in a build without them (see `build.rs`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-ebpf"));
 
 /// The attached kernel programs. Dropping `programs` detaches them.
@@ -39,8 +40,11 @@ pub(crate) struct Kernel {
 /// hook that the kernel refuses is reported in [`Kernel::hooks`] and is not an error.
 ///
 /// # Errors
-/// [`Unsupported`] if no program can be loaded: a missing capability, no BTF, no ring buffer.
+/// [`Unsupported`] if no program can be loaded: no programs in this build, a missing capability, no BTF, no ring buffer.
 pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
+    if OBJECT.is_empty() {
+        return Err(Unsupported::Stub.into());
+    }
     check_capabilities()?;
     raise_limits();
     // A failure is reported by each hook that needs tracefs; the others work without it.
@@ -328,4 +332,21 @@ fn raise_limit(which: libc::__rlimit_resource_t, least: libc::rlim_t) {
 fn can_read_memory() -> bool {
     let helper = aya::sys::BpfHelper::BPF_FUNC_probe_read_kernel;
     matches!(aya::sys::is_helper_supported(ProgramType::TracePoint, helper), Ok(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSymbol as _};
+
+    use super::*;
+
+    #[test]
+    #[cfg_attr(without_kernel_programs, ignore = "needs the kernel programs: run `cargo xtask setup`")]
+    fn object_has_the_program_of_every_source() {
+        let object = object::File::parse(OBJECT).expect("an ELF file");
+        let symbols: Vec<_> = object.symbols().filter_map(|symbol| symbol.name().ok()).collect();
+        for source in HOOKS.iter().flat_map(|row| row.sources) {
+            assert!(symbols.contains(&source.program), "no program {}", source.program);
+        }
+    }
 }

@@ -21,6 +21,9 @@ pub(crate) use watch::Watch;
 /// Why no kernel program can be loaded on this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unsupported {
+    /// The build made a stub in place of the programs: see `build.rs`.
+    #[error("built without its kernel programs: run `cargo xtask build`")]
+    Stub,
     /// A capability is missing, without which the agent cannot inspect the node by other means either.
     #[error("{0}")]
     Privilege(String),
