@@ -1,4 +1,4 @@
-//! The attacks of the live tests, and what each of them came to.
+//! The attacks of the live tests, and the effect of each.
 
 use std::fs;
 
@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::test::Counts;
 use crate::{build, target};
 
-/// Runs each attack by itself, for so many seconds before the first fault, and prints the table; false when one succeeded.
+/// Runs the attacks one after the other, each for `seconds` before the first fault, and prints a table of their effects; returns
+/// false if one succeeded.
 pub(crate) fn run(seconds: u64) -> Result<bool> {
     let probe = build::release()?;
     let rows = target().join("attacks.jsonl");

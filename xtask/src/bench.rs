@@ -1,4 +1,4 @@
-//! Numbers against their budgets, as a table. Never a test: a number says something of one machine only.
+//! Measurements and their budgets, as a table. Not a test: the numbers depend on the machine.
 
 mod costs;
 
@@ -16,15 +16,15 @@ pub(crate) use costs::inside;
 
 use crate::build;
 
-/// A port of the loopback on which nobody listens, watched; and one that is not watched.
+/// Two ports of the loopback interface without listeners. The probe watches the first.
 const WATCHED: &str = "127.0.0.1:6443";
 const UNWATCHED: &str = "127.0.0.1:6553";
-/// Where the agent's metrics are read.
+/// Address of the agent's metrics.
 const METRICS: &str = "127.0.0.1:9729";
-/// How often the start is measured.
+/// Number of measurements of the start.
 const STARTS: usize = 7;
 
-/// One row.
+/// One row of the table.
 struct Row {
     what: &'static str,
     measured: String,
@@ -32,7 +32,7 @@ struct Row {
     met: bool,
 }
 
-/// Measures everything and prints the table; always true, because a missed budget is a number too.
+/// Measures everything and prints the table. Returns true even if a budget is missed: that is a result, not a failure.
 pub(crate) fn run(probe: &Path) -> Result<bool> {
     let bytes = std::fs::metadata(probe)?.len();
     let mut rows = vec![Row {
@@ -50,7 +50,7 @@ pub(crate) fn run(probe: &Path) -> Result<bool> {
 }
 
 fn print(rows: &[Row]) {
-    println!("\n{:<40} {:>16} {:>12}", "what", "measured", "budget");
+    println!("\n{:<40} {:>16} {:>12}", "measurement", "measured", "budget");
     println!("{}", "─".repeat(76));
     for row in rows {
         let mark = if row.met { "✔" } else { "✘" };
@@ -58,11 +58,11 @@ fn print(rows: &[Row]) {
     }
 }
 
-/// The agent, with files of its own; ended when dropped.
+/// A running agent, with files of its own; killed when dropped.
 struct Agent(Child);
 
 impl Agent {
-    /// Starts it and waits until it says that it watches; also answers how long that took.
+    /// Starts the agent and waits until it watches; also returns how long that took.
     fn start(probe: &Path, args: &[&str]) -> Result<(Self, Duration)> {
         let dir = files();
         let started = Instant::now();
@@ -78,16 +78,16 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .context("start the agent")?;
-        let said = child.stderr.take().context("the agent has an output")?;
+        let stderr = child.stderr.take().context("standard error of the agent")?;
         let agent = Self(child);
-        let line = watching(said).context("the agent")?;
-        // The agent's own words: when the last program was attached, which is before the state is read.
-        let words = line.split("attached in ").nth(1).and_then(|rest| rest.split(' ').next());
-        let took = words.and_then(|ms| ms.parse().ok()).map_or(started.elapsed(), Duration::from_millis);
+        let line = watching(stderr).context("the agent")?;
+        // The agent prints when the last program was attached, which is before it reads the state at start.
+        let ms = line.split("attached in ").nth(1).and_then(|rest| rest.split(' ').next());
+        let took = ms.and_then(|ms| ms.parse().ok()).map_or(started.elapsed(), Duration::from_millis);
         Ok((agent, took))
     }
 
-    /// Processor time of the agent so far, that of threads that have ended too: clock_getcpuclockid(3).
+    /// Returns the processor time of the agent, including exited threads: clock_getcpuclockid(3).
     fn cpu(&self) -> Result<Duration> {
         let mut clock = 0;
         // SAFETY: `clock` is live.
@@ -100,11 +100,11 @@ impl Agent {
         Ok(Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec)?))
     }
 
-    /// Waits until it does nothing any more: the state at start is read while it watches already.
+    /// Waits until the agent is idle: it reads the state at start while it already watches. Gives up after 10 s.
     fn settle(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut quiet = Instant::now();
-        // A look at its counters now and then is nothing.
+        // The agent regularly reads its counters, which takes less than 10 ms.
         let tens_of_ms = || Ok::<_, anyhow::Error>(self.cpu()?.as_millis() / 10);
         let mut used = tens_of_ms()?;
         while quiet.elapsed() < Duration::from_millis(300) && Instant::now() < deadline {
@@ -132,20 +132,20 @@ impl Drop for Agent {
     }
 }
 
-/// Waits for the line with which a watcher says that it watches.
-fn watching(said: impl Read + Send + 'static) -> Result<String> {
-    let mut said = BufReader::new(said);
+/// Waits for the line by which a watcher reports that it watches.
+fn watching(output: impl Read + Send + 'static) -> Result<String> {
+    let mut output = BufReader::new(output);
     let mut line = String::new();
     while !line.contains("watching") {
         line.clear();
-        ensure!(said.read_line(&mut line)? > 0, "it ended before it watched");
+        ensure!(output.read_line(&mut line)? > 0, "exited before it watched");
     }
-    // Whatever else it says must not fill the pipe.
-    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    // Further output must not fill the pipe.
+    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     Ok(line)
 }
 
-/// Where an agent's files are.
+/// Returns the directory of an agent's files.
 fn files() -> PathBuf {
     std::env::temp_dir().join(format!("netready-bench-{}", std::process::id()))
 }
@@ -156,7 +156,7 @@ fn start(probe: &Path) -> Result<Vec<Row>> {
     for _ in 0..STARTS {
         let (agent, took) = Agent::start(probe, &[])?;
         times.push(took);
-        // Once the state at start is read and the loop turns.
+        // By then it has read the state at start.
         std::thread::sleep(Duration::from_millis(500));
         resident = resident.max(agent.resident_kb()?);
     }
@@ -178,14 +178,14 @@ fn start(probe: &Path) -> Result<Vec<Row>> {
     ])
 }
 
-/// From the end of a refused connect to its line at the other end of the trace's pipe.
+/// Measures the time from a refused connect until its line of the trace is read from the pipe.
 fn latency(probe: &Path) -> Result<Vec<Row>> {
     let mut child = Command::new(probe)
         .args(["trace", "-o", "json", "--no-ask", "--apiserver", WATCHED, "--only", "api"])
         .stdout(Stdio::piped())
         .spawn()
         .context("start the trace")?;
-    let output = child.stdout.take().context("the trace has an output")?;
+    let output = child.stdout.take().context("standard output of the trace")?;
     let trace = Agent(child);
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -195,15 +195,15 @@ fn latency(probe: &Path) -> Result<Vec<Row>> {
             }
         }
     });
-    let patience = Duration::from_secs(10);
-    while !lines.recv_timeout(patience).context("the trace starts")?.1.contains("snapshot_done") {}
+    let limit = Duration::from_secs(10);
+    while !lines.recv_timeout(limit).context("wait for the state at start")?.1.contains("snapshot_done") {}
     let mut times = Vec::new();
     for _ in 0..400 {
-        let refused = TcpStream::connect(WATCHED).is_err();
+        let is_refused = TcpStream::connect(WATCHED).is_err();
         let ended = now_ns();
-        ensure!(refused, "somebody listens on {WATCHED}");
+        ensure!(is_refused, "a program listens on {WATCHED}");
         loop {
-            let (arrived, line) = lines.recv_timeout(patience).context("a line for the connect")?;
+            let (arrived, line) = lines.recv_timeout(limit).context("wait for the line of a connect")?;
             if line.contains("\"kind\":\"connect\"") {
                 times.push(arrived.saturating_sub(ended));
                 break;
@@ -226,7 +226,7 @@ fn latency(probe: &Path) -> Result<Vec<Row>> {
     ])
 }
 
-/// A node under load for a minute: connects and execs of anybody, and a kubelet that is refused.
+/// Measures the agent under load for a minute: connects and execs of other programs, and a kubelet whose connects are refused.
 fn load(probe: &Path) -> Result<Vec<Row>> {
     const TIME: Duration = Duration::from_mins(1);
     let (agent, _) = Agent::start(probe, &[])?;
@@ -278,7 +278,7 @@ fn load(probe: &Path) -> Result<Vec<Row>> {
             met: percent <= 15.0,
         },
         Row {
-            what: "load: memory that it grew by",
+            what: "load: growth of memory",
             measured: format!("{:.1} MB", build::megabytes(grown << 10)),
             budget: "flat",
             met: grown <= 2 << 10,
@@ -286,7 +286,7 @@ fn load(probe: &Path) -> Result<Vec<Row>> {
     ])
 }
 
-/// Does it so often a second until the time is over; answers with how often it was done.
+/// Calls `once` at `rate` calls a second until `until`; returns the number of calls.
 fn paced(rate: u32, until: Instant, once: impl Fn()) -> u64 {
     let started = Instant::now();
     let mut count = 0_u32;
@@ -302,19 +302,20 @@ fn paced(rate: u32, until: Instant, once: impl Fn()) -> u64 {
 }
 
 fn metrics() -> Result<String> {
-    let mut stream = TcpStream::connect(METRICS).context("ask for the metrics")?;
+    let mut stream = TcpStream::connect(METRICS).context("connect to the metrics")?;
     std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// A child runs anywhere again: what watches is not what is measured.
+/// Lets a command run on every processor: the watcher is not pinned to the one on which is measured.
 fn anywhere(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt as _;
 
-    let free = || {
-        // SAFETY: all ones name every processor there may be; the kernel takes those that are there.
+    let unpin = || {
+        // SAFETY: an all-zero set is valid, the macro writes inside it, and the call reads it. The kernel ignores processors that do
+        // not exist.
         let answer = unsafe {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
             (0..1024).for_each(|processor| libc::CPU_SET(processor, &mut set));
@@ -323,5 +324,5 @@ fn anywhere(command: &mut Command) -> &mut Command {
         if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     };
     // SAFETY: sched_setaffinity(2) is async-signal-safe, and nothing is allocated on the way.
-    unsafe { command.pre_exec(free) }
+    unsafe { command.pre_exec(unpin) }
 }

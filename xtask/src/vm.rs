@@ -1,4 +1,4 @@
-//! The kernel matrix: the live tests inside machines with other kernels.
+//! The kernel matrix: the live tests inside virtual machines with other kernels.
 
 mod arch;
 mod image;
@@ -18,21 +18,21 @@ use crate::{build, setup, target};
 use arch::Clock;
 use image::Contents;
 use kernel::{MATRIX, OTHERS, Series, Store};
-use machine::Said;
+use machine::Outcome;
 use table::Column;
 
-/// How many machines run side by side: one for each processor of the smallest machine that builds this.
-const SIDE_BY_SIDE: usize = 2;
+/// Number of machines that run in parallel: one for each processor of the smallest host that is used for development.
+const PARALLEL: usize = 2;
 
-/// What a matrix came to.
+/// Results of the matrix.
 #[derive(Debug, Default)]
 pub(crate) struct Matrix {
     pub(crate) columns: Vec<Column>,
-    /// A machine without a result counts as a failed test.
+    /// A machine that returns no result counts as a failed test.
     pub(crate) counts: Counts,
 }
 
-/// `cargo xtask vm`: the matrix and its table; false when something failed.
+/// Runs `cargo xtask vm` and prints the table; returns false if a test or a machine failed.
 pub(crate) fn command(names: &[String], filter: Option<&str>) -> Result<bool> {
     let matrix = run(names, filter)?;
     table::print(&matrix.columns);
@@ -40,7 +40,7 @@ pub(crate) fn command(names: &[String], filter: Option<&str>) -> Result<bool> {
     Ok(matrix.counts.are_good())
 }
 
-/// Boots the kernels whose names are given, or all, and runs the live tests inside.
+/// Boots the kernels that `names` lists, or those of [`MATRIX`], and runs the live tests whose names contain `filter`, or all.
 pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
     let wanted: Vec<Series> = if names.is_empty() {
         MATRIX.to_vec()
@@ -60,43 +60,44 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
             queue.push((*series, store.kernel(*series)?, base.clone()));
         }
     }
-    // The newest kernels take longest, and go first: what is left at the end is short.
+    // Runs on the newest kernels take longest. They start first, so that the last ones are short.
     queue.sort_by_key(|(series, ..)| series.weight());
     let queue = Mutex::new(queue);
-    let worker = || -> Vec<(Series, Result<Said>, Option<Result<Said>>)> {
+    let worker = || -> Vec<(Series, Result<Outcome>, Option<Result<Outcome>>)> {
         let mut done = Vec::new();
         loop {
             let Some((series, kernel, base)) = queue.lock().ok().and_then(|mut queue| queue.pop()) else {
                 return done;
             };
-            let said = one(series, Clock::Time, &kernel, &base, &dir.join(series.name), &[]);
-            println!("Linux {:<24} {}", kernel.release, summary(&said));
-            let missed = said.as_ref().map_or(Vec::new(), |said| column(series, &said.text).failed());
-            // Tests that run side by side take each other's time on one emulated processor, and from Linux 7 on interrupt each
-            // other inside the programs, which the kernel then skips. One that passes alone counts as flaky, and what it printed
-            // the first time is shown.
-            let alone = (!missed.is_empty()).then(|| {
-                println!("Linux {:<24} once more, alone: {}", kernel.release, missed.join(", "));
-                one(series, Clock::Time, &kernel, &base, &dir.join(series.name).join("alone"), &missed)
+            println!("Linux {:<24} started", kernel.release);
+            let outcome = one(series, Clock::Time, &kernel, &base, &dir.join(series.name), &[]);
+            println!("Linux {:<24} {}", kernel.release, summary(&outcome));
+            let failed =
+                outcome.as_ref().map_or(Vec::new(), |outcome| column(series, &outcome.text).failed());
+            // Tests that run in parallel compete for one emulated processor, and from Linux 7 on they interrupt each other inside
+            // programs, which the kernel then skips. A test that passes alone counts as flaky, and its first output is printed.
+            let alone = (!failed.is_empty()).then(|| {
+                println!("Linux {:<24} running again, alone: {}", kernel.release, failed.join(", "));
+                one(series, Clock::Time, &kernel, &base, &dir.join(series.name).join("alone"), &failed)
             });
-            done.push((series, said, alone));
+            done.push((series, outcome, alone));
         }
     };
     let results: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..SIDE_BY_SIDE).map(|_| scope.spawn(worker)).collect();
+        let workers: Vec<_> = (0..PARALLEL).map(|_| scope.spawn(worker)).collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
     });
     let mut matrix = Matrix::default();
-    // In the order of the table, whoever was first.
+    // In the order of the table, whichever machine finished first.
     for series in MATRIX.iter().chain(OTHERS) {
-        let Some((_, said, alone)) = results.iter().find(|(done, ..)| done == series) else { continue };
-        match said {
-            Ok(said) => {
-                let mut column = column(*series, &said.text);
-                // A runner that was killed has no failed test.
-                let is_broken = !said.text.contains("machine: exit 0") && column.failed().is_empty();
+        let Some((_, outcome, alone)) = results.iter().find(|(done, ..)| done == series) else { continue };
+        match outcome {
+            Ok(outcome) => {
+                let mut column = column(*series, &outcome.text);
+                // A test runner that was killed reports no failed test.
+                let is_broken = !outcome.text.contains("machine: exit 0") && column.failed().is_empty();
                 matrix.counts.failed += u64::from(is_broken);
-                let mut text = said.text.as_str();
+                let mut text = outcome.text.as_str();
                 if let Some(Ok(alone)) = alone {
                     let before = column.failed();
                     column.tests.extend(self::column(*series, &alone.text).tests);
@@ -104,9 +105,9 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
                     let after = column.failed();
                     for test in before.iter().filter(|test| !after.contains(test)) {
                         println!(
-                            "Linux {}: {test} is flaky: it failed beside others and passed alone\n{}",
+                            "Linux {}: {test} is flaky: it failed in parallel with others and passed alone\n{}",
                             series.name,
-                            words_of(test, &said.text)
+                            output_of(test, &outcome.text)
                         );
                         matrix.counts.flaky += 1;
                     }
@@ -117,7 +118,7 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
                 for test in &column.failed() {
                     let log = dir.join(series.name);
                     println!("Linux {}: {test} failed; see {}", series.name, log.display());
-                    println!("{}", words_of(test, text));
+                    println!("{}", output_of(test, text));
                 }
                 matrix.columns.push(column);
             }
@@ -130,38 +131,41 @@ pub(crate) fn run(names: &[String], filter: Option<&str>) -> Result<Matrix> {
     Ok(matrix)
 }
 
-/// The one that is called so.
+/// Returns the kernel with this name.
 fn named(name: &str) -> Result<Series> {
     let all = || MATRIX.iter().chain(OTHERS);
     let known = || all().map(|series| series.name).collect::<Vec<_>>().join(", ");
     let series = all().find(|series| series.name == name);
-    series.copied().with_context(|| format!("no kernel {name:?} in the matrix: {}", known()))
+    series.copied().with_context(|| format!("unknown kernel {name:?}; known are {}", known()))
 }
 
-/// What watching costs others on one of these kernels, counted in instructions. This program measures inside.
+/// Measures inside a machine what watching costs other programs on one of these kernels, in instructions. This program runs in
+/// the machine too.
 pub(crate) fn bench(name: &str, probe: &Path) -> Result<bool> {
     let series = named(name)?;
-    ensure!(series.arch == Arch::Amd64, "{name}: what measures runs on this machine's architecture only");
+    ensure!(
+        series.arch == Arch::Amd64,
+        "{name}: the benchmark runs on kernels of this host's architecture only"
+    );
     let dir = target().join("vm");
     let kernel = Store::open(&dir, series.arch)?.kernel(series)?;
     let (helper, _) = build::static_lab(series.arch)?;
-    let this = std::env::current_exe().context("find this program")?;
+    let this = std::env::current_exe().context("find the executable of xtask")?;
     let base = dir.join("base-bench.zst");
     let contents =
         Contents { probe, helper: &helper, tests: &[], filter: None, system: None, bench: Some(&this) };
     image::base(&base, &dir.join("stage"), &contents)?;
-    let said = one(series, Clock::Instructions, &kernel, &base, &dir.join(format!("bench-{name}")), &[])?;
-    println!("Linux {}, a nanosecond for each instruction", kernel.release);
-    for line in said.text.lines().filter(|line| !line.starts_with("machine: ")) {
+    let outcome = one(series, Clock::Instructions, &kernel, &base, &dir.join(format!("bench-{name}")), &[])?;
+    println!("Linux {}; one nanosecond is one instruction", kernel.release);
+    for line in outcome.text.lines().filter(|line| !line.starts_with("machine: ")) {
         println!("{line}");
     }
-    Ok(said.text.contains("machine: exit 0"))
+    Ok(outcome.text.contains("machine: exit 0"))
 }
 
-/// The part that every machine of an architecture shares.
+/// Makes the part of the file system that all machines of an architecture share.
 fn base(dir: &Path, arch: Arch, store: &Store, filter: Option<&str>) -> Result<PathBuf> {
     let (probe, system) = match arch {
-        // As the live tests do it: the binary under test may be another one.
         Arch::Amd64 => {
             (std::env::var_os("NETREADY_PROBE").map_or_else(build::release, |path| Ok(path.into()))?, None)
         }
@@ -184,7 +188,7 @@ fn base(dir: &Path, arch: Arch, store: &Store, filter: Option<&str>) -> Result<P
     Ok(base)
 }
 
-/// What stands in the results of one machine: the answer of `probe doctor` between two marks, and the tests.
+/// Parses the results of one machine: the output of `probe doctor` between two marks, and the tests.
 fn column(series: Series, text: &str) -> Column {
     let between = |rest: &str| Some(rest.split_once("machine: end")?.0.trim().to_owned());
     let doctor = text.split_once("machine: doctor").and_then(|(_, rest)| between(rest)).unwrap_or_default();
@@ -192,7 +196,7 @@ fn column(series: Series, text: &str) -> Column {
     Column::new(series.name, text.lines(), doctor)
 }
 
-/// Boots one machine; `alone` are the only tests that it runs, one after the other, or none.
+/// Boots one machine. It runs only the tests in `alone`, one after the other, or all tests if `alone` is empty.
 fn one(
     series: Series,
     clock: Clock,
@@ -200,7 +204,7 @@ fn one(
     base: &Path,
     dir: &Path,
     alone: &[String],
-) -> Result<Said> {
+) -> Result<Outcome> {
     std::fs::create_dir_all(dir)?;
     let stage = dir.join("stage");
     let modules = dir.join("modules.zst");
@@ -214,18 +218,19 @@ fn one(
     machine::run(kernel, series, clock, &archives, dir)
 }
 
-/// What the test runner printed of a test that failed.
-fn words_of<'a>(test: &str, text: &'a str) -> &'a str {
-    let words = text.split_once(&format!("{test} stdout ----")).map_or("", |(_, words)| words);
-    let ends = ["\n---- ", "\nfailures:"].into_iter().filter_map(|end| words.find(end));
-    words[..ends.min().unwrap_or(words.len())].trim()
+/// Returns what the test runner printed of a failed test.
+fn output_of<'a>(test: &str, text: &'a str) -> &'a str {
+    let output = text.split_once(&format!("{test} stdout ----")).map_or("", |(_, output)| output);
+    let ends = ["\n---- ", "\nfailures:"].into_iter().filter_map(|end| output.find(end));
+    output[..ends.min().unwrap_or(output.len())].trim()
 }
 
-fn summary(said: &Result<Said>) -> String {
-    match said {
-        Ok(said) => {
-            let tests = said.text.lines().filter(|line| line.starts_with("test ") && line.contains(" ... "));
-            format!("{} tests in {} s", tests.count(), said.took.as_secs())
+fn summary(outcome: &Result<Outcome>) -> String {
+    match outcome {
+        Ok(outcome) => {
+            let tests =
+                outcome.text.lines().filter(|line| line.starts_with("test ") && line.contains(" ... "));
+            format!("{} tests in {} s", tests.count(), outcome.took.as_secs())
         }
         Err(_) => "no result".to_owned(),
     }

@@ -1,4 +1,4 @@
-//! What watching costs others.
+//! What watching costs other programs.
 
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -11,23 +11,23 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Agent, UNWATCHED, WATCHED, anywhere, watching};
 
-/// How often on and off are compared, in turn: a shared machine is busier now and then by ten times what is looked for.
+/// Number of alternating comparisons with and without a watcher: the load of a shared machine varies by ten times the differences
+/// that are measured.
 pub(super) const ROUNDS: usize = 15;
-/// How long each turn takes.
+/// Duration of one measurement.
 const TURN: Duration = Duration::from_millis(500);
 
-/// What watching costs others, on a processor whose clock counts instructions and which is never busy with anything
-/// else.
+/// Measures inside a virtual machine, whose clock counts instructions and which runs nothing else.
 pub(crate) fn inside(probe: &Path) -> Result<bool> {
     compare(probe, 3)?;
     Ok(true)
 }
 
-/// Answers with how often a second it could be done.
+/// Returns how many times a second the work was done.
 type Work = fn() -> Result<f64>;
 
-/// What watching costs whom: the agent, the agent without tracepoints of system calls, and the one-liners that
-/// people write for the same events.
+/// Prints what watching costs several kinds of work: by the agent, by the agent without tracepoints of system calls, and by
+/// bpftrace one-liners for the same events.
 pub(super) fn compare(probe: &Path, rounds: usize) -> Result<()> {
     let works: [(&str, &str, Work); 5] = [
         ("refused connect, unwatched", ">= 0.93", || connects(UNWATCHED)),
@@ -41,22 +41,22 @@ pub(super) fn compare(probe: &Path, rounds: usize) -> Result<()> {
         ("lean", &|| Ok(Agent::start(probe, &["--hooks", "lean"])?.0)),
         ("bpftrace", &bpftrace),
     ];
-    // What is compared runs on one processor, what watches wherever it likes.
+    // The work runs on one processor, the watchers on any.
     pin()?;
-    // What listens to a watcher is a second thread, and a program with two pays more for each use of a descriptor: it
-    // has two without a watcher as well.
+    // Each use of a descriptor costs more in a process with several threads. The output of a watcher is read by a second
+    // thread, so there is one without a watcher as well.
     let (_stay, until) = channel::<()>();
     std::thread::spawn(move || until.recv());
     println!(
-        "\nrate with a watcher / without, half of how far its quarters lie apart, and nanoseconds more for each"
+        "\nrate with a watcher / rate without, half of its interquartile range, and additional nanoseconds for each call"
     );
     println!(
-        "(getppid(2) alone takes {:.0} ns here; the budgets were set where it takes 83)",
+        "(getppid(2) takes {:.0} ns here without a watcher; the budgets were set where it takes 83 ns)",
         1e9 / getppids()
     );
-    let alone = processors() == 1;
-    if alone {
-        println!("below: without the watcher's own time, as where it has another processor");
+    let is_uniprocessor = processors() == 1;
+    if is_uniprocessor {
+        println!("second line of each row: without the watcher's own time, as if it had another processor");
     }
     println!();
     print!("{:<28}", "");
@@ -71,21 +71,21 @@ pub(super) fn compare(probe: &Path, rounds: usize) -> Result<()> {
         for (_, start) in watchers {
             let [together, apart] = match on_off(start, work, rounds) {
                 Ok(costs) => costs.map(|cost| cost.to_string()),
-                Err(_) => ["not here".to_owned(), String::new()],
+                Err(_) => ["unavailable".to_owned(), String::new()],
             };
             print!("{together:>27}");
             beside.push_str(&format!("{apart:>27}"));
             std::io::Write::flush(&mut std::io::stdout())?;
         }
         println!("{budget:>12}");
-        if alone {
+        if is_uniprocessor {
             println!("{:<28}{beside}", "");
         }
     }
     Ok(())
 }
 
-/// The same events by bpftrace one-liners, as somebody would watch them by hand.
+/// Starts bpftrace one-liners for the same events.
 fn bpftrace() -> Result<Agent> {
     let script = "tracepoint:sock:inet_sock_set_state /args->oldstate == 2/ { printf(\"%d %d %s\\n\", args->newstate, args->dport, comm); }
 tracepoint:tcp:tcp_receive_reset { printf(\"rst %d\\n\", args->dport); }
@@ -104,25 +104,25 @@ BEGIN { printf(\"watching\\n\"); }";
         .stderr(Stdio::null())
         .spawn()
         .context("start bpftrace")?;
-    let said = child.stdout.take().context("it has an output")?;
+    let stdout = child.stdout.take().context("standard output of bpftrace")?;
     let agent = Agent(child);
-    watching(said).context("bpftrace")?;
+    watching(stdout).context("bpftrace")?;
     Ok(agent)
 }
 
 /// What watching costs.
 #[derive(Clone, Copy)]
 struct Cost {
-    /// Rate with it / rate without.
+    /// Rate with the watcher / rate without.
     ratio: f64,
-    /// Half of the distance between the quarters of the comparisons: a difference below it is none.
+    /// Half of the interquartile range of the comparisons: smaller differences are noise.
     spread: f64,
-    /// Nanoseconds more for each.
+    /// Additional nanoseconds for each call.
     more_ns: f64,
 }
 
 impl Cost {
-    /// The median of comparisons: a rate with the watcher, and one without.
+    /// Returns the median of comparisons, each a rate with the watcher and one without.
     fn of(mut compared: Vec<(f64, f64)>) -> Self {
         compared.sort_by(|(on, off), (more_on, more_off)| (on / off).total_cmp(&(more_on / more_off)));
         let ratio = |(on, off): (f64, f64)| on / off;
@@ -139,8 +139,8 @@ impl std::fmt::Display for Cost {
     }
 }
 
-/// What the work costs with the watcher; and what it costs when the watcher's own time is not counted. Compared in turn, so
-/// that a drifting machine does not matter.
+/// Returns what the work costs with the watcher, and what it costs if the watcher's own time is not counted. Measurements with and
+/// without it alternate, so that a drift of the machine cancels out.
 fn on_off(start: &dyn Fn() -> Result<Agent>, work: Work, rounds: usize) -> Result<[Cost; 2]> {
     work()?;
     let (mut together, mut apart) = (Vec::new(), Vec::new());
@@ -164,15 +164,15 @@ fn processors() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
 
-/// This thread and what it starts, on the last processor: the first takes the interrupts.
+/// Pins this thread and its children to the last processor, because the first handles the interrupts.
 fn pin() -> Result<()> {
-    // SAFETY: all zero is an empty set; the macros write into it; the call reads it.
+    // SAFETY: an all-zero set is valid, the macro writes inside it, and the call reads it.
     let answer = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(processors().saturating_sub(1), &mut set);
         libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
     };
-    ensure!(answer == 0, "stay on one processor: {}", std::io::Error::last_os_error());
+    ensure!(answer == 0, "pin to one processor: {}", std::io::Error::last_os_error());
     Ok(())
 }
 
@@ -184,13 +184,13 @@ fn getppids() -> f64 {
 fn writes() -> Result<f64> {
     use std::os::fd::AsRawFd as _;
 
-    let file = tempfile::tempfile_in("/dev/shm").context("make a file in memory")?;
+    let file = tempfile::tempfile_in("/dev/shm").context("create a file in memory")?;
     let fd = file.as_raw_fd();
-    // SAFETY: an open descriptor and one live byte.
+    // SAFETY: the descriptor is open, and the byte is live.
     Ok(many(|| _ = unsafe { libc::write(fd, [0_u8].as_ptr().cast(), 1) }))
 }
 
-/// As [`rate`], for what takes less than looking at the clock.
+/// As [`rate`], for calls that take less time than reading the clock.
 #[expect(clippy::cast_precision_loss, reason = "a rate")]
 fn many(once: impl Fn()) -> f64 {
     const BATCH: u64 = 10_000;
@@ -208,23 +208,23 @@ fn many(once: impl Fn()) -> f64 {
 fn connects(addr: &str) -> Result<f64> {
     let addr = addr.parse::<std::net::SocketAddr>()?;
     rate(|| {
-        ensure!(TcpStream::connect(addr).is_err(), "somebody listens on {addr}");
+        ensure!(TcpStream::connect(addr).is_err(), "a program listens on {addr}");
         Ok(())
     })
 }
 
 fn execs() -> Result<f64> {
-    // Static, and in the machines of the matrix too.
+    // Statically linked, and also available in the machines of the matrix.
     rate(|| {
         let mut child = Command::new("/bin/busybox").arg("true").stdout(Stdio::piped()).spawn()?;
         let mut text = String::new();
-        child.stdout.take().context("it has an output")?.read_to_string(&mut text)?;
+        child.stdout.take().context("standard output of busybox")?.read_to_string(&mut text)?;
         child.wait()?;
         Ok(())
     })
 }
 
-/// How often `once` can be done in a second.
+/// Returns how many times a second `once` can be called.
 #[expect(clippy::cast_precision_loss, reason = "a rate")]
 fn rate(once: impl Fn() -> Result<()>) -> Result<f64> {
     let started = Instant::now();

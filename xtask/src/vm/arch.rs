@@ -1,13 +1,13 @@
-//! What differs between the two architectures.
+//! The differences between the two architectures.
 
 use std::process::Command;
 
-/// Of a machine.
+/// Architecture of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arch {
-    /// x86-64, as what builds this.
+    /// x86-64, the architecture of the host.
     Amd64,
-    /// AArch64, built across.
+    /// AArch64, cross-compiled.
     Arm64,
 }
 
@@ -19,7 +19,7 @@ pub(super) enum Clock {
 }
 
 impl Arch {
-    /// As Debian calls it.
+    /// Returns Debian's name for it.
     pub(crate) const fn debian(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -27,7 +27,7 @@ impl Arch {
         }
     }
 
-    /// As Rust calls it.
+    /// Returns the name of Rust's target.
     pub(crate) const fn target(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-unknown-linux-gnu",
@@ -35,7 +35,7 @@ impl Arch {
         }
     }
 
-    /// Tells cargo how to link statically for it, and the compilers of dependencies what they are for.
+    /// Sets the variables with which cargo links statically for it, and with which the C code of dependencies is compiled.
     pub(crate) fn cargo(self, cargo: &mut Command) {
         let upper = self.target().to_uppercase().replace('-', "_");
         cargo.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-C target-feature=+crt-static");
@@ -45,11 +45,11 @@ impl Arch {
         }
     }
 
-    /// The machine: emulated, because not every machine that builds this can do it another way.
+    /// Returns a command that starts its machine. It is emulated, because KVM is not available on every host.
     pub(super) fn qemu(self, clock: Clock) -> Command {
         let (program, machine) = match self {
-            // An old one: what newer ones add is emulated slowly. Without cmpxchg16b, whose emulation ends a kernel
-            // with a double fault now and then.
+            // An old processor, because the extensions of newer ones are slow to emulate. Without cmpxchg16b, whose emulation
+            // occasionally crashes a kernel with a double fault.
             Self::Amd64 => ("qemu-system-x86_64", ["-machine", "pc", "-cpu", "Nehalem,-cx16"]),
             Self::Arm64 => ("qemu-system-aarch64", ["-machine", "virt", "-cpu", "max"]),
         };
@@ -57,13 +57,13 @@ impl Arch {
         qemu.args(machine);
         match clock {
             Clock::Time => qemu.args(["-accel", "tcg,thread=multi"]),
-            // A nanosecond for each; waiting takes no time.
+            // One nanosecond for each instruction; sleeping takes no time.
             Clock::Instructions => qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]),
         };
         qemu
     }
 
-    /// Where the kernel talks, and where the results go: arm64's machine has one port for both.
+    /// Returns the serial ports of the kernel's console and of the results. The arm64 machine has one port for both.
     pub(super) const fn ports(self) -> (&'static str, &'static str) {
         match self {
             Self::Amd64 => ("ttyS0", "ttyS1"),

@@ -1,4 +1,4 @@
-//! The first and only file system of the machine: the tests, what they run, and the kernel's modules.
+//! The machine's only file system, an initramfs: the tests, the programs that they run, and the kernel's modules.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::kernel::Kernel;
 use crate::quiet;
 
-/// Programs that the tests and the start script run, with the libraries that they need.
+/// Programs that the tests and the init script run; they are copied with their libraries.
 const PROGRAMS: &[&str] = &[
     "/usr/bin/dash",
     "/usr/sbin/ip",
@@ -29,7 +29,7 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/tinyproxy",
 ];
 
-/// Debian's packages of them, and of busybox and the plugins.
+/// Debian's packages of these programs, of busybox, and of the plugins.
 pub(super) const PACKAGES: &[&str] = &[
     "dash",
     "iproute2",
@@ -45,17 +45,17 @@ pub(super) const PACKAGES: &[&str] = &[
     "containernetworking-plugins",
 ];
 
-/// What those read.
+/// Files that these programs read.
 const DATA: &[&str] = &["/usr/share/openvswitch/vswitch.ovsschema"];
 
-/// What the start script needs from busybox. Not its `ip` and `sh`: they shadow the real ones.
+/// Programs of the init script that busybox provides. Not its `ip` and `sh`, which would shadow the real ones.
 const APPLETS: &[&str] = &[
     "cat", "cut", "echo", "insmod", "ls", "mkdir", "mount", "poweroff", "ps", "sleep", "stty", "timeout",
     "tr", "umount", "uname",
 ];
 
-/// Modules that Debian's cloud kernels do not have built in and the tests use. What the kernel asks for by
-/// itself comes with them as a dependency.
+/// Modules that the tests use and that Debian's cloud kernels do not have built in. Modules that the kernel requests itself
+/// are among their dependencies.
 const MODULES: &[&str] = &[
     "veth",
     "bridge",
@@ -95,24 +95,24 @@ const MODULES: &[&str] = &[
     "ext4",
 ];
 
-/// Where the live tests look for the reference plugins.
+/// The directory of the reference plugins, as the live tests expect it.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// What is put in besides the system.
+/// What the file system contains besides the system.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Contents<'a> {
     pub(super) probe: &'a Path,
     pub(super) helper: &'a Path,
     pub(super) tests: &'a [PathBuf],
-    /// Only tests whose name contains this.
+    /// Runs only tests whose name contains this.
     pub(super) filter: Option<&'a str>,
-    /// A system of the machine's architecture, when that is not this one's.
+    /// A system of the machine's architecture, if that is not the host's.
     pub(super) system: Option<&'a Path>,
-    /// What measures instead of the tests, with the libraries that it needs.
+    /// A benchmark that runs instead of the tests; it is copied with its libraries.
     pub(super) bench: Option<&'a Path>,
 }
 
-/// Makes the part that every kernel shares, compressed, at `to`.
+/// Writes the part of the file system that all kernels share to the compressed archive `to`.
 pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<()> {
     let _ = fs::remove_dir_all(stage);
     for dir in [
@@ -165,7 +165,7 @@ pub(super) fn base(to: &Path, stage: &Path, contents: &Contents<'_>) -> Result<(
     pack(stage, to)
 }
 
-/// The programs of this machine, and what they and one `more` need.
+/// Copies the host's programs and the program `more`, with their libraries.
 fn copy_programs(stage: &Path, more: Option<&Path>) -> Result<()> {
     let mut wanted: BTreeSet<PathBuf> = BTreeSet::new();
     let plugins = fs::read_dir(PLUGINS).context("list the reference plugins")?;
@@ -187,14 +187,14 @@ fn copy_programs(stage: &Path, more: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Those of another architecture: everything of its packages that is run or read.
+/// Copies programs and files of another architecture from its unpacked packages.
 fn copy_system(system: &Path, stage: &Path) -> Result<()> {
     for part in ["bin", "sbin", "lib", "usr/bin", "usr/sbin", "usr/lib", "usr/share/openvswitch"] {
         let from = system.join(part);
         if !from.is_dir() {
             continue;
         }
-        // The system has one tree below /usr, the packages have still two.
+        // The stage has everything below /usr, the packages still have files in / as well.
         let to = stage.join(if part.starts_with("usr") { part.to_owned() } else { format!("usr/{part}") });
         fs::create_dir_all(&to)?;
         quiet(Command::new("cp").arg("-a").arg(from.join(".")).arg(&to))?;
@@ -202,12 +202,12 @@ fn copy_system(system: &Path, stage: &Path) -> Result<()> {
     for spare in ["usr/lib/modules", "usr/lib/python3", "usr/lib/python3.11", "usr/lib/firmware"] {
         let _ = fs::remove_dir_all(stage.join(spare));
     }
-    // What an installation would link.
+    // The installation of the package would create a link here.
     fs::copy(system.join("usr/lib/openvswitch-switch/ovs-vswitchd"), stage.join("usr/sbin/ovs-vswitchd"))?;
     Ok(())
 }
 
-/// Makes a part that stands behind the others: only these tests, one after the other.
+/// Writes an archive that overrides files of the preceding ones, so that only `tests` run, one after the other.
 pub(super) fn alone(tests: &[String], to: &Path, stage: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(stage);
     fs::create_dir_all(stage.join("lab"))?;
@@ -216,7 +216,7 @@ pub(super) fn alone(tests: &[String], to: &Path, stage: &Path) -> Result<()> {
     pack(stage, to)
 }
 
-/// Makes the part of one kernel: its modules, numbered in the order in which they are loaded.
+/// Writes the archive of one kernel: its modules, numbered in the order in which they are loaded.
 pub(super) fn modules(kernel: &Kernel, to: &Path, stage: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(stage);
     let dir = stage.join("modules");
@@ -226,7 +226,7 @@ pub(super) fn modules(kernel: &Kernel, to: &Path, stage: &Path) -> Result<()> {
         let mut ask = Command::new("modprobe");
         ask.arg("-d").arg(&kernel.root).args(["-S", &kernel.release, "--show-depends", module]);
         let output = ask.output().context("run modprobe")?;
-        // A module that this kernel does not have: built in, or of another time.
+        // Prints nothing for a module that this kernel has built in or does not have.
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             // Options may follow the path.
             let Some(path) = line.strip_prefix("insmod ").and_then(|rest| rest.split(' ').next()) else {
@@ -241,7 +241,7 @@ pub(super) fn modules(kernel: &Kernel, to: &Path, stage: &Path) -> Result<()> {
             unpack(Path::new(path), &dir.join(format!("{:03}-{plain}.ko", seen.len())))?;
         }
     }
-    ensure!(!seen.is_empty(), "no module was found for {}", kernel.release);
+    ensure!(!seen.is_empty(), "no module found for {}", kernel.release);
     pack(stage, to)
 }
 
@@ -260,7 +260,7 @@ fn unpack(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the dynamic loader would load for `program`; nothing for a static one.
+/// Returns the libraries that the dynamic loader would load for `program`; none for a static one.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     ensure!(program.exists(), "{} is missing: run `cargo xtask setup`", program.display());
     let output = Command::new("ldd").arg(program).output().context("run ldd")?;
@@ -269,7 +269,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-/// A directory as a compressed archive in the format that the kernel unpacks at its start.
+/// Packs a directory into a compressed archive of the format that the kernel unpacks at boot.
 fn pack(stage: &Path, to: &Path) -> Result<()> {
     let script = "find . -print0 | cpio --null --create --format=newc --quiet | zstd -3 -q -f -o \"$1\"";
     let mut sh = Command::new("sh");

@@ -1,5 +1,5 @@
 #!/usr/bin/dash
-# The first process of a machine of the kernel matrix: it readies the machine, runs the tests, and turns it off.
+# The init process of a machine of the kernel matrix: sets the machine up, runs the tests, and turns it off.
 export PATH=/usr/sbin:/usr/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -10,7 +10,7 @@ mount -t tmpfs tmp /tmp
 mount -t securityfs securityfs /sys/kernel/security
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
-# The port for the results, named on the kernel's command line: as they are, without the terminal's line ends.
+# The kernel's command line names the port for the results. Raw: a terminal would change the line ends.
 stty -F "/dev/$results" raw -echo
 exec </dev/null >"/dev/$results" 2>&1
 ip link set lo up
@@ -26,14 +26,14 @@ fi
 export NETREADY_PROBE=/lab/probe NETREADY_PATIENCE=4
 threads=4
 if [ "$(uname -m)" = aarch64 ]; then
-    # Emulated on another architecture: everything takes three times as long again.
+    # This architecture is emulated three times more slowly.
     NETREADY_PATIENCE=12 threads=2
 fi
 [ -e /lab/threads ] && threads=$(cat /lab/threads)
 echo 'machine: doctor'
 /lab/probe doctor -o json
 echo 'machine: end'
-# What hangs is named while the machine still can: the name of a test is that of its thread.
+# Lists what still runs shortly before the host stops the machine. A test's thread has the test's name.
 (
     sleep "$unfinished"
     echo 'machine: unfinished'

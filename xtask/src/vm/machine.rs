@@ -1,4 +1,4 @@
-//! One boot of one kernel under QEMU, without KVM: the same on every machine that builds this.
+//! One boot of one kernel under QEMU, without KVM, so that it behaves the same on every host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,53 +11,53 @@ use super::Arch;
 use super::arch::Clock;
 use super::kernel::{Kernel, Series};
 
-/// Longest that a machine may run: more than twice what the slowest takes. That of another architecture is emulated
-/// more slowly.
-const PATIENCE: Duration = Duration::from_mins(30);
-const PATIENCE_ACROSS: Duration = Duration::from_hours(1);
-/// How long before that it prints what it still runs.
+/// Longest run of a machine: more than twice the time of the slowest. Another architecture is emulated more slowly.
+const LIMIT: Duration = Duration::from_mins(30);
+const LIMIT_OTHER_ARCH: Duration = Duration::from_hours(1);
+/// Time before the limit at which the machine lists what it still runs.
 const UNFINISHED: Duration = Duration::from_mins(2);
-/// Memory in MiB: the file system, two tests and their agents at a time.
+/// Memory in MiB, for the file system and for the tests and agents that run at the same time.
 const MEMORY: &str = "1536";
 
-/// What a machine said.
+/// Result of one run of a machine.
 #[derive(Clone, Debug)]
-pub(super) struct Said {
-    /// Its results, line by line.
+pub(super) struct Outcome {
+    /// What it wrote to the port for results.
     pub(super) text: String,
-    /// From the start of QEMU to its end.
+    /// From the start of QEMU to its exit.
     pub(super) took: Duration,
 }
 
-/// Boots `kernel` with the two archives and waits for its end; the consoles are kept in `dir`.
+/// Boots `kernel` with the archives as its file system, and waits until the machine turns itself off. The consoles are kept in
+/// `dir`.
 pub(super) fn run(
     kernel: &Kernel,
     series: Series,
     clock: Clock,
     archives: &[&Path],
     dir: &Path,
-) -> Result<Said> {
-    // Now and then QEMU's emulation of cmpxchg16b ends a kernel with a double fault: not the kernel's doing.
+) -> Result<Outcome> {
+    // QEMU's emulation of cmpxchg16b occasionally crashes a kernel with a double fault, which is not a bug of the kernel.
     for attempt in 1.. {
-        let said = boot(kernel, series, clock, archives, dir)?;
+        let outcome = boot(kernel, series, clock, archives, dir)?;
         let console = read(&dir.join("console.log"));
-        if said.text.contains("machine: exit ") {
-            return Ok(said);
+        if outcome.text.contains("machine: exit ") {
+            return Ok(outcome);
         }
         if attempt > 1 || !console.contains("double fault") {
             bail!(
-                "the machine ended without a result; its console is in {}:\n{}",
+                "the machine turned off without a result; its console is in {}:\n{}",
                 dir.display(),
                 last_lines(&console)
             );
         }
     }
-    unreachable!("the loop ends by a return")
+    unreachable!("the loop is left by a return")
 }
 
-fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: &Path) -> Result<Said> {
+fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: &Path) -> Result<Outcome> {
     let initrd: PathBuf = dir.join("initrd");
-    // The kernel unpacks archives that follow each other, each compressed by itself.
+    // The kernel unpacks concatenated archives, each of which is compressed separately.
     let mut whole = fs::File::create(&initrd)?;
     for archive in archives {
         std::io::copy(&mut fs::File::open(archive)?, &mut whole)?;
@@ -67,7 +67,7 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
     let started = Instant::now();
     let (port, results) = series.arch.ports();
     let append = series.append;
-    let patience = if series.arch == Arch::Amd64 { PATIENCE } else { PATIENCE_ACROSS };
+    let limit = if series.arch == Arch::Amd64 { LIMIT } else { LIMIT_OTHER_ARCH };
     let mut qemu = series.arch.qemu(clock);
     if port != results {
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
@@ -82,12 +82,12 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
         .arg("-initrd")
         .arg(&initrd)
         .arg("-append")
-        // What the kernel does not know itself goes into the environment of its first process. QEMU keeps what it has
-        // translated by the program's own addresses: where these are the same each time, all takes half as long.
+        // The kernel passes parameters that it does not know to the first process, as its environment. QEMU caches translated
+        // code by virtual address: without randomized addresses everything takes half as long.
         .arg(format!(
             "console={port} results={results} unfinished={} panic=-1 quiet mitigations=off init_on_alloc=0 \
              norandmaps {append}",
-            patience.saturating_sub(UNFINISHED).as_secs()
+            limit.saturating_sub(UNFINISHED).as_secs()
         ))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -97,12 +97,12 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
         if qemu.try_wait()?.is_some() {
             break;
         }
-        if started.elapsed() > patience {
+        if started.elapsed() > limit {
             let _ = qemu.kill();
             let _ = qemu.wait();
             bail!(
-                "the machine did not end within {} s; see {}. Its results end with:\n{}\nIts console ends with:\n{}",
-                patience.as_secs(),
+                "the machine still runs after {} s; see {}. Its last results:\n{}\nThe end of its console:\n{}",
+                limit.as_secs(),
                 dir.display(),
                 end_of_results(&read(&result)),
                 last_lines(&read(&console))
@@ -111,15 +111,15 @@ fn boot(kernel: &Kernel, series: Series, clock: Clock, archives: &[&Path], dir: 
         std::thread::sleep(Duration::from_millis(200));
     }
     let _ = fs::remove_file(&initrd);
-    Ok(Said { text: read(&result), took: started.elapsed() })
+    Ok(Outcome { text: read(&result), took: started.elapsed() })
 }
 
-/// Returns the text of a log; an absent one is empty.
+/// Returns the text of a log, which is empty if the file does not exist.
 fn read(log: &Path) -> String {
     String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
 }
 
-/// Returns what a machine that did not end still ran, or else its last results.
+/// Returns the list of what a machine still ran, or else its last results.
 fn end_of_results(text: &str) -> String {
     match text.split_once("machine: unfinished") {
         Some((_, unfinished)) => unfinished.lines().take(60).collect::<Vec<_>>().join("\n"),
