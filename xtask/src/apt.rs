@@ -1,16 +1,16 @@
-//! Debian's packages through lists of our own: the machine's stay as they are.
+//! Debian's packages by package lists of our own, which leave those of the host unchanged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::quiet;
+use crate::step::{self, last_line};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Lists and archives in a directory, for one architecture.
+/// Package lists and downloaded packages in a directory, for one architecture.
 #[derive(Debug)]
 pub(crate) struct Apt {
     dir: PathBuf,
@@ -18,7 +18,7 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// Opens them; Debian's name for the architecture, `amd64`.
+    /// Opens the lists in `dir`; `architecture` is Debian's name for it, such as `amd64`.
     pub(crate) fn open(dir: &Path, architecture: &str) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(part))?;
@@ -26,23 +26,25 @@ impl Apt {
         Ok(Self { dir: dir.to_owned(), architecture: architecture.to_owned() })
     }
 
-    /// Reads the lists of these suites from the mirror that this machine uses; `kind` is `deb` or `deb-src`.
+    /// Downloads the lists of `suites` from the mirror that the host uses; `kind` is `deb` or `deb-src`.
     pub(crate) fn update<'a>(&self, kind: &str, suites: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let mirror = mirror()?;
-        println!("reading the package lists of {mirror}");
         let line = |suite| format!("{kind} [signed-by={KEYRING}] {mirror} {suite} main\n");
         let lines: String = suites.into_iter().map(line).collect();
         fs::write(self.dir.join("sources.list"), lines)?;
         fs::write(self.dir.join("status"), "")?;
-        quiet(self.command("apt-get").arg("update"))
+        let what = format!("downloading the package lists of {mirror}");
+        let output = step::run(&what, self.command("apt-get").arg("update"))?;
+        ensure!(output.status.success(), "{what}: {}", last_line(&output));
+        Ok(())
     }
 
-    /// Where what was downloaded lies.
+    /// Returns the directory of downloaded packages.
     pub(crate) fn archives(&self) -> PathBuf {
         self.dir.join("cache/archives")
     }
 
-    /// One of apt's programs with these lists.
+    /// Returns a command that runs one of apt's programs with these lists.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut apt = Command::new(program);
         for (option, value) in [
@@ -56,7 +58,7 @@ impl Apt {
             ("Acquire::Languages", "none".into()),
             ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".into()),
             ("Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled", "false".into()),
-            // The directories are root's.
+            // apt's own user cannot write to the directories of root.
             ("APT::Sandbox::User", "root".into()),
         ] {
             apt.arg("-o").arg(format!("{option}={}", value.display()));
@@ -65,12 +67,12 @@ impl Apt {
     }
 }
 
-/// The Debian mirror that this machine uses.
+/// Returns the Debian mirror that the host uses.
 fn mirror() -> Result<String> {
-    let mut ask = Command::new("apt-get");
-    ask.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
-    let output = ask.output().context("run apt-get indextargets")?;
+    let mut targets = Command::new("apt-get");
+    targets.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+    let output = targets.output().context("run apt-get indextargets")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mirror = text.lines().find_map(|line| line.strip_prefix("Debian Debian "));
-    mirror.map(str::to_owned).context("this machine's apt knows no Debian mirror; run `apt-get update`")
+    mirror.map(str::to_owned).context("apt has no Debian mirror in its lists; run `apt-get update`")
 }

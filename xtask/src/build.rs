@@ -1,42 +1,57 @@
-//! The release binary: static, so that it runs on any Linux of its architecture from 5.10 on.
+//! The binaries: static, so that they run on any Linux of their architecture from 5.10 on.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::vm::Arch;
-use crate::{setup, shown, target, top};
+use crate::{setup, step, target, top};
 
-/// The budget of the binary.
+/// Largest size of the release binary, in bytes.
 pub(crate) const MAX_BYTES: u64 = 12 << 20;
 
-/// Builds `probe`, checks that it is static and small, and answers with its path.
+/// Builds `probe` of the release profile, checks that it is static and small, and returns its path.
 pub(crate) fn release() -> Result<PathBuf> {
     release_for(Arch::Amd64)
 }
 
-/// The same for any architecture. The target is named, so that its flags are for the binary and not for build
-/// scripts.
+/// Builds the release binary for any architecture; see [`release`].
 pub(crate) fn release_for(arch: Arch) -> Result<PathBuf> {
-    let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "probe", "--target", arch.target()]);
-    arch.cargo(&mut cargo);
-    shown(&mut cargo)?;
-    let path = target().join(arch.target()).join("release/probe");
-    let bytes = std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.len();
-    ensure!(is_static(&path)?, "{} needs a dynamic loader", path.display());
+    let path = probe(arch, "release")?;
+    let bytes = size(&path)?;
     ensure!(bytes <= MAX_BYTES, "{} has {bytes} bytes, more than {MAX_BYTES}", path.display());
     println!("{} ({:.1} MB, static)", path.display(), megabytes(bytes));
     Ok(path)
 }
 
-/// Builds the helper of the laboratory beside this program.
-pub(crate) fn lab() -> Result<()> {
-    shown(cargo().args(["build", "--quiet", "--package", "kernel-tests"]))
+/// Builds `probe` of the profile `demo`, for this machine: as the release binary, but built faster, and larger.
+pub(crate) fn demo() -> Result<PathBuf> {
+    probe(Arch::Amd64, "demo")
 }
 
-/// Builds the live tests and their helper so that they run on a machine with nothing else.
+fn probe(arch: Arch, profile: &str) -> Result<PathBuf> {
+    let mut cargo = cargo();
+    // With a named target, the flags are for the binary and not for build scripts.
+    cargo.args(["build", "--profile", profile, "--package", "probe", "--target", arch.target()]);
+    arch.cargo(&mut cargo);
+    step::cargo(&format!("building probe ({profile} profile)"), &mut cargo)?;
+    let path = target().join(arch.target()).join(profile).join("probe");
+    ensure!(is_static(&path)?, "{} needs a dynamic loader", path.display());
+    Ok(path)
+}
+
+/// Returns the binary that `NETREADY_PROBE` names, or builds one.
+pub(crate) fn under_test(build: fn() -> Result<PathBuf>) -> Result<PathBuf> {
+    std::env::var_os("NETREADY_PROBE").map_or_else(build, |path| Ok(path.into()))
+}
+
+/// Builds the helper of the live tests, which lies beside this program.
+pub(crate) fn lab() -> Result<()> {
+    step::cargo("building lab-helper", cargo().args(["build", "--package", "kernel-tests"])).map(drop)
+}
+
+/// Builds the live tests and their helper so that they run on a machine without libraries.
 pub(crate) fn static_lab(arch: Arch) -> Result<(PathBuf, Vec<PathBuf>)> {
     let mut cargo = cargo();
     cargo.args([
@@ -47,17 +62,13 @@ pub(crate) fn static_lab(arch: Arch) -> Result<(PathBuf, Vec<PathBuf>)> {
         "--target",
         arch.target(),
         "--message-format",
-        "json",
+        "json-render-diagnostics",
     ]);
     arch.cargo(&mut cargo);
-    // Copied into the memory of small machines, whose processor is emulated: making a key takes seconds there if it is not
-    // optimized.
-    cargo
-        .env("CARGO_PROFILE_DEV_STRIP", "true")
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-        .stderr(Stdio::inherit());
-    let output = cargo.current_dir(top()).output().context("build the live tests")?;
-    ensure!(output.status.success(), "the live tests do not build");
+    // They are copied into the memory of small machines, and run on an emulated processor, where making a key with
+    // unoptimized code takes seconds.
+    cargo.env("CARGO_PROFILE_DEV_STRIP", "true").env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    let output = step::cargo(&format!("building the live tests for {}", arch.debian()), &mut cargo)?;
     let (mut helper, mut tests) = (None, Vec::new());
     for line in output.stdout.split(|byte| *byte == b'\n') {
         let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
@@ -73,17 +84,28 @@ pub(crate) fn static_lab(arch: Arch) -> Result<(PathBuf, Vec<PathBuf>)> {
     Ok((helper.context("cargo built no lab-helper")?, tests))
 }
 
-/// Returns a cargo command. What it builds has the kernel programs: a build without them fails.
+/// Returns a cargo command for the top directory. What it builds has the kernel programs: a build without them fails.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new("cargo");
-    cargo.env("NETREADY_REQUIRE_BPF", "1").env_remove("NETREADY_SKIP_BPF");
+    cargo.current_dir(top()).env("NETREADY_REQUIRE_BPF", "1").env_remove("NETREADY_SKIP_BPF");
     if let Some(toolchain) = setup::toolchain() {
         cargo.env("NETREADY_BPF_TOOLCHAIN", toolchain);
     }
     cargo
 }
 
-/// No `PT_INTERP` among the program headers of a 64-bit ELF file.
+/// Returns a cargo command for the top directory that does not build the kernel programs, for what never loads them.
+pub(crate) fn cargo_without_programs() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(top()).env("NETREADY_SKIP_BPF", "1").env_remove("NETREADY_REQUIRE_BPF");
+    cargo
+}
+
+fn size(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).with_context(|| format!("read the size of {}", path.display()))?.len())
+}
+
+/// Returns whether a 64-bit ELF file has no `PT_INTERP` among its program headers.
 pub(crate) fn is_static(path: &Path) -> Result<bool> {
     const PT_INTERP: u32 = 3;
     let bytes = std::fs::read(path)?;
@@ -96,7 +118,7 @@ pub(crate) fn is_static(path: &Path) -> Result<bool> {
     Ok((0..count).all(|index| kind(index) != Some(PT_INTERP)))
 }
 
-/// For people.
+/// Converts bytes to MiB, for output.
 #[expect(clippy::cast_precision_loss, reason = "a size with one decimal")]
 pub(crate) fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)

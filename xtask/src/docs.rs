@@ -2,19 +2,16 @@
 
 mod inventory;
 
-use std::process::Command;
+use anyhow::{Context as _, Result};
 
-use anyhow::{Context as _, Result, ensure};
+use crate::{build, step, top};
 
-use crate::{build, top};
-
-/// Writes `docs/reasons.md` and `docs/unsafe.md`, or returns whether they are what would be written.
+/// Writes `docs/reasons.md` and `docs/unsafe.md`; with `check` writes nothing and returns whether both are up to date.
 pub(crate) fn run(check: bool) -> Result<bool> {
-    let probe = build::release()?;
-    let reasons =
-        Command::new(probe).args(["explain", "--markdown"]).output().context("run probe explain")?;
-    ensure!(reasons.status.success(), "probe explain failed");
-    let mut are_same = true;
+    let mut explain = build::cargo_without_programs();
+    explain.args(["run", "--package", "probe", "--", "explain", "--markdown"]);
+    let reasons = step::cargo("building probe (dev profile)", &mut explain)?;
+    let mut are_up_to_date = true;
     for (page, text) in
         [("docs/reasons.md", reasons.stdout), ("docs/unsafe.md", inventory::page()?.into_bytes())]
     {
@@ -22,9 +19,9 @@ pub(crate) fn run(check: bool) -> Result<bool> {
         if !check {
             std::fs::write(&path, text).with_context(|| format!("write {page}"))?;
         } else if std::fs::read(&path).unwrap_or_default() != text {
-            println!("{page} is not what the code says: run `cargo xtask docs`");
-            are_same = false;
+            println!("{page} is out of date: run `cargo xtask docs`");
+            are_up_to_date = false;
         }
     }
-    Ok(are_same)
+    Ok(are_up_to_date)
 }

@@ -1,6 +1,6 @@
-//! What one does with this repository: `cargo xtask setup | build | demo | test | attack | vm | e2e | fuzz | bench | docs`.
-#![expect(clippy::print_stderr, reason = "a tool for developers talks on its terminal")]
-#![expect(clippy::print_stdout, reason = "as above")]
+//! Tasks of this repository: `cargo xtask setup | build | demo | test | attack | vm | e2e | fuzz | bench | docs`.
+#![expect(clippy::print_stderr, reason = "a command-line tool prints errors and progress there")]
+#![expect(clippy::print_stdout, reason = "a command-line tool prints its results there")]
 
 mod apt;
 mod attack;
@@ -11,6 +11,7 @@ mod docs;
 mod e2e;
 mod fuzz;
 mod setup;
+mod step;
 mod test;
 mod vm;
 
@@ -21,7 +22,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
-/// Tasks of the repository.
+use setup::Need;
+
+/// Tasks of this repository.
+///
+/// A task first installs the tools that it needs and that are missing; on systems other than Debian it names their packages.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -31,69 +36,71 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what is missing; silent and instant when all is there.
+    /// Install the tools of all tasks; prints nothing if they are there.
     Setup {
-        /// Only say what is missing.
+        /// Only list what is missing.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Build the static release binary.
+    /// Build the static release binary, with the kernel programs.
     Build,
-    /// Play real faults in namespaces and show what the probe says; needs root.
+    /// Make seven real faults in network namespaces and show what the probe reports; needs root.
     Demo,
-    /// Run every test, the live ones as root, on this kernel and on those of the matrix.
+    /// Run all tests, the live tests on this kernel and on those of the matrix; needs root.
+    ///
+    /// The live tests make real faults in network namespaces.
     Test {
-        /// Only on this kernel.
+        /// Do not run the live tests on other kernels.
         #[arg(long)]
         no_matrix: bool,
     },
-    /// Attack agents as an unprivileged user and as a pod, and print what it came to; needs root.
+    /// Attack agents as an unprivileged user and as a pod, and print the effect of each attack; needs root.
     Attack {
-        /// How long each attack lasts before the first fault, in seconds.
+        /// Duration of each attack before the first fault, in seconds.
         #[arg(long = "for", value_name = "SECONDS", default_value_t = 10)]
         seconds: u64,
     },
-    /// Run the live tests inside machines with other kernels; needs root.
+    /// Run the live tests in virtual machines with other kernels; needs root.
     Vm {
-        /// Only these: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confid.` (with lockdown=confidentiality), `6.1-arm64`
-        /// (only when it is named).
+        /// Kernels to run: `5.10`, `6.1`, `6.12`, `7.2`, `6.12-confid.` (with lockdown=confidentiality), `6.1-arm64`
+        /// (runs only if named). Default: all others.
         kernels: Vec<String>,
-        /// Only tests whose name contains this.
+        /// Run only tests whose name contains TEXT.
         #[arg(long, value_name = "TEXT")]
         filter: Option<String>,
     },
-    /// Boot a real Kubernetes node, break it, and look at its Node object; needs root.
+    /// Start a real Kubernetes node, make faults, and check its Node object; needs root.
     E2e {
-        /// Only scenes whose name contains one of these.
+        /// Run only scenes whose name contains one of these texts.
         scenes: Vec<String>,
-        /// Measure instead what the agents of so many nodes cost the API server; a quarter of an hour.
+        /// Measure instead what the agents of this many nodes cost the API server; takes 15 minutes.
         #[arg(long, conflicts_with = "scenes")]
         nodes: Option<usize>,
     },
-    /// Give hostile bytes to everything that reads bytes from outside.
+    /// Fuzz every parser of input from outside.
     Fuzz {
-        /// Only these; the files of tests/fuzz/targets are their names.
+        /// Targets to run, by the names of the files in tests/fuzz/targets. Default: all.
         targets: Vec<String>,
-        /// How long each runs, in seconds.
+        /// Duration of each run, in seconds.
         #[arg(long = "for", value_name = "SECONDS", default_value_t = 60)]
         seconds: u64,
-        /// Add what was found new to the corpus that is kept.
+        /// Add inputs that reached new code to the corpus of the repository.
         #[arg(long)]
         keep: bool,
     },
-    /// Measure against the budgets; needs root.
+    /// Measure the costs of the agent and compare them with their budgets; needs root.
     Bench {
-        /// Inside a machine with this kernel of the matrix, counting instructions: what fentry and fexit cost
-        /// where this kernel has none.
+        /// Count instructions in a virtual machine with this kernel of the matrix; shows what fentry and fexit cost
+        /// where the running kernel has neither.
         #[arg(long)]
         kernel: Option<String>,
-        /// Only what watching costs others, with this binary: what runs inside the machine.
+        /// Measure only the overhead of watching, with this binary. Run inside the virtual machine.
         #[arg(long, hide = true, value_name = "PROBE")]
         inside: Option<PathBuf>,
     },
-    /// Write docs/reasons.md and docs/unsafe.md.
+    /// Generate docs/reasons.md and docs/unsafe.md.
     Docs {
-        /// Fail when it is not what would be written.
+        /// Do not write; fail if a page is out of date.
         #[arg(long)]
         check: bool,
     },
@@ -110,85 +117,83 @@ fn main() -> ExitCode {
     }
 }
 
-/// False when the task was done and its answer is no.
+/// Runs a task; returns false if it ran to its end and its result is a failure.
 fn run(task: &Task) -> Result<bool> {
-    if let Task::Setup { dry_run } = task {
-        return setup::run(*dry_run);
-    }
-    if let Task::Bench { inside: Some(probe), .. } = task {
-        return bench::inside(probe);
-    }
-    if !setup::run(false)? {
-        return Ok(false);
-    }
     match task {
-        Task::Setup { .. } => Ok(true),
-        Task::Build => build::release().map(|_| true),
+        Task::Setup { dry_run } => setup::all(*dry_run),
+        Task::Build => {
+            setup::ensure(&[Need::Programs])?;
+            build::release().map(|_| true)
+        }
         Task::Demo => {
-            root("the demo makes network namespaces")?;
-            build::release()?;
-            build::lab()?;
+            require_root("the demo creates network namespaces")?;
+            setup::ensure(&[Need::Programs, Need::Demo])?;
             demo::run()
         }
-        Task::Test { no_matrix } => test::run(!no_matrix),
+        Task::Test { no_matrix } => {
+            require_root("the live tests create network namespaces and load eBPF programs")?;
+            setup::ensure(&[Need::Programs, Need::Lab])?;
+            if !*no_matrix {
+                setup::ensure(&[Need::Machines])?;
+            }
+            test::run(!*no_matrix)
+        }
         Task::Attack { seconds } => {
-            root("the attacks run in network namespaces, on agents that load eBPF programs")?;
+            require_root("the attacks run in network namespaces, on agents that load eBPF programs")?;
+            setup::ensure(&[Need::Programs, Need::Lab])?;
             attack::run(*seconds)
         }
         Task::Vm { kernels, filter } => {
-            root("the machines' file systems are made of files that only root may read")?;
+            require_root("the machines' file systems contain files that only root may read")?;
+            setup::ensure(&[Need::Programs, Need::Lab, Need::Machines])?;
             vm::command(kernels, filter.as_deref())
         }
         Task::E2e { scenes, nodes } => {
-            root("the node lives in namespaces")?;
+            require_root("the node runs in namespaces")?;
+            setup::ensure(&[Need::Programs, Need::Lab])?;
             e2e::run(scenes, *nodes)
         }
-        Task::Fuzz { targets, seconds, keep } => fuzz::run(targets, Duration::from_secs(*seconds), *keep),
+        Task::Fuzz { targets, seconds, keep } => {
+            setup::ensure(&[Need::Fuzz])?;
+            fuzz::run(targets, Duration::from_secs(*seconds), *keep)
+        }
+        Task::Bench { inside: Some(probe), .. } => bench::inside(probe),
         Task::Bench { kernel, .. } => {
-            root("the benchmarks load eBPF programs")?;
-            let probe = build::release()?;
+            require_root("the benchmarks load eBPF programs")?;
+            setup::ensure(&[Need::Programs, Need::Lab])?;
             if let Some(kernel) = kernel {
-                return vm::bench(kernel, &probe);
+                setup::ensure(&[Need::Machines])?;
+                vm::bench(kernel, &build::release()?)
+            } else {
+                let probe = build::release()?;
+                build::lab()?;
+                bench::run(&probe)
             }
-            build::lab()?;
-            bench::run(&probe)
         }
         Task::Docs { check } => docs::run(*check),
     }
 }
 
-/// Top of the repository.
+/// Returns the top directory of the repository.
 fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the repository")
 }
 
-/// Where cargo puts what it builds.
+/// Returns cargo's target directory.
 fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from)
 }
 
-/// Fails with the way out when this is not root.
-fn root(why: &str) -> Result<()> {
+/// Fails with instructions unless the process runs as root.
+fn require_root(why: &str) -> Result<()> {
     // SAFETY: no precondition.
     if unsafe { libc::geteuid() } != 0 {
-        bail!("{why}: this needs root; run it as root or with sudo -E");
+        bail!("{why}: run it as root, or with sudo -E");
     }
     Ok(())
 }
 
-/// Runs a command at the top of the repository, with its output shown.
-fn shown(command: &mut Command) -> Result<()> {
-    let status = command
-        .current_dir(top())
-        .status()
-        .with_context(|| format!("run {}", command.get_program().display()))?;
-    if !status.success() {
-        bail!("{} failed: {status}", command.get_program().display());
-    }
-    Ok(())
-}
-
-/// Runs a command whose words matter only when it fails.
+/// Runs a command; its standard error is part of the error if it fails.
 fn quiet(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
     ensure!(

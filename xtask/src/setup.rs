@@ -1,115 +1,142 @@
-//! What a bare machine lacks, found and installed.
+//! Finds and installs the tools that a task needs and this machine lacks.
 //!
-//! The BPF target has no precompiled `core`: its source must fit the compiler. rustup can fetch it for the
-//! pinned toolchain; where rustup cannot fetch (mirrored or offline sites), Debian's own matched pair of
-//! compiler and source does it, linked under a name of its own. bpf-linker needs an LLVM no older than the
-//! compiler's.
+//! The BPF target has no precompiled `core`, and the source of `core` must match the compiler. rustup fetches it for the pinned
+//! toolchain. Where rustup cannot (mirrored or offline sites), Debian's matching packages of compiler and source are
+//! installed, and linked as a toolchain with a name of its own. bpf-linker needs an LLVM no older than the compiler's.
 
 use std::env;
 use std::fs;
-use std::io::Write as _;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-/// The version that was tested; later ones want a later LLVM.
+use crate::step::{self, last_line};
+
+/// Version of bpf-linker that is tested; later ones need a later LLVM.
 const LINKER: &str = "0.13.0";
-/// LLVM of that linker, and Debian's place for it.
+/// LLVM version of that linker, in the names of Debian's packages and directories.
 const LLVM: u32 = 22;
-/// The toolchain that `probe/build.rs` looks for when the pinned one has no source of `core`.
+/// The toolchain that `probe/build.rs` uses if the pinned one has no source of `core`.
 const TOOLCHAIN: &str = "netready-bpf";
-/// Keeps the services of packages from starting while they are installed.
+/// A policy here keeps packages from starting their services when they are installed.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// Programs that building and testing need, and Debian's packages of them.
-const TOOLS: &[(&str, &str)] = &[
-    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
-    ("ip", "iproute2"),
-    ("nft", "nftables"),
-    ("curl", "curl"),
-    ("cc", "gcc"),
-    ("c++", "g++"),
-    ("/usr/include/stdio.h", "libc6-dev"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("/bin/busybox", "busybox-static"),
-    ("modprobe", "kmod"),
-    ("cpio", "cpio"),
-    ("xz", "xz-utils"),
-    ("zstd", "zstd"),
-    ("sysctl", "procps"),
-    ("setpriv", "util-linux"),
-    ("/usr/sbin/ovs-vswitchd", "openvswitch-switch"),
-    ("/usr/sbin/dnsmasq", "dnsmasq-base"),
-    ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
-    ("/usr/bin/tinyproxy", "tinyproxy-bin"),
+/// What the tools of a task are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Building the kernel programs.
+    Programs,
+    /// The demo.
+    Demo,
+    /// The live tests, the end-to-end test and the benchmarks.
+    Lab,
+    /// The virtual machines of the kernel matrix.
+    Machines,
+    /// Building the fuzz targets.
+    Fuzz,
+}
+
+impl Need {
+    const ALL: [Self; 5] = [Self::Programs, Self::Demo, Self::Lab, Self::Machines, Self::Fuzz];
+}
+
+/// A program or file, Debian's package of it, and what needs it.
+type Tool = (&'static str, &'static str, &'static [Need]);
+
+const TOOLS: &[Tool] = &[
+    ("/usr/lib/cni/bridge", "containernetworking-plugins", &[Need::Demo, Need::Lab]),
+    ("ip", "iproute2", &[Need::Demo, Need::Lab]),
+    ("nft", "nftables", &[Need::Lab]),
+    ("curl", "curl", &[Need::Lab]),
+    ("sysctl", "procps", &[Need::Lab]),
+    ("setpriv", "util-linux", &[Need::Lab]),
+    ("/usr/sbin/ovs-vswitchd", "openvswitch-switch", &[Need::Lab]),
+    ("/usr/sbin/dnsmasq", "dnsmasq-base", &[Need::Lab]),
+    ("/usr/sbin/mkfs.ext4", "e2fsprogs", &[Need::Lab]),
+    ("/usr/bin/tinyproxy", "tinyproxy-bin", &[Need::Lab]),
+    ("/bin/busybox", "busybox-static", &[Need::Lab, Need::Machines]),
+    ("modprobe", "kmod", &[Need::Lab, Need::Machines]),
+    ("qemu-system-x86_64", "qemu-system-x86", &[Need::Machines]),
+    ("cpio", "cpio", &[Need::Machines]),
+    ("xz", "xz-utils", &[Need::Machines]),
+    ("zstd", "zstd", &[Need::Machines]),
+    ("cc", "gcc", &[Need::Programs, Need::Fuzz]),
+    ("/usr/include/stdio.h", "libc6-dev", &[Need::Programs, Need::Fuzz]),
+    ("c++", "g++", &[Need::Fuzz]),
 ];
 
-/// Debian's compiler with the source of its own `core`.
+/// Debian's compiler, and the source of its `core`.
 const DEBIAN_RUST: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 
-/// One thing that is missing.
+/// Something that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
-    Tool(&'static str),
+    Package(&'static str),
     Core,
     Linker,
 }
 
-/// Installs what is missing, or says it. False when something is missing and was only said.
-pub(crate) fn run(dry_run: bool) -> Result<bool> {
-    let missing = missing();
-    if missing.is_empty() {
+/// Installs the tools of every task, or only lists the missing ones; returns false if it listed any.
+pub(crate) fn all(dry_run: bool) -> Result<bool> {
+    if !dry_run {
+        ensure(&Need::ALL)?;
         return Ok(true);
     }
-    if dry_run {
-        for thing in &missing {
-            println!("missing: {}", name(*thing));
-        }
-        return Ok(false);
+    let missing = missing(&Need::ALL);
+    for item in &missing {
+        println!("missing: {}", name(*item));
     }
-    let tools: Vec<_> = missing
-        .iter()
-        .filter_map(|thing| match thing {
-            Missing::Tool(package) => Some(*package),
-            _ => None,
-        })
-        .collect();
-    if !tools.is_empty() {
-        apt(&tools, "the tools that tests and builds use")?;
-    }
-    if missing.contains(&Missing::Core) {
-        core()?;
-    }
-    if missing.contains(&Missing::Linker) {
-        linker()?;
-    }
-    Ok(true)
+    Ok(missing.is_empty())
 }
 
-fn name(thing: Missing) -> String {
-    match thing {
-        Missing::Tool(package) => format!("package {package}"),
+/// Installs the tools that `needs` name, as far as they are missing.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    let missing = missing(needs);
+    let packages: Vec<_> = missing
+        .iter()
+        .filter_map(|item| match item {
+            Missing::Package(package) => Some(*package),
+            Missing::Core | Missing::Linker => None,
+        })
+        .collect();
+    if !packages.is_empty() {
+        apt(&packages, "tools of this task")?;
+    }
+    if missing.contains(&Missing::Core) {
+        install_core()?;
+    }
+    if missing.contains(&Missing::Linker) {
+        install_linker()?;
+    }
+    Ok(())
+}
+
+fn name(item: Missing) -> String {
+    match item {
+        Missing::Package(package) => format!("package {package}"),
         Missing::Core => "source of `core` for a Rust toolchain".to_owned(),
         Missing::Linker => format!("bpf-linker {LINKER}"),
     }
 }
 
-fn missing() -> Vec<Missing> {
-    let mut missing: Vec<_> =
-        TOOLS.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| Missing::Tool(package)).collect();
-    if toolchain().is_none() {
-        missing.push(Missing::Core);
-    }
-    if !is_there("bpf-linker") {
-        missing.push(Missing::Linker);
+fn missing(needs: &[Need]) -> Vec<Missing> {
+    let is_needed = |tool: &&Tool| tool.2.iter().any(|need| needs.contains(need));
+    let tools = TOOLS.iter().filter(is_needed).filter(|(file, ..)| !is_installed(file));
+    let mut missing: Vec<_> = tools.map(|(_, package, _)| Missing::Package(package)).collect();
+    if needs.contains(&Need::Programs) {
+        if toolchain().is_none() {
+            missing.push(Missing::Core);
+        }
+        if !is_installed("bpf-linker") {
+            missing.push(Missing::Linker);
+        }
     }
     missing
 }
 
-/// A path, or a name on `PATH` (and in the places where Debian puts what only root needs).
-fn is_there(file: &str) -> bool {
+/// Looks for an absolute path, or for a name on `PATH`, in cargo's directory of binaries, and where Debian has programs of root.
+fn is_installed(file: &str) -> bool {
     if file.starts_with('/') {
         return Path::new(file).exists();
     }
@@ -119,59 +146,63 @@ fn is_there(file: &str) -> bool {
     dirs.into_iter().any(|dir| dir.join(file).is_file())
 }
 
-/// The toolchain that can build the kernel half.
+/// Returns the toolchain that can build the kernel programs.
 pub(crate) fn toolchain() -> Option<String> {
     let pinned = env::var("RUSTUP_TOOLCHAIN").ok();
     [pinned, Some(TOOLCHAIN.to_owned())].into_iter().flatten().find(|name| has_core(name))
 }
 
-/// Looks where rustup keeps its toolchains: asking it would take longer than everything else here.
+/// Looks into rustup's directory of toolchains; running rustup would take longer than all other checks together.
 fn has_core(toolchain: &str) -> bool {
-    let home = env::var_os("RUSTUP_HOME").map(Into::into);
+    let home = env::var_os("RUSTUP_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::home_dir().map(|home| home.join(".rustup"))).unwrap_or_default();
     let sysroot = home.join("toolchains").join(toolchain);
     sysroot.join("lib/rustlib/src/rust/library/core").exists()
 }
 
-fn core() -> Result<()> {
+fn install_core() -> Result<()> {
     let mut fetch = Command::new("rustup");
     fetch.args(["component", "add", "rust-src"]).stdin(Stdio::null());
-    if step("rustup: fetch the source of `core`", &mut fetch)?.status.success() && toolchain().is_some() {
+    let fetched = step::run("rustup: fetching the source of `core`", &mut fetch)?;
+    if fetched.status.success() && toolchain().is_some() {
         return Ok(());
     }
-    println!("rustup cannot fetch it here; Debian's compiler and source are used instead");
+    println!("rustup cannot fetch the source of `core`; using Debian's compiler and its source");
     apt(DEBIAN_RUST, "a compiler with the source of its `core`")?;
-    let link =
-        step("rustup: link it", Command::new("rustup").args(["toolchain", "link", TOOLCHAIN, "/usr"]))?;
+    let link = step::run(
+        "rustup: linking Debian's toolchain",
+        Command::new("rustup").args(["toolchain", "link", TOOLCHAIN, "/usr"]),
+    )?;
     ensure!(link.status.success() && toolchain().is_some(), "link Debian's toolchain: {}", last_line(&link));
     Ok(())
 }
 
-/// Installs those of `wanted`, each a program or a file and its package, that are not there.
+/// Installs the packages of those programs or files in `wanted` that are missing.
 pub(crate) fn packages(wanted: &[(&str, &str)], why: &str) -> Result<()> {
     let missing: Vec<_> =
-        wanted.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+        wanted.iter().filter(|(file, _)| !is_installed(file)).map(|(_, package)| *package).collect();
     if missing.is_empty() { Ok(()) } else { apt(&missing, why) }
 }
 
-/// What building for arm64 and running it needs besides.
+/// Installs what building for arm64 and emulating it needs in addition.
 pub(crate) fn arm64() -> Result<()> {
     let tools = [
         ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
         ("/usr/aarch64-linux-gnu/include/stdio.h", "libc6-dev-arm64-cross"),
         ("qemu-system-aarch64", "qemu-system-arm"),
     ];
-    packages(&tools, "building for arm64 and running it")?;
+    packages(&tools, "building for arm64 and emulating it")?;
     let mut add = Command::new("rustup");
     add.args(["target", "add", "aarch64-unknown-linux-gnu"]).stdin(Stdio::null());
-    let output = add.output().context("run rustup")?;
+    let output = step::run("rustup: fetching the standard library for arm64", &mut add)?;
     ensure!(output.status.success(), "fetch Rust's standard library for arm64: {}", last_line(&output));
     Ok(())
 }
 
-fn linker() -> Result<()> {
+fn install_linker() -> Result<()> {
+    packages(&[("c++", "g++")], "building bpf-linker")?;
     let prefix = format!("/usr/lib/llvm-{LLVM}");
-    // The libraries to link with: the directory itself is there as soon as anything uses LLVM.
+    // The directory itself exists as soon as any package of this LLVM is installed; the linker needs the static libraries.
     if !Path::new(&prefix).join("lib/libLLVMCore.a").exists() {
         apt(&[&format!("llvm-{LLVM}-dev")], "LLVM for bpf-linker")?;
     }
@@ -188,12 +219,12 @@ fn linker() -> Result<()> {
             "--features",
             &feature,
         ])
-        // Not inside the repository: its pinned toolchain and settings are not the linker's.
+        // Outside of the repository, whose pinned toolchain and settings are not meant for the linker.
         .current_dir("/")
         .env("LLVM_PREFIX", &prefix)
         .env(format!("LLVM_SYS_{LLVM}1_PREFIX"), &prefix)
         .env_remove("CARGO_TARGET_DIR");
-    let output = step("cargo: build bpf-linker (about a minute)", &mut install)?;
+    let output = step::run("cargo: building bpf-linker", &mut install)?;
     ensure!(output.status.success(), "build bpf-linker: {}", last_line(&output));
     Ok(())
 }
@@ -202,67 +233,69 @@ fn linker() -> Result<()> {
 fn apt(packages: &[&str], why: &str) -> Result<()> {
     let names = packages.join(" ");
     if !Path::new("/etc/debian_version").exists() {
-        bail!(
-            "{why}: install what Debian calls {names} with this system's package manager, then run this again"
-        );
+        bail!("{why}: install the equivalents of the Debian packages {names}, then run this again");
     }
     // SAFETY: no precondition.
     if unsafe { libc::geteuid() } != 0 {
         bail!("{why}: run `sudo apt-get install {names}`, then this again");
     }
     let _policy = Policy::set();
+    let what = format!("apt-get: installing {} ({why})", count(packages));
     let install = || {
         let mut command = Command::new("apt-get");
         command.args(["install", "-y", "--no-install-recommends"]).args(packages);
         command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
-        step(&format!("apt-get: {names} ({why})"), &mut command)
+        step::run(&what, &mut command)
     };
     if install()?.status.success() {
         return Ok(());
     }
-    // A new machine has no lists yet, and an old one has old ones.
-    step("apt-get: update", Command::new("apt-get").arg("update").stdin(Stdio::null()))?;
+    // A new machine has no package lists, and the lists of an old one may be outdated.
+    let update = "apt-get: updating the package lists";
+    step::run(update, Command::new("apt-get").arg("update").stdin(Stdio::null()))?;
     let output = install()?;
     ensure!(output.status.success(), "install {names}: {}", last_line(&output));
     Ok(())
 }
 
-/// The policy that forbids services to start, taken away again when dropped; one that is there stays.
+fn count(packages: &[&str]) -> String {
+    match packages {
+        [package] => (*package).to_owned(),
+        packages => format!("{} packages", packages.len()),
+    }
+}
+
+/// A policy that keeps services from starting; removed when dropped. A policy that exists already is left alone.
 struct Policy {
-    ours: bool,
+    is_ours: bool,
 }
 
 impl Policy {
     fn set() -> Self {
-        let ours = !Path::new(POLICY).exists() && fs::write(POLICY, "#!/bin/sh\nexit 101\n").is_ok();
-        if ours {
+        let is_ours = !Path::new(POLICY).exists() && fs::write(POLICY, "#!/bin/sh\nexit 101\n").is_ok();
+        if is_ours {
             let _ = fs::set_permissions(POLICY, std::os::unix::fs::PermissionsExt::from_mode(0o755));
         }
-        Self { ours }
+        Self { is_ours }
     }
 }
 
 impl Drop for Policy {
     fn drop(&mut self) {
-        if self.ours {
+        if self.is_ours {
             let _ = fs::remove_file(POLICY);
         }
     }
 }
 
-/// Runs a long step: says what it is, then how long it took.
-fn step(what: &str, command: &mut Command) -> Result<Output> {
-    print!("{what} … ");
-    std::io::stdout().flush()?;
-    let started = Instant::now();
-    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
-    let how = if output.status.success() { "done" } else { "failed" };
-    println!("{how} in {} s", started.elapsed().as_secs());
-    Ok(output)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The last thing that a failed step said.
-fn last_line(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+    #[test]
+    fn every_tool_is_needed_by_some_task() {
+        for (file, package, needs) in TOOLS {
+            assert!(!needs.is_empty(), "{file} of {package}");
+        }
+    }
 }

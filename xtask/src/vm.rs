@@ -166,9 +166,7 @@ pub(crate) fn bench(name: &str, probe: &Path) -> Result<bool> {
 /// Makes the part of the file system that all machines of an architecture share.
 fn base(dir: &Path, arch: Arch, store: &Store, filter: Option<&str>) -> Result<PathBuf> {
     let (probe, system) = match arch {
-        Arch::Amd64 => {
-            (std::env::var_os("NETREADY_PROBE").map_or_else(build::release, |path| Ok(path.into()))?, None)
-        }
+        Arch::Amd64 => (build::under_test(build::release)?, None),
         Arch::Arm64 => {
             setup::arm64()?;
             (build::release_for(arch)?, Some(store.system("bookworm", image::PACKAGES)?))

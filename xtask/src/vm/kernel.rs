@@ -1,4 +1,4 @@
-//! Debian's kernels: fetched as packages, unpacked, kept, never installed.
+//! Debian's kernels: downloaded as packages, unpacked and kept, never installed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,19 +10,20 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::Arch;
 use crate::apt::Apt;
 use crate::quiet;
+use crate::step::{self, last_line};
 
-/// One kernel of the matrix: Debian's release that carries it, and how its version starts.
+/// One kernel of the matrix: its version, and the Debian release that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Series {
-    /// As it is asked for on the command line.
+    /// Its name on the command line of xtask.
     pub(super) name: &'static str,
     suite: &'static str,
     pub(super) arch: Arch,
-    /// More on its command line.
+    /// Additional parameters on the kernel's command line.
     pub(super) append: &'static str,
 }
 
-/// What is supported: the oldest, three in wide use, the newest, and one that keeps its memory to itself.
+/// The supported kernels: the oldest, two in wide use, the newest, and one on which lockdown forbids reading kernel memory.
 pub(super) const MATRIX: &[Series] = &[
     series("5.10", "bullseye", Arch::Amd64, ""),
     series("6.1", "bookworm", Arch::Amd64, ""),
@@ -31,7 +32,7 @@ pub(super) const MATRIX: &[Series] = &[
     series("6.12-confid.", "trixie", Arch::Amd64, "lockdown=confidentiality"),
 ];
 
-/// Run only when they are named.
+/// Kernels that run only if they are named.
 pub(super) const OTHERS: &[Series] = &[series("6.1-arm64", "bookworm", Arch::Arm64, "")];
 
 const fn series(name: &'static str, suite: &'static str, arch: Arch, append: &'static str) -> Series {
@@ -39,15 +40,15 @@ const fn series(name: &'static str, suite: &'static str, arch: Arch, append: &'s
 }
 
 impl Series {
-    /// How long its machine takes beside the others, at the most: newer kernels have more types to search, and
-    /// where memory may not be read fewer programs are tried.
+    /// Returns a number by which the machines are ordered by their duration. Newer kernels take longer, because they have more
+    /// types to search; where memory may not be read fewer programs are tried.
     pub(super) fn weight(&self) -> u32 {
         let mut parts = self.version().split('.').map(|part| part.parse().unwrap_or(0));
         let version = parts.next().unwrap_or(0) * 100 + parts.next().unwrap_or(0);
         if self.append.is_empty() { version } else { version / 2 }
     }
 
-    /// `6.12` of `6.12-confidentiality`.
+    /// Returns `6.12` of `6.12-confid.`.
     fn version(&self) -> &'static str {
         self.name.split('-').next().unwrap_or(self.name)
     }
@@ -56,15 +57,15 @@ impl Series {
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub(super) struct Kernel {
-    /// As `uname -r` prints it.
+    /// Release, as `uname -r` prints it.
     pub(super) release: String,
     /// The bootable image.
     pub(super) image: PathBuf,
-    /// A root under which `lib/modules/RELEASE` lies, with its index of dependencies.
+    /// Directory that contains `lib/modules/RELEASE`, with the index of dependencies.
     pub(super) root: PathBuf,
 }
 
-/// The packages of every release that is needed.
+/// The kernels and packages that were downloaded for one architecture.
 #[derive(Debug)]
 pub(super) struct Store {
     dir: PathBuf,
@@ -73,7 +74,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the store of an architecture in `dir`.
+    /// Opens the store of `arch` in `dir`.
     pub(super) fn open(dir: &Path, arch: Arch) -> Result<Self> {
         let dir = if arch == Arch::Amd64 { dir.to_owned() } else { dir.join(arch.debian()) };
         fs::create_dir_all(dir.join("kernels"))?;
@@ -81,10 +82,10 @@ impl Store {
         Ok(Self { dir, arch, apt })
     }
 
-    /// The kernel of `series`, from the store or from the mirror.
+    /// Returns the kernel of `series`, which is downloaded if it is not in the store.
     pub(super) fn kernel(&self, series: Series) -> Result<Kernel> {
         let root = self.dir.join("kernels").join(series.version());
-        // Written last: a fetch that was cut off is done again.
+        // This file is written last: an interrupted download is repeated.
         let done = root.join("release");
         if !done.exists() {
             self.fetch(series, &root).with_context(|| format!("fetch Linux {}", series.version()))?;
@@ -107,23 +108,25 @@ impl Store {
                 self.packages(series)?
             }
         };
-        // Versions sort as text only within one length: the longest, then the last, is the newest.
+        // Releases cannot be compared as text: 6.12.107 is newer than 6.12.94.
         let newest =
             names.iter().map(|name| release_of(name)).max_by_key(|release| (numbers(release), release.len()));
         let Some(release) = newest else {
             bail!("the mirror has no cloud kernel {} in {}", series.version(), series.suite)
         };
-        println!("fetching Linux {release} from Debian {}", series.suite);
         let wanted: Vec<&str> =
             names.iter().map(String::as_str).filter(|name| release_of(name) == release).collect();
         let debs = root.join("debs");
         fs::create_dir_all(&debs)?;
-        quiet(self.apt.command("apt-get").arg("download").args(&wanted).current_dir(&debs))?;
+        let what = format!("downloading Linux {release} from Debian {}", series.suite);
+        let mut download = self.apt.command("apt-get");
+        let output = step::run(&what, download.arg("download").args(&wanted).current_dir(&debs))?;
+        ensure!(output.status.success(), "{what}: {}", last_line(&output));
         for deb in fs::read_dir(&debs)? {
             quiet(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(root))?;
         }
         fs::remove_dir_all(&debs)?;
-        // Newer packages put modules under /usr/lib, where `modprobe -d` does not look.
+        // Newer packages have the modules under /usr/lib, where `modprobe -d` does not search.
         if !root.join("lib").exists() {
             std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
         }
@@ -132,7 +135,7 @@ impl Store {
         Ok(())
     }
 
-    /// Image, binary and module packages of this series.
+    /// Returns the names of the image, binary and module packages of this series.
     fn packages(&self, series: Series) -> Result<Vec<String>> {
         let output =
             self.apt.command("apt-cache").args(["pkgnames", "linux-"]).output().context("run apt-cache")?;
@@ -147,19 +150,20 @@ impl Store {
         Ok(names.lines().filter(fits).map(str::to_owned).collect())
     }
 
-    /// A system with these packages and all that they need, unpacked and never run: for another architecture
-    /// than this machine's.
+    /// Returns a directory with these packages and their dependencies, unpacked but never run on this host: the system of
+    /// another architecture.
     pub(super) fn system(&self, suite: &str, packages: &[&str]) -> Result<PathBuf> {
         let root = self.dir.join("system");
         let done = root.join("complete");
         if !done.exists() {
-            println!("fetching a {} system from Debian {suite}", self.arch.debian());
             let _ = fs::remove_dir_all(&root);
             fs::create_dir_all(&root)?;
             self.update()?;
             let mut install = self.apt.command("apt-get");
             install.args(["install", "-y", "--no-install-recommends", "--download-only", "-t", suite]);
-            quiet(install.args(packages))?;
+            let what = format!("downloading a {} system from Debian {suite}", self.arch.debian());
+            let output = step::run(&what, install.args(packages))?;
+            ensure!(output.status.success(), "{what}: {}", last_line(&output));
             for deb in fs::read_dir(self.apt.archives())?.flatten() {
                 if deb.path().extension().is_some_and(|extension| extension == "deb") {
                     quiet(Command::new("dpkg-deb").arg("-x").arg(deb.path()).arg(&root))?;
@@ -171,18 +175,18 @@ impl Store {
     }
 
     fn update(&self) -> Result<()> {
-        let known = MATRIX.iter().chain(OTHERS).filter(|series| series.arch == self.arch);
-        let suites: BTreeSet<_> = known.map(|series| series.suite).collect();
+        let all = MATRIX.iter().chain(OTHERS).filter(|series| series.arch == self.arch);
+        let suites: BTreeSet<_> = all.map(|series| series.suite).collect();
         self.apt.update("deb", suites)
     }
 }
 
-/// `6.1.0-50-cloud-amd64` of `linux-image-6.1.0-50-cloud-amd64`.
+/// Returns `6.1.0-50-cloud-amd64` of `linux-image-6.1.0-50-cloud-amd64`.
 fn release_of(package: &str) -> &str {
     package.splitn(3, '-').nth(2).unwrap_or_default()
 }
 
-/// The numbers of a release, to compare releases by.
+/// Returns the numbers in a release, by which releases are compared.
 fn numbers(release: &str) -> Vec<u32> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
