@@ -48,11 +48,14 @@ enum Task {
     Demo,
     /// Run all tests, the live tests on this kernel and on those of the matrix; needs root.
     ///
-    /// The live tests make real faults in network namespaces.
+    /// The live tests make real faults in network namespaces. `cargo xtask test live NAME` runs only some of them.
+    #[command(args_conflicts_with_subcommands = true)]
     Test {
         /// Do not run the live tests on other kernels.
         #[arg(long)]
         no_matrix: bool,
+        #[command(subcommand)]
+        part: Option<TestPart>,
     },
     /// Attack agents as an unprivileged user and as a pod, and print the effect of each attack; needs root.
     Attack {
@@ -106,6 +109,19 @@ enum Task {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum TestPart {
+    /// Run only the live tests whose names contain one of NAME, on this kernel.
+    ///
+    /// Tests a binary of the `demo` profile, which builds faster than the release binary, or the one that NETREADY_PROBE
+    /// names.
+    Live {
+        /// Parts of test names, such as `faults::` or `closed_port`.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
 fn main() -> ExitCode {
     match run(&Cli::parse().task) {
         Ok(true) => ExitCode::SUCCESS,
@@ -130,13 +146,17 @@ fn run(task: &Task) -> Result<bool> {
             setup::ensure(&[Need::Programs, Need::Demo])?;
             demo::run()
         }
-        Task::Test { no_matrix } => {
+        Task::Test { no_matrix, part } => {
             require_root("the live tests create network namespaces and load eBPF programs")?;
             setup::ensure(&[Need::Programs, Need::Lab])?;
-            if !*no_matrix {
-                setup::ensure(&[Need::Machines])?;
+            match part {
+                Some(TestPart::Live { names }) => test::live(names),
+                None if *no_matrix => test::run(false),
+                None => {
+                    setup::ensure(&[Need::Machines])?;
+                    test::run(true)
+                }
             }
-            test::run(!*no_matrix)
         }
         Task::Attack { seconds } => {
             require_root("the attacks run in network namespaces, on agents that load eBPF programs")?;

@@ -1,26 +1,24 @@
-//! Every test, with one summary at the end.
+//! All tests, or the live tests whose names contain a text, with a summary at the end.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::vm::table::{self, Column};
-use crate::{build, vm};
+use crate::{build, step, vm};
 
-/// Runs what needs no root, then the live tests; false when one failed.
+/// Runs the tests that need no root, then the live tests, with `matrix` on other kernels too; returns false if one failed.
 pub(crate) fn run(matrix: bool) -> Result<bool> {
+    table::check(&live_tests()?)?;
     let probe = build::release()?;
     let mut total = Counts::default();
     let mut plain = build::cargo();
     plain.args(["test", "--workspace", "--exclude", "kernel-tests", "--no-fail-fast", "--", "--quiet"]);
     total.add("unit, property, replay and command-line tests", &mut plain)?;
-    let mut live = build::cargo();
-    // Two at a time: each has a probe, a client and a server of its own, and this is for two cores.
-    live.args(["test", "--package", "kernel-tests", "--no-fail-fast", "--", "--test-threads", "2"]);
-    let lines = total.add("live tests on this kernel", live.env("NETREADY_PROBE", &probe))?;
+    let lines = total.add("live tests on this kernel", live_command(&[]).env("NETREADY_PROBE", &probe))?;
     if matrix {
         println!("\n── live tests on other kernels");
         let here = Column::new("here", lines.iter().map(String::as_str), doctor(&probe)?);
@@ -35,30 +33,65 @@ pub(crate) fn run(matrix: bool) -> Result<bool> {
     Ok(total.are_good())
 }
 
-/// What this kernel allows.
-fn doctor(probe: &Path) -> Result<Value> {
-    let output = Command::new(probe).args(["doctor", "-o", "json"]).output().context("run probe doctor")?;
-    serde_json::from_slice(&output.stdout).context("read the answer of probe doctor")
+/// Runs the live tests whose names contain one of `names`, on this kernel; returns false if one failed.
+pub(crate) fn live(names: &[String]) -> Result<bool> {
+    let tests = live_tests()?;
+    if let Some(name) = names.iter().find(|name| !tests.iter().any(|test| test.contains(name.as_str()))) {
+        bail!("no live test has a name that contains {name:?}; the tests are in tests/kernel/tests/live");
+    }
+    let probe = build::under_test(build::demo)?;
+    let mut total = Counts::default();
+    total.add("live tests on this kernel", live_command(names).env("NETREADY_PROBE", &probe))?;
+    println!("\n{}", total.summary());
+    Ok(total.are_good())
 }
 
-/// The sum of the test runners' summaries.
+/// Returns a command that runs the live tests whose names contain one of `names`, or all.
+fn live_command(names: &[String]) -> Command {
+    let mut live = build::cargo();
+    // Two at a time on two cores: each has a probe, a client and a server of its own.
+    live.args(["test", "--package", "kernel-tests", "--no-fail-fast", "--", "--test-threads", "2"]);
+    live.args(names);
+    live
+}
+
+/// Builds the live tests and returns their names, with their modules: `faults::missing`.
+pub(crate) fn live_tests() -> Result<Vec<String>> {
+    let mut list = build::cargo();
+    list.args(["test", "--package", "kernel-tests", "--test", "live", "--", "--list"]);
+    let output = step::cargo("building the live tests", &mut list)?;
+    Ok(names(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Returns the names in the output of a test runner's `--list`.
+fn names(list: &str) -> Vec<String> {
+    list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
+}
+
+/// Returns the JSON output of `probe doctor`.
+fn doctor(probe: &Path) -> Result<Value> {
+    let output = Command::new(probe).args(["doctor", "-o", "json"]).output().context("run probe doctor")?;
+    serde_json::from_slice(&output.stdout).context("parse the output of probe doctor")
+}
+
+/// Sums of the numbers in the test runners' summaries.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) passed: u64,
-    /// Failed tests, and runners that failed without a failed test: they did not build, or were killed.
+    /// Failed tests, and runners that failed without a failed test because they did not compile or were killed.
     pub(crate) failed: u64,
-    /// Of those that passed, the ones that failed when they ran beside others.
+    /// Tests among the passed ones that failed when they ran in parallel with others.
     pub(crate) flaky: u64,
 }
 
 impl Counts {
-    /// Runs the tests, shows their lines, and returns them.
+    /// Runs tests, prints the lines of their output and returns them. cargo's own output goes to standard error.
     pub(crate) fn add(&mut self, what: &str, command: &mut Command) -> Result<Vec<String>> {
         println!("\n── {what}");
         let mut child = command.stdout(Stdio::piped()).spawn().context("run the tests")?;
         let before = self.failed;
         let mut lines = Vec::new();
-        for line in BufReader::new(child.stdout.take().context("the tests have an output")?).lines() {
+        for line in BufReader::new(child.stdout.take().context("standard output of the tests")?).lines() {
             let line = line?;
             self.count(&line);
             println!("{line}");
@@ -71,7 +104,7 @@ impl Counts {
         Ok(lines)
     }
 
-    /// The last line of every run.
+    /// Returns the last line of every run.
     pub(crate) fn summary(&self) -> String {
         let flaky = if self.flaky > 0 { format!(", {} flaky", self.flaky) } else { String::new() };
         format!("{} passed, {} failed{flaky}", self.passed, self.failed)
@@ -82,7 +115,7 @@ impl Counts {
         self.failed == 0
     }
 
-    /// `test result: ok. 25 passed; 0 failed; …`
+    /// Adds the numbers of a line such as `test result: ok. 25 passed; 0 failed; …`.
     fn count(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else { return };
         let number = |word: &str| {
@@ -99,7 +132,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_runner_s_summaries_add_up() {
+    fn listed_tests_have_their_names() {
+        let list = "faults::missing: test\nruns: test\n\n2 tests, 0 benchmarks\n";
+        assert_eq!(names(list), ["faults::missing", "runs"]);
+    }
+
+    #[test]
+    fn numbers_of_test_runners_are_added() {
         let mut counts = Counts::default();
         counts.count(
             "test result: ok. 25 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",

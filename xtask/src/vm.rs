@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub(crate) use arch::Arch;
 
-use crate::test::Counts;
+use crate::test::{self, Counts};
 use crate::{build, setup, target};
 use arch::Clock;
 use image::Contents;
@@ -34,6 +34,7 @@ pub(crate) struct Matrix {
 
 /// Runs `cargo xtask vm` and prints the table; returns false if a test or a machine failed.
 pub(crate) fn command(names: &[String], filter: Option<&str>) -> Result<bool> {
+    table::check(&test::live_tests()?)?;
     let matrix = run(names, filter)?;
     table::print(&matrix.columns);
     println!("\n{}", matrix.counts.summary());

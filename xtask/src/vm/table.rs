@@ -1,11 +1,12 @@
-//! Kernel × signal: what the tests saw, with what.
+//! The table of kernels and signals: which signals the tests observed, and by which hooks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
-/// One signal of the failure catalogue: the tests that prove it, and the hooks that it comes from by the names
-/// that `probe doctor` has for their signals.
+/// One signal of the failure catalogue: the tests that prove it, and the hooks that it depends on, by the names of signals in the
+/// output of `probe doctor`.
 struct Signal {
     code: &'static str,
     what: &'static str,
@@ -62,22 +63,17 @@ const SIGNALS: &[Signal] = &[
     ),
     signal(
         "A7",
-        "no answer",
+        "no reply",
         &["unanswered_syns_mean_timeout_even_if_client_gives_up", "reports_connect_started_before_probe"],
         &["tcp.connect", "tcp.retransmit"],
     ),
     signal(
         "A8",
-        "ended before a byte came back",
+        "closed before a byte came back",
         &["connection_closed_before_response_means_api_server_reset"],
         &["tcp.connect"],
     ),
-    signal(
-        "A9",
-        "silent after the client spoke",
-        &["acknowledged_bytes_without_response_mean_tls_stalled"],
-        &[],
-    ),
+    signal("A9", "no response to a request", &["acknowledged_bytes_without_response_mean_tls_stalled"], &[]),
     signal("A10", "TLS, certificate, /readyz", &["active_checks_distinguish_failures_of_api_server"], &[]),
     signal(
         "A11",
@@ -100,7 +96,7 @@ const SIGNALS: &[Signal] = &[
     ),
     signal(
         "A+",
-        "many at once, none unsaid",
+        "many at once, losses reported",
         &["reports_every_one_of_many_concurrent_connects", "reports_runs_skipped_by_kernel"],
         &["tcp.connect"],
     ),
@@ -125,7 +121,7 @@ const SIGNALS: &[Signal] = &[
     ),
     signal(
         "C4",
-        "plugin run, its end",
+        "plugin run, its exit",
         &[
             "failed_del_is_not_a_fault",
             "verdict_recovers_after_each_repair",
@@ -137,7 +133,7 @@ const SIGNALS: &[Signal] = &[
     ),
     signal(
         "C5",
-        "plugin's own words",
+        "plugin's error output",
         &["verdict_quotes_error_of_plugin", "captures_complete_plugin_output_from_writev"],
         &["cni.stdout", "cni.stdout.writev"],
     ),
@@ -155,7 +151,7 @@ const SIGNALS: &[Signal] = &[
     ),
     signal(
         "N1",
-        "namespace begins and ends",
+        "namespace created, destroyed",
         &["reports_creation_and_destruction_of_netns"],
         &["netns.create", "netns.end"],
     ),
@@ -167,7 +163,7 @@ const SIGNALS: &[Signal] = &[
     ),
     signal("N2", "links of every namespace", &["tracks_links_of_other_namespaces"], &[]),
     signal("N3", "links moved into a namespace", &["tracks_links_of_other_namespaces"], &[]),
-    signal("N4", "names come, go, are left over", &["reports_stale_netns_name"], &[]),
+    signal("N4", "namespace names, leftover ones", &["reports_stale_netns_name"], &[]),
     signal(
         "N5",
         "link refused, its reason",
@@ -180,23 +176,28 @@ const SIGNALS: &[Signal] = &[
     ),
     signal(
         "N6",
-        "a path that is no namespace",
+        "path is not a namespace",
         &["reports_plain_file_in_place_of_netns", "reports_netns_hidden_from_cni_agent"],
         &["cni.exec", "cni.exec.environment"],
     ),
     signal("O1", "OVS datapath and ports", &["tracks_ports_of_ovs_datapath"], &[]),
-    signal("O2", "OVS upcalls without an answer", &["tracks_ports_of_ovs_datapath"], &[]),
+    signal("O2", "OVS upcalls without a reply", &["tracks_ports_of_ovs_datapath"], &[]),
     signal("O3", "OVS database, bridges, daemons", &["names_missing_component_of_open_vswitch"], &[]),
     signal(
         "P1",
-        "end of a process, its sender",
+        "process killed, by whom",
         &[
             "names_signal_and_sender_when_control_plane_process_is_killed",
             "distinguishes_control_plane_crash_loop_from_stopped_process",
         ],
         &["process.exit", "process.signal"],
     ),
-    signal("P2", "ended for its memory", &["reports_oom_killed_process"], &["process.oom", "process.exit"]),
+    signal(
+        "P2",
+        "killed for lack of memory",
+        &["reports_oom_killed_process"],
+        &["process.oom", "process.exit"],
+    ),
     signal(
         "P3",
         "listeners",
@@ -212,9 +213,9 @@ const SIGNALS: &[Signal] = &[
     ),
     signal("S2", "disk full", &["reports_full_disk_with_path", "reports_full_disk_of_open_etcd_files"], &[]),
     signal("S3", "connection tracking full", &["reports_full_conntrack_table"], &[]),
-    signal("S4", "credential over", &["reports_expired_plugin_token_with_path"], &[]),
-    signal("S4", "clock set", &["reports_clock_step"], &[]),
-    signal("S5", "settings of the kernel", &["reports_sysctls_for_pod_networks_at_start"], &[]),
+    signal("S4", "credential expired", &["reports_expired_plugin_token_with_path"], &[]),
+    signal("S4", "clock changed", &["reports_clock_step"], &[]),
+    signal("S5", "kernel settings", &["reports_sysctls_for_pod_networks_at_start"], &[]),
     signal(
         "S5",
         "reverse path filter drops",
@@ -235,19 +236,19 @@ const SIGNALS: &[Signal] = &[
     ),
 ];
 
-/// One kernel: what its tests said, and what `probe doctor` said.
+/// Results of one kernel: of its tests, and of `probe doctor`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Column {
     pub(crate) kernel: String,
-    /// Name of a test and whether it passed.
+    /// Name of each test, and whether it passed.
     pub(crate) tests: BTreeMap<String, bool>,
-    /// Tests that were not run on this machine, and why.
+    /// Tests that are not run on this machine, and why.
     pub(crate) elsewhere: BTreeMap<String, String>,
     pub(crate) doctor: Value,
 }
 
 impl Column {
-    /// From the lines of the test runner.
+    /// Parses the lines of the test runner.
     pub(crate) fn new<'a>(kernel: &str, lines: impl Iterator<Item = &'a str>, doctor: Value) -> Self {
         let mut column = Self { kernel: kernel.to_owned(), doctor, ..Self::default() };
         let named = lines.filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "));
@@ -261,12 +262,12 @@ impl Column {
         column
     }
 
-    /// Names of the tests that failed.
+    /// Returns the names of the tests that failed.
     pub(crate) fn failed(&self) -> Vec<String> {
         self.tests.iter().filter(|(_, passed)| !**passed).map(|(test, _)| test.clone()).collect()
     }
 
-    /// What one signal comes to here; the notes say the rest.
+    /// Returns the cell of one signal, and adds its explanations to `notes`.
     fn cell(&self, signal: &Signal, notes: &mut BTreeMap<String, BTreeSet<String>>) -> &'static str {
         let result = |test: &&str| self.tests.get(*test).copied();
         if signal.tests.iter().any(|test| result(test) == Some(false)) {
@@ -283,7 +284,7 @@ impl Column {
         for hook in signal.hooks {
             let Some((state, note)) = self.hook(hook) else { continue };
             notes.entry(format!("{hook}: {note}")).or_default().insert(self.kernel.clone());
-            // What is missing is worse than what stands in.
+            // A missing hook is worse than a fallback.
             if state == "missing" {
                 cell = "gap";
             } else if cell == "✔" {
@@ -293,7 +294,7 @@ impl Column {
         cell
     }
 
-    /// What is not as it should be with one hook.
+    /// Returns the state of a hook that is not attached at its best source, and an explanation.
     fn hook(&self, signal: &str) -> Option<(&'static str, String)> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let less = self.doctor["less"].as_array().into_iter().flatten();
@@ -304,20 +305,37 @@ impl Column {
         let hook = hooks.into_iter().find(|hook| hook["signal"] == signal)?;
         match hook["state"].as_str() {
             Some("missing") => {
-                Some(("missing", format!("{}; not seen: {}", text(&hook["why"]), text(&hook["cost"]))))
+                Some(("missing", format!("{}; not observed: {}", text(&hook["why"]), text(&hook["cost"]))))
             }
-            Some("stand-in") => Some(("stand-in", format!("by {}", text(&hook["source"])))),
+            Some("stand-in") => Some(("stand-in", format!("fallback {}", text(&hook["source"])))),
             _ => None,
         }
     }
 }
 
-/// `missing` of `faults::missing`.
+/// Returns `missing` of `faults::missing`.
 fn function(test: &str) -> &str {
     test.rsplit("::").next().unwrap_or(test)
 }
 
-/// Prints everything.
+/// Fails if the table names tests that are not in `live_tests`, because they were renamed or removed: the table would show
+/// their signals as not run.
+pub(crate) fn check(live_tests: &[String]) -> Result<()> {
+    let unknown = unknown(live_tests);
+    ensure!(
+        unknown.is_empty(),
+        "xtask/src/vm/table.rs names live tests that do not exist: {}",
+        unknown.into_iter().collect::<Vec<_>>().join(", ")
+    );
+    Ok(())
+}
+
+fn unknown(live_tests: &[String]) -> BTreeSet<&'static str> {
+    let known: BTreeSet<_> = live_tests.iter().map(|test| function(test)).collect();
+    SIGNALS.iter().flat_map(|signal| signal.tests).copied().filter(|test| !known.contains(test)).collect()
+}
+
+/// Prints the table and its notes.
 pub(crate) fn print(columns: &[Column]) {
     let mut notes = BTreeMap::new();
     print!("\n{:<4}{:<32}", "", "signal");
@@ -333,7 +351,7 @@ pub(crate) fn print(columns: &[Column]) {
         println!();
     }
     println!(
-        "\n✔ by the best hook   ≈ by the next best, or with less   gap: verdicts say that it is not seen   elsewhere: see below"
+        "\n✔ by the best hook   ≈ by a fallback, or with a limitation   gap: verdicts report it as not observed   elsewhere: see below"
     );
     for (note, kernels) in notes {
         let kernels: Vec<_> = kernels.into_iter().collect();
@@ -348,7 +366,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_tells_the_worst() {
+    fn tests_that_do_not_exist_are_found() {
+        let mut tests: Vec<String> =
+            SIGNALS.iter().flat_map(|signal| signal.tests).map(|test| format!("module::{test}")).collect();
+        assert!(check(&tests).is_ok());
+        let renamed = SIGNALS[0].tests[0];
+        tests.retain(|test| function(test) != renamed);
+        let error = check(&tests).expect_err("one is missing").to_string();
+        assert!(error.ends_with(&format!(": {renamed}")), "{error}");
+    }
+
+    #[test]
+    fn cell_shows_the_worst_result_of_a_signal() {
         let doctor = json!({
             "hooks": [{"signal": "tcp.connect", "state": "attached"},
                       {"signal": "tcp.reset", "state": "missing", "why": "w", "cost": "c"}],
@@ -371,6 +400,6 @@ mod tests {
         assert_eq!(cell("A7", &mut notes), "fails");
         assert_eq!(cell("A8", &mut notes), "not run");
         assert!(column.elsewhere.contains_key("reports_clock_step"));
-        assert!(notes.contains_key("tcp.reset: w; not seen: c"));
+        assert!(notes.contains_key("tcp.reset: w; not observed: c"));
     }
 }
