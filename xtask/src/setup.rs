@@ -148,7 +148,9 @@ fn is_installed(file: &str) -> bool {
 
 /// Returns the toolchain that can build the kernel programs.
 pub(crate) fn toolchain() -> Option<String> {
-    let pinned = env::var("RUSTUP_TOOLCHAIN").ok();
+    // cargo's rustup proxy sets it; without the proxy, the toolchain that compiled this program is the pinned one.
+    let pinned =
+        env::var("RUSTUP_TOOLCHAIN").ok().or_else(|| option_env!("RUSTUP_TOOLCHAIN").map(str::to_owned));
     [pinned, Some(TOOLCHAIN.to_owned())].into_iter().flatten().find(|name| has_core(name))
 }
 
