@@ -26,6 +26,7 @@ pub mod simulation;
 mod sinks;
 mod text;
 mod threads;
+mod yaml;
 
 use std::io::Write as _;
 use std::process::ExitCode;

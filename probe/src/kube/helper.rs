@@ -14,6 +14,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 use crate::clock;
+use crate::yaml;
 
 /// How long a program may run; those of cloud providers take one or two seconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,8 +62,7 @@ pub(super) async fn replace(
         }
     };
     // Some programs print YAML, and JSON is a subset of it.
-    let answer: Answer =
-        serde_yaml_ng::from_slice(&output).map_err(|_| failed(&"printed no ExecCredential"))?;
+    let answer: Answer = yaml::parse(&output).map_err(|_| failed(&"printed no ExecCredential"))?;
     let credential = answer.status.ok_or_else(|| failed(&"printed no status"))?;
     if credential.token.is_none() && credential.client_certificate_data.is_none() {
         return Err(failed(&"printed no credential"));

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::fuzz::is_clean;
 use crate::settings::ServerHost;
+use crate::yaml;
 
 /// Parses a CNI configuration, as a list and as a single plugin.
 pub fn cni_config(bytes: &[u8]) {
@@ -37,7 +38,7 @@ pub fn cni_config(bytes: &[u8]) {
 pub fn kubeconfig(bytes: &[u8]) {
     kubeconfig::fuzz(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(value) = serde_yaml_ng::from_str(text) else { return };
+    let Ok(value) = yaml::parse(text.as_bytes()) else { return };
     let servers = targets::servers(&value);
     assert!(servers.len() <= 16);
     for server in servers {

@@ -21,6 +21,7 @@ use super::trust::Authorities;
 use super::{certificate, file, targets};
 use crate::settings::{Known, ServerHost, Settings};
 use crate::text::is_node_name;
+use crate::yaml;
 
 /// Maximum number of certificates in the kubelet's chain.
 const MAX_CHAIN_LEN: usize = 16;
@@ -126,7 +127,7 @@ impl Kubeconfig {
     }
 
     fn parse(path: &Path, text: &[u8], is_bootstrap: bool) -> Option<Self> {
-        let value: Value = serde_yaml_ng::from_slice(text).ok()?;
+        let value: Value = yaml::parse(text).ok()?;
         let current = value.get("current-context").and_then(Value::as_str).filter(|name| !name.is_empty());
         let context = entry(&value, "contexts", "context", current)?;
         let named = |key: &str| context.get(key)?.as_str();

@@ -12,6 +12,7 @@ use super::file;
 use super::names::{self, Named};
 use crate::settings::{ApiServer, ServerHost, Settings};
 use crate::text::clean;
+use crate::yaml;
 
 /// The API servers that were found, and what could not be determined.
 #[derive(Clone, Debug, Default)]
@@ -87,7 +88,7 @@ impl Servers {
     ) {
         let Some(text) = file::read_text(&settings.on_host(path)) else { return };
         let source = clean(path.to_string_lossy().as_bytes(), 200);
-        let parsed: Result<Value, _> = serde_yaml_ng::from_str(&text);
+        let parsed: Result<Value, _> = yaml::parse(text.as_bytes());
         let servers: Vec<String> = match parsed {
             Ok(value) => servers(&value),
             Err(_) => return self.gap(format!("{source} is not a kubeconfig")),
@@ -345,7 +346,7 @@ mod tests {
     #[test]
     fn reads_servers_from_a_kubeconfig() {
         let text = "clusters:\n- name: a\n  cluster: {server: 'https://10.0.0.1:6443', x: 1}\n- name: b\n";
-        let value: Value = serde_yaml_ng::from_str(text).expect("yaml");
+        let value: Value = yaml::parse(text.as_bytes()).expect("yaml");
         assert_eq!(servers(&value), ["https://10.0.0.1:6443"]);
     }
 }

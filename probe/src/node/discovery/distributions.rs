@@ -11,6 +11,7 @@ use super::kubelet::Flags;
 use super::program::{Program, flag};
 use crate::node::file;
 use crate::settings::Settings;
+use crate::yaml;
 
 /// Flag of MicroK8s' kubelite that names a file with the kubelet's flags.
 const ARGS_FILE: &str = "kubelet-args-file";
@@ -238,7 +239,7 @@ impl Distribution {
 
     fn configuration(&self, settings: &Settings) -> Option<Value> {
         let path = Some(self.config).filter(|path| !path.is_empty())?;
-        serde_yaml_ng::from_str(&file::read_text(&settings.on_host(Path::new(path)))?).ok()
+        yaml::parse(file::read_text(&settings.on_host(Path::new(path)))?.as_bytes()).ok()
     }
 
     /// Returns the data directory in the distribution's configuration file, else the default.

@@ -12,6 +12,7 @@ use super::{MAX_PATH_LEN, absolute, files_below};
 use crate::node::file;
 use crate::settings::{Known, POD_LOGS, ServerHost, Settings};
 use crate::text::clean;
+use crate::yaml;
 
 /// Defaults of the kubelet, as of Kubernetes 1.36 (pkg/kubelet/apis/config/v1beta1/defaults.go, cmd/kubelet/app/options). The
 /// default endpoint exists since 1.27; before 1.24 it was Docker's.
@@ -180,7 +181,7 @@ fn files(settings: &Settings, flags: &[Flags]) -> Option<Vec<(PathBuf, Value)>> 
     paths.extend(named("config").map(PathBuf::from));
     let read = |path: PathBuf| {
         let text = file::read_text(&settings.on_host(&path))?;
-        Some((path, serde_yaml_ng::from_str(&text).ok()?))
+        Some((path, yaml::parse(text.as_bytes()).ok()?))
     };
     paths.into_iter().map(read).collect()
 }
@@ -200,7 +201,7 @@ pub(crate) fn socket(endpoint: &str) -> Option<String> {
 /// Fuzz target: a file and flags of any content. Returns the texts that may be printed.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &str, words: Vec<String>) -> Vec<String> {
-    let config = serde_yaml_ng::from_str(text).unwrap_or(Value::Null);
+    let config = yaml::parse(text.as_bytes()).unwrap_or(Value::Null);
     let flags = [Flags { source: "kubelet".to_owned(), words }];
     let sources = Sources { flags: &flags, files: Some(vec![(PathBuf::from("/c"), config)]), defaults: None };
     let kubelet = Kubelet::from(&sources);
