@@ -9,13 +9,11 @@ const WIDTH: usize = 80;
 /// output, otherwise 80.
 pub(crate) fn width() -> usize {
     let named = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    let asked = || {
-        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: `size` is live and of the type that this request fills.
-        let failed = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-        (failed == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+    let terminal = || {
+        let (terminal_size::Width(columns), _) = terminal_size::terminal_size_of(std::io::stdout())?;
+        Some(usize::from(columns))
     };
-    named.or_else(asked).unwrap_or(WIDTH).clamp(40, 200)
+    named.or_else(terminal).unwrap_or(WIDTH).clamp(40, 200)
 }
 
 /// Breaks `text` between words into lines of at most `width` characters.
