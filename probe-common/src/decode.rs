@@ -179,7 +179,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
 ///
 /// # Errors
 /// Returns an error if `bytes` is shorter than a header.
-pub fn made_at(bytes: &[u8]) -> Result<u64, DecodeError> {
+pub fn recorded_at(bytes: &[u8]) -> Result<u64, DecodeError> {
     Ok(header(bytes)?.at_ns)
 }
 

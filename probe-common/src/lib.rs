@@ -13,7 +13,7 @@ mod layout;
 mod map;
 mod record;
 
-pub use decode::{DecodeError, Event, decode, made_at, text};
+pub use decode::{DecodeError, Event, decode, recorded_at, text};
 pub use hook::{Hook, Skip};
 pub use map::*;
 pub use record::*;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use probe_common::Hook;
-use probe_engine::{Config, Engine, Lost, Mono, Observation};
+use probe_engine::{BootTime, Config, Engine, Lost, Observation};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -82,7 +82,7 @@ pub(crate) struct App {
     /// SIGHUP, if it is handled: everything is read again.
     hangup: Option<Signal>,
     /// Observations of one batch of the ring buffer. Empty between batches; a field only so that its memory is reused.
-    observations: Vec<(Mono, Observation)>,
+    observations: Vec<(BootTime, Observation)>,
     state: sources::State,
     tasks: tokio::task::JoinSet<()>,
     /// Interval of reading the loss counters.
@@ -145,7 +145,7 @@ impl App {
         threads: Threads,
         (kernel, unsupported): (Option<Kernel>, Option<String>),
         addresses_changed: mpsc::Receiver<()>,
-        (started, turn): (Mono, Duration),
+        (started, turn): (BootTime, Duration),
     ) -> (Self, Judge) {
         let hooks = kernel.as_ref().map(|kernel| kernel.hooks.clone()).unwrap_or_default();
         let (feed, queue) = mpsc::channel(QUEUE);
@@ -329,7 +329,7 @@ impl App {
     }
 
     /// Queues an observation for the judge; the next [`Self::flush`] sends it.
-    fn deliver(&mut self, at: Mono, observation: Observation) {
+    fn deliver(&mut self, at: BootTime, observation: Observation) {
         self.state.note(&observation);
         self.sandboxes.note(at, &observation);
         let is_target = matches!(observation, Observation::ApiTarget(_) | Observation::ApiTargetGone { .. });
@@ -434,7 +434,7 @@ mod tests {
     struct Recorded(Vec<Observation>);
 
     impl Sink for Recorded {
-        fn observation(&mut self, _at: Mono, observation: &Observation) {
+        fn observation(&mut self, _at: BootTime, observation: &Observation) {
             self.0.push(observation.clone());
         }
     }

@@ -9,7 +9,7 @@ use probe_engine::{Pod, Role, TargetKind};
 
 use crate::bpf::HookSet;
 use crate::node::targets;
-use crate::settings::{ApiServer, CniDirs, Learnt, POD_LOGS, ServerHost, Settings};
+use crate::settings::{ApiServer, CniDirs, POD_LOGS, ServerHost, Setting, Settings};
 use crate::sinks::topic::Topic;
 
 /// Finds out why a Kubernetes node is not ready, by watching its network from inside the kernel.
@@ -269,8 +269,8 @@ impl NodeArgs {
             only_named: !self.apiserver.is_empty(),
             kubeconfig: self.kubeconfig,
             cni: CniDirs::new(self.cni_conf_dir, self.cni_bin_dir, self.netns_dir),
-            cgroup_driver: Learnt::new(None, "", None),
-            pod_logs: Learnt::new(None, "", PathBuf::from(POD_LOGS)),
+            cgroup_driver: Setting::new(None, "", None),
+            pod_logs: Setting::new(None, "", PathBuf::from(POD_LOGS)),
             runtime_endpoint: self.runtime_endpoint,
             role: match self.role {
                 RoleArg::Auto => None,

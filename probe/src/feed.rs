@@ -1,13 +1,13 @@
 //! The queue through which all sources deliver their observations.
 
-use probe_engine::{Mono, Observation};
+use probe_engine::{BootTime, Observation};
 use tokio::sync::mpsc;
 
 /// An observation and its time.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     /// Time of the observation, boot time.
-    pub(crate) at: Mono,
+    pub(crate) at: BootTime,
     /// What was observed.
     pub(crate) observation: Observation,
 }

@@ -20,14 +20,14 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Why the lock could not be acquired.
 #[derive(Debug)]
-pub(crate) enum NotTaken {
+pub(crate) enum LockError {
     /// Another agent holds the lock file at this path.
     Held(PathBuf),
     /// The lock file cannot be opened, or its disk does not respond.
     Failed(io::Error),
 }
 
-impl From<io::Error> for NotTaken {
+impl From<io::Error> for LockError {
     fn from(error: io::Error) -> Self {
         Self::Failed(error)
     }
@@ -36,8 +36,8 @@ impl From<io::Error> for NotTaken {
 /// Acquires the lock beside the state file, on a thread of its own. It is held until the returned file is closed.
 ///
 /// # Errors
-/// See [`NotTaken`].
-pub(crate) async fn take(state_file: &Path) -> Result<File, NotTaken> {
+/// See [`LockError`].
+pub(crate) async fn take(state_file: &Path) -> Result<File, LockError> {
     let path = state_file.with_extension("lock");
     let (done, result) = oneshot::channel();
     threads::named("lock").spawn(move || {
@@ -51,7 +51,7 @@ pub(crate) async fn take(state_file: &Path) -> Result<File, NotTaken> {
         .map_err(io::Error::other)?
 }
 
-fn wait(path: PathBuf) -> Result<File, NotTaken> {
+fn wait(path: PathBuf) -> Result<File, LockError> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -61,7 +61,7 @@ fn wait(path: PathBuf) -> Result<File, NotTaken> {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(RETRY),
-            Err(TryLockError::WouldBlock) => return Err(NotTaken::Held(path)),
+            Err(TryLockError::WouldBlock) => return Err(LockError::Held(path)),
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
     }

@@ -1,6 +1,6 @@
 //! The JSON form of a report: public, see `docs/verdicts.md` section 3. Fields are added and never removed.
 
-use probe_engine::{Evidence, Finding, Mono, Reason, Report, Role, Side, Status, Writes};
+use probe_engine::{BootTime, Evidence, Finding, Reason, Report, Role, Side, Status, Writes};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Wall;
@@ -148,17 +148,17 @@ impl Document {
 }
 
 /// Returns the wall time of `at`: `2026-01-02T03:04:05.678Z`.
-pub(crate) fn rfc3339(wall: Wall, at: Mono) -> String {
+pub(crate) fn rfc3339(wall: Wall, at: BootTime) -> String {
     format!("{:.3}", timestamp(wall, at))
 }
 
 /// Returns the time of day of `at` in UTC: `03:04:05.678`.
-pub(crate) fn time_of_day(wall: Wall, at: Mono) -> String {
+pub(crate) fn time_of_day(wall: Wall, at: BootTime) -> String {
     timestamp(wall, at).strftime("%H:%M:%S%.3f").to_string()
 }
 
 /// Returns the wall time of `at`; the epoch if it is out of range.
-pub(crate) fn timestamp(wall: Wall, at: Mono) -> jiff::Timestamp {
+pub(crate) fn timestamp(wall: Wall, at: BootTime) -> jiff::Timestamp {
     jiff::Timestamp::try_from(wall.at(at)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn document_has_every_field_of_the_contract() {
-        let engine = Engine::new(Config::default(), Mono(5_000_000_000));
+        let engine = Engine::new(Config::default(), BootTime(5_000_000_000));
         let wall = Wall { offset_ns: 1_767_322_000_000_000_000 };
         let context = Context { node: "worker-3".into(), boot_id: "b".into(), wall };
         let value = serde_json::to_value(Document::new(&engine.report(), &context)).expect("serializes");

@@ -14,7 +14,7 @@ use probe_engine::{Role, TargetKind};
 use crate::bpf::HookSet;
 use crate::text::clean;
 
-pub(crate) use discovered::{CniDirs, CniSettings, Learnt, POD_LOGS};
+pub(crate) use discovered::{CniDirs, CniSettings, POD_LOGS, Setting};
 
 /// How the node is observed. All settings have defaults for a usual node.
 #[derive(Clone, Debug)]
@@ -30,9 +30,9 @@ pub(crate) struct Settings {
     /// Directories from which the container runtime reads network configurations and plugins, and where it binds network namespaces.
     pub(crate) cni: CniDirs,
     /// Directory of the kubelet's pod logs, inside `host_root`.
-    pub(crate) pod_logs: Learnt<PathBuf>,
+    pub(crate) pod_logs: Setting<PathBuf>,
     /// The cgroup driver that the container runtime reports over CRI.
-    pub(crate) cgroup_driver: Learnt<Option<String>>,
+    pub(crate) cgroup_driver: Setting<Option<String>>,
     /// Directory of Open vSwitch's sockets, inside `host_root`; `None`: auto-detected.
     pub(crate) ovs_run_dir: Option<PathBuf>,
     /// CRI socket, inside `host_root`; `None`: the usual ones are tried.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
-use probe_engine::Mono;
+use probe_engine::BootTime;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::oneshot;
 
@@ -155,7 +155,7 @@ impl Operation {
     }
 
     /// Records that the operation started at `at`.
-    pub(crate) fn began(&self, at: Mono) {
+    pub(crate) fn began(&self, at: BootTime) {
         self.since.store(at.0, Ordering::Relaxed);
     }
 

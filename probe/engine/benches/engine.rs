@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use probe_engine::{
-    Actor, ApiTarget, ClientRole, CniConfig, CniEnd, CniStart, ConfContent, ConfFile, Config, Connect,
-    ConnectEnd, Engine, Host, Line, Link, Mono, Observation, Pod, Role, TargetKind,
+    Actor, ApiTarget, BootTime, ClientRole, CniConfig, CniEnd, CniStart, ConfContent, ConfFile, Config,
+    Connect, ConnectEnd, Engine, Host, Line, Link, Observation, Pod, Role, TargetKind,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -59,7 +59,7 @@ fn memory(name: &str, failing: bool, to: SocketAddr) {
     MOST.store(before, Ordering::Relaxed);
     let mut engine = engine(to, failing);
     for n in 0..EVENTS / 4 {
-        engine.observe(Mono(3600 * SECOND + n * 100_000), observation(u32::try_from(n).unwrap_or(0), to));
+        engine.observe(BootTime(3600 * SECOND + n * 100_000), observation(u32::try_from(n).unwrap_or(0), to));
         while engine.poll_effect().is_some() {}
     }
     let [kept, most] = [&NOW, &MOST].map(|bytes| bytes.load(Ordering::Relaxed).saturating_sub(before) / 1024);
@@ -69,7 +69,7 @@ fn memory(name: &str, failing: bool, to: SocketAddr) {
 /// As `probe replay` does it: lines of JSON, one after the other.
 fn hour(to: SocketAddr) {
     let line = |n: u64| {
-        let at = Mono(3600 * SECOND + n * SECOND / LINES_A_SECOND);
+        let at = BootTime(3600 * SECOND + n * SECOND / LINES_A_SECOND);
         let observation = observation(u32::try_from(n).unwrap_or(0), to);
         serde_json::to_string(&Line { at, observation }).expect("a line")
     };
@@ -91,7 +91,7 @@ fn speed(name: &str, failing: bool, to: SocketAddr) {
     let mut effects = 0;
     for n in 0..EVENTS {
         let index = usize::try_from(n % 1000).unwrap_or(0);
-        engine.observe(Mono(3600 * SECOND + n * 100_000), told[index].clone());
+        engine.observe(BootTime(3600 * SECOND + n * 100_000), told[index].clone());
         while engine.poll_effect().is_some() {
             effects += 1;
         }
@@ -101,7 +101,7 @@ fn speed(name: &str, failing: bool, to: SocketAddr) {
 }
 
 fn engine(to: SocketAddr, failing: bool) -> Engine {
-    let start = Mono(3599 * SECOND);
+    let start = BootTime(3599 * SECOND);
     let mut engine = Engine::new(Config::default(), start);
     let network = ConfContent::Network { network: "pods".into(), plugins: vec!["calico".into()] };
     let file = ConfFile { name: "10-calico.conflist".into(), size: 1, content: network };

@@ -12,7 +12,7 @@ use crate::facts::Facts;
 use crate::hold::Held;
 use crate::judge::Judgement;
 use crate::limits::{self, SECOND};
-use crate::observation::{Mono, Observation, Scope};
+use crate::observation::{BootTime, Observation, Scope};
 use crate::reason::Reason;
 use crate::verdict::{ConditionType, Effect, Report};
 
@@ -23,21 +23,21 @@ const ASK_AGAIN: u64 = SECOND;
 #[derive(Clone, Debug)]
 pub struct Engine {
     config: Config,
-    start: Mono,
-    now: Mono,
+    start: BootTime,
+    now: BootTime,
     facts: Facts,
     judged: Judgement,
     held: [Held; 2],
     effects: VecDeque<Effect>,
-    asked: BTreeMap<SocketAddr, Mono>,
+    asked: BTreeMap<SocketAddr, BootTime>,
     rereads: Vec<Scope>,
     /// When the judgement may change although nothing is observed.
-    due: Option<Mono>,
+    due: Option<BootTime>,
 }
 
 impl Engine {
     /// Returns an engine for an agent that is started at `start`.
-    pub fn new(config: Config, start: Mono) -> Self {
+    pub fn new(config: Config, start: BootTime) -> Self {
         let facts = Facts { plugin_limit_ns: config.plugin_limit_ns, ..Facts::default() };
         let judged = Judgement::of(&facts, &config, start, start);
         let held = ConditionType::ALL.map(|condition| Held::new(condition, start));
@@ -59,7 +59,7 @@ impl Engine {
     }
 
     /// Takes one observation. A time before the newest one counts as the newest: time never runs backwards.
-    pub fn observe(&mut self, at: Mono, observation: Observation) {
+    pub fn observe(&mut self, at: BootTime, observation: Observation) {
         self.now = self.now.max(at);
         if let Observation::Lost(lost) = &observation {
             // One request covers later losses until the state was read.
@@ -90,19 +90,19 @@ impl Engine {
     }
 
     /// Advances time to `now`.
-    pub fn tick(&mut self, now: Mono) {
+    pub fn tick(&mut self, now: BootTime) {
         self.now = self.now.max(now);
         self.facts.expire(self.now);
         self.rejudge();
     }
 
     /// Returns the newest time that was passed in.
-    pub const fn now(&self) -> Mono {
+    pub const fn now(&self) -> BootTime {
         self.now
     }
 
     /// Returns when [`Self::tick`] has to be called next, if nothing is observed before.
-    pub fn next_deadline(&self) -> Option<Mono> {
+    pub fn next_deadline(&self) -> Option<BootTime> {
         let held =
             self.held.iter().zip(&self.judged.wanted).filter_map(|(h, w)| h.next_deadline(w, &self.config));
         let grace = self.start.plus(self.config.start_grace_ns);

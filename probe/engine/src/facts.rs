@@ -34,7 +34,7 @@ use crate::cnis::Cni;
 use crate::limits;
 use crate::memory::{Bounded, Memory, Seen, UNTIL_CHANGED, memory};
 use crate::observation::{
-    Actor, Admission, CgroupDrivers, CniConfig, Gap, Host, Leases, Limit, LimitHit, ModuleMissing, Mono,
+    Actor, Admission, BootTime, CgroupDrivers, CniConfig, Gap, Host, Leases, Limit, LimitHit, ModuleMissing,
     NameState, NetlinkError, Observation, Ovs, OvsUpcalls, PacketsDropped, PodCidrs, RouteGone, Stuck,
     Writes,
 };
@@ -49,11 +49,11 @@ memory! {
     pub(crate) struct Facts {
         plain {
             /// The newest time that was observed.
-            pub(crate) now: Mono,
+            pub(crate) now: BootTime,
             /// Replaces the limit of each plugin's own row, nanoseconds.
             pub(crate) plugin_limit_ns: Option<u64>,
-            pub(crate) snapshot_done: Option<Mono>,
-            pub(crate) stopping: Option<Mono>,
+            pub(crate) snapshot_done: Option<BootTime>,
+            pub(crate) stopping: Option<BootTime>,
             pub(crate) host: Host,
             pub(crate) gaps: Bounded<String, Gap, { limits::GAPS }>,
             pub(crate) writes: Option<Writes>,
@@ -65,24 +65,24 @@ memory! {
             pub(crate) routes: Bounded<IpAddr, Seen<u32, UNTIL_CHANGED>, { limits::ROUTES }>,
             pub(crate) listeners: BTreeSet<SocketAddr>,
             /// When the set of listeners last changed for the API's ports.
-            pub(crate) listeners_since: Mono,
+            pub(crate) listeners_since: BootTime,
             /// Addresses that the control plane of this host cannot reach, API addresses apart: the backends of webhooks
             /// are among them.
             pub(crate) unreached: BTreeMap<SocketAddr, Unreached>,
             /// DaemonSets without pods, and since when there is any.
-            pub(crate) admission: Option<(Admission, Mono)>,
+            pub(crate) admission: Option<(Admission, BootTime)>,
             /// The Node object was read and has no pod CIDR.
             pub(crate) without_pod_cidr: bool,
 
-            pub(crate) config: Option<(CniConfig, Mono)>,
+            pub(crate) config: Option<(CniConfig, BootTime)>,
             /// Since when there is no configuration, if there was one before.
-            pub(crate) config_vanished: Option<Mono>,
+            pub(crate) config_vanished: Option<BootTime>,
             /// By name of a configuration file: the CNI that it belongs to, where that is known.
             pub(crate) owners: Bounded<String, &'static Cni, { limits::FILES }>,
             /// A pod got its network by this plugin while the configuration that is judged holds none.
             pub(crate) contradicted: Option<String>,
             /// By plugin: when it last started.
-            pub(crate) ran: Bounded<String, Mono, { limits::PLUGINS }>,
+            pub(crate) ran: Bounded<String, BootTime, { limits::PLUGINS }>,
             /// Process ids of running plugins whose exit may have been lost. Those that are not reported again until all state
             /// was read again have exited.
             pub(crate) unsure: BTreeSet<u32>,
@@ -97,15 +97,15 @@ memory! {
             /// By what is full and where.
             pub(crate) full: Bounded<(String, String), Seen<Limit, UNTIL_CHANGED>, { limits::FULL }>,
             /// When the connection tracking table was last reported as full, or as having been full.
-            pub(crate) conntrack_full: Option<Mono>,
+            pub(crate) conntrack_full: Option<BootTime>,
             /// By process id: those that run and make no progress.
             pub(crate) stuck: Bounded<u32, Seen<Stuck, UNTIL_CHANGED>, { limits::LIVES }>,
 
-            pub(crate) ovs: Option<(Ovs, Mono)>,
+            pub(crate) ovs: Option<(Ovs, BootTime)>,
             /// When ovs-vswitchd exited, if no other has started.
-            pub(crate) vswitchd_gone: Option<(String, Mono)>,
+            pub(crate) vswitchd_gone: Option<(String, BootTime)>,
             /// The newest count while upcalls of the datapath are lost.
-            pub(crate) upcalls_lost: Option<(OvsUpcalls, Mono)>,
+            pub(crate) upcalls_lost: Option<(OvsUpcalls, BootTime)>,
         }
         timed {
             pub(crate) losses: LossLedger,
@@ -163,7 +163,7 @@ pub(crate) struct Taken {
 
 impl Facts {
     /// Takes one observation.
-    pub(crate) fn take(&mut self, at: Mono, observation: Observation) -> Taken {
+    pub(crate) fn take(&mut self, at: BootTime, observation: Observation) -> Taken {
         self.now = at;
         let (mut is_news, mut ask) = (true, None);
         match observation {
@@ -253,7 +253,7 @@ impl Facts {
         Taken { is_news, ask }
     }
 
-    fn enter_phase(&mut self, at: Mono, addr: SocketAddr) {
+    fn enter_phase(&mut self, at: BootTime, addr: SocketAddr) {
         let Some(ledger) = self.targets.get_mut(&addr) else { return };
         ledger.enter_phase(at);
         // Most addresses have never failed.
@@ -266,7 +266,7 @@ impl Facts {
     }
 
     /// Adds a line of evidence. The oldest one is removed if there is no room.
-    pub(crate) fn line(&mut self, at: Mono, signal: &str, text: String) {
+    pub(crate) fn line(&mut self, at: BootTime, signal: &str, text: String) {
         if self.lines.len() >= limits::EVIDENCE {
             self.lines.pop_front();
         }
@@ -278,23 +278,23 @@ impl Facts {
     }
 
     /// Removes what no longer counts at `now`.
-    pub(crate) fn expire(&mut self, now: Mono) {
+    pub(crate) fn expire(&mut self, now: BootTime) {
         self.now = now;
         Memory::expire(self, now);
         self.targets.values_mut().for_each(|ledger| ledger.enter_phase(now));
     }
 
     /// Returns the next time at which this may be judged differently although nothing was observed.
-    pub(crate) fn next_deadline(&self) -> Option<Mono> {
-        let mut next: Option<Mono> = None;
+    pub(crate) fn next_deadline(&self) -> Option<BootTime> {
+        let mut next: Option<BootTime> = None;
         // A time that has passed must not hide one that is still to come.
-        let mut at = |deadline: Mono| {
+        let mut at = |deadline: BootTime| {
             if deadline > self.now {
                 next = Some(next.map_or(deadline, |next| next.min(deadline)));
             }
         };
         self.deadlines(self.now, &mut at);
-        at(Mono(limits::SETTLE));
+        at(BootTime(limits::SETTLE));
         self.until_asked().into_iter().for_each(&mut at);
         for since in self.snapshot_done.iter().chain(self.config.as_ref().map(|(_, since)| since)) {
             at(since.plus(limits::SETTLE));

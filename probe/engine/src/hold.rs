@@ -3,7 +3,7 @@
 use alloc::string::String;
 
 use crate::config::Config;
-use crate::observation::Mono;
+use crate::observation::BootTime;
 use crate::reason::{Reason, Status};
 use crate::verdict::{Condition, ConditionType};
 
@@ -16,9 +16,9 @@ pub(crate) struct Wanted {
     /// Whether it holds by itself, so that no hold time applies.
     pub(crate) at_once: bool,
     /// Since when the fault holds.
-    pub(crate) since: Mono,
+    pub(crate) since: BootTime,
     /// When it may be shown at the earliest: a fault of a component in its grace period may disappear.
-    pub(crate) not_before: Mono,
+    pub(crate) not_before: BootTime,
 }
 
 /// A condition with what its next change depends on.
@@ -26,14 +26,14 @@ pub(crate) struct Wanted {
 pub(crate) struct Held {
     pub(crate) condition: Condition,
     /// The wanted status and since when it has been wanted, if it differs from the shown one.
-    pending: Option<(Status, Mono)>,
-    changed: Option<Mono>,
+    pending: Option<(Status, BootTime)>,
+    changed: Option<BootTime>,
     /// The status that the previous agent showed last, and since when; until this agent shows a status of its own.
-    before: Option<(Status, Mono)>,
+    before: Option<(Status, BootTime)>,
 }
 
 impl Held {
-    pub(crate) fn new(condition: ConditionType, start: Mono) -> Self {
+    pub(crate) fn new(condition: ConditionType, start: BootTime) -> Self {
         let condition = Condition {
             condition,
             status: Status::Unknown,
@@ -45,14 +45,14 @@ impl Held {
     }
 
     /// Takes what the previous agent showed last. A restart of the agent is not a change and does not shorten hold times.
-    pub(crate) fn remember(&mut self, condition: &Condition, now: Mono) {
+    pub(crate) fn remember(&mut self, condition: &Condition, now: BootTime) {
         if condition.condition == self.condition.condition && self.changed.is_none() {
             self.before = Some((condition.status, condition.since.min(now)));
         }
     }
 
     /// Takes what is wanted at `now`. Returns whether the condition changed.
-    pub(crate) fn update(&mut self, now: Mono, wanted: &Wanted, config: &Config) -> bool {
+    pub(crate) fn update(&mut self, now: BootTime, wanted: &Wanted, config: &Config) -> bool {
         if wanted.status == self.condition.status {
             self.pending = None;
             return self.explain(wanted);
@@ -86,7 +86,7 @@ impl Held {
     }
 
     /// Returns when the wanted status may be shown.
-    fn due(&self, since: Mono, wanted: &Wanted, config: &Config) -> Mono {
+    fn due(&self, since: BootTime, wanted: &Wanted, config: &Config) -> BootTime {
         let (shown, changed) = match self.before {
             // The same status is not a change.
             Some((status, since)) => (status, (status != wanted.status).then_some(since)),
@@ -104,7 +104,7 @@ impl Held {
     }
 
     /// Returns when [`Self::update`] may change the condition although nothing else is wanted.
-    pub(crate) fn next_deadline(&self, wanted: &Wanted, config: &Config) -> Option<Mono> {
+    pub(crate) fn next_deadline(&self, wanted: &Wanted, config: &Config) -> Option<BootTime> {
         let (_, since) = self.pending?;
         Some(self.due(since, wanted, config))
     }

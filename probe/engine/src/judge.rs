@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::facts::{Facts, Ledger};
 use crate::hold::Wanted;
 use crate::limits;
-use crate::observation::{Gap, Mono, Role, Scope};
+use crate::observation::{BootTime, Gap, Role, Scope};
 use crate::origins;
 use crate::reason::{Reason, Side, Status};
 use crate::rules::{self, Fault};
@@ -31,8 +31,8 @@ pub(crate) struct Judgement {
 /// The present time, and the end of the grace period after the start of the agent.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
-    now: Mono,
-    grace_until: Mono,
+    now: BootTime,
+    grace_until: BootTime,
 }
 
 impl Clock {
@@ -43,7 +43,7 @@ impl Clock {
 
 impl Judgement {
     /// Judges `facts` at `now`, for an agent that was started at `start`.
-    pub(crate) fn of(facts: &Facts, config: &Config, start: Mono, now: Mono) -> Self {
+    pub(crate) fn of(facts: &Facts, config: &Config, start: BootTime, now: BootTime) -> Self {
         if let Some(at) = facts.stopping {
             return Self::unknown(Reason::AgentStopping, "the agent is being stopped".to_string(), at);
         }
@@ -134,14 +134,14 @@ impl Judgement {
     }
 
     /// Neither ready nor a fault, for both conditions.
-    fn unknown(reason: Reason, message: String, since: Mono) -> Self {
+    fn unknown(reason: Reason, message: String, since: BootTime) -> Self {
         let wanted = Wanted {
             status: Status::Unknown,
             reason,
             message: message.clone(),
             at_once: true,
             since,
-            not_before: Mono::default(),
+            not_before: BootTime::default(),
         };
         Self {
             status: Status::Unknown,
@@ -204,10 +204,10 @@ fn unproven(proof: Proof, facts: &Facts, clock: Clock) -> Wanted {
         }
         Proof::None(missing) => (Status::Unknown, Reason::Learning, missing),
     };
-    Wanted { status, reason, message, at_once: true, since: clock.now, not_before: Mono::default() }
+    Wanted { status, reason, message, at_once: true, since: clock.now, not_before: BootTime::default() }
 }
 
-fn network_proof(facts: &Facts, now: Mono) -> Proof {
+fn network_proof(facts: &Facts, now: BootTime) -> Proof {
     // Plugins are processes, too: their starts and exits are lost with those of others.
     let blinds = |scope| facts.losses.blinds(scope, now);
     if let Some(how) = blinds(Scope::Cni).or_else(|| blinds(Scope::Processes)) {
@@ -244,7 +244,7 @@ fn network_proof(facts: &Facts, now: Mono) -> Proof {
     }
 }
 
-fn api_proof(facts: &Facts, now: Mono) -> Proof {
+fn api_proof(facts: &Facts, now: BootTime) -> Proof {
     if let Some(how) = facts.losses.blinds(Scope::Sockets, now) {
         return Proof::Lost(format!("events of connects {how}"));
     }

@@ -5,33 +5,33 @@ use alloc::collections::btree_map::Entry;
 use core::borrow::Borrow;
 use core::ops::Deref;
 
-use crate::observation::Mono;
+use crate::observation::BootTime;
 
 /// Something that time alone can change.
 pub(crate) trait Memory {
     /// Returns when this no longer counts; `None` if it counts until something else is observed.
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         None
     }
 
     /// Removes the parts that no longer count at `now`. Returns whether there were any.
-    fn expire(&mut self, _now: Mono) -> bool {
+    fn expire(&mut self, _now: BootTime) -> bool {
         false
     }
 
     /// Reports each time after which this may be judged differently. Times that have passed may be among them.
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         self.until().into_iter().for_each(at);
     }
 }
 
 impl<T: Memory> Memory for Option<T> {
-    fn expire(&mut self, now: Mono) -> bool {
+    fn expire(&mut self, now: BootTime) -> bool {
         let is_over = |known: &mut T| known.until().is_some_and(|until| until <= now);
         self.take_if(is_over).is_some() || self.as_mut().is_some_and(|known| known.expire(now))
     }
 
-    fn deadlines(&self, now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, now: BootTime, at: &mut dyn FnMut(BootTime)) {
         if let Some(known) = self {
             known.deadlines(now, at);
         }
@@ -43,8 +43,8 @@ impl<T: Memory> Memory for Option<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seen<T, const LIFETIME: u64> {
     pub(crate) value: T,
-    pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    pub(crate) since: BootTime,
+    pub(crate) last: BootTime,
 }
 
 /// The lifetime of a fact that counts until something else is observed.
@@ -52,13 +52,13 @@ pub(crate) const UNTIL_CHANGED: u64 = u64::MAX;
 
 impl<T, const LIFETIME: u64> Seen<T, LIFETIME> {
     /// Returns a fact that was first observed at `at`.
-    pub(crate) const fn new(value: T, at: Mono) -> Self {
+    pub(crate) const fn new(value: T, at: BootTime) -> Self {
         Self { value, since: at, last: at }
     }
 }
 
 impl<T, const LIFETIME: u64> Memory for Seen<T, LIFETIME> {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         (LIFETIME != UNTIL_CHANGED).then(|| self.last.plus(LIFETIME))
     }
 }
@@ -132,14 +132,14 @@ impl<K: Ord, V, const CAPACITY: usize> Bounded<K, V, CAPACITY> {
 
 impl<K: Ord, T, const LIFETIME: u64, const CAPACITY: usize> Bounded<K, Seen<T, LIFETIME>, CAPACITY> {
     /// Takes an observation. The time of the first one in a row is kept.
-    pub(crate) fn see(&mut self, key: K, value: T, at: Mono) {
+    pub(crate) fn see(&mut self, key: K, value: T, at: BootTime) {
         let since = self.0.get(&key).map_or(at, |known| known.since);
         self.put(key, Seen { value, since, last: at });
     }
 }
 
 impl<K: Ord, V: Memory, const CAPACITY: usize> Memory for Bounded<K, V, CAPACITY> {
-    fn expire(&mut self, now: Mono) -> bool {
+    fn expire(&mut self, now: BootTime) -> bool {
         let before = self.0.len();
         self.0.retain(|_, known| known.until().is_none_or(|until| until > now));
         let mut expired = self.0.len() != before;
@@ -149,7 +149,7 @@ impl<K: Ord, V: Memory, const CAPACITY: usize> Memory for Bounded<K, V, CAPACITY
         expired
     }
 
-    fn deadlines(&self, now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, now: BootTime, at: &mut dyn FnMut(BootTime)) {
         self.0.values().for_each(|known| known.deadlines(now, at));
     }
 }
@@ -171,7 +171,7 @@ macro_rules! memory {
         }
 
         impl $crate::memory::Memory for $name {
-            fn expire(&mut self, now: $crate::observation::Mono) -> bool {
+            fn expire(&mut self, now: $crate::observation::BootTime) -> bool {
                 let mut expired = false;
                 $(expired |= $crate::memory::Memory::expire(&mut self.$timed, now);)*
                 expired
@@ -179,8 +179,8 @@ macro_rules! memory {
 
             fn deadlines(
                 &self,
-                now: $crate::observation::Mono,
-                at: &mut dyn FnMut($crate::observation::Mono),
+                now: $crate::observation::BootTime,
+                at: &mut dyn FnMut($crate::observation::BootTime),
             ) {
                 $($crate::memory::Memory::deadlines(&self.$timed, now, at);)*
             }

@@ -30,9 +30,9 @@ use crate::verdict::Condition;
 /// A time on `CLOCK_BOOTTIME`, in nanoseconds. The engine uses no other clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Mono(pub u64);
+pub struct BootTime(pub u64);
 
-impl Mono {
+impl BootTime {
     /// Returns the nanoseconds since `earlier`; 0 when `earlier` is later than this time.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::facts::Facts;
 use crate::limits;
 use crate::memory::Seen;
-use crate::observation::{Mono, ProcessClass};
+use crate::observation::{BootTime, ProcessClass};
 use crate::reason::Reason;
 use crate::rules::{self, Fault};
 use crate::verdict::Finding;
@@ -44,7 +44,7 @@ pub(crate) fn etcd(facts: &Facts) -> Option<Finding> {
     Some(finding(Reason::EtcdDown, name, message, *at))
 }
 
-fn finding(reason: Reason, subject: &str, message: String, since: Mono) -> Finding {
+fn finding(reason: Reason, subject: &str, message: String, since: BootTime) -> Finding {
     let subject = limits::cut(String::from(subject), limits::SUBJECT);
     Finding { reason, subject, message: limits::cut(message, limits::MESSAGE), since }
 }

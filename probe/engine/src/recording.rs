@@ -5,7 +5,7 @@ use alloc::string::String;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::observation::{Mono, Observation};
+use crate::observation::{BootTime, Observation};
 
 /// The first line of a recording.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub struct RecordingHeader {
     #[serde(default)]
     pub boot_id: String,
     /// When the agent started, boot time. The engine is created with this time.
-    pub started: Mono,
+    pub started: BootTime,
     /// The configuration of the engine.
     #[serde(default)]
     pub config: Config,
@@ -30,7 +30,7 @@ pub struct RecordingHeader {
     /// Where the case is described: a report, or the test that plays it on a real kernel.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
-    /// Wall clock minus [`Mono`], nanoseconds since 1970; replays print recorded time with it.
+    /// Wall clock minus [`BootTime`], nanoseconds since 1970; replays print recorded time with it.
     #[serde(default)]
     pub wall_offset_ns: u64,
 }
@@ -39,7 +39,7 @@ pub struct RecordingHeader {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// When it was judged, boot time.
-    pub at: Mono,
+    pub at: BootTime,
     /// What was observed.
     #[serde(flatten)]
     pub observation: Observation,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::observation::{Gap, Mono, Role, Writes};
+use crate::observation::{BootTime, Gap, Role, Writes};
 use crate::reason::{Reason, Status};
 
 /// A finding in words.
@@ -18,7 +18,7 @@ pub struct Finding {
     /// One line of at most 512 bytes, the same for the same state: it holds no times and no running counts.
     pub message: String,
     /// Since when it has held, boot time.
-    pub since: Mono,
+    pub since: BootTime,
 }
 
 /// One of the two conditions.
@@ -55,14 +55,14 @@ pub struct Condition {
     /// One line of at most 512 bytes.
     pub message: String,
     /// When `status` last changed, boot time.
-    pub since: Mono,
+    pub since: BootTime,
 }
 
 /// One line of evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
     /// When it was observed, boot time.
-    pub at: Mono,
+    pub at: BootTime,
     /// `tcp.connect`, `cni.exec`, `cni.config`, `process.exit`, `tcp.listen`, …
     pub signal: String,
     /// The observation in words: `kubelet[812] → 10.0.0.1:6443 no answer, 3 SYN, 7.2 s`.

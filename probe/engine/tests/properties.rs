@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use probe_engine::{
-    Actor, Answer, ApiTarget, ClientRole, CniConfig, CniEnd, CniError, CniStart, Condition, ConditionType,
-    ConfContent, ConfFile, Config, Connect, ConnectEnd, Connection, CredentialAnswer, Cri, CriAnswer,
-    CriStatus, Effect, Engine, ExitStatus, Gap, Host, Icmp, Limit, Link, Listener, Lost, Mono, NameFailure,
-    NameLookup, Observation, PluginFile, Pod, Process, ProcessClass, ProcessEvent, Reason, Remembered,
-    Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind, Stuck, StuckHow,
-    TargetKind, Untrusted, UnusablePlugin, limits,
+    Actor, Answer, ApiTarget, BootTime, ClientRole, CniConfig, CniEnd, CniError, CniStart, Condition,
+    ConditionType, ConfContent, ConfFile, Config, Connect, ConnectEnd, Connection, CredentialAnswer, Cri,
+    CriAnswer, CriStatus, Effect, Engine, ExitStatus, Gap, Host, Icmp, Limit, Link, Listener, Lost,
+    NameFailure, NameLookup, Observation, PluginFile, Pod, Process, ProcessClass, ProcessEvent, Reason,
+    Remembered, Report, Role, Route, RouteGone, Sandbox, Scope, Side, Status, Step, StepKind, Stuck,
+    StuckHow, TargetKind, Untrusted, UnusablePlugin, limits,
 };
 use proptest::prelude::*;
 
@@ -275,9 +275,9 @@ fn feed(
     engine: &mut Engine,
     start: u64,
     sequence: &[(u64, Observation)],
-    mut each: impl FnMut(Mono, &Effect),
-) -> Mono {
-    let mut at = Mono(start);
+    mut each: impl FnMut(BootTime, &Effect),
+) -> BootTime {
+    let mut at = BootTime(start);
     for (delta, observation) in sequence {
         let next = at.plus(*delta);
         pass(engine, next, &mut each);
@@ -290,7 +290,7 @@ fn feed(
     at
 }
 
-fn pass(engine: &mut Engine, until: Mono, mut each: impl FnMut(Mono, &Effect)) {
+fn pass(engine: &mut Engine, until: BootTime, mut each: impl FnMut(BootTime, &Effect)) {
     let mut turns = 0;
     while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
         engine.tick(deadline);
@@ -351,7 +351,7 @@ fn cured() -> Vec<(u64, Observation)> {
 }
 
 /// Feeds the observations of a healthy node and lets 60 s pass.
-fn cure(engine: &mut Engine, from: Mono) -> Mono {
+fn cure(engine: &mut Engine, from: BootTime) -> BootTime {
     let end = feed(engine, from.0, &cured(), |_, _| {});
     let later = end.plus(60 * SECOND);
     pass(engine, later, |_, _| {});
@@ -363,7 +363,7 @@ proptest! {
 
     #[test]
     fn nothing_panics_and_reports_stay_small(sequence in sequences()) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
         feed(&mut engine, SECOND, &sequence, |_, effect| if let Effect::Verdict(report) = effect { assert_bounded(report) });
         assert_bounded(&engine.report());
     }
@@ -371,8 +371,8 @@ proptest! {
     /// The engine does not judge after observations that change nothing: the report must be the same as with judgement.
     #[test]
     fn skipped_judgement_does_not_change_the_report(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
-        let mut at = Mono(SECOND);
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
+        let mut at = BootTime(SECOND);
         for (delta, observation) in sequence {
             let next = at.plus(delta);
             pass(&mut engine, next, |_, _| {});
@@ -394,7 +394,7 @@ proptest! {
     /// restart back-off.
     #[test]
     fn verdict_expires_with_its_evidence(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
         for (after, expired) in [
             (limits::SANDBOX_RETRY + SECOND, &[Reason::CNIPluginFailed, Reason::IPAMExhausted, Reason::SandboxImageUnavailable][..]),
@@ -415,7 +415,7 @@ proptest! {
     /// After any sequence, a plugin that succeeds is not a fault, and neither is an address that accepts connections.
     #[test]
     fn success_clears_failures_of_the_same_kind(sequence in prop::collection::vec((0..8 * SECOND, anything()), 0..60)) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
         let established = || ConnectEnd { established: true, ..ConnectEnd::default() };
         let cures = (0..4).map(|to| connect(to, ClientRole::Kubelet, true, 1, established()));
@@ -440,7 +440,7 @@ proptest! {
     fn failed_plugin_is_never_a_runtime_fault(
         attempts in prop::collection::vec((SECOND..20 * SECOND, 0..3_u32, any::<bool>(), any::<bool>()), 1..30),
     ) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
         let start = [(1, Observation::SnapshotDone), (1, Observation::CniConfig(config(0)))];
         let mut at = feed(&mut engine, SECOND, &start, |_, _| {});
         for (number, (delta, uid, chained, loopback)) in (0..).zip(&attempts) {
@@ -461,7 +461,7 @@ proptest! {
     #[test]
     fn same_input_gives_same_output(sequence in sequences()) {
         let run = || {
-            let mut engine = Engine::new(Config::default(), Mono(SECOND));
+            let mut engine = Engine::new(Config::default(), BootTime(SECOND));
             let mut effects = Vec::new();
             feed(&mut engine, SECOND, &sequence, |at, effect| effects.push((at, effect.clone())));
             effects
@@ -471,14 +471,14 @@ proptest! {
 
     #[test]
     fn condition_changes_at_most_once_in_ten_seconds_with_increasing_times(sequence in sequences()) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
-        let mut last: [Option<(Status, Mono)>; 2] = [None, None];
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
+        let mut last: [Option<(Status, BootTime)>; 2] = [None, None];
         feed(&mut engine, SECOND, &sequence, |at, effect| {
             if let Effect::Condition(condition) = effect {
                 let slot = &mut last[usize::from(condition.condition == ConditionType::APIServerReachable)];
                 assert!(condition.since <= at);
                 if let Some((status, since)) = *slot && status != condition.status {
-                    assert!(condition.since.since(since) >= 10 * SECOND || since == Mono(SECOND), "{condition:?} after {since:?}");
+                    assert!(condition.since.since(since) >= 10 * SECOND || since == BootTime(SECOND), "{condition:?} after {since:?}");
                     assert!(condition.since >= since);
                 }
                 *slot = Some((condition.status, condition.since));
@@ -490,8 +490,8 @@ proptest! {
     fn restart_does_not_shorten_hold_times(
         status in prop::sample::select(vec![Status::True, Status::False]), ago in 0..15 * SECOND, sequence in sequences(),
     ) {
-        let start = Mono(100 * SECOND);
-        let since = Mono(start.0 - ago);
+        let start = BootTime(100 * SECOND);
+        let since = BootTime(start.0 - ago);
         let shown = |condition| Condition { condition, status, reason: Reason::NetworkReady, message: String::new(), since };
         let mut engine = Engine::new(Config::default(), start);
         let remembered = Remembered { conditions: ConditionType::ALL.map(shown).into() };
@@ -516,7 +516,7 @@ proptest! {
 
     #[test]
     fn every_state_recovers(sequence in sequences()) {
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
         let end = feed(&mut engine, SECOND, &sequence, |_, _| {});
         let healed = cure(&mut engine, end);
         let report = engine.report();
@@ -541,7 +541,7 @@ proptest! {
             Observation::Host(host) => host.role == Role::ControlPlane,
             _ => false,
         };
-        let mut engine = Engine::new(Config::default(), Mono(SECOND));
+        let mut engine = Engine::new(Config::default(), BootTime(SECOND));
         feed(&mut engine, SECOND, received, |_, _| {});
         if engine.report().status == Status::False {
             prop_assert!(received.iter().any(|(_, observation)| is_bad(observation)), "{:#?}", engine.report());

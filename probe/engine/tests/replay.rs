@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use probe_engine::{Effect, Engine, Finding, Line, Mono, Reason, RecordingHeader};
+use probe_engine::{BootTime, Effect, Engine, Finding, Line, Reason, RecordingHeader};
 use serde_json::{Value, json};
 
 fn cases() -> Vec<PathBuf> {
@@ -18,7 +18,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 /// Returns an engine with the recorded configuration, the time of its start, and the recorded observations.
-fn open(recording: &str) -> (Engine, Mono, impl Iterator<Item = Line>) {
+fn open(recording: &str) -> (Engine, BootTime, impl Iterator<Item = Line>) {
     let mut lines = recording.lines();
     let header: RecordingHeader = serde_json::from_str(lines.next().expect("a header")).expect("a header");
     let read = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
@@ -29,7 +29,7 @@ fn open(recording: &str) -> (Engine, Mono, impl Iterator<Item = Line>) {
 fn replay(recording: &str) -> Vec<Value> {
     let (mut engine, started, lines) = open(recording);
     let mut rows = Vec::new();
-    let drain = |engine: &mut Engine, rows: &mut Vec<Value>, at: Mono| {
+    let drain = |engine: &mut Engine, rows: &mut Vec<Value>, at: BootTime| {
         while let Some(effect) = engine.poll_effect() {
             rows.extend(compact(&effect, at.since(started)));
         }
@@ -46,7 +46,7 @@ fn replay(recording: &str) -> Vec<Value> {
     rows
 }
 
-fn pass(engine: &mut Engine, until: Mono, mut drain: impl FnMut(&mut Engine, Mono)) {
+fn pass(engine: &mut Engine, until: BootTime, mut drain: impl FnMut(&mut Engine, BootTime)) {
     while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
         engine.tick(deadline);
         drain(engine, deadline);
@@ -115,7 +115,7 @@ fn healthy_week_has_no_fault() {
         let (mut engine, started, lines) = open(&recording);
         let lines: Vec<_> = lines.collect();
         let mut conditions = Vec::new();
-        let mut drain = |engine: &mut Engine, at: Mono| {
+        let mut drain = |engine: &mut Engine, at: BootTime| {
             while let Some(effect) = engine.poll_effect() {
                 if let Effect::Condition(condition) = effect {
                     conditions.push((
@@ -312,12 +312,12 @@ fn additional_ticks_have_no_effects() {
     // Longer than the longest limit of the engine.
     const AFTER_NS: u64 = 1_300_000_000_000;
     let forget = |engine: &mut Engine, _| while engine.poll_effect().is_some() {};
-    let quiet = |engine: &mut Engine, at: Mono, what: &str| {
+    let quiet = |engine: &mut Engine, at: BootTime, what: &str| {
         engine.tick(at);
         let actual = engine.poll_effect();
         assert!(actual.is_none(), "{what}, tick at {} ns: {actual:?}", at.0);
     };
-    let doze = |engine: &mut Engine, from: Mono, until: Mono, what: &str| {
+    let doze = |engine: &mut Engine, from: BootTime, until: BootTime, what: &str| {
         let mut at = from;
         while at < until {
             pass(engine, at.plus(1), forget);

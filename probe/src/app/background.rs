@@ -80,7 +80,7 @@ impl BackgroundReads {
             let processes = processes::scan(&settings);
             let (discovery, moved_logs) = discover(&settings, &processes);
             let servers = targets::find(&settings, &discovery);
-            let has_targets = has_targets || discovery.kubelet_runs && !servers.targets.is_empty();
+            let has_targets = has_targets || discovery.kubelet_is_running && !servers.targets.is_empty();
             let hidden = processes::hidden();
             let known = role::Known { targets: has_targets, hides_processes: hidden.is_some() };
             let host = role::find(&settings, &processes, &discovery, known);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use probe_engine::{Effect, Engine, Gap, Lost, Mono, Observation, Remembered, Report, Scope};
+use probe_engine::{BootTime, Effect, Engine, Gap, Lost, Observation, Remembered, Report, Scope};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -44,7 +44,7 @@ pub(crate) struct About {
     /// Converts the engine's times to wall-clock time.
     pub(crate) wall: Wall,
     /// When the agent started: the time with which the engine was created.
-    pub(crate) started: Mono,
+    pub(crate) started: BootTime,
     /// Why no eBPF program is loaded, on one line; `None` if any is loaded.
     pub(crate) unsupported: Option<String>,
     /// Time from the start of the process to the last attached program.
@@ -144,7 +144,7 @@ impl Judge {
     }
 
     /// Passes one observation to the engine and drains its effects, so that they are complete before the next observation.
-    fn deliver(&mut self, at: Mono, observation: Observation, sinks: &mut [&mut dyn Sink]) {
+    fn deliver(&mut self, at: BootTime, observation: Observation, sinks: &mut [&mut dyn Sink]) {
         let judged = at.max(self.engine.now());
         for sink in sinks.iter_mut() {
             sink.observation(at, &observation);
@@ -159,7 +159,7 @@ impl Judge {
         self.drain(at, changes_report, sinks);
     }
 
-    fn drain(&mut self, at: Mono, mut changed: bool, sinks: &mut [&mut dyn Sink]) {
+    fn drain(&mut self, at: BootTime, mut changed: bool, sinks: &mut [&mut dyn Sink]) {
         while let Some(effect) = self.engine.poll_effect() {
             changed = true;
             for sink in sinks.iter_mut() {
@@ -202,10 +202,10 @@ mod tests {
 
     /// A sink that keeps the times of observations.
     #[derive(Default)]
-    struct Times(Vec<Mono>);
+    struct Times(Vec<BootTime>);
 
     impl Sink for Times {
-        fn judged(&mut self, at: Mono, _observation: &Observation) {
+        fn judged(&mut self, at: BootTime, _observation: &Observation) {
             self.0.push(at);
         }
     }

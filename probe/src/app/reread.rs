@@ -230,7 +230,7 @@ impl App {
             self.state.must_reread(Scope::Processes);
         }
         // While no kubelet runs, what the last one used remains in effect.
-        if discovery.kubelet_runs || due == Due::Requested {
+        if discovery.kubelet_is_running || due == Due::Requested {
             self.kubelet.send_replace(discovery.kubelet.clone());
             self.follow_targets(servers);
         }
@@ -244,7 +244,7 @@ impl App {
                 host.runtime = found.runtime;
             }
             host.kubelet_installed = found.kubelet_installed;
-            if discovery.kubelet_runs && found.runtime_endpoint.is_some() {
+            if discovery.kubelet_is_running && found.runtime_endpoint.is_some() {
                 host.runtime_endpoint = found.runtime_endpoint;
             }
         };
@@ -263,7 +263,7 @@ impl App {
         let known = self.state.targets().clone();
         let is_named =
             |name: &Option<String>| found.names.iter().any(|named| Some(&named.name) == name.as_ref());
-        for (addr, target) in known.iter().filter(|_| found.is_whole) {
+        for (addr, target) in known.iter().filter(|_| found.is_complete) {
             if !is_named(&target.name) && !found.targets.iter().any(|target| target.addr == *addr) {
                 self.deliver(now, Observation::ApiTargetGone { addr: *addr });
             }
@@ -293,14 +293,14 @@ impl App {
 
     /// Reports events that the kernel programs lost or throttled.
     fn report_losses(&mut self) -> Result<()> {
-        let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped()).transpose()?;
+        let losses = self.kernel.as_mut().map(|kernel| kernel.skips.take_losses()).transpose()?;
         self.deliver_unreported(losses.unwrap_or_default());
         Ok(())
     }
 
     /// Reports runs of kernel programs that the kernel skipped.
     pub(super) fn report_skipped_runs(&mut self) {
-        let skipped = self.kernel.as_mut().map(|kernel| kernel.skips.take_left_out());
+        let skipped = self.kernel.as_mut().map(|kernel| kernel.skips.take_skipped_runs());
         self.deliver_unreported(skipped.unwrap_or_default());
     }
 

@@ -168,7 +168,7 @@ impl Attempt<'_> {
                     let state = HookState::Attached {
                         source: source.attach.name(),
                         program: source.program,
-                        stand_in: index > 0,
+                        is_fallback: index > 0,
                         limitation: source.limitation,
                     };
                     return HookStatus { hook, state };

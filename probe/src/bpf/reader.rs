@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use probe_common::{Event, decode, made_at};
+use probe_common::{Event, decode, recorded_at};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
@@ -77,7 +77,7 @@ impl Reader {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(&item);
             // Data without a timestamp is not a record, and is counted as undecodable below.
-            self.batch.push((made_at(&item).unwrap_or(0), start..self.bytes.len()));
+            self.batch.push((recorded_at(&item).unwrap_or(0), start..self.bytes.len()));
         }
         self.batch.sort_by_key(|(at, _)| *at);
         for (_, range) in &self.batch {

@@ -50,7 +50,7 @@ impl Skips {
     }
 
     /// Returns the events that were lost or throttled since the last call.
-    pub(crate) fn take_skipped(&mut self) -> Result<Vec<Unreported>> {
+    pub(crate) fn take_losses(&mut self) -> Result<Vec<Unreported>> {
         let mut unreported = Vec::new();
         for hook in Hook::ALL {
             let (mut lost, mut throttled) = (0, 0);
@@ -65,7 +65,7 @@ impl Skips {
     }
 
     /// Returns the runs that the kernel skipped since the last call.
-    pub(crate) fn take_left_out(&mut self) -> Vec<Unreported> {
+    pub(crate) fn take_skipped_runs(&mut self) -> Vec<Unreported> {
         let totals = self.runs.iter().filter_map(|(hook, counters)| Some((*hook, counters.read()?.skipped)));
         let totals: Vec<_> = totals.collect();
         totals.into_iter().filter_map(|(hook, total)| self.since_last(hook, How::Skipped, total)).collect()

@@ -14,7 +14,7 @@ pub(crate) struct HookStatus {
 impl HookStatus {
     /// Returns whether the hook reports removed routes, so that no fallback is needed.
     pub(crate) fn reports_routes(&self) -> bool {
-        self.hook == Hook::Rtnetlink && matches!(self.state, HookState::Attached { stand_in: false, .. })
+        self.hook == Hook::Rtnetlink && matches!(self.state, HookState::Attached { is_fallback: false, .. })
     }
 
     /// Returns whether the hook is attached.
@@ -33,7 +33,7 @@ pub(crate) enum HookState {
         /// The program's name in the object.
         program: &'static str,
         /// The program is a fallback: a better one is not available on this kernel.
-        stand_in: bool,
+        is_fallback: bool,
         /// Limitation against the preferred program: the signal, and an explanation.
         limitation: Option<(&'static str, &'static str)>,
     },

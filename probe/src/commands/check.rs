@@ -152,15 +152,15 @@ fn paragraph(out: &mut String, width: usize, label: &str, words: &str, style: St
 
 #[cfg(test)]
 mod tests {
-    use probe_engine::{CniConfig, Config, Engine, Gap, Host, Mono, Observation, Role};
+    use probe_engine::{BootTime, CniConfig, Config, Engine, Gap, Host, Observation, Role};
 
     use super::*;
     use crate::clock::Wall;
 
     fn shown(observations: Vec<Observation>, width: usize) -> String {
-        let mut engine = Engine::new(Config::default(), Mono(0));
+        let mut engine = Engine::new(Config::default(), BootTime(0));
         for observation in observations {
-            engine.observe(Mono(0), observation);
+            engine.observe(BootTime(0), observation);
         }
         let context = Context { node: "n".into(), boot_id: "b".into(), wall: Wall { offset_ns: 0 } };
         let document = Document::new(&engine.report(), &context);

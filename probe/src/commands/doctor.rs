@@ -11,7 +11,7 @@ use crate::bpf::{self, HOOKS, HookState, Kernel, Unsupported};
 use crate::cli::{DoctorArgs, Output};
 use crate::exit::Exit;
 use crate::node::discovery::Discovery;
-use crate::node::names::{self, LookedUp};
+use crate::node::names::{self, NameResolution};
 use crate::node::{cni_config, cri, processes, targets};
 use crate::settings::{Known, Settings};
 use crate::sinks::layout::{BAD, FAINT, GOOD, UNSURE, paint, width, wrap};
@@ -148,7 +148,7 @@ async fn api_servers(settings: &Settings, discovery: &Discovery) -> Vec<Known<St
     let mut rows: Vec<_> =
         addresses.map(|target| Known::of(target.addr.to_string(), &target.source)).collect();
     for named in &found.names {
-        let LookedUp { resolver, result } = names::look_up(settings, &named.name).await;
+        let NameResolution { resolver, result } = names::resolve_name(settings, &named.name).await;
         let value = match result {
             Ok((addresses, _)) => {
                 let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -193,9 +193,9 @@ async fn watch(
 }
 
 fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFinding>> {
-    let mut missed = kernel.skips.take_skipped()?;
+    let mut missed = kernel.skips.take_losses()?;
     missed.retain(|missed| missed.how == bpf::How::Lost);
-    missed.extend(kernel.skips.take_left_out());
+    missed.extend(kernel.skips.take_skipped_runs());
     let rows = kernel.hooks.iter().zip(HOOKS);
     let finding = |(status, row): (&bpf::HookStatus, &bpf::Row)| {
         let mut finding = HookFinding {
@@ -211,8 +211,8 @@ fn hooks(kernel: &mut Kernel, events: &BTreeMap<Hook, u64>) -> Result<Vec<HookFi
             runs: None,
         };
         match &status.state {
-            HookState::Attached { source, stand_in, .. } => {
-                finding.state = if *stand_in { "stand-in" } else { "attached" };
+            HookState::Attached { source, is_fallback, .. } => {
+                finding.state = if *is_fallback { "stand-in" } else { "attached" };
                 finding.source = Some(source.clone());
                 if let Some(runs) = kernel.skips.runs(status.hook).filter(|runs| runs.count > 0) {
                     finding.ns_per_run = Some(runs.ns / runs.count);

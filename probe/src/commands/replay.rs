@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use anyhow::Result;
-use probe_engine::{Engine, Line, Mono, RecordingHeader};
+use probe_engine::{BootTime, Engine, Line, RecordingHeader};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -91,14 +91,14 @@ fn finish(args: &ReplayArgs, engine: &Engine, context: &Context) -> Result<Exit>
 }
 
 /// Lets the engine run at each of its deadlines before `until`.
-fn let_time_pass(engine: &mut Engine, until: Mono, sink: &mut dyn Sink) {
+fn let_time_pass(engine: &mut Engine, until: BootTime, sink: &mut dyn Sink) {
     while let Some(deadline) = engine.next_deadline().filter(|deadline| *deadline < until) {
         engine.tick(deadline);
         drain(engine, deadline, sink);
     }
 }
 
-fn drain(engine: &mut Engine, at: Mono, sink: &mut dyn Sink) {
+fn drain(engine: &mut Engine, at: BootTime, sink: &mut dyn Sink) {
     while let Some(effect) = engine.poll_effect() {
         sink.effect(at, &effect);
     }

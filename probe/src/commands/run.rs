@@ -18,7 +18,7 @@ use crate::clock;
 use crate::exit::Exit;
 use crate::feed::Seen;
 use crate::kube;
-use crate::lock::{self, NotTaken};
+use crate::lock::{self, LockError};
 use crate::privileges;
 use crate::report::Context;
 use crate::settings::Settings;
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
     };
     let lock = match lock {
         Ok(file) => Some(file),
-        Err(NotTaken::Held(path)) => {
+        Err(LockError::Held(path)) => {
             crate::warn(&format!(
                 "another agent runs on this host and holds the lock {}: stop it, or start this one with other files \
                  (--state-file, --journal, --socket)",
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit> {
             ));
             return Ok(Exit::OtherFault);
         }
-        Err(NotTaken::Failed(error)) => kept(&shared, "lock the state file", Err(error)),
+        Err(LockError::Failed(error)) => kept(&shared, "lock the state file", Err(error)),
     };
     let health = threads::start("health", &shared.blocked)?;
     health.spawn(http::serve(args.metrics_address, shared.clone()));

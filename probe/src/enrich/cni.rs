@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use probe_common::{CniExec, Exit, UnixConnect, text};
 use probe_engine::{
-    Actor, AgentSocket, CniEnd, CniError, CniStart, Delegate, ExitStatus, Mono, NetlinkError, NetnsSeen, Pod,
+    Actor, AgentSocket, BootTime, CniEnd, CniError, CniStart, Delegate, ExitStatus, NetlinkError, NetnsSeen,
+    Pod,
 };
 use serde::Deserialize;
 
@@ -172,10 +173,10 @@ impl CniRuns {
     }
 
     /// Returns the operations in progress, each with its duration so far.
-    pub(super) fn running(&self, now: Mono) -> Vec<CniStart> {
+    pub(super) fn running(&self, now: BootTime) -> Vec<CniStart> {
         let roots = self.runs.values().filter_map(|run| match &run.part {
             Part::Root { start, .. } => {
-                Some(CniStart { running_ns: now.since(Mono(run.started_ns)), ..start.clone() })
+                Some(CniStart { running_ns: now.since(BootTime(run.started_ns)), ..start.clone() })
             }
             _ => None,
         });
@@ -184,7 +185,7 @@ impl CniRuns {
 
     /// Returns the processes that have exited. `started` returns the start of the process that now has an ID: if it is later than
     /// the execution of a run, the ID has been reused.
-    pub(super) fn dead(&self, started: impl Fn(u32) -> Option<Mono>) -> Vec<u32> {
+    pub(super) fn dead(&self, started: impl Fn(u32) -> Option<BootTime>) -> Vec<u32> {
         let runs = |pid: u32, run: &Run| started(pid).is_some_and(|started| started.0 <= run.started_ns);
         self.runs.iter().filter(|(pid, run)| !runs(**pid, run)).map(|(pid, _)| *pid).collect()
     }

@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use probe_common::{CniExec, Drops, Event, FileRefused, LimitHit, Rtnetlink, text};
 use probe_engine::{
-    Actor, CniStart, DeniedBy, ExitStatus, Listener, ModuleMissing, Mono, Netns, Observation, PacketsDropped,
-    PluginFile, Process, ProcessClass, ProcessEvent, SocketConnect,
+    Actor, BootTime, CniStart, DeniedBy, ExitStatus, Listener, ModuleMissing, Netns, Observation,
+    PacketsDropped, PluginFile, Process, ProcessClass, ProcessEvent, SocketConnect,
 };
 
 use crate::node::{namespaces, processes, provenance};
@@ -107,7 +107,7 @@ impl Enricher {
     }
 
     /// Returns requested modules that were not loaded in time, and reported ones that have been loaded since.
-    pub(crate) fn missing_modules(&mut self, now: Mono) -> Vec<ModuleMissing> {
+    pub(crate) fn missing_modules(&mut self, now: BootTime) -> Vec<ModuleMissing> {
         self.modules.missing(now)
     }
 
@@ -127,13 +127,13 @@ impl Enricher {
     }
 
     /// Returns the CNI operations in progress.
-    pub(crate) fn running_plugins(&self, now: Mono) -> Vec<CniStart> {
+    pub(crate) fn running_plugins(&self, now: BootTime) -> Vec<CniStart> {
         self.cni.running(now)
     }
 
     /// Converts a record to any number of observations, and passes them to `emit`.
-    pub(crate) fn event(&mut self, event: &Event<'_>, mut emit: impl FnMut(Mono, Observation)) {
-        let at = Mono(event.at_ns());
+    pub(crate) fn event(&mut self, event: &Event<'_>, mut emit: impl FnMut(BootTime, Observation)) {
+        let at = BootTime(event.at_ns());
         match event {
             Event::ConnectEnd(record) => {
                 self.early.ended(record);
@@ -235,7 +235,7 @@ impl Enricher {
         }
     }
 
-    fn rtnetlink(&mut self, at: Mono, record: &Rtnetlink, mut emit: impl FnMut(Mono, Observation)) {
+    fn rtnetlink(&mut self, at: BootTime, record: &Rtnetlink, mut emit: impl FnMut(BootTime, Observation)) {
         let Client { actor: process, class, .. } = self.clients.find(&record.task);
         let host = self.is_host(record.task.netns);
         if let Some(removed) = rtnetlink::removed(record, process.clone()) {
@@ -268,8 +268,8 @@ impl Enricher {
         let settings = &self.settings;
         let class = provenance::class_of(&self.settings, parent.pid, &parent.name);
         let by_runtime = class == Some(ProcessClass::Runtime);
-        let look_up = |path: &str| namespaces::look(settings, path, record.task.ppid);
-        let start = self.cni.started(&record, parent, look_up)?;
+        let resolve_name = |path: &str| namespaces::look(settings, path, record.task.ppid);
+        let start = self.cni.started(&record, parent, resolve_name)?;
         // A container runtime passes its plugin directories to every plugin.
         let dirs = text(&record.cni_path);
         if by_runtime && !dirs.is_empty() && dirs.len() < record.cni_path.len() {
@@ -325,7 +325,7 @@ impl Enricher {
     }
 }
 
-fn emit_some(at: Mono, observation: Option<Observation>, mut emit: impl FnMut(Mono, Observation)) {
+fn emit_some(at: BootTime, observation: Option<Observation>, mut emit: impl FnMut(BootTime, Observation)) {
     if let Some(observation) = observation {
         emit(at, observation);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use probe_engine::{Actor, ModuleMissing, Mono};
+use probe_engine::{Actor, BootTime, ModuleMissing};
 
 /// How long loading a module may take, nanoseconds: modprobe takes milliseconds, with a slow disk a second.
 const LOAD_TIMEOUT: u64 = 3_000_000_000;
@@ -32,14 +32,14 @@ const VPORT: &str = "vport-type-";
 #[derive(Debug, Default)]
 pub(super) struct Modules {
     /// Requests by alias, with their time and the process that caused them.
-    pending: BTreeMap<String, (Mono, Actor)>,
+    pending: BTreeMap<String, (BootTime, Actor)>,
     /// Modules that were reported as missing and have not been loaded since.
     reported: BTreeMap<String, Actor>,
 }
 
 impl Modules {
     /// Takes a request of the kernel for a module.
-    pub(super) fn requested(&mut self, at: Mono, alias: String, process: Actor) {
+    pub(super) fn requested(&mut self, at: BootTime, alias: String, process: Actor) {
         let is_relevant = module_of(&alias).is_some();
         if is_relevant && (self.pending.len() < MAX_PENDING || self.pending.contains_key(&alias)) {
             self.pending.entry(alias).or_insert((at, process));
@@ -48,7 +48,7 @@ impl Modules {
 
     /// Returns the modules that were not loaded within [`LOAD_TIMEOUT`], once for each request, and the reported ones that have been
     /// loaded since.
-    pub(super) fn missing(&mut self, now: Mono) -> Vec<ModuleMissing> {
+    pub(super) fn missing(&mut self, now: BootTime) -> Vec<ModuleMissing> {
         let due = self.pending.extract_if(.., |_, (at, _)| now.since(*at) >= LOAD_TIMEOUT);
         let missing = due.filter_map(|(alias, (_, process))| {
             let name = module_of(&alias)?.to_owned();
@@ -93,13 +93,13 @@ mod tests {
     fn reports_only_missing_modules_of_pod_networks() {
         let mut modules = Modules::default();
         let who = Actor { pid: 7, name: "ovs-vswitchd".into() };
-        modules.requested(Mono(0), "rtnl-link-nosuchkind".into(), who.clone());
-        modules.requested(Mono(0), "char-major-10-200".into(), who.clone());
-        modules.requested(Mono(0), "rtnl-link-../../etc".into(), who.clone());
-        modules.requested(Mono(0), "rtnl-link-ovs_geneve".into(), who.clone());
-        assert_eq!(modules.missing(Mono(LOAD_TIMEOUT - 1)), []);
-        let missing = modules.missing(Mono(LOAD_TIMEOUT));
+        modules.requested(BootTime(0), "rtnl-link-nosuchkind".into(), who.clone());
+        modules.requested(BootTime(0), "char-major-10-200".into(), who.clone());
+        modules.requested(BootTime(0), "rtnl-link-../../etc".into(), who.clone());
+        modules.requested(BootTime(0), "rtnl-link-ovs_geneve".into(), who.clone());
+        assert_eq!(modules.missing(BootTime(LOAD_TIMEOUT - 1)), []);
+        let missing = modules.missing(BootTime(LOAD_TIMEOUT));
         assert_eq!(missing, [ModuleMissing { name: "nosuchkind".into(), process: who, came: false }]);
-        assert_eq!(modules.missing(Mono(2 * LOAD_TIMEOUT)), []);
+        assert_eq!(modules.missing(BootTime(2 * LOAD_TIMEOUT)), []);
     }
 }

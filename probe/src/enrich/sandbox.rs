@@ -1,7 +1,7 @@
 //! Assembles a sandbox from observations: its network namespace, its name, the plugins that ran for it, its links.
 
 use probe_engine::{
-    CniEnd, CniStart, Link, Mono, NameState, Netns, NetnsName, NetnsSeen, Observation, Sandbox, Step,
+    BootTime, CniEnd, CniStart, Link, NameState, Netns, NetnsName, NetnsSeen, Observation, Sandbox, Step,
     StepKind,
 };
 
@@ -16,10 +16,10 @@ const SETTLING: u64 = 300_000_000;
 #[derive(Debug)]
 struct Attempt {
     sandbox: Sandbox,
-    first: Mono,
-    last: Mono,
+    first: BootTime,
+    last: BootTime,
     /// Process IDs and start times of the plugins that run for it.
-    running: Vec<(u32, Mono)>,
+    running: Vec<(u32, BootTime)>,
     /// It has changed since it was last reported.
     has_changed: bool,
     /// No further observations of it are expected.
@@ -27,7 +27,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(at: Mono) -> Self {
+    fn new(at: BootTime) -> Self {
         Self {
             sandbox: Sandbox::default(),
             first: at,
@@ -39,7 +39,7 @@ impl Attempt {
     }
 
     /// Adds its name unless it is known: several sources may report it, by different paths.
-    fn named(&mut self, at: Mono, path: &str) {
+    fn named(&mut self, at: BootTime, path: &str) {
         let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
         let is_known = |step: &Step| step.step == StepKind::Named && name(&step.what) == name(path);
         if !self.sandbox.steps.iter().any(is_known) {
@@ -48,7 +48,7 @@ impl Attempt {
     }
 
     /// Adds a step.
-    fn step(&mut self, at: Mono, step: StepKind, what: String, ok: bool, took_ns: u64) {
+    fn step(&mut self, at: BootTime, step: StepKind, what: String, ok: bool, took_ns: u64) {
         let steps = &mut self.sandbox.steps;
         if steps.len() == STEPS {
             steps.remove(STEPS / 2);
@@ -67,7 +67,7 @@ pub(crate) struct Sandboxes {
 
 impl Sandboxes {
     /// Records what an observation shows of a sandbox.
-    pub(crate) fn note(&mut self, at: Mono, observation: &Observation) {
+    pub(crate) fn note(&mut self, at: BootTime, observation: &Observation) {
         match observation {
             Observation::Netns(netns) => self.netns(at, netns),
             Observation::NetnsName(name) => self.name(at, name),
@@ -79,7 +79,7 @@ impl Sandboxes {
     }
 
     /// Returns the sandboxes that have changed since they were last reported, and for which nothing is in progress.
-    pub(crate) fn settled(&mut self, now: Mono) -> Vec<Sandbox> {
+    pub(crate) fn settled(&mut self, now: BootTime) -> Vec<Sandbox> {
         let mut settled = Vec::new();
         for attempt in &mut self.attempts {
             if attempt.has_changed && attempt.running.is_empty() && now.since(attempt.last) >= SETTLING {
@@ -103,7 +103,7 @@ impl Sandboxes {
             .find(|attempt| inum != 0 && attempt.sandbox.netns == inum && !attempt.is_finished)
     }
 
-    fn begin(&mut self, at: Mono) -> &mut Attempt {
+    fn begin(&mut self, at: BootTime) -> &mut Attempt {
         if self.attempts.len() >= SANDBOXES {
             self.attempts.remove(0);
         }
@@ -112,7 +112,7 @@ impl Sandboxes {
         &mut self.attempts[newest]
     }
 
-    fn netns(&mut self, at: Mono, netns: &Netns) {
+    fn netns(&mut self, at: BootTime, netns: &Netns) {
         if netns.up {
             let attempt = self.begin(at);
             attempt.sandbox.netns = netns.inum;
@@ -125,14 +125,14 @@ impl Sandboxes {
         }
     }
 
-    fn name(&mut self, at: Mono, name: &NetnsName) {
+    fn name(&mut self, at: BootTime, name: &NetnsName) {
         let Some(attempt) = self.of_netns(name.inum) else { return };
         match name.state {
             NameState::Bound => {
                 // Names are observed with a delay, and exist before the first plugin runs.
                 let ran = attempt.sandbox.steps.iter().filter(|step| step.step == StepKind::Add);
                 let ran = ran.map(|step| attempt.first.plus(step.after_ns));
-                let at = attempt.running.iter().map(|(_, since)| *since).chain(ran).fold(at, Mono::min);
+                let at = attempt.running.iter().map(|(_, since)| *since).chain(ran).fold(at, BootTime::min);
                 attempt.named(at, &name.path);
             }
             NameState::Unbound => attempt.step(at, StepKind::Unnamed, name.path.clone(), true, 0),
@@ -140,7 +140,7 @@ impl Sandboxes {
         }
     }
 
-    fn link(&mut self, at: Mono, link: &Link) {
+    fn link(&mut self, at: BootTime, link: &Link) {
         let Some(attempt) = link.netns.and_then(|inum| self.of_netns(inum)) else { return };
         let what = format!("{} {}", link.name, link.link_kind);
         let known = attempt.sandbox.steps.iter().any(|step| step.step == StepKind::Link && step.what == what);
@@ -149,7 +149,7 @@ impl Sandboxes {
         }
     }
 
-    fn started(&mut self, at: Mono, start: &CniStart) {
+    fn started(&mut self, at: BootTime, start: &CniStart) {
         // VERSION and STATUS do not concern a sandbox.
         if start.container_id.is_empty() {
             return;
@@ -185,7 +185,7 @@ impl Sandboxes {
         }
     }
 
-    fn ended(&mut self, at: Mono, end: &CniEnd) {
+    fn ended(&mut self, at: BootTime, end: &CniEnd) {
         let pid = end.start.pid;
         let runs = |attempt: &&mut Attempt| attempt.running.iter().any(|(running, _)| *running == pid);
         let Some(attempt) = self.attempts.iter_mut().find(runs) else { return };
@@ -202,7 +202,7 @@ impl Sandboxes {
             what.push_str(" ▸ ");
             what.push_str(&delegate.plugin);
         }
-        let began = Mono(at.0.saturating_sub(end.took_ns)).max(attempt.first);
+        let began = BootTime(at.0.saturating_sub(end.took_ns)).max(attempt.first);
         attempt.step(began, step, what, end.exit.success(), end.took_ns);
         attempt.last = attempt.last.max(at);
         // Without a known namespace its removal will not be observed: this is the last step.
@@ -254,22 +254,22 @@ mod tests {
             moved_to: None,
         };
         let add = start(10, "ADD", 7);
-        sandboxes.note(Mono(0), &netns(true));
-        sandboxes.note(Mono(10 * MS), &Observation::CniStart(add.clone()));
-        sandboxes.note(Mono(30 * MS), &end(&add, 20));
+        sandboxes.note(BootTime(0), &netns(true));
+        sandboxes.note(BootTime(10 * MS), &Observation::CniStart(add.clone()));
+        sandboxes.note(BootTime(30 * MS), &end(&add, 20));
         // Both are observed with a delay.
-        sandboxes.note(Mono(40 * MS), &Observation::NetnsName(named));
-        sandboxes.note(Mono(41 * MS), &Observation::Link(link));
-        assert_eq!(sandboxes.settled(Mono(50 * MS)), []);
-        let settled = sandboxes.settled(Mono(400 * MS));
+        sandboxes.note(BootTime(40 * MS), &Observation::NetnsName(named));
+        sandboxes.note(BootTime(41 * MS), &Observation::Link(link));
+        assert_eq!(sandboxes.settled(BootTime(50 * MS)), []);
+        let settled = sandboxes.settled(BootTime(400 * MS));
         let steps: Vec<_> = settled[0].steps.iter().map(|step| (step.after_ns / MS, step.step)).collect();
         let wanted =
             [(0, StepKind::Created), (10, StepKind::Named), (10, StepKind::Add), (41, StepKind::Link)];
         assert_eq!(steps, wanted);
         assert!(settled[0].added && settled[0].ok && settled[0].netns == 7);
-        assert_eq!(sandboxes.settled(Mono(900 * MS)), []);
-        sandboxes.note(Mono(1000 * MS), &netns(false));
-        assert_eq!(sandboxes.settled(Mono(2000 * MS)).len(), 1);
+        assert_eq!(sandboxes.settled(BootTime(900 * MS)), []);
+        sandboxes.note(BootTime(1000 * MS), &netns(false));
+        assert_eq!(sandboxes.settled(BootTime(2000 * MS)).len(), 1);
         assert!(sandboxes.attempts.is_empty());
     }
 
@@ -277,11 +277,11 @@ mod tests {
     fn name_is_taken_from_plugin_and_reported_once() {
         let mut sandboxes = Sandboxes::default();
         let add = CniStart { netns: "/var/run/netns/x".into(), ..start(10, "ADD", 7) };
-        sandboxes.note(Mono(0), &Observation::CniStart(add.clone()));
-        sandboxes.note(Mono(20 * MS), &end(&add, 20));
+        sandboxes.note(BootTime(0), &Observation::CniStart(add.clone()));
+        sandboxes.note(BootTime(20 * MS), &end(&add, 20));
         let name = NetnsName { path: "/run/netns/x".into(), inum: 7, state: NameState::Bound };
-        sandboxes.note(Mono(30 * MS), &Observation::NetnsName(name));
-        let settled = sandboxes.settled(Mono(400 * MS));
+        sandboxes.note(BootTime(30 * MS), &Observation::NetnsName(name));
+        let settled = sandboxes.settled(BootTime(400 * MS));
         let steps: Vec<_> = settled[0].steps.iter().map(|step| step.step).collect();
         assert_eq!(steps, [StepKind::Named, StepKind::Add]);
     }
@@ -290,9 +290,9 @@ mod tests {
     fn reports_del_without_add() {
         let mut sandboxes = Sandboxes::default();
         let del = start(10, "DEL", 0);
-        sandboxes.note(Mono(0), &Observation::CniStart(del.clone()));
-        sandboxes.note(Mono(MS), &end(&del, 1));
-        let settled = sandboxes.settled(Mono(1000 * MS));
+        sandboxes.note(BootTime(0), &Observation::CniStart(del.clone()));
+        sandboxes.note(BootTime(MS), &end(&del, 1));
+        let settled = sandboxes.settled(BootTime(1000 * MS));
         assert!(!settled[0].added && settled[0].netns == 0);
         assert!(sandboxes.attempts.is_empty());
     }
@@ -302,14 +302,14 @@ mod tests {
         let mut sandboxes = Sandboxes::default();
         for inum in 1..2000 {
             sandboxes.note(
-                Mono(u64::from(inum)),
+                BootTime(u64::from(inum)),
                 &Observation::Netns(Netns { inum, up: true, process: Actor::default() }),
             );
         }
         assert_eq!(sandboxes.attempts.len(), SANDBOXES);
-        let mut attempt = Attempt::new(Mono(0));
+        let mut attempt = Attempt::new(BootTime(0));
         for _ in 0..100 {
-            attempt.step(Mono(0), StepKind::Check, String::new(), true, 0);
+            attempt.step(BootTime(0), StepKind::Check, String::new(), true, 0);
         }
         assert_eq!(attempt.sandbox.steps.len(), STEPS);
     }

@@ -310,9 +310,9 @@ impl Search<'_> {
         let Some((ServerHost::Name(name), port)) = targets::parse(&server) else {
             return Ok((vec![config], shown));
         };
-        let looked_up = names::look_up(self.settings, &name).await;
-        let (addresses, _) = looked_up.result.map_err(|failure| {
-            format!("cannot resolve {name:?}: {} {}", looked_up.resolver, failure.words())
+        let resolution = names::resolve_name(self.settings, &name).await;
+        let (addresses, _) = resolution.result.map_err(|failure| {
+            format!("cannot resolve {name:?}: {} {}", resolution.resolver, failure.words())
         })?;
         config.tls_server_name.get_or_insert(name);
         let mut configs = Vec::new();

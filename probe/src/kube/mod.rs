@@ -8,4 +8,4 @@ mod reads;
 mod schedule;
 mod writer;
 
-pub(crate) use writer::{News, run};
+pub(crate) use writer::{WriterInput, run};

@@ -1,7 +1,7 @@
 //! Requests that write the agent's two conditions to the Node object, and events about them.
 
 use http::Request;
-use probe_engine::{Condition, Mono, Status};
+use probe_engine::{BootTime, Condition, Status};
 use serde_json::{Value, json};
 
 use crate::clock::Wall;
@@ -12,7 +12,7 @@ const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;
 
 /// Returns the request that writes `conditions`. In a strategic merge patch the list of conditions is merged by type, so those of
 /// other components are left unchanged.
-pub(crate) fn status(node: &str, conditions: &[Condition], now: Mono, wall: Wall) -> Request<Vec<u8>> {
+pub(crate) fn status(node: &str, conditions: &[Condition], now: BootTime, wall: Wall) -> Request<Vec<u8>> {
     let rows: Vec<_> = conditions
         .iter()
         .map(|condition| {
@@ -40,7 +40,7 @@ pub(crate) struct Event {
     /// Number of occurrences.
     pub(crate) count: u32,
     /// Time of its first occurrence.
-    pub(crate) first: Mono,
+    pub(crate) first: BootTime,
 }
 
 /// Path of the events of nodes: nodes have no namespace, and their events are in `default`.
@@ -93,7 +93,7 @@ fn request(method: &str, path: &str, content: &str, body: &Value) -> Request<Vec
 }
 
 /// Formats a time as `2026-01-02T03:04:05Z`: the API server keeps whole seconds.
-fn seconds(wall: Wall, at: Mono) -> String {
+fn seconds(wall: Wall, at: BootTime) -> String {
     timestamp(wall, at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
@@ -109,7 +109,7 @@ mod tests {
             status: Status::False,
             reason: Reason::CNIConfigMissing,
             message: "nothing in \"/etc/cni/net.d\"".into(),
-            since: Mono(90_000_000_000),
+            since: BootTime(90_000_000_000),
         }
     }
 
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn patch_contains_only_own_condition_types_with_their_times() {
-        let request = status("worker-3", &[condition()], Mono(150_000_000_000), WALL);
+        let request = status("worker-3", &[condition()], BootTime(150_000_000_000), WALL);
         assert_eq!(request.uri(), "/api/v1/nodes/worker-3/status");
         let body: Value = serde_json::from_slice(request.body()).expect("JSON");
         let conditions = body.pointer("/status/conditions").and_then(Value::as_array).expect("a list");
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn event_is_created_and_then_updated() {
-        let event = Event { name: "worker-3.1".into(), condition: condition(), count: 2, first: Mono(0) };
+        let event = Event { name: "worker-3.1".into(), condition: condition(), count: 2, first: BootTime(0) };
         let body: Value = serde_json::from_slice(event.create("worker-3", WALL).body()).expect("JSON");
         assert_eq!((body["type"].as_str(), body["count"].as_u64()), (Some("Warning"), Some(2)));
         let again = event.update(WALL);

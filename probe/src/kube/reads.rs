@@ -3,7 +3,7 @@
 //! responses, without a clock and without a network.
 
 use http::Request;
-use probe_engine::{Admission, Blocked, Gap, Mono, Observation, PodCidrs};
+use probe_engine::{Admission, Blocked, BootTime, Gap, Observation, PodCidrs};
 use serde_json::Value;
 
 use crate::text::clean;
@@ -79,7 +79,7 @@ impl Query {
 #[derive(Debug)]
 struct Pending {
     query: Query,
-    due: Mono,
+    due: BootTime,
     denied: bool,
 }
 
@@ -94,7 +94,7 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Starts the requests: the network of this node is broken, for a reason that lies with its CNI.
-    pub(super) fn start(&mut self, now: Mono, random: &mut fastrand::Rng) {
+    pub(super) fn start(&mut self, now: BootTime, random: &mut fastrand::Rng) {
         if self.pending.is_empty() {
             let due = now.plus(random.u64(FIRST.0..FIRST.1));
             self.pending = Query::ALL.map(|query| Pending { query, due, denied: false }).into();
@@ -118,12 +118,12 @@ impl Reads {
     }
 
     /// Returns when the next request is due.
-    pub(super) fn due(&self) -> Option<Mono> {
+    pub(super) fn due(&self) -> Option<BootTime> {
         self.pending.iter().map(|pending| pending.due).min()
     }
 
     /// Returns a request that is due at `now`.
-    pub(super) fn next(&self, now: Mono) -> Option<Query> {
+    pub(super) fn next(&self, now: BootTime) -> Option<Query> {
         self.pending.iter().find(|pending| pending.due <= now).map(|pending| pending.query)
     }
 
@@ -133,7 +133,7 @@ impl Reads {
         &mut self,
         query: Query,
         response: Result<&Value, Option<u16>>,
-        now: Mono,
+        now: BootTime,
         unix_now: i64,
     ) -> Option<Observation> {
         let pending = self.pending.iter_mut().find(|pending| pending.query == query)?;
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(blocked(&json!({"items": 7}), now), []);
     }
 
-    const BROKEN: Mono = Mono(7 * SECOND);
+    const BROKEN: BootTime = BootTime(7 * SECOND);
 
     fn started() -> Reads {
         let mut reads = Reads::default();
@@ -275,7 +275,7 @@ mod tests {
     fn missing_pod_cidr_is_reported_once_and_withdrawn() {
         let mut reads = started();
         let answer =
-            |reads: &mut Reads, at, node: Value| reads.take_response(Query::Node, Ok(&node), Mono(at), 0);
+            |reads: &mut Reads, at, node: Value| reads.take_response(Query::Node, Ok(&node), BootTime(at), 0);
         let none = json!({"spec": {"providerID": "x"}});
         let reported = |cidrs: Option<Vec<&str>>| {
             let cidrs = cidrs.map(|cidrs| cidrs.into_iter().map(str::to_owned).collect());

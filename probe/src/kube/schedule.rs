@@ -1,7 +1,7 @@
 //! Decides when the Node object is written, without a clock and without a network: the input is the conditions and the result of
 //! each write, the output the time of the next one. Thousands of nodes do this concurrently; see `docs/design.md` §8.
 
-use probe_engine::{Condition, Mono, Reason, Status};
+use probe_engine::{BootTime, Condition, Reason, Status};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -55,23 +55,23 @@ pub(crate) struct Schedule {
     /// The conditions to write; empty if nothing is to be written.
     desired: Vec<Condition>,
     /// When `desired` last changed.
-    changed: Mono,
+    changed: BootTime,
     /// The conditions that were written last.
     written: Option<Vec<Condition>>,
     /// When unchanged conditions are written again.
-    heartbeat: Mono,
+    heartbeat: BootTime,
     /// Number of failures since the last success, and the time of the next attempt.
-    failed: Option<(u32, Mono)>,
+    failed: Option<(u32, BootTime)>,
     /// Times of further writes, whatever was written before.
-    extra: Vec<Mono>,
+    extra: Vec<BootTime>,
     /// When the token bucket of the rate limit is full again.
-    full: Mono,
+    full: BootTime,
     /// Time of the first successful write after an outage.
-    returned: Option<Mono>,
+    returned: Option<BootTime>,
     /// The next attempt of this outage has been postponed already.
     postponed: bool,
     /// Earliest time to report that the API server has recovered.
-    not_before: Mono,
+    not_before: BootTime,
 }
 
 impl Schedule {
@@ -81,27 +81,27 @@ impl Schedule {
             random: fastrand::Rng::with_seed(seed),
             resumed,
             desired: Vec::new(),
-            changed: Mono(0),
+            changed: BootTime(0),
             written: None,
-            heartbeat: Mono(0),
+            heartbeat: BootTime(0),
             failed: None,
             extra: Vec::new(),
-            full: Mono(0),
+            full: BootTime(0),
             returned: None,
             postponed: false,
-            not_before: Mono(0),
+            not_before: BootTime(0),
         }
     }
 
     /// Records a change of the credentials or addresses: the next attempt is made soon.
-    pub(crate) fn credentials_changed(&mut self, now: Mono) {
+    pub(crate) fn credentials_changed(&mut self, now: BootTime) {
         if let Some((_, next)) = &mut self.failed {
             *next = (*next).min(now.plus(self.random.u64(0..=CREDENTIALS_CHANGED)));
         }
     }
 
     /// Sets the current conditions.
-    pub(crate) fn update(&mut self, now: Mono, conditions: &[Condition]) {
+    pub(crate) fn update(&mut self, now: BootTime, conditions: &[Condition]) {
         // A host that is not a node has no Node object.
         if conditions.iter().any(|condition| condition.reason == Reason::NotApplicable) {
             self.desired.clear();
@@ -119,7 +119,7 @@ impl Schedule {
         }
         if self.desired != conditions {
             if is_broken(&conditions) {
-                self.not_before = Mono(0);
+                self.not_before = BootTime(0);
             }
             self.desired = conditions;
             self.changed = now;
@@ -128,7 +128,7 @@ impl Schedule {
 
     /// Records that the API server is recovering, which the conditions do not report yet: a write before they do would soon be
     /// outdated. The next attempt is postponed only once in an outage, so that an unstable API server is reported as well.
-    pub(crate) fn api_recovering(&mut self, now: Mono) {
+    pub(crate) fn api_recovering(&mut self, now: BootTime) {
         if let Some((_, next)) = &mut self.failed
             && !std::mem::replace(&mut self.postponed, true)
         {
@@ -138,7 +138,7 @@ impl Schedule {
 
     /// Spreads the writes after an outage of the API server: all nodes notice its end at the same time, including those whose last
     /// attempt has just succeeded.
-    fn api_recovered(&mut self, now: Mono, conditions: &[Condition]) {
+    fn api_recovered(&mut self, now: BootTime, conditions: &[Condition]) {
         let most = if is_broken(conditions) { RECOVERY_BROKEN } else { RECOVERY };
         let at = now.plus(self.random.u64(0..=most));
         match &mut self.failed {
@@ -151,12 +151,12 @@ impl Schedule {
     }
 
     /// Records the start of a kubelet, which may register the node again, without the agent's conditions.
-    pub(crate) fn kubelet_started(&mut self, now: Mono) {
+    pub(crate) fn kubelet_started(&mut self, now: BootTime) {
         self.extra = REGISTERED.iter().map(|after| now.plus(*after)).collect();
     }
 
     /// Returns when to write next; `None` if there is nothing to write.
-    pub(crate) fn due(&self) -> Option<Mono> {
+    pub(crate) fn due(&self) -> Option<BootTime> {
         if self.desired.is_empty() {
             return None;
         }
@@ -166,10 +166,10 @@ impl Schedule {
             (None, Some(changed)) => {
                 changed.plus(if self.is_learning() { LEARNING } else { 0 }).max(self.not_before)
             }
-            (None, None) => self.extra.iter().copied().fold(self.heartbeat, Mono::min),
+            (None, None) => self.extra.iter().copied().fold(self.heartbeat, BootTime::min),
         };
         // The token bucket allows a write if at most `BURST - 1` tokens are missing.
-        Some(at.max(Mono(self.full.0.saturating_sub((BURST - 1) * WRITE_INTERVAL))))
+        Some(at.max(BootTime(self.full.0.saturating_sub((BURST - 1) * WRITE_INTERVAL))))
     }
 
     fn is_learning(&self) -> bool {
@@ -186,14 +186,14 @@ impl Schedule {
     }
 
     /// Returns the conditions to write now. This counts as a write for the rate limit, whatever its result.
-    pub(crate) fn take(&mut self, now: Mono) -> Vec<Condition> {
+    pub(crate) fn take(&mut self, now: BootTime) -> Vec<Condition> {
         self.full = self.full.max(now).plus(WRITE_INTERVAL);
         self.extra.retain(|at| *at > now);
         self.desired.clone()
     }
 
     /// Records a successful write of `conditions`.
-    pub(crate) fn wrote(&mut self, now: Mono, conditions: Vec<Condition>) {
+    pub(crate) fn wrote(&mut self, now: BootTime, conditions: Vec<Condition>) {
         self.written = Some(conditions);
         if self.is_failing() {
             self.returned = Some(now);
@@ -209,7 +209,7 @@ impl Schedule {
     }
 
     /// Records a failed write.
-    pub(crate) fn failed(&mut self, now: Mono, failure: Failure) {
+    pub(crate) fn failed(&mut self, now: BootTime, failure: Failure) {
         let failures = self.failed.map_or(0, |(failures, _)| failures).saturating_add(1);
         let most = match (failure, failures) {
             (Failure::NoNode, _) => NO_NODE << failures.min(3),
@@ -219,7 +219,7 @@ impl Schedule {
         let mut next = now.plus(self.random.u64(0..=most));
         if failure == Failure::NoNode {
             // A kubelet that has just started is about to create it.
-            next = self.extra.iter().copied().fold(next, Mono::min);
+            next = self.extra.iter().copied().fold(next, BootTime::min);
         }
         self.failed = Some((failures, next));
     }
@@ -241,7 +241,7 @@ mod tests {
             status,
             reason,
             message: String::new(),
-            since: Mono(1),
+            since: BootTime(1),
         };
         let reason = |status| if status == Status::True { Reason::NetworkReady } else { Reason::APITimeout };
         vec![
@@ -258,7 +258,7 @@ mod tests {
 
     const S: u64 = SECOND;
 
-    fn write(schedule: &mut Schedule, at: Mono) {
+    fn write(schedule: &mut Schedule, at: BootTime) {
         let taken = schedule.take(at);
         schedule.wrote(at, taken);
     }
@@ -269,19 +269,19 @@ mod tests {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
             assert_eq!(schedule.due(), None);
-            schedule.update(Mono(S), &good);
-            assert_eq!(schedule.due(), Some(Mono(S)));
-            write(&mut schedule, Mono(S));
-            schedule.update(Mono(9 * S), &good);
+            schedule.update(BootTime(S), &good);
+            assert_eq!(schedule.due(), Some(BootTime(S)));
+            write(&mut schedule, BootTime(S));
+            schedule.update(BootTime(9 * S), &good);
             let due = schedule.due().expect("a heartbeat");
-            assert!((Mono(241 * S)..=Mono(361 * S)).contains(&due), "{due:?}");
+            assert!((BootTime(241 * S)..=BootTime(361 * S)).contains(&due), "{due:?}");
         }
     }
 
     #[test]
     fn changes_are_written_at_once_within_rate_limit() {
         let mut schedule = Schedule::new(1, false);
-        let mut now = Mono(100 * S);
+        let mut now = BootTime(100 * S);
         for turn in 0..50 {
             let status = if turn % 2 == 0 { Status::True } else { Status::False };
             schedule.update(now, &conditions(status, Status::True));
@@ -290,7 +290,7 @@ mod tests {
             write(&mut schedule, due);
             now = due.plus(S / 10);
         }
-        assert!(now.since(Mono(100 * S)) >= 48 * WRITE_INTERVAL, "{}", now.since(Mono(100 * S)));
+        assert!(now.since(BootTime(100 * S)) >= 48 * WRITE_INTERVAL, "{}", now.since(BootTime(100 * S)));
     }
 
     /// The distribution must be uniform: with the earlier of two random times, most nodes would write at once.
@@ -299,11 +299,11 @@ mod tests {
         let (mut soonest, mut latest, mut sum) = (u64::MAX, 0, 0);
         for seed in 0..200 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.update(Mono(0), &conditions(Status::True, Status::True));
-            write(&mut schedule, Mono(S));
-            schedule.update(Mono(100 * S), &conditions(Status::True, Status::False));
-            let mut now = Mono(100 * S);
-            while now < Mono(1000 * S) {
+            schedule.update(BootTime(0), &conditions(Status::True, Status::True));
+            write(&mut schedule, BootTime(S));
+            schedule.update(BootTime(100 * S), &conditions(Status::True, Status::False));
+            let mut now = BootTime(100 * S);
+            while now < BootTime(1000 * S) {
                 now = schedule.due().expect("a write is due").max(now);
                 let _ = schedule.take(now);
                 schedule.failed(now, Failure::Unavailable);
@@ -324,15 +324,15 @@ mod tests {
         let mut latest = 0;
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.update(Mono(S), &conditions(Status::True, Status::False));
-            schedule.failed(Mono(S), Failure::Unavailable);
-            schedule.failed(Mono(2 * S), Failure::Unavailable);
-            write(&mut schedule, Mono(90 * S));
-            schedule.update(Mono(100 * S), &conditions(Status::True, Status::True));
-            latest = latest.max(schedule.due().expect("a write is due").since(Mono(100 * S)));
+            schedule.update(BootTime(S), &conditions(Status::True, Status::False));
+            schedule.failed(BootTime(S), Failure::Unavailable);
+            schedule.failed(BootTime(2 * S), Failure::Unavailable);
+            write(&mut schedule, BootTime(90 * S));
+            schedule.update(BootTime(100 * S), &conditions(Status::True, Status::True));
+            latest = latest.max(schedule.due().expect("a write is due").since(BootTime(100 * S)));
             // A fault of the node is written without a delay.
-            schedule.update(Mono(101 * S), &conditions(Status::False, Status::True));
-            assert_eq!(schedule.due(), Some(Mono(101 * S)));
+            schedule.update(BootTime(101 * S), &conditions(Status::False, Status::True));
+            assert_eq!(schedule.due(), Some(BootTime(101 * S)));
         }
         assert!(latest > 50 * S && latest <= RECOVERY, "{latest}");
     }
@@ -341,13 +341,13 @@ mod tests {
     fn changed_credentials_are_tried_soon() {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.update(Mono(S), &conditions(Status::True, Status::False));
+            schedule.update(BootTime(S), &conditions(Status::True, Status::False));
             for turn in 1..9 {
-                schedule.failed(Mono(turn * 100 * S), Failure::Refused);
+                schedule.failed(BootTime(turn * 100 * S), Failure::Refused);
             }
-            schedule.credentials_changed(Mono(801 * S));
+            schedule.credentials_changed(BootTime(801 * S));
             let due = schedule.due().expect("a write is due");
-            assert!(due <= Mono(801 * S + CREDENTIALS_CHANGED), "{due:?}");
+            assert!(due <= BootTime(801 * S + CREDENTIALS_CHANGED), "{due:?}");
             // If it is refused as well, the backoff continues.
             schedule.failed(due, Failure::Refused);
             assert!(schedule.due() > Some(due));
@@ -358,34 +358,34 @@ mod tests {
     #[test]
     fn postpones_write_while_api_server_is_recovering() {
         let mut schedule = Schedule::new(1, false);
-        schedule.update(Mono(S), &conditions(Status::True, Status::False));
-        schedule.api_recovering(Mono(S));
-        assert_eq!(schedule.due(), Some(Mono(S)), "nothing has failed");
-        schedule.failed(Mono(2 * S), Failure::Unavailable);
-        schedule.api_recovering(Mono(3 * S));
+        schedule.update(BootTime(S), &conditions(Status::True, Status::False));
+        schedule.api_recovering(BootTime(S));
+        assert_eq!(schedule.due(), Some(BootTime(S)), "nothing has failed");
+        schedule.failed(BootTime(2 * S), Failure::Unavailable);
+        schedule.api_recovering(BootTime(3 * S));
         let due = schedule.due().expect("a write is due");
-        assert_eq!(due, Mono(3 * S + RECOVERY_REPORTED));
+        assert_eq!(due, BootTime(3 * S + RECOVERY_REPORTED));
         // It fails and recovers once more.
         schedule.failed(due, Failure::Unavailable);
         let next = schedule.due();
         schedule.api_recovering(due);
         assert_eq!(schedule.due(), next);
-        write(&mut schedule, Mono(100 * S));
-        schedule.failed(Mono(101 * S), Failure::Unavailable);
-        schedule.api_recovering(Mono(102 * S));
-        assert_eq!(schedule.due(), Some(Mono(102 * S + RECOVERY_REPORTED)));
+        write(&mut schedule, BootTime(100 * S));
+        schedule.failed(BootTime(101 * S), Failure::Unavailable);
+        schedule.api_recovering(BootTime(102 * S));
+        assert_eq!(schedule.due(), Some(BootTime(102 * S + RECOVERY_REPORTED)));
     }
 
     #[test]
     fn broken_node_waits_less_after_outage() {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.update(Mono(0), &conditions(Status::False, Status::False));
+            schedule.update(BootTime(0), &conditions(Status::False, Status::False));
             for _ in 0..9 {
-                schedule.failed(Mono(S), Failure::Unavailable);
+                schedule.failed(BootTime(S), Failure::Unavailable);
             }
-            schedule.update(Mono(100 * S), &conditions(Status::False, Status::True));
-            assert!(schedule.due().expect("a write is due") <= Mono(115 * S));
+            schedule.update(BootTime(100 * S), &conditions(Status::False, Status::True));
+            assert!(schedule.due().expect("a write is due") <= BootTime(115 * S));
         }
     }
 
@@ -393,36 +393,36 @@ mod tests {
     fn conditions_of_earlier_agent_remain_while_learning() {
         let learning = unknown(Reason::Learning);
         let mut schedule = Schedule::new(1, true);
-        schedule.update(Mono(S), &learning);
+        schedule.update(BootTime(S), &learning);
         assert_eq!(schedule.due(), None);
         // Only the known condition is written.
         let mut one_known = learning.clone();
         one_known[0] = conditions(Status::False, Status::True).swap_remove(0);
-        schedule.update(Mono(S), &one_known);
+        schedule.update(BootTime(S), &one_known);
         assert_eq!(schedule.take(schedule.due().expect("a write is due")), one_known[..1]);
         let mut first = Schedule::new(1, false);
-        first.update(Mono(S), &learning);
+        first.update(BootTime(S), &learning);
         // Without an earlier agent `Learning` is written after a delay.
-        assert_eq!(first.due(), Some(Mono(S + LEARNING)));
-        first.update(Mono(2 * S), &conditions(Status::True, Status::True));
-        assert_eq!(first.due(), Some(Mono(2 * S)));
-        schedule.update(Mono(2 * S), &conditions(Status::True, Status::True));
-        assert_eq!(schedule.due(), Some(Mono(2 * S)));
-        assert_eq!(schedule.take(Mono(2 * S)).len(), 2);
+        assert_eq!(first.due(), Some(BootTime(S + LEARNING)));
+        first.update(BootTime(2 * S), &conditions(Status::True, Status::True));
+        assert_eq!(first.due(), Some(BootTime(2 * S)));
+        schedule.update(BootTime(2 * S), &conditions(Status::True, Status::True));
+        assert_eq!(schedule.due(), Some(BootTime(2 * S)));
+        assert_eq!(schedule.take(BootTime(2 * S)).len(), 2);
     }
 
     #[test]
     fn shutdown_is_written_only_after_successful_write() {
         let mut schedule = Schedule::new(1, false);
-        schedule.update(Mono(S), &conditions(Status::True, Status::True));
+        schedule.update(BootTime(S), &conditions(Status::True, Status::True));
         assert!(!schedule.must_write_shutdown());
-        write(&mut schedule, Mono(S));
-        schedule.update(Mono(2 * S), &unknown(Reason::AgentStopping));
+        write(&mut schedule, BootTime(S));
+        schedule.update(BootTime(2 * S), &unknown(Reason::AgentStopping));
         assert!(schedule.must_write_shutdown());
-        schedule.failed(Mono(3 * S), Failure::Unavailable);
+        schedule.failed(BootTime(3 * S), Failure::Unavailable);
         assert!(!schedule.must_write_shutdown());
         let mut unwritten = Schedule::new(1, false);
-        unwritten.update(Mono(S), &unknown(Reason::AgentStopping));
+        unwritten.update(BootTime(S), &unknown(Reason::AgentStopping));
         assert!(!unwritten.must_write_shutdown());
     }
 
@@ -430,47 +430,47 @@ mod tests {
     fn host_that_is_not_a_node_is_not_written() {
         let none = unknown(Reason::NotApplicable);
         let mut schedule = Schedule::new(1, false);
-        schedule.update(Mono(S), &none);
+        schedule.update(BootTime(S), &none);
         assert_eq!(schedule.due(), None);
     }
 
     #[test]
     fn start_of_kubelet_causes_further_writes() {
         let mut schedule = Schedule::new(1, false);
-        schedule.update(Mono(0), &conditions(Status::True, Status::True));
-        write(&mut schedule, Mono(S));
-        schedule.kubelet_started(Mono(50 * S));
+        schedule.update(BootTime(0), &conditions(Status::True, Status::True));
+        write(&mut schedule, BootTime(S));
+        schedule.kubelet_started(BootTime(50 * S));
         for after in [53, 65, 110] {
-            assert_eq!(schedule.due(), Some(Mono(after * S)));
-            write(&mut schedule, Mono(after * S));
+            assert_eq!(schedule.due(), Some(BootTime(after * S)));
+            write(&mut schedule, BootTime(after * S));
         }
-        assert!(schedule.due() > Some(Mono(240 * S)));
+        assert!(schedule.due() > Some(BootTime(240 * S)));
     }
 
     #[test]
     fn waits_for_slow_registration_of_kubelet() {
         for seed in 0..50 {
             let mut schedule = Schedule::new(seed, false);
-            schedule.update(Mono(0), &conditions(Status::True, Status::True));
-            write(&mut schedule, Mono(S));
-            schedule.kubelet_started(Mono(50 * S));
+            schedule.update(BootTime(0), &conditions(Status::True, Status::True));
+            write(&mut schedule, BootTime(S));
+            schedule.kubelet_started(BootTime(50 * S));
             // The old object was deleted, and the kubelet has not yet created the new one.
-            while let Some(due) = schedule.due().filter(|due| *due < Mono(65 * S)) {
+            while let Some(due) = schedule.due().filter(|due| *due < BootTime(65 * S)) {
                 let _ = schedule.take(due);
                 schedule.failed(due, Failure::NoNode);
             }
             let due = schedule.due().expect("a write is due");
-            assert!(due <= Mono(65 * S + WRITE_INTERVAL), "{due:?}");
+            assert!(due <= BootTime(65 * S + WRITE_INTERVAL), "{due:?}");
         }
     }
 
     #[test]
     fn missing_node_object_is_retried_with_bounded_delay() {
         let mut schedule = Schedule::new(3, false);
-        schedule.update(Mono(0), &conditions(Status::True, Status::True));
+        schedule.update(BootTime(0), &conditions(Status::True, Status::True));
         for turn in 0..20 {
-            schedule.failed(Mono(turn), Failure::NoNode);
-            assert!(schedule.due().expect("a write is due").since(Mono(turn)) <= 8 * NO_NODE);
+            schedule.failed(BootTime(turn), Failure::NoNode);
+            assert!(schedule.due().expect("a write is due").since(BootTime(turn)) <= 8 * NO_NODE);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Condition, ConditionType, Mono, Observation, Reason, Side, Status, Writes};
+use probe_engine::{BootTime, Condition, ConditionType, Observation, Reason, Side, Status, Writes};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -27,13 +27,13 @@ const FILE_CHECK: Duration = Duration::from_secs(10);
 
 /// Input of the writer.
 #[derive(Clone, Debug)]
-pub(crate) enum News {
+pub(crate) enum WriterInput {
     /// Both conditions, after each change.
     Conditions(Vec<Condition>),
     /// A condition whose status has changed.
     Changed(Condition),
     /// The API server is recovering, which the conditions do not report yet.
-    ApiClears,
+    ApiRecovering,
     /// A kubelet has started.
     KubeletStarted,
 }
@@ -53,7 +53,7 @@ struct Writer {
     /// Events that have not been sent yet.
     unsent: Vec<(ConditionType, Reason, Status)>,
     /// When the unsent events are sent; `None`: after the next successful write.
-    events_due: Option<Mono>,
+    events_due: Option<BootTime>,
     /// Requests while the node has no network.
     reads: Reads,
     /// Makes the names of events unique: they are in one namespace for the whole cluster, and outlive an agent.
@@ -67,7 +67,7 @@ pub(crate) async fn run(
     wall: Wall,
     resumed: bool,
     metrics: WriteMetrics,
-    mut inputs: mpsc::Receiver<News>,
+    mut inputs: mpsc::Receiver<WriterInput>,
     feed: Feed,
 ) {
     let mut hasher = DefaultHasher::new();
@@ -116,21 +116,21 @@ impl Writer {
         }
     }
 
-    async fn take(&mut self, input: News) {
+    async fn take(&mut self, input: WriterInput) {
         let now = clock::now();
         match input {
-            News::Conditions(conditions) => {
+            WriterInput::Conditions(conditions) => {
                 self.schedule.update(now, &conditions);
                 self.update_reads(now, &conditions).await;
             }
-            News::ApiClears => self.schedule.api_recovering(now),
-            News::KubeletStarted => self.schedule.kubelet_started(now),
-            News::Changed(condition) => self.add_event(condition),
+            WriterInput::ApiRecovering => self.schedule.api_recovering(now),
+            WriterInput::KubeletStarted => self.schedule.kubelet_started(now),
+            WriterInput::Changed(condition) => self.add_event(condition),
         }
     }
 
     /// Starts or stops the reads: the API server may know why the network does not become ready.
-    async fn update_reads(&mut self, now: Mono, conditions: &[Condition]) {
+    async fn update_reads(&mut self, now: BootTime, conditions: &[Condition]) {
         let network = conditions.iter().find(|known| known.condition == ConditionType::NodeNetworkReady);
         let broken = |known: &Condition| known.status == Status::False && known.reason.side() == Side::Cni;
         if network.is_some_and(broken) {
@@ -161,7 +161,7 @@ impl Writer {
         }
     }
 
-    async fn feed(&mut self, at: Mono, observation: Observation) {
+    async fn feed(&mut self, at: BootTime, observation: Observation) {
         // Sending fails only if the agent is shutting down.
         let _ = self.feed.send(Seen { at, observation }).await;
     }
@@ -215,7 +215,7 @@ impl Writer {
     }
 
     /// Reports through which candidate the conditions are written, or why they are not, if that has changed.
-    async fn report(&mut self, at: Mono, problem: Option<String>) {
+    async fn report(&mut self, at: BootTime, problem: Option<String>) {
         let by = self.access.name().unwrap_or_default().to_owned();
         let writes = Writes { by, problem };
         if self.reported.as_ref() == Some(&writes) {
@@ -229,7 +229,7 @@ impl Writer {
         self.feed(at, Observation::Writes(writes)).await;
     }
 
-    fn send_events_later(&mut self, now: Mono) {
+    fn send_events_later(&mut self, now: BootTime) {
         self.events_due.get_or_insert(now.plus(fastrand::u64(EVENT_DELAY.0..EVENT_DELAY.1)));
     }
 

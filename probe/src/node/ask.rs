@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Answer, ApiTarget, Icmp, Mono, Route};
+use probe_engine::{Answer, ApiTarget, BootTime, Icmp, Route};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -38,7 +38,7 @@ const CONNECT_MIN_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     /// When the connect completed, failed or timed out.
-    pub(crate) at: Mono,
+    pub(crate) at: BootTime,
     pub(crate) to: SocketAddr,
     /// Duration of the connect.
     pub(crate) took_ns: u64,

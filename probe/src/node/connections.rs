@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_engine::{Connection, Mono, Observation, SHORTEST_ANSWER};
+use probe_engine::{BootTime, Connection, Observation, SHORTEST_ANSWER};
 use tokio::sync::watch;
 
 use super::ask::Targets;
@@ -62,12 +62,12 @@ struct ResponseWait {
     /// Bytes acknowledged when the newest timely response was seen, plus those of acknowledged PINGs since.
     acked: u64,
     /// When the oldest request without a response was sent.
-    since: Option<Mono>,
+    since: Option<BootTime>,
     /// Since when responses have been late.
-    late_since: Option<Mono>,
+    late_since: Option<BootTime>,
     /// When the first timely response after that was seen. It may not be a response: a watch receives events without a
     /// request.
-    timely_since: Option<Mono>,
+    timely_since: Option<BootTime>,
     /// Whether the wait was reported.
     reported: bool,
 }
@@ -97,7 +97,7 @@ impl ResponseWait {
         }
     }
 
-    fn update(&mut self, now: Mono, connection: &Established) -> WaitState {
+    fn update(&mut self, now: BootTime, connection: &Established) -> WaitState {
         let ago = |ms: u32| now.minus(u64::from(ms) * 1_000_000);
         let (sent_ms, received_ms) = (connection.last_sent_ms, connection.last_received_ms);
         let arrived = connection.received.saturating_sub(self.received);
@@ -141,7 +141,7 @@ impl ResponseWait {
         }
     }
 
-    fn set_late(&mut self, since: Mono) {
+    fn set_late(&mut self, since: BootTime) {
         self.late_since.get_or_insert(since);
         self.timely_since = None;
     }
@@ -163,7 +163,7 @@ impl Connections {
     }
 
     /// Returns what to report of the connections found at `now`, and the time until the next poll.
-    fn update(&mut self, now: Mono, found: Vec<Established>) -> (Vec<Connection>, Duration) {
+    fn update(&mut self, now: BootTime, found: Vec<Established>) -> (Vec<Connection>, Duration) {
         let mut reports = Vec::new();
         let mut next = POLL_INTERVAL;
         self.waits.retain(|inode, _| found.iter().any(|connection| connection.inode == *inode));
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn reports_a_request_until_responses_are_timely() {
         let mut waits = ResponseWait::new(&at(1000, 5000, 2000, 1990));
-        let mut poll = |s: u64, connection| waits.update(Mono(s * S), &connection);
+        let mut poll = |s: u64, connection| waits.update(BootTime(s * S), &connection);
         // Sent 100 ms before this poll, 5 s after the last response.
         assert_eq!(poll(3, at(1500, 5000, 100, 5000)), WaitState::Pending);
         assert_eq!(poll(5, at(1500, 5000, 2100, 7000)), WaitState::Pending);
@@ -319,17 +319,17 @@ mod tests {
         for turn in 1..20_u32 {
             let (sent, received) = (1000 * (turn % 7), 1000 * (turn % 7) + 3);
             let poll = at(1000 + 35 * u64::from(turn), 5000 + 300 * u64::from(turn), sent, received);
-            assert_eq!(waits.update(Mono(u64::from(turn) * 3 * S), &poll), WaitState::Idle, "{turn}");
+            assert_eq!(waits.update(BootTime(u64::from(turn) * 3 * S), &poll), WaitState::Idle, "{turn}");
         }
     }
 
     #[test]
     fn only_an_unacknowledged_ping_counts_as_waiting() {
         let mut waits = ResponseWait::new(&at(1000, 5000, 0, 0));
-        assert_eq!(waits.update(Mono(30 * S), &at(1039, 5000, 10, 30_000)), WaitState::Pending);
-        assert_eq!(waits.update(Mono(31 * S), &at(1039, 5039, 1010, 1008)), WaitState::Idle);
-        assert_eq!(waits.update(Mono(61 * S), &at(1078, 5039, 10, 31_000)), WaitState::Pending);
-        let waiting = waits.update(Mono(65 * S), &at(1078, 5039, 4010, 35_000));
+        assert_eq!(waits.update(BootTime(30 * S), &at(1039, 5000, 10, 30_000)), WaitState::Pending);
+        assert_eq!(waits.update(BootTime(31 * S), &at(1039, 5039, 1010, 1008)), WaitState::Idle);
+        assert_eq!(waits.update(BootTime(61 * S), &at(1078, 5039, 10, 31_000)), WaitState::Pending);
+        let waiting = waits.update(BootTime(65 * S), &at(1078, 5039, 4010, 35_000));
         assert_eq!(waiting, WaitState::Overdue { ns: 401 * S / 100, bytes: 39 });
     }
 
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn ping_after_a_cancelled_request_does_not_hide_the_silence() {
         let mut waits = ResponseWait::new(&at(1000, 5000, 10, 10));
-        let mut poll = |ms: u64, connection| waits.update(Mono(ms * 1_000_000), &connection);
+        let mut poll = |ms: u64, connection| waits.update(BootTime(ms * 1_000_000), &connection);
         assert_eq!(poll(1000, at(1038, 5000, 700, 1010)), WaitState::Pending);
         assert_eq!(poll(2500, at(1128, 5039, 200, 200)), WaitState::Pending);
         let waiting = poll(4500, at(1201, 5039, 500, 2200));
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn silence_ends_when_no_request_follows_a_late_response() {
         let mut waits = ResponseWait::new(&at(1000, 5000, 2000, 1990));
-        let mut poll = |s: u64, connection| waits.update(Mono(s * S), &connection);
+        let mut poll = |s: u64, connection| waits.update(BootTime(s * S), &connection);
         assert_eq!(poll(3, at(1500, 5000, 100, 5000)), WaitState::Pending);
         assert_eq!(poll(7, at(1500, 5000, 4100, 9000)), WaitState::Overdue { ns: 41 * S / 10, bytes: 500 });
         assert_eq!(poll(8, at(1500, 5900, 5100, 900)), WaitState::Overdue { ns: 51 * S / 10, bytes: 500 });
@@ -371,7 +371,7 @@ mod tests {
         for turn in 1..100 {
             let age = u32::try_from(turn * 3000).expect("small");
             assert_eq!(
-                waits.update(Mono(turn * 3 * S), &at(1000, 5000, age + 100, age + 90)),
+                waits.update(BootTime(turn * 3 * S), &at(1000, 5000, age + 100, age + 90)),
                 WaitState::Idle
             );
         }
@@ -380,8 +380,8 @@ mod tests {
     #[test]
     fn polls_faster_while_a_client_waits() {
         let mut connections = Connections::new(Arc::new(settings(&[])));
-        assert_eq!(connections.update(Mono(0), vec![at(1000, 5000, 100, 90)]).1, POLL_INTERVAL);
-        assert_eq!(connections.update(Mono(3 * S), vec![at(1500, 5000, 50, 3090)]).1, FAST_POLL_INTERVAL);
-        assert_eq!(connections.update(Mono(4 * S), vec![at(1500, 5600, 1050, 900)]).1, POLL_INTERVAL);
+        assert_eq!(connections.update(BootTime(0), vec![at(1000, 5000, 100, 90)]).1, POLL_INTERVAL);
+        assert_eq!(connections.update(BootTime(3 * S), vec![at(1500, 5000, 50, 3090)]).1, FAST_POLL_INTERVAL);
+        assert_eq!(connections.update(BootTime(4 * S), vec![at(1500, 5600, 1050, 900)]).1, POLL_INTERVAL);
     }
 }

@@ -78,11 +78,11 @@ pub(crate) struct RuntimeConfig {
 pub(crate) struct Discovery {
     pub(crate) kubelet: Kubelet,
     /// Whether a kubelet runs.
-    pub(crate) kubelet_runs: bool,
+    pub(crate) kubelet_is_running: bool,
     /// Whether a kubelet runs, or files of a distribution show that one is installed.
     pub(crate) is_installed: bool,
     /// Whether the program that embeds the kubelet also runs an API server.
-    pub(crate) with_api_server: bool,
+    pub(crate) runs_api_server: bool,
     /// Name of the runtime that serves the kubelet's endpoint: `containerd`, `crio` or `cri-dockerd`; empty if unknown.
     pub(crate) runtime: String,
     pub(crate) runtime_config: RuntimeConfig,
@@ -115,13 +115,14 @@ impl Discovery {
         let mut kubelet =
             if start.flags.is_empty() { Kubelet::default() } else { Kubelet::find(settings, &start) };
         let kubelets = || programs.iter().filter(|program| program.class == ProcessClass::Kubelet);
-        let kubelet_runs = kubelets().next().is_some();
+        let kubelet_is_running = kubelets().next().is_some();
         // The flag is that of MicroK8s' kubelite; k3s is recognised by its files.
-        let with_api_server =
+        let runs_api_server =
             programs.iter().any(|program| program.flag("start-control-plane") == Some("true"));
-        let is_installed = kubelet_runs || !start.flags.is_empty();
+        let is_installed = kubelet_is_running || !start.flags.is_empty();
         kubelet.proxy = kubelets().find_map(|program| program.proxy.clone());
-        let mut found = Self { kubelet, kubelet_runs, is_installed, with_api_server, ..Self::default() };
+        let mut found =
+            Self { kubelet, kubelet_is_running, is_installed, runs_api_server, ..Self::default() };
         let named = settings.runtime_endpoint.as_ref().and_then(|path| socket(&path.to_string_lossy()));
         let endpoint = named.or_else(|| Some(found.kubelet.runtime_endpoint.as_ref()?.value.clone()));
         let mut runtimes: Vec<_> = programs
@@ -167,7 +168,7 @@ impl Discovery {
     /// default since Kubernetes 1.31). Earlier kubelets do not; this function cannot distinguish them.
     pub(crate) fn cgroup_drivers(&self, settings: &Settings) -> Option<CgroupDrivers> {
         // The configuration of a kubelet that does not run may be incomplete.
-        if self.runtime.is_empty() || !self.kubelet_runs {
+        if self.runtime.is_empty() || !self.kubelet_is_running {
             return None;
         }
         if let Some(reported) = settings.cgroup_driver.value() {

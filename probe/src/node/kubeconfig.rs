@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_holds_no_secret() {
+    fn printed_kubeconfig_hides_secrets() {
         let text = TEXT.replace("tokenFile: t", "token: abcdef.0123456789abcdef");
         let (mut settings, _root) = host(&[("etc/k", &text)]);
         let kubeconfig = Kubeconfig::of(&settings, &kubelet()).expect("a kubeconfig");

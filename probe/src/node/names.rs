@@ -77,7 +77,7 @@ impl Named {
 
 /// The result of resolving a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LookedUp {
+pub(crate) struct NameResolution {
     /// The DNS server or file that was queried first.
     pub(crate) resolver: String,
     /// The addresses and their TTL.
@@ -100,16 +100,16 @@ pub(crate) fn in_hosts_file(settings: &Settings, name: &str) -> Vec<IpAddr> {
 }
 
 /// Resolves a name from `/etc/hosts`, else by DNS.
-pub(crate) async fn look_up(settings: &Settings, name: &str) -> LookedUp {
+pub(crate) async fn resolve_name(settings: &Settings, name: &str) -> NameResolution {
     let known = in_hosts_file(settings, name);
     if !known.is_empty() {
-        return LookedUp { resolver: HOSTS.to_owned(), result: Ok((known, MIN_INTERVAL)) };
+        return NameResolution { resolver: HOSTS.to_owned(), result: Ok((known, MIN_INTERVAL)) };
     }
     let mut conf = ResolvConf::new();
     let text = file::read_text(&settings.on_host(Path::new(RESOLV_CONF))).unwrap_or_default();
     if let Err(error) = conf.parse(&mut text.as_bytes()) {
         let why = clean(format!("{RESOLV_CONF}: {error}").as_bytes(), MAX_ERROR_LEN);
-        return LookedUp { resolver: RESOLV_CONF.to_owned(), result: Err(NameFailure::Other { why }) };
+        return NameResolution { resolver: RESOLV_CONF.to_owned(), result: Err(NameFailure::Other { why }) };
     }
     // If the file names no server, the default is the server on this host, as for every program.
     conf.finalize();
@@ -128,7 +128,7 @@ pub(crate) async fn look_up(settings: &Settings, name: &str) -> LookedUp {
         Err(failure.unwrap_or(NameFailure::NoSuchName))
     };
     let result = tokio::time::timeout(LOOKUP_TIMEOUT, query_all).await.unwrap_or(Err(NameFailure::Silent));
-    LookedUp { resolver, result: result.map(|(found, ttl)| (routable(found), ttl)) }
+    NameResolution { resolver, result: result.map(|(found, ttl)| (routable(found), ttl)) }
 }
 
 /// Returns the fully qualified names to query, in the order that resolv.conf(5) specifies.
@@ -245,10 +245,10 @@ pub(crate) async fn watch(
             let state = known.entry(key).or_default();
             let mut reports = Vec::new();
             if state.due <= Instant::now() {
-                let looked_up = look_up(&settings, &named.name).await;
+                let resolution = resolve_name(&settings, &named.name).await;
                 // A query that could not be sent is not a failure of the resolver. The library does not return the errno.
-                if looked_up.result.is_ok() || !lacks_descriptors() {
-                    reports = state.record(named, looked_up);
+                if resolution.result.is_ok() || !lacks_descriptors() {
+                    reports = state.record(named, resolution);
                 }
             }
             reports.extend(state.follow_kubelet(&settings, &kubelet, named).await);
@@ -329,12 +329,12 @@ mod tests {
         fs::write(root.path().join("etc/hosts"), "10.0.0.1 other\n10.0.0.2 api API.example.com # x\n")
             .expect("written");
         fs::write(root.path().join("etc/resolv.conf"), "nameserver nonsense\n").expect("written");
-        let LookedUp { resolver, result } = look_up(&settings, "api.example.com").await;
+        let NameResolution { resolver, result } = resolve_name(&settings, "api.example.com").await;
         assert_eq!(
             (resolver.as_str(), result.map(|(found, _)| found)),
             ("/etc/hosts", Ok(vec![[10, 0, 0, 2].into()]))
         );
-        let LookedUp { resolver, result } = look_up(&settings, "else").await;
+        let NameResolution { resolver, result } = resolve_name(&settings, "else").await;
         assert!(resolver == RESOLV_CONF && matches!(result, Err(NameFailure::Other { .. })), "{result:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use caps::Capability;
 use probe_common::COMM_LEN;
-use probe_engine::{Actor, ClientRole, Mono, ProcessClass, cnis};
+use probe_engine::{Actor, BootTime, ClientRole, ProcessClass, cnis};
 
 use super::provenance;
 use crate::privileges;
@@ -63,7 +63,7 @@ pub(crate) struct Found {
 }
 
 /// Returns whether the executable of this name is a multi-call executable.
-pub(super) fn is_several(name: &str) -> bool {
+pub(super) fn is_multi_call(name: &str) -> bool {
     MULTI_CALL.contains(&name)
 }
 
@@ -135,7 +135,7 @@ pub(crate) struct Stat {
     /// PID of the parent.
     pub(crate) parent: u32,
     /// Start time, boot time; a multiple of the clock tick (10 ms).
-    pub(crate) started: Mono,
+    pub(crate) started: BootTime,
     /// State of the main thread.
     pub(crate) state: RunState,
     /// CPU time of all threads, in ticks of 10 ms.
@@ -167,7 +167,7 @@ pub(crate) fn stat(pid: impl std::fmt::Display) -> Option<Stat> {
     let mut number = |skipped: usize| fields.nth(skipped)?.parse::<u64>().ok();
     let (user, system, started) = (number(9)?, number(0)?, number(6)?);
     // USER_HZ is 100 on all supported architectures.
-    let started = Mono(started.saturating_mul(10_000_000));
+    let started = BootTime(started.saturating_mul(10_000_000));
     Some(Stat { parent, started, state, ticks: user.saturating_add(system) })
 }
 
@@ -219,7 +219,7 @@ impl Credentials {
 
 /// Returns whether only root can have started a process, and outside a container: its command line is then
 /// configuration of the node.
-pub(super) fn is_of_the_host(pid: u32) -> bool {
+pub(super) fn is_host_root_process(pid: u32) -> bool {
     credentials_of(pid).is_some_and(|credentials| credentials.is_root() && !credentials.contained)
 }
 
@@ -294,7 +294,7 @@ pub(crate) fn executable(pid: u32) -> Option<String> {
     // The kernel appends this if the file was replaced or removed after the start.
     let name = clean(name.strip_suffix(b" (deleted)").unwrap_or(name), NAME);
     let called = || kernel_name(pid).filter(|called| classify(called).is_some());
-    Some(if is_several(&name) { called().unwrap_or(name) } else { name })
+    Some(if is_multi_call(&name) { called().unwrap_or(name) } else { name })
 }
 
 /// Returns the executable name of a process, or the kernel's name of a process without an executable; empty

@@ -58,7 +58,7 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discove
     let runtime = runtime(settings, processes, discovery, exists);
     // The configuration of a kubelet that does not run may be incomplete.
     let of_kubelet = || {
-        let configured = discovery.kubelet.runtime_endpoint.as_ref().filter(|_| discovery.kubelet_runs);
+        let configured = discovery.kubelet.runtime_endpoint.as_ref().filter(|_| discovery.kubelet_is_running);
         configured.map(|known| known.value.clone())
     };
     let by_flag = settings.runtime_endpoint.as_ref();
@@ -77,7 +77,7 @@ pub(crate) fn find(settings: &Settings, processes: &[Found], discovery: &Discove
     }
     let kubelet = runs(ProcessClass::Kubelet) || kubelet_installed;
     let api_server =
-        runs(ProcessClass::ApiServer) || discovery.with_api_server || API_SERVER_FILES.iter().any(&exists);
+        runs(ProcessClass::ApiServer) || discovery.runs_api_server || API_SERVER_FILES.iter().any(&exists);
     let etcd = runs(ProcessClass::Etcd) || ETCD_FILES.iter().any(&exists);
     // With a configuration directory or an API address there is something to check, whatever else is missing.
     let has_subject = targets || settings.on_host(&settings.cni.conf()).is_dir();

@@ -24,7 +24,7 @@ pub(crate) struct Servers {
     /// Servers that are configured by name, including those that `/etc/hosts` resolves.
     pub(crate) names: Vec<Named>,
     /// Whether a kubeconfig of the kubelet was read and names a server: an address that is not included is no longer in use.
-    pub(crate) is_whole: bool,
+    pub(crate) is_complete: bool,
 }
 
 /// Signal of the gap if an address of the API server is unknown.
@@ -93,7 +93,7 @@ impl Servers {
             Ok(value) => servers(&value),
             Err(_) => return self.gap(format!("{source} is not a kubeconfig")),
         };
-        self.is_whole |= origin == Origin::Kubelet && !servers.is_empty();
+        self.is_complete |= origin == Origin::Kubelet && !servers.is_empty();
         for server in servers {
             match parse(&server) {
                 Some((host, port)) => {
@@ -328,7 +328,7 @@ mod tests {
         let behind = found("http://10.0.9.9:3128", "");
         let url = "http://10.0.9.9:3128".to_owned();
         assert_eq!(shown(&behind), [("10.0.9.9:3128".to_owned(), Some(url.clone()))]);
-        assert!(behind.gaps.is_empty() && behind.names.is_empty() && behind.is_whole, "{behind:?}");
+        assert!(behind.gaps.is_empty() && behind.names.is_empty() && behind.is_complete, "{behind:?}");
         let by_name = found("http://p.corp:3128", "");
         assert!(by_name.targets.is_empty(), "{by_name:?}");
         let named = &by_name.names[0];

@@ -17,7 +17,7 @@ pub(crate) const POD_LOGS: &str = "/var/log/pods";
 
 /// A setting, with what is known about it.
 #[derive(Clone, Debug)]
-pub(crate) struct Learnt<T>(watch::Sender<Candidates<T>>);
+pub(crate) struct Setting<T>(watch::Sender<Candidates<T>>);
 
 /// Candidates for a setting, by precedence: a flag, what the container runtime is observed to use, what it reports over CRI,
 /// its configuration, the default.
@@ -37,7 +37,7 @@ impl<T> Candidates<T> {
     }
 }
 
-impl<T: Clone + PartialEq> Learnt<T> {
+impl<T: Clone + PartialEq> Setting<T> {
     /// Creates a setting with this default. `value` is that of the command line, if `flag` is given.
     pub(crate) fn new(value: Option<T>, flag: &str, default: T) -> Self {
         let flag = value.map(|value| Known::of(value, &flag));
@@ -97,10 +97,10 @@ pub(crate) struct CniSettings {
 /// Directories of CNI, inside the host's root.
 #[derive(Clone, Debug)]
 pub(crate) struct CniDirs {
-    conf: Learnt<PathBuf>,
-    bin: Learnt<Vec<PathBuf>>,
-    max_files: Learnt<u32>,
-    netns: Learnt<PathBuf>,
+    conf: Setting<PathBuf>,
+    bin: Setting<Vec<PathBuf>>,
+    max_files: Setting<u32>,
+    netns: Setting<PathBuf>,
 }
 
 impl CniDirs {
@@ -108,11 +108,11 @@ impl CniDirs {
     pub(crate) fn new(conf: Option<PathBuf>, bin: Vec<PathBuf>, netns: Option<PathBuf>) -> Self {
         let bin = Some(bin).filter(|bin| !bin.is_empty());
         Self {
-            conf: Learnt::new(conf, "--cni-conf-dir", PathBuf::from(CONF_DIR)),
-            bin: Learnt::new(bin, "--cni-bin-dir", BIN_DIRS.map(PathBuf::from).to_vec()),
+            conf: Setting::new(conf, "--cni-conf-dir", PathBuf::from(CONF_DIR)),
+            bin: Setting::new(bin, "--cni-bin-dir", BIN_DIRS.map(PathBuf::from).to_vec()),
             // The default of containerd.
-            max_files: Learnt::new(None, "", 1),
-            netns: Learnt::new(netns, "--netns-dir", PathBuf::from(NETNS_DIR)),
+            max_files: Setting::new(None, "", 1),
+            netns: Setting::new(netns, "--netns-dir", PathBuf::from(NETNS_DIR)),
         }
     }
 

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use probe_engine::{
-    Condition, ConditionType, Effect, Finding, Mono, Observation, ProcessClass, ProcessEvent, Reason,
+    BootTime, Condition, ConditionType, Effect, Finding, Observation, ProcessClass, ProcessEvent, Reason,
     Remembered, Report, Side, Status,
 };
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 
 use super::Sink;
-use crate::kube::News;
+use crate::kube::WriterInput;
 
 /// The sink. It never waits, because the writer may be waiting for the API server.
 pub(crate) struct Conditions {
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<WriterInput>,
     shown: Vec<Condition>,
     /// The last status of each condition for which an event was sent or was not needed.
     status: BTreeMap<ConditionType, Status>,
@@ -27,7 +27,7 @@ pub(crate) struct Conditions {
 
 impl Conditions {
     /// Creates the sink. `remembered` is what an earlier agent reported: the same status again is not a change.
-    pub(crate) fn new(news: mpsc::Sender<News>, remembered: &Remembered) -> Self {
+    pub(crate) fn new(news: mpsc::Sender<WriterInput>, remembered: &Remembered) -> Self {
         let status = remembered.conditions.iter().map(|known| (known.condition, known.status)).collect();
         Self { news, shown: Vec::new(), status, pending: None, dropped: Counter::default() }
     }
@@ -40,7 +40,7 @@ impl Conditions {
     fn send_pending(&mut self) {
         if let Some(conditions) = self.pending.take()
             && let Err(mpsc::error::TrySendError::Full(_)) =
-                self.news.try_send(News::Conditions(conditions.clone()))
+                self.news.try_send(WriterInput::Conditions(conditions.clone()))
         {
             self.pending = Some(conditions);
         }
@@ -58,21 +58,21 @@ fn clears(report: &Report) -> bool {
 }
 
 impl Sink for Conditions {
-    fn observation(&mut self, _at: Mono, observation: &Observation) {
+    fn observation(&mut self, _at: BootTime, observation: &Observation) {
         if let Observation::Process(process) = observation
             && (process.class, &process.event) == (ProcessClass::Kubelet, &ProcessEvent::Started)
         {
             // If the queue is full, the next heartbeat restores the conditions.
-            let _ = self.news.try_send(News::KubeletStarted);
+            let _ = self.news.try_send(WriterInput::KubeletStarted);
         }
     }
 
-    fn effect(&mut self, _at: Mono, effect: &Effect) {
+    fn effect(&mut self, _at: BootTime, effect: &Effect) {
         let condition = match effect {
             Effect::Condition(condition) => condition,
             Effect::Verdict(report) if clears(report) => {
                 // If the queue is full, the writer is busy and writes the newest conditions next.
-                let _ = self.news.try_send(News::ApiClears);
+                let _ = self.news.try_send(WriterInput::ApiRecovering);
                 return;
             }
             _ => return,
@@ -82,13 +82,13 @@ impl Sink for Conditions {
             return;
         }
         if self.status.insert(condition.condition, condition.status) != Some(condition.status)
-            && self.news.try_send(News::Changed(condition.clone())).is_err()
+            && self.news.try_send(WriterInput::Changed(condition.clone())).is_err()
         {
             self.dropped.inc();
         }
     }
 
-    fn report(&mut self, _at: Mono, report: &Report) {
+    fn report(&mut self, _at: BootTime, report: &Report) {
         if self.shown != report.conditions {
             self.shown.clone_from(&report.conditions);
             self.pending = Some(report.conditions.clone());
@@ -96,7 +96,7 @@ impl Sink for Conditions {
         }
     }
 
-    fn turn(&mut self, _at: Mono, _late: Duration) {
+    fn turn(&mut self, _at: BootTime, _late: Duration) {
         self.send_pending();
     }
 }

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use probe_engine::{Condition, Effect, Mono, Reason, Remembered};
+use probe_engine::{BootTime, Condition, Effect, Reason, Remembered};
 use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -46,7 +46,7 @@ const WAITING: usize = 256;
 pub(crate) struct Journal {
     /// The last verdict that was written. A change of its evidence alone is not written.
     verdict: Option<(Reason, String)>,
-    writing: FileWriter<(Mono, Entry)>,
+    writing: FileWriter<(BootTime, Entry)>,
 }
 
 impl Journal {
@@ -56,7 +56,7 @@ impl Journal {
     pub(crate) fn start(
         path: PathBuf,
         context: Context,
-        at: Mono,
+        at: BootTime,
         shared: &Shared,
         dropped: Counter,
     ) -> io::Result<(Self, oneshot::Receiver<Remembered>)> {
@@ -64,7 +64,7 @@ impl Journal {
         let (sender, known) = oneshot::channel();
         let mut sender = Some(sender);
         let mut lines = Lines { path, context, file: None };
-        let write = move |(at, entry): &(Mono, Entry)| {
+        let write = move |(at, entry): &(BootTime, Entry)| {
             // Read before this agent writes its first line.
             if let Some(sender) = sender.take() {
                 let _ = sender.send(remembered(&lines.path, &lines.context.boot_id));
@@ -108,7 +108,7 @@ impl Lines {
         self.file.as_mut().ok_or_else(|| io::Error::other("not open"))
     }
 
-    fn write(&mut self, at: Mono, entry: &Entry) -> io::Result<()> {
+    fn write(&mut self, at: BootTime, entry: &Entry) -> io::Result<()> {
         let boot_id = self.context.boot_id.clone();
         let line = Line { at: rfc3339(self.context.wall, at), boot_id, entry: entry.clone() };
         let mut bytes = serde_json::to_vec(&line)?;
@@ -135,7 +135,7 @@ impl Lines {
 }
 
 impl Sink for Journal {
-    fn effect(&mut self, at: Mono, effect: &Effect) {
+    fn effect(&mut self, at: BootTime, effect: &Effect) {
         let entry = match effect {
             Effect::Condition(condition) => Entry::Condition(condition.clone()),
             Effect::Verdict(report) => {
@@ -204,7 +204,13 @@ mod tests {
 
     fn condition(status: Status, reason: Reason, since: u64, message: &str) -> Entry {
         let condition = ConditionType::APIServerReachable;
-        Entry::Condition(Condition { condition, status, reason, message: message.into(), since: Mono(since) })
+        Entry::Condition(Condition {
+            condition,
+            status,
+            reason,
+            message: message.into(),
+            since: BootTime(since),
+        })
     }
 
     #[test]
@@ -212,23 +218,25 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state/journal.jsonl");
         let mut journal = lines(&path, "old");
-        journal.write(Mono(2), &condition(Status::True, Reason::NetworkReady, 2, "fine")).expect("writes");
+        journal
+            .write(BootTime(2), &condition(Status::True, Reason::NetworkReady, 2, "fine"))
+            .expect("writes");
         let mut journal = lines(&path, "new");
         assert_eq!(remembered(&path, "new").conditions, []);
         journal
-            .write(Mono(4), &condition(Status::False, Reason::APITimeout, 4, "no answer"))
+            .write(BootTime(4), &condition(Status::False, Reason::APITimeout, 4, "no answer"))
             .expect("writes");
         journal
-            .write(Mono(5), &condition(Status::Unknown, Reason::AgentStopping, 5, "stops"))
+            .write(BootTime(5), &condition(Status::Unknown, Reason::AgentStopping, 5, "stops"))
             .expect("writes");
         // An incomplete line, as a killed agent leaves it.
         journal.open().expect("is open").0.write_all(b"{\"at\":\"2026").expect("writes");
         let mut journal = lines(&path, "new");
-        journal.write(Mono(7), &condition(Status::Unknown, Reason::Learning, 7, "")).expect("writes");
+        journal.write(BootTime(7), &condition(Status::Unknown, Reason::Learning, 7, "")).expect("writes");
         let known = remembered(&path, "new").conditions;
         assert_eq!(known.len(), 1);
-        assert_eq!((known[0].status, known[0].since), (Status::False, Mono(4)));
-        assert_eq!(remembered(&path, "old").conditions[0].since, Mono(2));
+        assert_eq!((known[0].status, known[0].since), (Status::False, BootTime(4)));
+        assert_eq!(remembered(&path, "old").conditions[0].since, BootTime(2));
     }
 
     #[test]
@@ -239,13 +247,13 @@ mod tests {
         let long = "x".repeat(500);
         for at in 0..6000 {
             journal
-                .write(Mono(at), &condition(Status::False, Reason::APITimeout, at, &long))
+                .write(BootTime(at), &condition(Status::False, Reason::APITimeout, at, &long))
                 .expect("writes");
         }
         let sizes = [older(&path), path.clone()].map(|path| fs::metadata(path).expect("is there").len());
         assert!(sizes.iter().all(|size| *size <= FILE), "{sizes:?}");
-        assert_eq!(remembered(&path, "b").conditions[0].since, Mono(5999));
+        assert_eq!(remembered(&path, "b").conditions[0].since, BootTime(5999));
         fs::write(&path, [0xff; 4096]).expect("writes");
-        assert!(remembered(&path, "b").conditions[0].since < Mono(5999));
+        assert!(remembered(&path, "b").conditions[0].since < BootTime(5999));
     }
 }

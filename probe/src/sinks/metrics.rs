@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use probe_engine::{
-    ClientRole, ConditionType, ConfContent, Effect, Gap, Link, Mono, Observation, Outcome, ProcessEvent,
+    BootTime, ClientRole, ConditionType, ConfContent, Effect, Gap, Link, Observation, Outcome, ProcessEvent,
     Reason, Report, Status, errno_name,
 };
 use prometheus_client::encoding::text::encode;
@@ -335,7 +335,7 @@ impl Sink for Metrics {
         ready.hooks = hooks.iter().any(HookStatus::attached);
     }
 
-    fn observation(&mut self, _at: Mono, observation: &Observation) {
+    fn observation(&mut self, _at: BootTime, observation: &Observation) {
         self.events.get(KindLabels { kind: kind(observation) }).inc();
         match observation {
             Observation::Host(host) => self.own.clone_from(&host.addresses),
@@ -410,7 +410,7 @@ impl Sink for Metrics {
         }
     }
 
-    fn effect(&mut self, _at: Mono, effect: &Effect) {
+    fn effect(&mut self, _at: BootTime, effect: &Effect) {
         match effect {
             Effect::Condition(condition) => {
                 self.set_condition(condition.condition.as_str(), condition.status);
@@ -420,7 +420,7 @@ impl Sink for Metrics {
         }
     }
 
-    fn report(&mut self, _at: Mono, report: &Report) {
+    fn report(&mut self, _at: BootTime, report: &Report) {
         self.set_verdict(report.verdict.reason);
         let losing = report.gaps.iter().filter(|gap| gap.signal == Gap::EVENTS_LOST);
         let losing: Vec<_> = losing.map(|gap| gap.why.as_str()).collect();
@@ -431,7 +431,7 @@ impl Sink for Metrics {
         }
     }
 
-    fn turn(&mut self, at: Mono, late: Duration) {
+    fn turn(&mut self, at: BootTime, late: Duration) {
         self.turns.observe(late.as_secs_f64());
         self.alive.store(at.0, std::sync::atomic::Ordering::Relaxed);
     }

@@ -17,7 +17,7 @@ pub(crate) mod writing;
 
 use std::time::Duration;
 
-use probe_engine::{Effect, Mono, Observation, Report};
+use probe_engine::{BootTime, Effect, Observation, Report};
 
 use crate::bpf::HookStatus;
 
@@ -27,18 +27,18 @@ pub(crate) trait Sink {
     fn hooks(&mut self, _hooks: &[HookStatus]) {}
 
     /// Takes an observation before the engine does. `at` is the time of the event.
-    fn observation(&mut self, _at: Mono, _observation: &Observation) {}
+    fn observation(&mut self, _at: BootTime, _observation: &Observation) {}
 
     /// Takes the same observation with the time that the engine uses for it, which is later than the event if a deadline passed
     /// first. A recording replays to the same verdicts only with these times.
-    fn judged(&mut self, _at: Mono, _observation: &Observation) {}
+    fn judged(&mut self, _at: BootTime, _observation: &Observation) {}
 
     /// Takes an effect of the engine, after the observation or the tick that caused it.
-    fn effect(&mut self, _at: Mono, _effect: &Effect) {}
+    fn effect(&mut self, _at: BootTime, _effect: &Effect) {}
 
     /// Takes the current report, after each observation or tick that changed it.
-    fn report(&mut self, _at: Mono, _report: &Report) {}
+    fn report(&mut self, _at: BootTime, _report: &Report) {}
 
     /// Is called ten times a second. `late` is how late the call is.
-    fn turn(&mut self, _at: Mono, _late: Duration) {}
+    fn turn(&mut self, _at: BootTime, _late: Duration) {}
 }

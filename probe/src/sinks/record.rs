@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use probe_engine::{Line, Mono, Observation, RecordingHeader};
+use probe_engine::{BootTime, Line, Observation, RecordingHeader};
 
 use super::Sink;
 
@@ -25,7 +25,7 @@ impl Recorder {
 }
 
 impl Sink for Recorder {
-    fn judged(&mut self, at: Mono, observation: &Observation) {
+    fn judged(&mut self, at: BootTime, observation: &Observation) {
         let bytes = line(&Line { at, observation: observation.clone() });
         if let (Err(error), None) = (self.file.write_all(&bytes), &self.broken) {
             self.broken = Some(error);

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use probe_engine::{Mono, Report};
+use probe_engine::{BootTime, Report};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::{oneshot, watch};
@@ -100,7 +100,7 @@ async fn answer(listener: &UnixListener, mut reports: watch::Receiver<Vec<u8>>) 
 }
 
 impl Sink for Socket {
-    fn report(&mut self, _at: Mono, report: &Report) {
+    fn report(&mut self, _at: BootTime, report: &Report) {
         if let Ok(bytes) = serde_json::to_vec(&Document::new(report, &self.context)) {
             self.newest.send_replace(bytes);
         }

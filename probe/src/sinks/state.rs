@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use probe_engine::{Mono, Report};
+use probe_engine::{BootTime, Report};
 use prometheus_client::metrics::counter::Counter;
 
 use super::Sink;
@@ -35,7 +35,7 @@ impl StateFile {
 }
 
 impl Sink for StateFile {
-    fn report(&mut self, _at: Mono, report: &Report) {
+    fn report(&mut self, _at: BootTime, report: &Report) {
         if let Ok(bytes) = serde_json::to_vec_pretty(&Document::new(report, &self.context)) {
             self.writing.put(bytes);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anstyle::Style;
 use probe_engine::{
-    Access, Answer, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Mono, Observation, Outcome,
+    Access, Answer, BootTime, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Observation, Outcome,
     Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, http_status, socket_errno,
 };
 
@@ -29,7 +29,7 @@ const AGENT: &str = "probe";
 
 /// The last line that was printed.
 struct Printed {
-    at: Mono,
+    at: BootTime,
     /// The line without its time and its duration.
     line: String,
     /// How many identical lines followed.
@@ -79,12 +79,12 @@ impl<W: Write> Timeline<W> {
     }
 
     /// Prints one line: what happened, and how it ended in its colour.
-    pub(super) fn line(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str) {
+    pub(super) fn line(&mut self, at: BootTime, topic: &str, what: &str, style: Style, end: &str) {
         self.line_with(at, topic, what, style, end, "");
     }
 
     /// Prints one line, and how long the operation took. A line that differs from the last one only in this is a repetition.
-    fn line_with(&mut self, at: Mono, topic: &str, what: &str, style: Style, end: &str, took: &str) {
+    fn line_with(&mut self, at: BootTime, topic: &str, what: &str, style: Style, end: &str, took: &str) {
         if self.is_repetition(at, format!("{topic} {what}  {end}")) {
             return;
         }
@@ -105,7 +105,7 @@ impl<W: Write> Timeline<W> {
     }
 
     /// Returns whether the line is the same as the last one, and counts it if so.
-    fn is_repetition(&mut self, at: Mono, line: String) -> bool {
+    fn is_repetition(&mut self, at: BootTime, line: String) -> bool {
         if let Some(last) = &mut self.last
             && last.line == line
             && at.since(last.at) < REPEATED_FOR_NS
@@ -137,7 +137,7 @@ impl<W: Write> Timeline<W> {
         }
     }
 
-    fn connect(&mut self, at: Mono, connect: &Connect) {
+    fn connect(&mut self, at: BootTime, connect: &Connect) {
         let outcome = Outcome::of(connect, &self.own);
         if connect.role == ClientRole::Probe && self.asked.insert(connect.to, outcome) == Some(outcome) {
             return;
@@ -162,7 +162,7 @@ impl<W: Write> Timeline<W> {
         self.line_with(at, "api", &what, style, &end, &format!("  {}", took(connect.took_ns)));
     }
 
-    fn answer(&mut self, at: Mono, answer: &Answer) {
+    fn answer(&mut self, at: BootTime, answer: &Answer) {
         let (style, how) = match (&answer.tls, answer.status) {
             (Some(TlsFailure::Closed), _) => (BAD, "closed the connection without an answer".to_owned()),
             (Some(TlsFailure::Silent), _) => (BAD, "no answer after the TCP handshake".to_owned()),
@@ -186,7 +186,7 @@ impl<W: Write> Timeline<W> {
     }
 
     /// Prints connections that ended without an answer, and those that are stalled.
-    fn connection(&mut self, at: Mono, connection: &Connection) {
+    fn connection(&mut self, at: BootTime, connection: &Connection) {
         let Some(outcome) = Outcome::of_connection(connection).filter(|outcome| outcome.is_failure()) else {
             return;
         };
@@ -199,7 +199,7 @@ impl<W: Write> Timeline<W> {
         self.line_with(at, "api", &what, BAD, &end, &format!("  {}", took(age)));
     }
 
-    fn socket(&mut self, at: Mono, connect: &SocketConnect) {
+    fn socket(&mut self, at: BootTime, connect: &SocketConnect) {
         // Runtimes and their clients connect all the time: only failures are printed.
         if connect.errno != 0 {
             let what = format!("{}[{}] → {}", connect.client.name, connect.client.pid, connect.path);
@@ -207,7 +207,7 @@ impl<W: Write> Timeline<W> {
         }
     }
 
-    fn cni(&mut self, at: Mono, end: &CniEnd) {
+    fn cni(&mut self, at: BootTime, end: &CniEnd) {
         let mut what = format!("{} {}", end.start.command, end.start.plugin);
         for delegate in &end.delegates {
             what.push_str(&format!(" ▸ {}", delegate.plugin));
@@ -242,7 +242,7 @@ impl<W: Write> Timeline<W> {
         );
     }
 
-    fn process(&mut self, at: Mono, process: &Process) {
+    fn process(&mut self, at: BootTime, process: &Process) {
         let what = format!("{}[{}]", process.process.name, process.process.pid);
         match &process.event {
             ProcessEvent::Found => {}
@@ -263,7 +263,7 @@ impl<W: Write> Timeline<W> {
         }
     }
 
-    fn verdict(&mut self, at: Mono, report: &Report) {
+    fn verdict(&mut self, at: BootTime, report: &Report) {
         self.print_repeated();
         let (mark, style) = match report.status {
             Status::True => ("✔", GOOD),
@@ -303,7 +303,7 @@ impl<W: Write> Timeline<W> {
 }
 
 impl<W: Write> Sink for Timeline<W> {
-    fn observation(&mut self, at: Mono, observation: &Observation) {
+    fn observation(&mut self, at: BootTime, observation: &Observation) {
         if let Observation::Host(host) = observation {
             self.own.clone_from(&host.addresses);
         }
@@ -388,13 +388,13 @@ impl<W: Write> Sink for Timeline<W> {
         }
     }
 
-    fn effect(&mut self, at: Mono, effect: &Effect) {
+    fn effect(&mut self, at: BootTime, effect: &Effect) {
         if let Effect::Verdict(report) = effect {
             self.verdict(at, report);
         }
     }
 
-    fn turn(&mut self, at: Mono, _late: Duration) {
+    fn turn(&mut self, at: BootTime, _late: Duration) {
         if self.last.as_ref().is_some_and(|last| at.since(last.at) >= REPEATED_FOR_NS) {
             self.print_repeated();
         }
@@ -430,7 +430,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     /// The lines for these observations without their times, after a last turn at `end`.
-    fn lines(observations: &[(Mono, Observation)], end: Option<Mono>) -> Vec<String> {
+    fn lines(observations: &[(BootTime, Observation)], end: Option<BootTime>) -> Vec<String> {
         let mut out = Vec::new();
         let mut timeline = Timeline::new(&mut out, Wall { offset_ns: 0 }, 200, Filter::default());
         for (at, observation) in observations {
@@ -461,9 +461,9 @@ mod tests {
     #[test]
     fn identical_consecutive_lines_are_printed_once_with_their_count() {
         let mut observations: Vec<_> =
-            (0..5).map(|count| (Mono(count), refused(812, 90_000 + count * 1000))).collect();
-        observations.push((Mono(5), refused(813, 90_000)));
-        observations.push((Mono(6), refused(813, 90_000)));
+            (0..5).map(|count| (BootTime(count), refused(812, 90_000 + count * 1000))).collect();
+        observations.push((BootTime(5), refused(813, 90_000)));
+        observations.push((BootTime(6), refused(813, 90_000)));
         let first = "api    kubelet[812] → 10.0.0.1:6443  refused by the other host  90 µs";
         let second = first.replace("812", "813");
         let want = [first, "        … repeated 4 times", &second, "        … repeated once"];
@@ -472,10 +472,10 @@ mod tests {
 
     #[test]
     fn count_of_repetitions_is_printed_after_five_seconds() {
-        let observations = [0, 1, 2].map(|at| (Mono(at * SECOND), refused(812, 90_000)));
-        assert_eq!(lines(&observations, Some(Mono(4 * SECOND))).len(), 1);
-        assert_eq!(lines(&observations, Some(Mono(5 * SECOND)))[1], "        … repeated twice");
-        let later = [0, 1, 6].map(|at| (Mono(at * SECOND), refused(812, 90_000)));
+        let observations = [0, 1, 2].map(|at| (BootTime(at * SECOND), refused(812, 90_000)));
+        assert_eq!(lines(&observations, Some(BootTime(4 * SECOND))).len(), 1);
+        assert_eq!(lines(&observations, Some(BootTime(5 * SECOND)))[1], "        … repeated twice");
+        let later = [0, 1, 6].map(|at| (BootTime(at * SECOND), refused(812, 90_000)));
         assert_eq!(lines(&later, None).len(), 3, "the third has its own time");
     }
 
@@ -487,7 +487,7 @@ mod tests {
             access("containerd", Access::Opened),
             access("probe", Access::Removed),
         ];
-        let shown = lines(&observations.map(|observation| (Mono(0), observation)), None);
+        let shown = lines(&observations.map(|observation| (BootTime(0), observation)), None);
         let want =
             ["cni    10-x.conflist  opened by containerd[7]", "cni    10-x.conflist  removed by probe[7]"];
         assert_eq!(shown, want);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::IpAddr;
 
-use probe_engine::{Effect, Mono, Observation, Outcome};
+use probe_engine::{BootTime, Effect, Observation, Outcome};
 use serde_json::{Map, Value, json};
 
 use super::Sink;
@@ -27,7 +27,7 @@ impl<W: Write> JsonLines<W> {
         Self { out, context, filter, own: Vec::new(), broken: None }
     }
 
-    fn line(&mut self, at: Mono, value: Value) {
+    fn line(&mut self, at: BootTime, value: Value) {
         let Value::Object(fields) = value else { return };
         let mut line = Map::from_iter([
             ("schemaVersion".to_owned(), json!(1)),
@@ -45,7 +45,7 @@ impl<W: Write> JsonLines<W> {
 }
 
 impl<W: Write> Sink for JsonLines<W> {
-    fn observation(&mut self, at: Mono, observation: &Observation) {
+    fn observation(&mut self, at: BootTime, observation: &Observation) {
         if let Observation::Host(host) = observation {
             self.own.clone_from(&host.addresses);
         }
@@ -59,7 +59,7 @@ impl<W: Write> Sink for JsonLines<W> {
         self.line(at, value);
     }
 
-    fn effect(&mut self, at: Mono, effect: &Effect) {
+    fn effect(&mut self, at: BootTime, effect: &Effect) {
         let value = match effect {
             Effect::Verdict(report) => serde_json::to_value(Document::new(report, &self.context)),
             Effect::Condition(condition) => serde_json::to_value(condition),

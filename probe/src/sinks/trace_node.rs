@@ -2,14 +2,16 @@
 
 use std::io::Write;
 
-use probe_engine::{Limit, Mono, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words, refusal};
+use probe_engine::{
+    BootTime, Limit, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words, refusal,
+};
 
 use super::layout::{BAD, FAINT, GOOD, UNSURE, took};
 use super::trace::Timeline;
 
 impl<W: Write> Timeline<W> {
     /// Prints at most one line.
-    pub(super) fn of_node(&mut self, at: Mono, observation: &Observation) {
+    pub(super) fn of_node(&mut self, at: BootTime, observation: &Observation) {
         match observation {
             Observation::Netns(netns) if self.ready => {
                 let verb = if netns.up { "created by" } else { "removed, observed in" };
@@ -113,13 +115,13 @@ impl<W: Write> Timeline<W> {
         }
     }
 
-    fn limit(&mut self, at: Mono, limit: &Limit) {
+    fn limit(&mut self, at: BootTime, limit: &Limit) {
         let style = if limit.is_full() { BAD } else { FAINT };
         let what = format!("{} {}", limit.what, limit.subject);
         self.line(at, "limit", &what, style, &format!("{} of {}", limit.used, limit.max));
     }
 
-    fn ovs(&mut self, at: Mono, ovs: &Ovs) {
+    fn ovs(&mut self, at: BootTime, ovs: &Ovs) {
         let module = if ovs.module { "module loaded" } else { "no module" };
         let what = format!("{module}, datapaths: {}", list(&ovs.datapaths));
         match &ovs.database {
@@ -144,7 +146,7 @@ impl<W: Write> Timeline<W> {
     }
 
     /// Prints the steps of a sandbox on one line: `shop/web-1: made 0 ms, ADD bridge ▸ host-local 3 ms (29 ms), …`.
-    fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
+    fn sandbox(&mut self, at: BootTime, sandbox: &Sandbox) {
         let who = sandbox
             .pod
             .as_ref()

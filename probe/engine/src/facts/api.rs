@@ -13,8 +13,8 @@ use crate::errno::{EADDRNOTAVAIL, EPERM};
 use crate::limits;
 use crate::memory::{Bounded, Memory, Seen, UNTIL_CHANGED, memory};
 use crate::observation::{
-    Actor, Admission, Answer, ApiTarget, CONNTRACK, ClientRole, Connect, CredentialAnswer, LimitHit,
-    Listener, Mono, ProcessClass, Route, Scope, TargetKind, Untrusted,
+    Actor, Admission, Answer, ApiTarget, BootTime, CONNTRACK, ClientRole, Connect, CredentialAnswer,
+    LimitHit, Listener, ProcessClass, Route, Scope, TargetKind, Untrusted,
 };
 use crate::outcome::{Outcome, is_own};
 
@@ -29,8 +29,8 @@ pub(crate) struct Failure {
     /// The errno of a connect that failed before a packet was sent; 0 for any other.
     pub(super) early_errno: u32,
     /// The first and the newest of consecutive occurrences.
-    pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    pub(crate) since: BootTime,
+    pub(crate) last: BootTime,
 }
 
 impl Ledger {
@@ -62,7 +62,7 @@ impl Ledger {
 }
 
 impl Memory for Failure {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         Some(self.last.plus(limits::CONNECT_FAILURE))
     }
 }
@@ -84,7 +84,7 @@ impl Ledger {
 
     /// Returns whether the newest answer still counts: not while the address cannot be reached, is reached only
     /// intermittently, or has a server that is starting.
-    pub(crate) fn has_answer(&self, now: Mono) -> bool {
+    pub(crate) fn has_answer(&self, now: BootTime) -> bool {
         self.failure.is_none() && self.starting(now).is_none() && self.instability(now).is_none()
     }
 
@@ -130,13 +130,13 @@ memory! {
             pub(crate) proxy: Option<String>,
             /// The order in which the addresses were named. Clients try the first one first.
             pub(crate) order: usize,
-            pub(crate) last_ok: Option<Mono>,
+            pub(crate) last_ok: Option<BootTime>,
             /// The newest answer to the agent's own questions; its times are those of the same answer in a row.
             pub(crate) answer: Option<Seen<Answer, UNTIL_CHANGED>>,
             /// When the server last closed a connection on which it had answered.
-            pub(super) last_end: Option<Mono>,
+            pub(super) last_end: Option<BootTime>,
             /// The process whose connect was the newest line of evidence, and when.
-            told: Option<(u32, Mono)>,
+            told: Option<(u32, BootTime)>,
             /// Whether it accepts connections again after a failure and no certificate has been verified since: any process
             /// may listen there.
             pub(super) is_unverified: bool,
@@ -170,11 +170,11 @@ memory! {
 pub(crate) struct Unreached {
     client: Actor,
     pub(crate) outcome: Outcome,
-    last: Mono,
+    last: BootTime,
 }
 
 /// Returns whether a silence of `took_ns` until `at` proves nothing new about an address.
-fn is_old_silence(ledger: &Ledger, at: Mono, took_ns: u64) -> bool {
+fn is_old_silence(ledger: &Ledger, at: BootTime, took_ns: u64) -> bool {
     // A client got through after the silence began.
     let over = ledger.last_ok.is_some_and(|ok| at.since(ok) <= took_ns);
     let known = ledger.failure.as_ref();
@@ -183,7 +183,7 @@ fn is_old_silence(ledger: &Ledger, at: Mono, took_ns: u64) -> bool {
 
 /// Returns whether a silence falls between two ICMP messages of a host that rejects connections: it sends at most one per
 /// second (`icmp_ratelimit`).
-fn is_between_messages(known: Outcome, last: Mono, at: Mono) -> bool {
+fn is_between_messages(known: Outcome, last: BootTime, at: BootTime) -> bool {
     matches!(known, Outcome::FilteredIcmp | Outcome::RefusedIcmp) && at.since(last) < limits::ICMP_SILENCE
 }
 
@@ -215,7 +215,7 @@ impl Facts {
 
     /// Takes the end of a connect. A failure is a reason to probe the address, and so is a new connection of a client that
     /// normally keeps its connections for hours.
-    pub(super) fn connect(&mut self, at: Mono, connect: &Connect) -> Taken {
+    pub(super) fn connect(&mut self, at: BootTime, connect: &Connect) -> Taken {
         // Pods and untrusted processes can fail to connect for reasons that do not concern the node.
         if !connect.host_netns || connect.role == ClientRole::Untrusted {
             return Taken { is_news: false, ask: None };
@@ -258,7 +258,7 @@ impl Facts {
 
     /// Limits repeated outcomes of one client to one line per second, so that a client that tries thousands of times does not
     /// displace all other evidence.
-    fn is_worth_a_line(&mut self, at: Mono, connect: &Connect, first: bool) -> bool {
+    fn is_worth_a_line(&mut self, at: BootTime, connect: &Connect, first: bool) -> bool {
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let pid = connect.client.pid;
         let again = connect.role == ClientRole::Probe
@@ -271,7 +271,7 @@ impl Facts {
     }
 
     /// Takes the result of a route look-up.
-    pub(super) fn route(&mut self, at: Mono, route: &Route) {
+    pub(super) fn route(&mut self, at: BootTime, route: &Route) {
         let known = self.routes.get(&route.to).filter(|known| known.value == route.errno);
         let since = known.map_or(at, |known| known.since);
         self.routes.put(route.to, Seen { value: route.errno, since, last: at });
@@ -295,7 +295,7 @@ impl Facts {
     }
 
     /// Takes a connect that found every local port in use, which is no evidence about the API server.
-    fn no_port(&mut self, at: Mono, connect: &Connect) {
+    fn no_port(&mut self, at: BootTime, connect: &Connect) {
         let class = (connect.role == ClientRole::Kubelet).then_some(ProcessClass::Kubelet);
         let process = connect.client.clone();
         self.limit_hit(at, LimitHit { process, class, what: LOCAL_PORTS.to_string(), errno: EADDRNOTAVAIL });
@@ -303,7 +303,7 @@ impl Facts {
 
     /// Takes a connect of the control plane to an address other than the API server's. An API server that cannot reach its
     /// backends, etcd above all, may be unable to answer, so it is probed.
-    fn elsewhere(&mut self, at: Mono, connect: &Connect) -> Taken {
+    fn elsewhere(&mut self, at: BootTime, connect: &Connect) -> Taken {
         let is_news = self.is_backend(&connect.to);
         let outcome = Outcome::of(connect, &self.host.addresses);
         let known = self.unreached.get(&connect.to);
@@ -335,14 +335,14 @@ impl Facts {
 
     /// Returns the kernel's reason for dropping the packets of a connect. Drops of a full connection tracking table carry the
     /// same reason as those of netfilter rules but are not policy.
-    pub(super) fn dropped<'a>(&self, at: Mono, connect: &'a Connect) -> Option<&'a str> {
+    pub(super) fn dropped<'a>(&self, at: BootTime, connect: &'a Connect) -> Option<&'a str> {
         let was_full = self.conntrack_full.is_some_and(|full| at.since(full) < limits::CONNTRACK_SEEN_LATE);
         let is_full = self.full.keys().any(|(what, _)| what == CONNTRACK);
         connect.end.dropped.as_deref().filter(|reason| !(is_policy(reason) && (was_full || is_full)))
     }
 
     /// Attributes recent drops to the connection tracking table: it is only polled, and was full before that was noticed.
-    pub(super) fn blame_conntrack(&mut self, at: Mono) {
+    pub(super) fn blame_conntrack(&mut self, at: BootTime) {
         for failure in self.targets.values_mut().filter_map(|ledger| ledger.failure.as_mut()) {
             if failure.is_policy() && at.since(failure.last) < limits::CONNTRACK_SEEN_LATE {
                 failure.dropped = None;
@@ -351,7 +351,7 @@ impl Facts {
     }
 
     /// Records the outcome. Returns whether it changes what is known about the address.
-    pub(super) fn note(&mut self, at: Mono, connect: &Connect, outcome: Outcome) -> bool {
+    pub(super) fn note(&mut self, at: BootTime, connect: &Connect, outcome: Outcome) -> bool {
         let dropped = self.dropped(at, connect);
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
@@ -398,7 +398,7 @@ impl Facts {
         }
     }
 
-    pub(super) fn admission(&mut self, at: Mono, mut admission: Admission) {
+    pub(super) fn admission(&mut self, at: BootTime, mut admission: Admission) {
         admission.blocked.truncate(limits::BLOCKED);
         let oldest = admission.blocked.iter().map(|blocked| blocked.since_s).max();
         let Some(oldest) = oldest else {
@@ -419,12 +419,12 @@ impl Facts {
                 self.line(at, "tcp.connect", text);
             }
         }
-        let told = Mono(at.0.saturating_sub(oldest.saturating_mul(limits::SECOND)));
+        let told = BootTime(at.0.saturating_sub(oldest.saturating_mul(limits::SECOND)));
         let since = self.admission.as_ref().map_or(told, |(_, since)| told.min(*since));
         self.admission = Some((admission, since));
     }
 
-    pub(super) fn connect_line(&mut self, at: Mono, connect: &Connect, outcome: Outcome) {
+    pub(super) fn connect_line(&mut self, at: BootTime, connect: &Connect, outcome: Outcome) {
         let mut text =
             format!("{}[{}] → {} {}", connect.client.name, connect.client.pid, connect.to, outcome.words());
         if connect.end.retransmits > 0 {
@@ -441,7 +441,7 @@ impl Facts {
         self.line(at, "tcp.connect", text);
     }
 
-    pub(super) fn listener(&mut self, at: Mono, listener: &Listener) {
+    pub(super) fn listener(&mut self, at: BootTime, listener: &Listener) {
         if !listener.host_netns {
             return;
         }

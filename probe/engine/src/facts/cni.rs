@@ -9,17 +9,17 @@ use crate::errno::errno_words;
 use crate::limits;
 use crate::memory::Memory;
 use crate::observation::{
-    Access, Actor, AgentSocket, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent, Gap, Mono,
-    NetlinkError, NetnsSeen, PluginFile, Pod, ProcessClass, Sandbox, Step, StepKind,
+    Access, Actor, AgentSocket, BootTime, CniConfig, CniEnd, CniError, CniStart, ConfAccess, ConfContent,
+    Gap, NetlinkError, NetnsSeen, PluginFile, Pod, ProcessClass, Sandbox, Step, StepKind,
 };
 use crate::rules::winner;
 
 /// Accesses to one configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Accesses {
-    pub(crate) changed: Option<(Mono, Access, Actor)>,
+    pub(crate) changed: Option<(BootTime, Access, Actor)>,
     /// When the runtime last opened it.
-    pub(crate) opened: Option<Mono>,
+    pub(crate) opened: Option<BootTime>,
 }
 
 /// Refused attempts to execute or to replace a plugin.
@@ -27,8 +27,8 @@ pub(crate) struct Accesses {
 pub(crate) struct RefusedFile {
     /// The newest attempt.
     pub(crate) file: PluginFile,
-    pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    pub(crate) since: BootTime,
+    pub(crate) last: BootTime,
     pub(crate) times: u32,
 }
 
@@ -48,49 +48,49 @@ pub(crate) struct PluginFailure {
     pub(crate) netns: (String, NetnsSeen),
     /// The pod for which it failed.
     pod: Option<Pod>,
-    pub(crate) since: Mono,
+    pub(crate) since: BootTime,
     /// When it expires unless it fails again.
-    pub(crate) until: Mono,
+    pub(crate) until: BootTime,
 }
 
 /// A plugin that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunningPlugin {
     pub(crate) start: CniStart,
-    pub(crate) since: Mono,
+    pub(crate) since: BootTime,
     /// How long it may run, nanoseconds.
     pub(crate) limit_ns: u64,
 }
 
 impl Memory for RunningPlugin {
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         at(self.since.plus(limits::WAITS));
         at(self.since.plus(self.limit_ns));
     }
 }
 
 impl Memory for Accesses {
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         self.changed.iter().for_each(|(changed, ..)| at(changed.plus(limits::LOAD)));
     }
 }
 
 impl Memory for PluginFailure {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         Some(self.until)
     }
 }
 
 impl Memory for RefusedFile {
     /// The runtime retries with the pod, an installer when its container restarts.
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         let lifetime = if self.file.write { limits::CONNECT_FAILURE } else { limits::SANDBOX_RETRY };
         Some(self.last.plus(lifetime))
     }
 }
 
 impl Facts {
-    pub(super) fn plugin_file(&mut self, at: Mono, file: PluginFile) {
+    pub(super) fn plugin_file(&mut self, at: BootTime, file: PluginFile) {
         let what = if file.write { "replace" } else { "execute" };
         let (who, errno) = (file.process.with_pid(), errno_words(file.errno));
         let text = format!("{who} cannot {what} the plugin {} ({errno})", file.plugin);
@@ -101,7 +101,7 @@ impl Facts {
         self.files.put(plugin, RefusedFile { file, since, last: at, times: times.saturating_add(1) });
     }
 
-    pub(super) fn configuration(&mut self, at: Mono, config: CniConfig) {
+    pub(super) fn configuration(&mut self, at: BootTime, config: CniConfig) {
         if let Some(why) = config.denied {
             self.gap(Gap { signal: Gap::CNI_CONFIG_DENIED.to_string(), why, blind: true });
             self.config = None;
@@ -134,7 +134,7 @@ impl Facts {
         self.config = Some((config, at));
     }
 
-    pub(super) fn access(&mut self, at: Mono, access: ConfAccess) {
+    pub(super) fn access(&mut self, at: BootTime, access: ConfAccess) {
         let ConfAccess { process, class, file, access } = access;
         let Some(known) = self.accesses.get_or_insert_with(file.clone(), Accesses::default) else { return };
         match access {
@@ -158,7 +158,7 @@ impl Facts {
     }
 
     /// Takes the start of a plugin. Returns whether it may change the judgement.
-    pub(super) fn plugin_started(&mut self, at: Mono, start: CniStart) -> bool {
+    pub(super) fn plugin_started(&mut self, at: BootTime, start: CniStart) -> bool {
         // One that runs for too long is reported by its deadline.
         let is_news =
             start.running_ns > 0 || self.running.contains_key(&start.pid) || self.is_suspect(&start.plugin);
@@ -181,7 +181,7 @@ impl Facts {
     }
 
     /// Takes the exit of a plugin. Returns whether it may change the judgement.
-    pub(super) fn plugin(&mut self, at: Mono, end: &CniEnd) -> bool {
+    pub(super) fn plugin(&mut self, at: BootTime, end: &CniEnd) -> bool {
         let ran = self.running.remove(&end.start.pid);
         // The verdict may have said that it waits.
         let was_late = ran.is_some_and(|ran| at.since(ran.since) >= limits::WAITS);
@@ -241,7 +241,7 @@ impl Facts {
 
     /// Notes that the runtime reads another directory: it runs network plugins long after the configuration here was removed or
     /// became invalid.
-    fn contradict(&mut self, at: Mono, end: &CniEnd) {
+    fn contradict(&mut self, at: BootTime, end: &CniEnd) {
         let Some((config, since)) = &self.config else { return };
         let began = at.minus(end.took_ns);
         let by_runtime = end.start.parent.is_runtime() && !cnis::is_loopback(&end.start.plugin);
@@ -263,7 +263,7 @@ impl Facts {
 
     /// Takes a sandbox whose setup or teardown has completed. A failed ADD of any plugin means that CNI failed, whatever else
     /// succeeded.
-    pub(super) fn sandbox(&mut self, at: Mono, sandbox: &Sandbox) {
+    pub(super) fn sandbox(&mut self, at: BootTime, sandbox: &Sandbox) {
         let Some(pod) = &sandbox.pod else { return };
         let adds = || sandbox.steps.iter().filter(|step: &&Step| step.step == StepKind::Add);
         if adds().any(|step| !step.ok) || !self.whole_chain_runs() {

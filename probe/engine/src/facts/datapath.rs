@@ -9,17 +9,17 @@ use crate::errno::EADDRINUSE;
 use crate::limits;
 use crate::memory::{Memory, Seen};
 use crate::observation::{
-    Link, Mono, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
+    BootTime, Link, NetlinkError, Ovs, OvsUpcalls, PacketsDropped, ProcessClass, RouteGone,
 };
 
 /// Changes requested from ovs-vswitchd that are still pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Behind {
-    pub(crate) since: Mono,
+    pub(crate) since: BootTime,
 }
 
 impl Memory for Behind {
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         at(self.since.plus(limits::BEHIND));
     }
 }
@@ -52,7 +52,7 @@ pub(crate) fn is_taken_vni(error: &NetlinkError) -> bool {
 }
 
 impl Facts {
-    pub(super) fn netlink_error(&mut self, at: Mono, error: &NetlinkError) {
+    pub(super) fn netlink_error(&mut self, at: BootTime, error: &NetlinkError) {
         // Only requests of plugins, agents and runtimes concern the node.
         if error.cni || error.class.is_some() {
             let who = &error.process;
@@ -77,7 +77,7 @@ impl Facts {
         by_name.or(by_index).is_some()
     }
 
-    pub(super) fn route_gone(&mut self, at: Mono, gone: &RouteGone) {
+    pub(super) fn route_gone(&mut self, at: BootTime, gone: &RouteGone) {
         let key = (gone.rule, gone.object.clone());
         if gone.back {
             self.routes_gone.remove(&key);
@@ -98,7 +98,7 @@ impl Facts {
         }
     }
 
-    pub(super) fn ovs(&mut self, at: Mono, ovs: Ovs) {
+    pub(super) fn ovs(&mut self, at: BootTime, ovs: Ovs) {
         let behind = ovs.database.as_ref().is_some_and(|database| database.behind);
         self.behind = behind.then(|| self.behind.unwrap_or(Behind { since: at }));
         let known = self.ovs.as_ref().and_then(|(known, _)| known.database.as_ref());
@@ -113,7 +113,7 @@ impl Facts {
         self.ovs = Some((ovs, at));
     }
 
-    pub(super) fn upcalls(&mut self, at: Mono, upcalls: OvsUpcalls) {
+    pub(super) fn upcalls(&mut self, at: BootTime, upcalls: OvsUpcalls) {
         if upcalls.lost == 0 {
             self.upcalls_lost = None;
             return;
@@ -126,7 +126,7 @@ impl Facts {
         self.upcalls_lost = Some((upcalls, since));
     }
 
-    pub(super) fn packets_dropped(&mut self, at: Mono, dropped: PacketsDropped) {
+    pub(super) fn packets_dropped(&mut self, at: BootTime, dropped: PacketsDropped) {
         if !self.dropping.contains_key(&dropped.device) {
             let PacketsDropped { reason, device, count } = &dropped;
             self.line(at, "packet.drop", format!("{count} packets dropped on {device}: {reason}"));

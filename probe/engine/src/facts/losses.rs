@@ -7,30 +7,30 @@ use alloc::string::ToString as _;
 use super::Facts;
 use crate::limits;
 use crate::memory::Memory;
-use crate::observation::{Gap, Lost, Mono, Scope};
+use crate::observation::{BootTime, Gap, Lost, Scope};
 
 /// Losses of one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Losses {
     /// Since when the state has to be read again; `None` once that was done.
-    unread: Option<Mono>,
+    unread: Option<BootTime>,
     /// The first and the newest of consecutive losses.
-    since: Mono,
-    last: Mono,
+    since: BootTime,
+    last: BootTime,
 }
 
 impl Losses {
     /// Returns until when continued losses make the scope unknown; `None` if they have not continued for long enough.
-    fn stands_until(&self) -> Option<Mono> {
+    fn stands_until(&self) -> Option<BootTime> {
         (self.last >= self.since.plus(limits::LOSING)).then(|| self.last.plus(limits::LOSING_REST))
     }
 
-    fn stands(&self, now: Mono) -> bool {
+    fn stands(&self, now: BootTime) -> bool {
         self.stands_until().is_some_and(|until| now < until)
     }
 
     /// Returns whether the state should have been read again by now.
-    fn is_late(&self, now: Mono) -> bool {
+    fn is_late(&self, now: BootTime) -> bool {
         self.unread.is_some_and(|lost| now.since(lost) >= limits::REREAD)
     }
 }
@@ -41,7 +41,7 @@ pub(crate) struct LossLedger(BTreeMap<Scope, Losses>);
 
 impl LossLedger {
     /// Takes a loss. Skipped runs do not count as continued losses: a busy kernel skips some at any time.
-    fn take(&mut self, at: Mono, lost: &Lost) {
+    fn take(&mut self, at: BootTime, lost: &Lost) {
         let new = Losses { unread: None, since: at, last: at };
         let losses = self.0.entry(lost.scope).or_insert(new);
         losses.unread.get_or_insert(at);
@@ -63,14 +63,14 @@ impl LossLedger {
     /// Returns whether a fact that holds since `since` may be the result of a loss: events were lost before that, or too long
     /// ago, and the state was not read again. A loss does not withdraw what was known before it, because the state is read
     /// again within milliseconds.
-    pub(crate) fn may_explain(&self, scope: Scope, since: Mono, now: Mono) -> bool {
+    pub(crate) fn may_explain(&self, scope: Scope, since: BootTime, now: BootTime) -> bool {
         self.0
             .get(&scope)
             .is_some_and(|losses| losses.unread.is_some_and(|lost| lost <= since) || losses.is_late(now))
     }
 
     /// Returns why the state of the scope is unknown: events keep being lost, or it was not read again in time.
-    pub(crate) fn blinds(&self, scope: Scope, now: Mono) -> Option<&'static str> {
+    pub(crate) fn blinds(&self, scope: Scope, now: BootTime) -> Option<&'static str> {
         let losses = self.0.get(&scope)?;
         if losses.stands(now) {
             return Some("keep being lost");
@@ -79,7 +79,7 @@ impl LossLedger {
     }
 
     /// Returns a gap for each scope whose events keep being lost.
-    pub(crate) fn gaps(&self, now: Mono) -> impl Iterator<Item = Gap> {
+    pub(crate) fn gaps(&self, now: BootTime) -> impl Iterator<Item = Gap> {
         let standing = self.0.iter().filter(move |(_, losses)| losses.stands(now));
         standing.map(|(scope, losses)| {
             let seconds = losses.last.since(losses.since) / limits::SECOND;
@@ -90,7 +90,7 @@ impl LossLedger {
 }
 
 impl Memory for LossLedger {
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         for losses in self.0.values() {
             losses.unread.iter().for_each(|since| at(since.plus(limits::REREAD)));
             losses.stands_until().into_iter().for_each(&mut *at);
@@ -99,7 +99,7 @@ impl Memory for LossLedger {
 }
 
 impl Facts {
-    pub(super) fn lost(&mut self, at: Mono, lost: &Lost) {
+    pub(super) fn lost(&mut self, at: BootTime, lost: &Lost) {
         self.losses.take(at, lost);
         if matches!(lost.scope, Scope::Cni | Scope::Processes) {
             // Which runs ended is unknown: the agent reports those that continue once more. Components are long-lived, so for

@@ -6,7 +6,7 @@ use alloc::string::String;
 use super::{Facts, Ledger};
 use crate::limits;
 use crate::memory::Memory;
-use crate::observation::{Mono, NameFailure, NameLookup};
+use crate::observation::{BootTime, NameFailure, NameLookup};
 
 /// A name that does not resolve.
 #[derive(Clone, Debug)]
@@ -17,18 +17,18 @@ pub(crate) struct Unresolved {
     pub(crate) failure: NameFailure,
     /// The URL of the proxy whose name it is.
     pub(crate) proxy: Option<String>,
-    pub(crate) since: Mono,
-    last: Mono,
+    pub(crate) since: BootTime,
+    last: BootTime,
 }
 
 impl Memory for Unresolved {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         Some(self.last.plus(limits::CONNECT_FAILURE))
     }
 }
 
 impl Facts {
-    pub(super) fn name_lookup(&mut self, at: Mono, lookup: NameLookup) {
+    pub(super) fn name_lookup(&mut self, at: BootTime, lookup: NameLookup) {
         let NameLookup { name, resolver, failure, proxy } = lookup;
         let Some(failure) = failure else {
             if self.unresolved.remove(&name).is_some() {

@@ -8,7 +8,7 @@ use crate::errno::{EACCES, EPERM, socket_words};
 use crate::limits;
 use crate::memory::Memory;
 use crate::observation::{
-    Actor, CONNTRACK, Credential, Gap, Limit, LimitHit, ModuleMissing, Mono, Process, ProcessClass,
+    Actor, BootTime, CONNTRACK, Credential, Gap, Limit, LimitHit, ModuleMissing, Process, ProcessClass,
     ProcessEvent, Role, Runtime, SocketConnect,
 };
 
@@ -19,19 +19,19 @@ pub(crate) struct SocketFailure {
     pub(crate) errno: u32,
     /// The number of consecutive failures.
     pub(crate) tries: u32,
-    pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    pub(crate) since: BootTime,
+    pub(crate) last: BootTime,
 }
 
 /// A credential as it was when its file was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReadCredential {
     pub(crate) credential: Credential,
-    pub(crate) at: Mono,
+    pub(crate) at: BootTime,
 }
 
 impl Memory for ReadCredential {
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         for seconds in [self.credential.valid_in_s, self.credential.expires_in_s] {
             let seconds = u64::try_from(seconds).unwrap_or_default();
             at(self.at.plus(seconds.saturating_mul(limits::SECOND)));
@@ -40,7 +40,7 @@ impl Memory for ReadCredential {
 }
 
 impl Memory for SocketFailure {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         Some(self.last.plus(limits::CONNECT_FAILURE))
     }
 }
@@ -71,7 +71,7 @@ pub fn socket_errno(errno: u32) -> String {
 }
 
 impl Facts {
-    pub(super) fn limit(&mut self, at: Mono, limit: Limit) {
+    pub(super) fn limit(&mut self, at: BootTime, limit: Limit) {
         let key = (limit.what.clone(), limit.subject.clone());
         if limit.what == CONNTRACK && (limit.is_full() || self.full.contains_key(&key)) {
             self.conntrack_full = Some(at);
@@ -89,7 +89,7 @@ impl Facts {
         self.full.see(key, limit, at);
     }
 
-    pub(super) fn limit_hit(&mut self, at: Mono, hit: LimitHit) {
+    pub(super) fn limit_hit(&mut self, at: BootTime, hit: LimitHit) {
         if hit.class.is_none() {
             return;
         }
@@ -97,13 +97,13 @@ impl Facts {
         self.hits.see(hit.what.clone(), hit, at);
     }
 
-    pub(super) fn credential(&mut self, at: Mono, credential: Credential) {
+    pub(super) fn credential(&mut self, at: BootTime, credential: Credential) {
         // It is reported when its file changes: the credential that was refused is the previous one.
         self.targets.values_mut().for_each(|ledger| ledger.forget_refusal(&credential.file));
         self.credentials.put(credential.file.clone(), ReadCredential { credential, at });
     }
 
-    pub(super) fn module(&mut self, at: Mono, missing: ModuleMissing) {
+    pub(super) fn module(&mut self, at: BootTime, missing: ModuleMissing) {
         if missing.came {
             self.modules.remove(&missing.name);
             return;
@@ -115,7 +115,7 @@ impl Facts {
     }
 
     /// Takes a connect of the kubelet to a CRI socket.
-    pub(super) fn socket(&mut self, at: Mono, connect: SocketConnect) {
+    pub(super) fn socket(&mut self, at: BootTime, connect: SocketConnect) {
         if connect.class != ProcessClass::Kubelet || !self.may_be_endpoint(&connect.path) {
             return;
         }
@@ -166,7 +166,7 @@ impl Facts {
         (is_known || down.tries >= limits::UNKNOWN_ENDPOINT).then_some(down)
     }
 
-    pub(super) fn process(&mut self, at: Mono, process: Process) {
+    pub(super) fn process(&mut self, at: BootTime, process: Process) {
         if process.class == ProcessClass::Runtime {
             let alive = !matches!(process.event, ProcessEvent::Exited { .. });
             // The previous process gave that answer.

@@ -7,13 +7,13 @@ use core::mem;
 use super::api::{Failure, Ledger, same};
 use crate::limits;
 use crate::memory::Memory;
-use crate::observation::Mono;
+use crate::observation::BootTime;
 use crate::outcome::Outcome;
 
 /// A connect that succeeded after others had failed.
 #[derive(Clone, Debug)]
 pub(super) struct Cure {
-    pub(super) at: Mono,
+    pub(super) at: BootTime,
     /// How they had failed.
     failure: Failure,
     /// Whether a request of the agent was served since.
@@ -21,18 +21,18 @@ pub(super) struct Cure {
 }
 
 impl Cure {
-    pub(super) const fn new(at: Mono, failure: Failure) -> Self {
+    pub(super) const fn new(at: BootTime, failure: Failure) -> Self {
         Self { at, failure, served: false }
     }
 
     /// Returns until when a server that starts may accept connections that it does not answer.
-    fn grace_until(&self) -> Mono {
+    fn grace_until(&self) -> BootTime {
         self.at.plus(limits::RESTART)
     }
 }
 
 impl Memory for Cure {
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         at(self.grace_until());
     }
 }
@@ -42,7 +42,7 @@ impl Memory for Cure {
 enum Phase {
     /// Connections are accepted, and there is no evidence that the server cannot serve. `serves`: since when it is known to
     /// serve.
-    Works { serves: Option<Mono> },
+    Works { serves: Option<BootTime> },
     /// Connections are accepted, and the server answers that it cannot serve.
     Unwell,
     /// Connections fail, or are closed before an answer.
@@ -64,13 +64,13 @@ impl Phase {
 
 /// Returns when an address that has accepted connections `since` then began to serve. If no request of the agent was served,
 /// the server may still be starting and may exit before it serves.
-fn began(since: Mono, serves: Option<Mono>) -> Mono {
+fn began(since: BootTime, serves: Option<BootTime>) -> BootTime {
     serves.unwrap_or(since.plus(limits::RESTART))
 }
 
 /// The newest phases of one address and when each began, from its first failure on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Phases(VecDeque<(Mono, Phase)>);
+pub(super) struct Phases(VecDeque<(BootTime, Phase)>);
 
 /// An address whose phases alternate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,15 +80,15 @@ pub(crate) struct Instability {
     /// How many times it began to fail, or to fail in another way, within [`limits::UNSTABLE_WINDOW`].
     pub(crate) failures: usize,
     /// When it counts as stable again if it works, or fails in a single way, until then.
-    until: Mono,
+    until: BootTime,
 }
 
 /// A period in which an address did not work.
 #[derive(Debug)]
 struct Episode<'a> {
-    since: Mono,
+    since: BootTime,
     /// Its end, or the newest change within it.
-    until: Mono,
+    until: BootTime,
     /// One for each way in which connections failed, in order.
     failures: Vec<&'a Failure>,
     /// The longest time that the address served before the next period began, nanoseconds.
@@ -114,21 +114,21 @@ const fn rank(outcome: Outcome) -> u8 {
 
 impl Phases {
     /// Starts a new working phase if the address works now: the server was replaced without a failed connect.
-    fn work_anew(&mut self, at: Mono) {
+    fn work_anew(&mut self, at: BootTime) {
         if matches!(self.0.back(), Some((since, Phase::Works { .. })) if at.since(*since) >= limits::TOGETHER)
         {
             self.push(at, Phase::Works { serves: None });
         }
     }
 
-    fn push(&mut self, at: Mono, phase: Phase) {
+    fn push(&mut self, at: BootTime, phase: Phase) {
         if self.0.len() >= limits::PHASES {
             self.0.pop_front();
         }
         self.0.push_back((at, phase));
     }
 
-    fn enter(&mut self, at: Mono, phase: Phase) {
+    fn enter(&mut self, at: BootTime, phase: Phase) {
         let is_news = match (self.0.back_mut(), &phase) {
             (Some((_, Phase::Works { serves })), Phase::Works { serves: now }) => {
                 *serves = serves.or(*now);
@@ -148,14 +148,14 @@ impl Phases {
     }
 
     /// Forgets the phases that began since then, if it works now.
-    fn forgive(&mut self, since: Mono) {
+    fn forgive(&mut self, since: BootTime) {
         if self.0.back().is_some_and(|(_, newest)| newest.works()) {
             self.0.retain(|(at, _)| *at < since);
         }
     }
 
     /// Returns the periods within the window in which the address did not work.
-    fn episodes(&self, now: Mono) -> Vec<Episode<'_>> {
+    fn episodes(&self, now: BootTime) -> Vec<Episode<'_>> {
         let mut episodes: Vec<Episode<'_>> = Vec::new();
         let mut is_open = false;
         let ends = self.0.iter().skip(1).map(|(end, _)| Some(*end)).chain([None]);
@@ -195,7 +195,7 @@ impl Phases {
     }
 
     /// See [`Ledger::instability`].
-    fn instability(&self, now: Mono) -> Option<Instability> {
+    fn instability(&self, now: BootTime) -> Option<Instability> {
         let episodes = self.episodes(now);
         let long =
             || episodes.iter().filter(|episode| episode.until.since(episode.since) >= limits::UNSTABLE_AWAY);
@@ -238,7 +238,7 @@ impl Phases {
 }
 
 impl Memory for Phases {
-    fn deadlines(&self, now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, now: BootTime, at: &mut dyn FnMut(BootTime)) {
         let until = self.instability(now).map(|unstable| unstable.until);
         let ends = self.0.iter().skip(1).map(|(end, _)| end.plus(limits::UNSTABLE_WINDOW));
         ends.chain(until).for_each(at);
@@ -248,7 +248,7 @@ impl Memory for Phases {
 impl Ledger {
     /// Returns how connects failed until recently, if they are accepted again and the server does not serve yet: a server that
     /// starts listens before it answers.
-    pub(crate) fn starting(&self, now: Mono) -> Option<&Failure> {
+    pub(crate) fn starting(&self, now: BootTime) -> Option<&Failure> {
         let cure = self.cure.as_ref().filter(|cure| !cure.served && now < cure.grace_until())?;
         let serves = self.broken.is_none() && self.unanswered.is_none() && !self.is_unwell();
         (self.failure.is_none() && !serves).then_some(&cure.failure)
@@ -256,7 +256,7 @@ impl Ledger {
 
     /// Takes a connection that the server closed after it had answered on it. Several at once mean that its process exited.
     /// That may be the only evidence of a crash-looping server, if no client connects before the next process listens.
-    pub(super) fn connection_ended(&mut self, at: Mono) {
+    pub(super) fn connection_ended(&mut self, at: BootTime) {
         let last = self.last_end.replace(at);
         if last.is_some_and(|last| at.since(last) < limits::TOGETHER) && self.instability(at).is_some() {
             self.phases.work_anew(at);
@@ -265,7 +265,7 @@ impl Ledger {
     }
 
     /// Records the present state of the address.
-    pub(super) fn enter_phase(&mut self, at: Mono) {
+    pub(super) fn enter_phase(&mut self, at: BootTime) {
         if self.starting(at).is_some() {
             self.phases.retract();
         }
@@ -288,7 +288,7 @@ impl Ledger {
 
     /// Forgets an outage that has ended and was caused by an orderly restart: the server exited at `stopped`, and may have
     /// closed its port before that.
-    pub(super) fn forgive(&mut self, stopped: Mono) {
+    pub(super) fn forgive(&mut self, stopped: BootTime) {
         self.phases.forgive(stopped.minus(limits::RESTART));
     }
 
@@ -298,7 +298,7 @@ impl Ledger {
     /// in three ways in one period. Failures as short as those of a rolling update behind a load balancer count only if there are
     /// more of them within a minute than there are replicas. The address is stable again once it has worked, or failed in a
     /// single way, for longer than before.
-    pub(crate) fn instability(&self, now: Mono) -> Option<Instability> {
+    pub(crate) fn instability(&self, now: BootTime) -> Option<Instability> {
         self.phases.instability(now)
     }
 }

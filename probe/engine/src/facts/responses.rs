@@ -9,7 +9,7 @@ use super::api::{Failure, Ledger};
 use crate::limits;
 use crate::memory::{Memory, Seen};
 use crate::observation::{
-    Actor, Answer, ClientRole, Connection, Mono, REQUEST_BYTES, TlsFailure, http_status,
+    Actor, Answer, BootTime, ClientRole, Connection, REQUEST_BYTES, TlsFailure, http_status,
 };
 use crate::outcome::Outcome;
 
@@ -18,15 +18,15 @@ use crate::outcome::Outcome;
 pub(crate) struct Unanswered {
     pub(crate) client: Actor,
     /// When the first silence began.
-    pub(crate) since: Mono,
+    pub(crate) since: BootTime,
     /// The longest, nanoseconds.
     longest_ns: u64,
     /// When it was last reported.
-    last: Mono,
+    last: BootTime,
 }
 
 impl Memory for Unanswered {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         Some(self.last.plus(limits::UNANSWERED_FORGOTTEN))
     }
 }
@@ -51,7 +51,7 @@ pub(super) const fn keeps_connections(role: ClientRole) -> bool {
 impl Ledger {
     /// Returns whether an established connection is unacknowledged only because of an outage that is over: TCP has not
     /// retransmitted on it since.
-    fn is_left_over(&self, at: Mono, unacked_ns: u64) -> bool {
+    fn is_left_over(&self, at: BootTime, unacked_ns: u64) -> bool {
         let began = at.minus(unacked_ns);
         let cured = self.cure.as_ref().map(|cure| cure.at);
         cured.is_some_and(|cured| began < cured && at.since(cured) < limits::STALLED_LEFT_OVER)
@@ -60,7 +60,7 @@ impl Ledger {
 
 impl Facts {
     /// Takes the answer to the agent's own request, or its failure after the handshake.
-    pub(super) fn answer(&mut self, at: Mono, answer: Answer) {
+    pub(super) fn answer(&mut self, at: BootTime, answer: Answer) {
         self.trust(at, &answer);
         let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
         if answer.status.is_some() {
@@ -94,7 +94,7 @@ impl Facts {
 
     /// Takes the state of a connection after its handshake, about which a successful connect proves nothing. Returns the address
     /// to probe, if there is reason to: the kernel of a frozen server still accepts connections, so only its answers count.
-    pub(super) fn connection(&mut self, at: Mono, connection: &Connection) -> Option<SocketAddr> {
+    pub(super) fn connection(&mut self, at: BootTime, connection: &Connection) -> Option<SocketAddr> {
         if !connection.host_netns || connection.role == ClientRole::Untrusted {
             return None;
         }
@@ -151,7 +151,7 @@ impl Facts {
     }
 
     /// Takes a client that waits for a response on a connection that worked.
-    fn unanswered(&mut self, at: Mono, connection: &Connection) {
+    fn unanswered(&mut self, at: BootTime, connection: &Connection) {
         let is_request = connection.unanswered_bytes >= REQUEST_BYTES && keeps_connections(connection.role);
         let Some(ledger) = self.targets.get_mut(&connection.to).filter(|_| is_request) else { return };
         let client = &connection.client;

@@ -6,21 +6,21 @@ use super::Facts;
 use super::is_same_path;
 use crate::limits;
 use crate::memory::Memory;
-use crate::observation::{Cri, CriAnswer, CriStatus, Mono};
+use crate::observation::{BootTime, Cri, CriAnswer, CriStatus};
 
 /// A CRI answer and how long it has been the same.
 #[derive(Clone, Debug)]
 pub(crate) struct RuntimeAnswer {
     pub(crate) cri: Cri,
     /// The times of the first and the newest of consecutive similar answers, and their number.
-    pub(crate) since: Mono,
-    pub(crate) last: Mono,
+    pub(crate) since: BootTime,
+    pub(crate) last: BootTime,
     pub(crate) times: u32,
 }
 
 impl Memory for RuntimeAnswer {
     /// A runtime that is ready counts as ready until the next answer.
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         (!self.cri.answer.is_well()).then(|| self.last.plus(limits::CRI_ANSWER))
     }
 }
@@ -36,7 +36,7 @@ fn is_alike(one: &CriAnswer, other: &CriAnswer) -> bool {
 }
 
 impl Facts {
-    pub(super) fn cri(&mut self, at: Mono, cri: Cri) {
+    pub(super) fn cri(&mut self, at: BootTime, cri: Cri) {
         let known = self.runtime_answer.take();
         let known =
             known.filter(|known| known.cri.socket == cri.socket && is_alike(&known.cri.answer, &cri.answer));
@@ -60,7 +60,7 @@ impl Facts {
 
     /// Returns the deadline of the first answer after the agent's start; `None` if it has passed, an answer was received, or
     /// no runtime is called.
-    pub(crate) fn until_asked(&self) -> Option<Mono> {
+    pub(crate) fn until_asked(&self) -> Option<BootTime> {
         let started = self.snapshot_done.filter(|_| self.host.runtime_endpoint.is_some())?;
         let until = started.plus(limits::CRI_FIRST);
         (self.runtime_answer.is_none() && self.now < until).then_some(until)

@@ -4,7 +4,7 @@ use alloc::string::String;
 
 use crate::limits;
 use crate::memory::{Bounded, Memory};
-use crate::observation::{Mono, Pod, Sandbox, Step, StepKind};
+use crate::observation::{BootTime, Pod, Sandbox, Step, StepKind};
 
 /// Sandboxes of one pod (one UID) that were removed soon after their network was set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,14 +16,14 @@ pub(crate) struct GivenUp {
     /// The longest that one of them lived, nanoseconds.
     longest_ns: u64,
     /// Since when there is one that was not removed yet.
-    lives: Option<Mono>,
-    pub(crate) since: Mono,
+    lives: Option<BootTime>,
+    pub(crate) since: BootTime,
     /// When the newest was removed.
-    last: Mono,
+    last: BootTime,
 }
 
 impl GivenUp {
-    const fn new(at: Mono) -> Self {
+    const fn new(at: BootTime) -> Self {
         Self { times: 0, newest: String::new(), longest_ns: 0, lives: None, since: at, last: at }
     }
 }
@@ -34,7 +34,7 @@ pub(crate) struct Sandboxes(Bounded<Pod, GivenUp, { limits::FULL }>);
 
 impl Sandboxes {
     /// Takes a sandbox whose network was set up.
-    pub(super) fn take(&mut self, at: Mono, pod: &Pod, sandbox: &Sandbox) {
+    pub(super) fn take(&mut self, at: BootTime, pod: &Pod, sandbox: &Sandbox) {
         let Some(known) = self.0.get_or_insert_with(pod.clone(), || GivenUp::new(at)) else { return };
         let removed = sandbox.steps.iter().any(|step: &Step| step.step == StepKind::Del && step.ok);
         if !removed {
@@ -61,7 +61,7 @@ impl Sandboxes {
     }
 
     /// Returns pods whose sandboxes are removed repeatedly, in no meaningful order.
-    pub(crate) fn given_up(&self, now: Mono) -> impl Iterator<Item = (&Pod, &GivenUp)> {
+    pub(crate) fn given_up(&self, now: BootTime) -> impl Iterator<Item = (&Pod, &GivenUp)> {
         let working = self.newest_working(now);
         self.0.iter().filter(move |(_, known)| counts(known, working, now))
     }
@@ -73,26 +73,26 @@ impl Sandboxes {
     }
 
     /// Returns since when the newest sandbox that works lives.
-    fn newest_working(&self, now: Mono) -> Option<Mono> {
+    fn newest_working(&self, now: BootTime) -> Option<BootTime> {
         let after = self.works_after();
         let lives = self.0.values().filter_map(|known| known.lives);
         lives.filter(|since| now.since(*since) >= after).max()
     }
 }
 
-fn counts(known: &GivenUp, working: Option<Mono>, now: Mono) -> bool {
+fn counts(known: &GivenUp, working: Option<BootTime>, now: BootTime) -> bool {
     let is_tried = known.lives.is_some() || now.since(known.last) < limits::SANDBOX_RETRY;
     is_tried && working.is_none_or(|working| known.last > working)
 }
 
 impl Memory for Sandboxes {
-    fn expire(&mut self, now: Mono) -> bool {
+    fn expire(&mut self, now: BootTime) -> bool {
         let (before, working) = (self.0.len(), self.newest_working(now));
         self.0.retain(|_, known| counts(known, working, now));
         self.0.len() != before
     }
 
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         let after = self.works_after();
         self.0.values().for_each(|known| {
             at(match known.lives {

@@ -8,18 +8,20 @@ use super::Facts;
 use super::api::Ledger;
 use crate::limits;
 use crate::memory::Memory;
-use crate::observation::{Answer, ClientRole, Connection, CredentialAnswer, Mono, Untrusted, http_status};
+use crate::observation::{
+    Answer, BootTime, ClientRole, Connection, CredentialAnswer, Untrusted, http_status,
+};
 
 /// The newest finding of its kind, and since when it has been the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Repeated<T> {
     pub(crate) what: T,
-    pub(crate) since: Mono,
-    last: Mono,
+    pub(crate) since: BootTime,
+    last: BootTime,
 }
 
 impl<T> Repeated<T> {
-    const fn new(what: T, at: Mono) -> Self {
+    const fn new(what: T, at: BootTime) -> Self {
         Self { what, since: at, last: at }
     }
 
@@ -29,24 +31,24 @@ impl<T> Repeated<T> {
     }
 
     /// Returns when it expires unless it is found again.
-    const fn counts_until(&self) -> Mono {
+    const fn counts_until(&self) -> BootTime {
         self.last.plus(limits::CONNECT_FAILURE)
     }
 }
 
 impl Memory for Repeated<Untrusted> {
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         Some(self.counts_until())
     }
 }
 
 impl Memory for Repeated<CredentialAnswer> {
     /// An acceptance does not expire; its readers decide whether it still counts.
-    fn until(&self) -> Option<Mono> {
+    fn until(&self) -> Option<BootTime> {
         (!self.what.accepts()).then(|| self.counts_until())
     }
 
-    fn deadlines(&self, _now: Mono, at: &mut dyn FnMut(Mono)) {
+    fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
         at(if self.what.accepts() { self.last.plus(limits::ACCEPTED) } else { self.counts_until() });
     }
 }
@@ -64,7 +66,7 @@ impl Ledger {
     }
 
     /// Returns until when an acceptance of the kubelet's credential counts.
-    pub(super) fn accepted_until(&self) -> Option<(&CredentialAnswer, Mono)> {
+    pub(super) fn accepted_until(&self) -> Option<(&CredentialAnswer, BootTime)> {
         let known = self.credential.as_ref().filter(|known| known.what.accepts())?;
         Some((&known.what, known.last.plus(limits::ACCEPTED)))
     }
@@ -87,7 +89,7 @@ impl Ledger {
 
 impl Facts {
     /// Takes the parts of an answer that concern certificates and credentials.
-    pub(super) fn trust(&mut self, at: Mono, answer: &Answer) {
+    pub(super) fn trust(&mut self, at: BootTime, answer: &Answer) {
         let Some(ledger) = self.targets.get_mut(&answer.to) else { return };
         let mut line = None;
         // Without a certificate nothing was verified.

@@ -249,7 +249,7 @@ pub enum ProcessClass {
 
 /// The manager that stops a process in order to restart or replace it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keeper {
+pub(crate) enum ProcessManager {
     /// An init system: the process is a unit of the host.
     Supervisor,
     /// A container runtime, on behalf of the kubelet.
@@ -370,17 +370,17 @@ impl ProcessEvent {
     }
 
     /// Returns the manager that stopped the process and will start it again.
-    pub(crate) fn stopped_by_keeper(&self) -> Option<Keeper> {
+    pub(crate) fn stopped_by_manager(&self) -> Option<ProcessManager> {
         let Self::Exited { sender, .. } = self else { return None };
         if !self.is_stop() {
             return None;
         }
         match sender {
-            Some(sender) if sender.is_runtime() => Some(Keeper::Runtime),
-            Some(sender) if sender.is_supervisor() => Some(Keeper::Supervisor),
+            Some(sender) if sender.is_runtime() => Some(ProcessManager::Runtime),
+            Some(sender) if sender.is_supervisor() => Some(ProcessManager::Supervisor),
             Some(_) => None,
             // The sender of a signal to the first process of a container is outside the namespaces that are observed.
-            None => Some(Keeper::Runtime),
+            None => Some(ProcessManager::Runtime),
         }
     }
 

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::{Causes, Fault};
-use crate::Mono;
+use crate::BootTime;
 use crate::facts::{Facts, Ledger};
 use crate::limits;
 use crate::memory::{Seen, UNTIL_CHANGED};
@@ -70,7 +70,7 @@ fn verdict(answer: &Answer, ledger: &Ledger) -> Option<(Reason, String)> {
 
 /// Judges late and missing responses to requests of the node's clients. The agent's own requests take precedence,
 /// because their responses are more specific.
-fn unanswered(ledger: &Ledger) -> Option<(Reason, String, Mono)> {
+fn unanswered(ledger: &Ledger) -> Option<(Reason, String, BootTime)> {
     let silence = ledger.unanswered.as_ref()?;
     let queried_since = ledger.answer.as_ref().is_some_and(|answer| answer.last >= silence.since);
     let enough = if queried_since { limits::UNANSWERED } else { limits::UNANSWERED_ALONE };

@@ -24,7 +24,7 @@ pub(super) fn exit_of_server(
     who: impl Fn(&str, ProcessClass) -> bool,
 ) -> String {
     let reached = facts.targets.get(addr).and_then(|ledger| ledger.last_ok);
-    let exit = facts.newest_end(who).filter(|(_, at, _)| reached.is_none_or(|reached| reached < *at));
+    let exit = facts.newest_exit(who).filter(|(_, at, _)| reached.is_none_or(|reached| reached < *at));
     exit.map(|(name, _, how)| format!("; {name} {how}")).unwrap_or_default()
 }
 

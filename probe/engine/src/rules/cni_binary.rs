@@ -13,7 +13,7 @@ use crate::cnis;
 use crate::errno::{EACCES, ENOENT, ENOEXEC, EPERM, ETXTBSY, errno_words};
 use crate::facts::Facts;
 use crate::limits;
-use crate::observation::{DeniedBy, Mono, PluginFile, Runtime, UnusablePlugin};
+use crate::observation::{BootTime, DeniedBy, PluginFile, Runtime, UnusablePlugin};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -38,7 +38,7 @@ fn least_failures(file: &PluginFile) -> u32 {
 }
 
 /// Returns the fault of a plugin that exists and cannot be executed or replaced.
-fn refused(plugin: &str, file: &PluginFile, since: Mono) -> Fault {
+fn refused(plugin: &str, file: &PluginFile, since: BootTime) -> Fault {
     // A runtime forks a child for each attempt: with its PID the message would differ for each attempt.
     let mut who = file.process.name.clone();
     if file.write {

@@ -12,7 +12,7 @@ use crate::cnis;
 use crate::facts::Facts;
 use crate::limits;
 use crate::observation::{
-    Access, Actor, CniConfig, ConfContent, ConfFile, CriStatus, Mono, ProcessClass, Runtime,
+    Access, Actor, BootTime, CniConfig, ConfContent, ConfFile, CriStatus, ProcessClass, Runtime,
 };
 use crate::reason::Reason;
 use crate::verdict::Finding;
@@ -42,7 +42,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 /// Returns the fault of a directory without a usable configuration.
-fn unusable(facts: &Facts, config: &CniConfig, since: Mono) -> Fault {
+fn unusable(facts: &Facts, config: &CniConfig, since: BootTime) -> Fault {
     if let Some(error) = &config.dir_error {
         let message = format!("cannot read {}: {error}", config.dir);
         return Fault::new(Reason::CNIConfigInvalid, config.dir.as_str(), message, since).state();
@@ -105,7 +105,7 @@ fn removed(facts: &Facts) -> Option<(&str, Access, &Actor)> {
 }
 
 /// Returns files that were removed or renamed and have not been created again.
-fn removals(facts: &Facts) -> impl Iterator<Item = (&str, Mono, Access, &Actor)> {
+fn removals(facts: &Facts) -> impl Iterator<Item = (&str, BootTime, Access, &Actor)> {
     let exists = |file: &str| {
         let files = facts.config.iter().flat_map(|(config, _)| &config.files);
         files.into_iter().any(|known| known.name == file)
@@ -172,7 +172,7 @@ fn not_loaded(facts: &Facts, config: &CniConfig, winner: &ConfFile) -> Option<Fa
 }
 
 /// Judges a valid configuration while the runtime reports that its network is not ready.
-fn refused(facts: &Facts, config: &CniConfig, winner: &ConfFile, since: Mono) -> Option<Fault> {
+fn refused(facts: &Facts, config: &CniConfig, winner: &ConfFile, since: BootTime) -> Option<Fault> {
     let (status, known) = facts.runtime_status()?;
     status.network_not_ready.as_ref()?;
     // The runtime has had time to load it and has reported the same twice.

@@ -182,7 +182,7 @@ fn state_of_agent(facts: &Facts, cni: &Cni) -> String {
     if facts.lives_of(is_agent).any(|(_, life)| !life.pids.is_empty()) {
         return format!("; {} is running", cni.agent);
     }
-    let exit = facts.newest_end(is_agent);
+    let exit = facts.newest_exit(is_agent);
     exit.map(|(name, _, how)| format!("; {name} {how}")).unwrap_or_default()
 }
 

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::{Causes, Fault};
 use crate::facts::Facts;
 use crate::limits;
-use crate::observation::{Mono, Process, ProcessClass, ProcessEvent};
+use crate::observation::{BootTime, Process, ProcessClass, ProcessEvent};
 use crate::outcome::is_own;
 use crate::reason::Reason;
 
@@ -25,7 +25,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
     // A loop ends when a process outlives its predecessors, or when none has exited for a while, and only if everything
     // that should listen does.
     let own_down = !facts.missing_listeners().is_empty();
-    let rests = |name: &str, newest: Mono| {
+    let rests = |name: &str, newest: BootTime| {
         let up_again = facts.lives.get(name).is_some_and(|life| life.is_up_again(facts.now));
         up_again || facts.now.since(newest) >= limits::CRASH_REST
     };

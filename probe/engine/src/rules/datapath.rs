@@ -7,7 +7,7 @@ use super::Fault;
 use crate::cnis;
 use crate::facts::{Facts, is_taken_vni};
 use crate::memory::Seen;
-use crate::observation::{Mono, NetlinkError};
+use crate::observation::{BootTime, NetlinkError};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -18,7 +18,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 
 /// Returns the fault of a CNI agent whose link the kernel refused. The agent exits or waits before it writes its
 /// configuration.
-fn refused(error: &NetlinkError, since: Mono) -> Fault {
+fn refused(error: &NetlinkError, since: BootTime) -> Fault {
     let who = &error.process.name;
     let same = if is_taken_vni(error) { "VNI" } else { "port" };
     let message = format!(

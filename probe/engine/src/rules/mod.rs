@@ -31,7 +31,7 @@ use core::net::SocketAddr;
 
 use crate::facts::Facts;
 use crate::limits;
-use crate::observation::Mono;
+use crate::observation::BootTime;
 use crate::reason::Reason;
 use crate::verdict::Finding;
 
@@ -45,7 +45,7 @@ pub(crate) struct Fault {
     /// Whether it holds by itself (no file, no listener, no route), as opposed to a failure that is retried.
     pub(crate) state: bool,
     /// Until when it may disappear by itself, because a component has just started. No condition shows it earlier.
-    pub(crate) settles: Option<Mono>,
+    pub(crate) settles: Option<BootTime>,
     /// What may be its cause.
     pub(crate) causes: Causes,
     /// Whether clients have another address that works: it is reported beside the verdict and changes no status.
@@ -53,7 +53,7 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    fn new(reason: Reason, subject: impl Into<String>, message: String, since: Mono) -> Self {
+    fn new(reason: Reason, subject: impl Into<String>, message: String, since: BootTime) -> Self {
         Self {
             finding: Finding {
                 reason,
@@ -87,7 +87,7 @@ impl Fault {
         self
     }
 
-    fn settles(mut self, until: Option<Mono>) -> Self {
+    fn settles(mut self, until: Option<BootTime>) -> Self {
         self.settles = until;
         self
     }

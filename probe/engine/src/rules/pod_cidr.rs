@@ -7,7 +7,7 @@ use super::Fault;
 use super::cni_config::winner;
 use crate::cnis::{self, Cni};
 use crate::facts::Facts;
-use crate::observation::Mono;
+use crate::observation::BootTime;
 use crate::reason::Reason;
 
 /// Returns a fault only where the network of such a CNI is not set up: many clusters assign no pod CIDRs to their nodes
@@ -23,7 +23,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
 }
 
 /// Returns the CNI whose network is not set up, and since when.
-fn waiting(facts: &Facts) -> Option<(&'static Cni, Mono)> {
+fn waiting(facts: &Facts) -> Option<(&'static Cni, BootTime)> {
     let (config, since) = facts.config.as_ref()?;
     if config.files.is_empty() {
         let cni = cnis::CNIS.iter().find(|cni| cni.needs_pod_cidr && is_expected(facts, cni))?;

@@ -7,7 +7,7 @@ use super::Fault;
 use crate::facts::{Facts, ReadCredential};
 use crate::limits::SECOND;
 use crate::memory::{Seen, UNTIL_CHANGED};
-use crate::observation::{CONNTRACK, Limit, Mono, ProcessClass};
+use crate::observation::{BootTime, CONNTRACK, Limit, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -78,7 +78,7 @@ fn inotify(facts: &Facts) -> Option<Fault> {
 /// Judges credentials by the boot clock from the time when they were read: a credential expires without a change of its
 /// file.
 fn credentials(facts: &Facts) -> Vec<Fault> {
-    let seconds = |credential: i64, at: Mono| {
+    let seconds = |credential: i64, at: BootTime| {
         let passed = i64::try_from(facts.now.since(at) / SECOND).unwrap_or(i64::MAX);
         credential.saturating_sub(passed)
     };

@@ -7,7 +7,7 @@ use super::{Causes, Fault};
 use crate::errno::socket_words;
 use crate::facts::{Facts, RuntimeAnswer};
 use crate::limits;
-use crate::observation::{CriAnswer, Mono, ProcessClass};
+use crate::observation::{BootTime, CriAnswer, ProcessClass};
 use crate::reason::Reason;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Fault> {
@@ -55,6 +55,6 @@ fn of_answer(known: &RuntimeAnswer) -> Fault {
 }
 
 /// Returns the end of the grace period of a runtime that was just started.
-fn settling(facts: &Facts) -> Option<Mono> {
+fn settling(facts: &Facts) -> Option<BootTime> {
     facts.settling(|_, class| class == ProcessClass::Runtime)
 }

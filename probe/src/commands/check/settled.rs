@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use probe_engine::{ConditionType, Mono, Observation, Reason, Report, Side, Status};
+use probe_engine::{BootTime, ConditionType, Observation, Reason, Report, Side, Status};
 use tokio::sync::oneshot;
 
 use crate::sinks::Sink;
@@ -27,14 +27,14 @@ const AT_ONCE_NS: u64 = 100_000_000;
 /// the time in which nothing failed.
 pub(super) struct Settled {
     decided: Option<oneshot::Sender<()>>,
-    snapshot: Option<Mono>,
+    snapshot: Option<BootTime>,
     /// Addresses of the API server, and whether a connect to each has ended.
     targets: BTreeMap<SocketAddr, bool>,
     /// Hosts to which a question of the agent has ended.
     asked: BTreeSet<IpAddr>,
     report: Option<Report>,
     /// When the current root cause appeared.
-    root_at: Mono,
+    root_at: BootTime,
 }
 
 impl Settled {
@@ -47,12 +47,12 @@ impl Settled {
             targets: BTreeMap::new(),
             asked: BTreeSet::new(),
             report: None,
-            root_at: Mono::default(),
+            root_at: BootTime::default(),
         };
         (settled, is_decided)
     }
 
-    fn is_settled(&self, now: Mono) -> bool {
+    fn is_settled(&self, now: BootTime) -> bool {
         let (Some(snapshot), Some(report)) = (self.snapshot, &self.report) else { return false };
         if report.verdict.reason == Reason::NotApplicable {
             return true;
@@ -86,7 +86,7 @@ impl Settled {
             && targets.all(|(to, has_ended)| *has_ended && self.asked.contains(&to.ip()))
     }
 
-    fn decide(&mut self, now: Mono) {
+    fn decide(&mut self, now: BootTime) {
         if self.is_settled(now)
             && let Some(decided) = self.decided.take()
         {
@@ -97,7 +97,7 @@ impl Settled {
 }
 
 impl Sink for Settled {
-    fn observation(&mut self, at: Mono, observation: &Observation) {
+    fn observation(&mut self, at: BootTime, observation: &Observation) {
         match observation {
             Observation::SnapshotDone => self.snapshot = Some(at),
             Observation::ApiTarget(target) => _ = self.targets.entry(target.addr).or_default(),
@@ -113,7 +113,7 @@ impl Sink for Settled {
         }
     }
 
-    fn report(&mut self, at: Mono, report: &Report) {
+    fn report(&mut self, at: BootTime, report: &Report) {
         let root = |report: &Report| (report.verdict.reason, report.verdict.subject.clone());
         if self.report.as_ref().map(root) != Some(root(report)) {
             self.root_at = at;
@@ -122,7 +122,7 @@ impl Sink for Settled {
         self.decide(at);
     }
 
-    fn turn(&mut self, at: Mono, _late: Duration) {
+    fn turn(&mut self, at: BootTime, _late: Duration) {
         self.decide(at);
     }
 }
@@ -138,8 +138,8 @@ mod tests {
     const API: &str = "10.0.0.1:6443";
 
     /// Milliseconds after the start of the check, an hour after the boot: a host that has just booted has a grace period.
-    fn at(ms: u64) -> Mono {
-        Mono(3_600_000_000_000 + ms * 1_000_000)
+    fn at(ms: u64) -> BootTime {
+        BootTime(3_600_000_000_000 + ms * 1_000_000)
     }
 
     /// A check on a host of this role, without a CNI configuration, whose snapshot has just been taken.

@@ -131,7 +131,7 @@ async fn outputs(
     let (mut terminal, mut lines) = (Vec::new(), Vec::new());
     let mut timeline = Timeline::new(&mut terminal, wall, 10_000, Filter::default());
     let mut json = JsonLines::new(&mut lines, context.clone(), Filter::default());
-    let kept = Journal::start(path("journal"), context.clone(), Mono(0), &shared, Counter::default());
+    let kept = Journal::start(path("journal"), context.clone(), BootTime(0), &shared, Counter::default());
     let (mut journal, _known) = kept.expect("starts");
     let mut state = StateFile::start(path("state"), context.clone(), &shared).expect("starts");
     let (news, mut told) = mpsc::channel(1 << 16);

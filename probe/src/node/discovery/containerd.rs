@@ -48,7 +48,7 @@ pub(super) fn of_file(settings: &Settings, path: &Path) -> RuntimeConfig {
 /// The configuration files of containerd.
 struct ConfigFiles {
     /// Whether all files were read, and a release accepts them.
-    is_whole: bool,
+    is_complete: bool,
     /// Files in the order in which they are merged.
     files: Vec<File>,
     /// The plugin configuration that each release derives from the files.
@@ -59,7 +59,7 @@ struct ConfigFiles {
 
 impl ConfigFiles {
     fn read(settings: &Settings, path: &Path) -> Self {
-        let (mut files, mut is_whole) = (Vec::new(), true);
+        let (mut files, mut is_complete) = (Vec::new(), true);
         let mut pending = VecDeque::from([path.to_owned()]);
         let mut seen = BTreeSet::new();
         while let Some(path) = pending.pop_front() {
@@ -67,7 +67,7 @@ impl ConfigFiles {
                 continue;
             }
             if seen.len() > MAX_FILES {
-                is_whole = false;
+                is_complete = false;
                 break;
             }
             let on_host = settings.on_host(&path);
@@ -78,7 +78,7 @@ impl ConfigFiles {
                 None => None,
             };
             let Some(config) = config else {
-                is_whole = false;
+                is_complete = false;
                 continue;
             };
             for import in strings(config.get("imports")) {
@@ -86,13 +86,13 @@ impl ConfigFiles {
             }
             files.push((path, config));
         }
-        Self::new(files, is_whole)
+        Self::new(files, is_complete)
     }
 
-    fn new(files: Vec<File>, is_whole: bool) -> Self {
+    fn new(files: Vec<File>, is_complete: bool) -> Self {
         let readings = releases::readings(&files);
         let state = files.iter().rev().find_map(|(_, config)| absolute(config.get("state")?.as_str()?));
-        Self { is_whole: is_whole && !readings.is_empty(), files, readings, state }
+        Self { is_complete: is_complete && !readings.is_empty(), files, readings, state }
     }
 
     /// Returns the settings. Missing settings have containerd's defaults, except the plugin directory, whose default depends on
@@ -129,7 +129,7 @@ impl ConfigFiles {
             return None;
         }
         let Some(value) = first else {
-            return default.filter(|_| self.is_whole).map(|value| Known::of(value, &DEFAULT));
+            return default.filter(|_| self.is_complete).map(|value| Known::of(value, &DEFAULT));
         };
         let holds = |config: &Table| {
             let tables = TABLES.iter().filter_map(|name| config.get("plugins")?.get(name));
@@ -176,7 +176,7 @@ impl ConfigFiles {
     /// Returns `None` for a configuration that only containerd 2 accepts: containerd 2 reports its driver to the kubelet (CRI
     /// `RuntimeConfig`), which uses it instead of its own setting. Also `None` if a file cannot be read.
     fn cgroup_driver(&self) -> Option<Known<String>> {
-        if !self.is_whole || releases::require_containerd_2(&self.files) {
+        if !self.is_complete || releases::require_containerd_2(&self.files) {
             return None;
         }
         let handlers = ["containerd", "runtimes"];
@@ -196,7 +196,7 @@ impl ConfigFiles {
             string(lookup(grpc, &["address"])).or_else(|| string(lookup(config.get("grpc"), &["address"])))
         };
         let known = |(path, config): &File| Some(Known::of(own(config)?, &path.display()));
-        let default = || self.is_whole.then(|| Known::of(SOCKET.to_owned(), &DEFAULT));
+        let default = || self.is_complete.then(|| Known::of(SOCKET.to_owned(), &DEFAULT));
         self.files.iter().rev().find_map(known).or_else(default)
     }
 

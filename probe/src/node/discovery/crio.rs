@@ -27,7 +27,7 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
     let flag = |name: &str| program.and_then(|program| program.flag(name)).map(str::to_owned);
     let drop_ins =
         files_below(settings, Path::new(flag("config-dir").as_deref().unwrap_or(DROP_INS)), MAX_FILES);
-    let mut is_whole = drop_ins.is_some();
+    let mut is_complete = drop_ins.is_some();
     let paths = [PathBuf::from(flag("config").as_deref().unwrap_or(FILE))]
         .into_iter()
         .chain(drop_ins.into_iter().flatten());
@@ -37,7 +37,7 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
         match file::read_text(&on_host).map(|text| text.parse::<Table>()) {
             Some(Ok(config)) => configs.push((path, config)),
             None if !on_host.exists() => {}
-            _ => is_whole = false,
+            _ => is_complete = false,
         }
     }
     let config = |table: &str, key: &str| {
@@ -49,7 +49,7 @@ pub(super) fn find(settings: &Settings, program: Option<&Program>) -> RuntimeCon
     let get = |name: &str, table: &str, key: &str, default: Option<&str>| {
         let set = flag(name).map(|value| Known::of(value, &format_args!("crio --{name}")));
         let configured = || config(table, key)?.filter_map(|value| Some(value.as_str()?.to_owned()));
-        let default = || default.filter(|_| is_whole).map(|value| Known::of(value.to_owned(), &DEFAULT));
+        let default = || default.filter(|_| is_complete).map(|value| Known::of(value.to_owned(), &DEFAULT));
         let known = set.or_else(configured).filter(|known| !known.value.is_empty()).or_else(default)?;
         Some(known.map(|value| clean(value.as_bytes(), MAX_PATH_LEN)))
     };

@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use probe_engine::{
-    Actor, Answer, ClientRole, Config, Connect, ConnectEnd, Engine, Listener, Mono, Observation, Process,
+    Actor, Answer, BootTime, ClientRole, Config, Connect, ConnectEnd, Engine, Listener, Observation, Process,
     ProcessClass, ProcessEvent, Reason,
 };
 use serde::Deserialize;
@@ -55,7 +55,7 @@ impl Running {
         let name = of(&self.executable).unwrap_or_default();
         let called = || of(Path::new(self.words.first()?));
         let called = || called().filter(|called| processes::classify(called).is_some());
-        if processes::is_several(&name) { called().unwrap_or(name) } else { name }
+        if processes::is_multi_call(&name) { called().unwrap_or(name) } else { name }
     }
 
     fn found(&self) -> Option<Found> {
@@ -66,10 +66,10 @@ impl Running {
     /// See [`Program::all`].
     fn program(&self) -> Option<Program> {
         let Found { actor, class } = self.found()?;
-        let is_of_the_host = !self.container && self.uid == 0;
+        let is_host_root_process = !self.container && self.uid == 0;
         let matters = matches!(class, ProcessClass::Kubelet | ProcessClass::Runtime);
         let (words, variables) = (self.words.clone(), self.variables.clone());
-        (is_of_the_host && matters).then_some(Program {
+        (is_host_root_process && matters).then_some(Program {
             name: actor.name,
             class,
             words,
@@ -165,7 +165,7 @@ fn places(settings: &Settings, found: &Discovery) -> [Vec<PathBuf>; 4] {
 
 /// Returns the verdict on such a node whose clients reach the API server.
 fn verdict(settings: &Settings, discovery: &Discovery, found: &[Found], targets: &Servers) -> Reason {
-    let second = |seconds: u64| Mono((3600 + seconds) * 1_000_000_000);
+    let second = |seconds: u64| BootTime((3600 + seconds) * 1_000_000_000);
     let mut engine = Engine::new(Config::default(), second(0));
     let mut host = role::find(settings, found, discovery, known(targets));
     host.addresses = vec![[127, 0, 0, 1].into()];

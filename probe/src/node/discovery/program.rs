@@ -6,7 +6,7 @@ use std::fs;
 use probe_engine::ProcessClass;
 
 use super::proxy::Proxy;
-use crate::node::processes::{self, Found, is_of_the_host};
+use crate::node::processes::{self, Found, is_host_root_process};
 
 /// Maximum size of a command line or environment, bytes: a kubelet's command line has a few kilobytes.
 const MAX_FILE_LEN: usize = 128 * 1024;
@@ -35,7 +35,7 @@ impl Program {
     pub(crate) fn all(processes: &[Found]) -> Vec<Self> {
         let matters = |found: &&Found| {
             matches!(found.class, ProcessClass::Kubelet | ProcessClass::Runtime)
-                && is_of_the_host(found.actor.pid)
+                && is_host_root_process(found.actor.pid)
         };
         let mut programs: Vec<_> = processes.iter().filter(matters).collect();
         oldest_first(&mut programs);

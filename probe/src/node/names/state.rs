@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use probe_engine::{Actor, Gap, Mono, NameLookup, Observation, ProcessClass, limits};
+use probe_engine::{Actor, BootTime, Gap, NameLookup, Observation, ProcessClass, limits};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{LookedUp, MAX_ADDRESSES, MAX_INTERVAL, MIN_INTERVAL, Named};
+use super::{MAX_ADDRESSES, MAX_INTERVAL, MIN_INTERVAL, NameResolution, Named};
 use crate::clock;
 use crate::node::discovery::Kubelet;
 use crate::node::targets::Origin;
@@ -46,7 +46,7 @@ pub(super) struct NameState {
 #[derive(Clone, Copy, Debug)]
 struct Address {
     /// When it was last in a response, or in use.
-    at: Mono,
+    at: BootTime,
     /// Whether a lookup returned it.
     is_resolved: bool,
 }
@@ -82,7 +82,7 @@ impl NameState {
     pub(super) fn record(
         &mut self,
         named: &Named,
-        LookedUp { resolver, result }: LookedUp,
+        NameResolution { resolver, result }: NameResolution,
     ) -> Vec<Observation> {
         let now = clock::now();
         let mut reports = Vec::new();
@@ -189,7 +189,7 @@ impl NameState {
 
     /// Returns the addresses that were neither resolved nor in use for [`RETENTION_NS`]. Resolved addresses do not expire while
     /// lookups fail.
-    fn expired(&self, now: Mono) -> Vec<IpAddr> {
+    fn expired(&self, now: BootTime) -> Vec<IpAddr> {
         let expired = self.addresses.iter().filter(|(_, address)| {
             now.since(address.at) >= RETENTION_NS && !(self.failed && address.is_resolved)
         });
@@ -250,9 +250,9 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    fn answer(result: Result<u8, NameFailure>) -> LookedUp {
+    fn answer(result: Result<u8, NameFailure>) -> NameResolution {
         let result = result.map(|last| (vec![ip(last)], MIN_INTERVAL));
-        LookedUp { resolver: "10.0.0.2:53".to_owned(), result }
+        NameResolution { resolver: "10.0.0.2:53".to_owned(), result }
     }
 
     fn summaries(reports: &[Observation]) -> Vec<String> {

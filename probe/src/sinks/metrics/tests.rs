@@ -139,7 +139,7 @@ fn every_series() -> String {
     let mut metrics = Metrics::new();
     let all = node().into_iter().chain(connects()).chain(cni_operations()).chain(exits()).chain(losses());
     for observation in all {
-        metrics.observation(Mono(0), &observation);
+        metrics.observation(BootTime(0), &observation);
     }
     for kind in KINDS {
         metrics.events.get(KindLabels { kind }).inc();
@@ -220,7 +220,7 @@ fn losses_of_every_source_are_counted() {
     metrics.hooks(&[]);
     let links = Lost { hook: RTNETLINK.to_owned(), scope: Scope::Links, count: 1, left_out: false };
     for lost in Lost::of_any_event(RING_BUFFER, 2).into_iter().chain([links]) {
-        metrics.observation(Mono(0), &Observation::Lost(lost));
+        metrics.observation(BootTime(0), &Observation::Lost(lost));
     }
     let count = |hook| metrics.lost.get_or_create(&HookLabels { hook }).get();
     assert_eq!([RING_BUFFER, RTNETLINK, WATCHER].map(count), [2, 1, 0]);
@@ -229,13 +229,13 @@ fn losses_of_every_source_are_counted() {
 #[test]
 fn agent_that_repeatedly_loses_events_is_not_ready() {
     let mut metrics = Metrics::new();
-    let mut engine = Engine::new(Config::default(), Mono(0));
+    let mut engine = Engine::new(Config::default(), BootTime(0));
     let shared = metrics.shared();
     let mut wrong = |engine: &Engine, at| {
         metrics.report(at, &engine.report());
         shared.ready.lock().expect("is not poisoned").wrong.get(Gap::EVENTS_LOST).cloned()
     };
-    let second = |second: u64| Mono(second * 1_000_000_000);
+    let second = |second: u64| BootTime(second * 1_000_000_000);
     for at in (0..=10).map(second) {
         assert_eq!(wrong(&engine, at), None);
         let hook = "sched_process_exec".to_owned();

@@ -290,7 +290,8 @@ pub(super) fn webhook(stage: &mut Stage<'_>) -> Result<()> {
             let joined = until("the agent on the control plane's host reports it", PROOF, || {
                 last = agent::control_state(stage.cluster)?["verdict"].clone();
                 let message = last["message"].as_str().unwrap_or_default();
-                let ends = message.ends_with("observed on this host: connection refused: no listener on this host");
+                let ends =
+                    message.ends_with("observed on this host: connection refused: no listener on this host");
                 Ok((last["reason"] == "AdmissionBlocked" && ends).then_some(()))
             });
             joined.with_context(|| format!("its verdict is {last}"))?;
