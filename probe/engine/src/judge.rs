@@ -51,7 +51,7 @@ impl Judgement {
             let role = if facts.host.role == Role::Etcd {
                 "an etcd host without a kubelet"
             } else {
-                "no Kubernetes node"
+                "not a Kubernetes node"
             };
             let judged = Self::unknown(Reason::NotApplicable, format!("this host is {role}"), at);
             // Other hosts need its etcd.
@@ -59,7 +59,7 @@ impl Judgement {
         }
         // Half of the state at start proves nothing: a configuration may be read before the role is known.
         if facts.snapshot_done.is_none() {
-            let message = "the state at start is being read".to_string();
+            let message = "the state at start is still being read".to_string();
             return Self::unknown(Reason::Learning, message, start);
         }
         let clock = Clock { now, grace_until: start.plus(config.start_grace_ns) };
@@ -215,13 +215,13 @@ fn network_proof(facts: &Facts, now: BootTime) -> Proof {
     }
     // A configuration alone does not set up pod networks: the kubelet and the runtime have to run as well.
     if facts.hides_processes() {
-        return Proof::None("whether the kubelet and the container runtime run is not known".to_string());
+        return Proof::None("it is not known whether the kubelet and the container runtime run".to_string());
     }
     match (&facts.config, facts.snapshot_done) {
         (Some((config, _)), Some(_)) if facts.contradicted.is_some() => {
             let plugin = facts.contradicted.as_deref().unwrap_or_default();
             let message = format!(
-                "pods get networks by the plugin {plugin}, though {} holds no configuration: the runtime reads another \
+                "the plugin {plugin} sets up pod networks although {} contains no configuration: the runtime reads another \
                  directory (--cni-conf-dir)",
                 config.dir
             );
@@ -238,9 +238,9 @@ fn network_proof(facts: &Facts, now: BootTime) -> Proof {
             Proof::Good(limits::cut(message, limits::MESSAGE))
         }
         _ if facts.gaps.contains_key(Gap::CNI_CONFIG_DENIED) => {
-            Proof::None("whether the CNI configuration and its plugins are valid is not known".to_string())
+            Proof::None("it is not known whether the CNI configuration and its plugins are valid".to_string())
         }
-        _ => Proof::None("the CNI configuration was not read yet".to_string()),
+        _ => Proof::None("the CNI configuration has not been read yet".to_string()),
     }
 }
 
@@ -254,7 +254,7 @@ fn api_proof(facts: &Facts, now: BootTime) -> Proof {
     let mut answered = facts.targets_in_order();
     answered.retain(|(_, ledger)| ledger.last_ok.is_some());
     if answered.is_empty() {
-        return Proof::None("no connect to the API server has ended yet".to_string());
+        return Proof::None("no connection attempt to the API server has completed yet".to_string());
     }
     // A degraded address is listed with its fault.
     if answered.iter().any(|(_, ledger)| ledger.failure.is_none()) {
