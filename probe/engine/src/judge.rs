@@ -234,7 +234,7 @@ fn network_proof(facts: &Facts, now: BootTime) -> Proof {
             Proof::Good(limits::cut(message, limits::MESSAGE))
         }
         (Some((config, _)), Some(_)) => {
-            let message = format!("{} holds a valid network configuration", config.dir);
+            let message = format!("{} contains a valid network configuration", config.dir);
             Proof::Good(limits::cut(message, limits::MESSAGE))
         }
         _ if facts.gaps.contains_key(Gap::CNI_CONFIG_DENIED) => {

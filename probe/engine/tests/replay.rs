@@ -1,5 +1,5 @@
-//! Replays every folder of `tests/replay` and compares the verdicts with the expected ones. `NETREADY_BLESS=1` rewrites
-//! the expected verdicts; review the difference like any other.
+//! Replays every recording below `tests/replay` and compares the verdicts with the expected ones. `NETREADY_BLESS=1`
+//! rewrites the expected verdicts; review the difference like any other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,13 +8,27 @@ use std::path::{Path, PathBuf};
 use probe_engine::{BootTime, Effect, Engine, Finding, Line, Reason, RecordingHeader};
 use serde_json::{Value, json};
 
+/// Returns the folder of each recording, `<subject>/<name>`.
 fn cases() -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/replay");
-    let entries =
-        fs::read_dir(&dir).expect("tests/replay exists").map(|entry| entry.expect("readable").path());
-    let mut cases: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    let folders = |dir: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        entries.map(|entry| entry.expect("readable").path()).filter(|path| path.is_dir()).collect()
+    };
+    let subjects = folders(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/replay"));
+    let mut cases: Vec<_> = subjects.iter().flat_map(|subject| folders(subject)).collect();
     cases.sort();
     cases
+}
+
+/// Returns `<subject>/<name>`.
+fn name_of(case: &Path) -> String {
+    let parts: Vec<_> = case.iter().rev().take(2).map(|part| part.to_string_lossy()).collect();
+    format!("{}/{}", parts[1], parts[0])
+}
+
+/// Normal operation: no condition may go False.
+fn is_healthy(name: &str) -> bool {
+    name.starts_with("healthy/")
 }
 
 /// Returns an engine with the recorded configuration, the time of its start, and the recorded observations.
@@ -61,13 +75,34 @@ fn compact(effect: &Effect, at_ns: u64) -> Option<Value> {
             "at": seconds, "verdict": report.verdict.reason, "status": report.status,
             "subject": report.verdict.subject, "message": report.verdict.message,
             "because": reasons(&report.because),
-            "consequences": reasons(&report.consequences), "also": reasons(&report.also),
+            "then": reasons(&report.consequences), "also": reasons(&report.also),
         })),
         Effect::Condition(condition) => Some(json!({
             "at": seconds, "condition": condition.condition, "status": condition.status, "reason": condition.reason,
         })),
         Effect::Ask(_) | Effect::Reread(_) => None,
     }
+}
+
+/// Returns one line of output as the expectations hold it.
+fn text(row: &Value) -> String {
+    let word = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let at = format!("{:>10}", word("at"));
+    if row["condition"].is_string() {
+        return format!("{at}  {} {} {}\n", word("condition"), word("status"), word("reason"));
+    }
+    let mut text = format!("{at}  ── {} {}", word("status"), word("verdict"));
+    if !word("subject").is_empty() {
+        text += &format!(": {}", word("subject"));
+    }
+    text += &format!("\n{:12}{}\n", "", word("message"));
+    for list in ["because", "then", "also"] {
+        let reasons: Vec<_> = row[list].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !reasons.is_empty() {
+            text += &format!("{:12}{list:8} {}\n", "", reasons.join(", "));
+        }
+    }
+    text
 }
 
 #[test]
@@ -77,17 +112,16 @@ fn every_recording_gives_its_expected_verdicts() {
     let mut wrong = Vec::new();
     let is_false = |row: &Value| row["condition"].is_string() && row["status"] == "False";
     for case in cases {
-        let name = case.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = name_of(&case);
         let recording =
             fs::read_to_string(case.join("input.jsonl")).unwrap_or_else(|error| panic!("{name}: {error}"));
         let rows = replay(&recording);
         // Verdicts may change in normal operation, but no condition may become False.
-        if name.starts_with("healthy") && rows.iter().any(is_false) {
+        if is_healthy(&name) && rows.iter().any(is_false) {
             wrong.push(format!("{name}: a condition is False: {rows:#?}"));
         }
-        let rows: Vec<_> = rows.iter().map(|row| format!("  {row}")).collect();
-        let actual = format!("[\n{}\n]\n", rows.join(",\n"));
-        let path = case.join("expected.json");
+        let actual: String = rows.iter().map(text).collect();
+        let path = case.join("expected.txt");
         if std::env::var_os("NETREADY_BLESS").is_some() {
             fs::write(&path, &actual).expect("written");
         }
@@ -103,12 +137,11 @@ fn every_recording_gives_its_expected_verdicts() {
 #[test]
 fn healthy_week_has_no_fault() {
     const HOUR_NS: u64 = 3_600_000_000_000;
-    let name = |case: &Path| case.file_name().expect("a name").to_string_lossy().into_owned();
     // An agent sees one boot and one stop.
     let happens_once = |name: &str| name.contains("boot") || name.contains("stopped");
     for case in cases() {
-        let name = name(&case);
-        if !name.starts_with("healthy") || happens_once(&name) {
+        let name = name_of(&case);
+        if !is_healthy(&name) || happens_once(&name) {
             continue;
         }
         let recording = fs::read_to_string(case.join("input.jsonl")).expect("a recording");
@@ -158,17 +191,10 @@ fn every_recording_names_its_source() {
 
 #[test]
 fn every_reason_has_a_recording() {
-    // Another test rewrites the expected verdicts at the same time.
-    if std::env::var_os("NETREADY_BLESS").is_some() {
-        return;
-    }
     let mut recorded = BTreeSet::new();
     for case in cases() {
-        let text = fs::read_to_string(case.join("expected.json")).expect("expected verdicts");
-        let rows: Vec<Value> = serde_json::from_str(&text).expect("a list");
-        for row in &rows {
-            let lists =
-                ["because", "consequences", "also"].into_iter().filter_map(|name| row[name].as_array());
+        for row in replay(&fs::read_to_string(case.join("input.jsonl")).expect("a recording")) {
+            let lists = ["because", "then", "also"].into_iter().filter_map(|name| row[name].as_array());
             let reasons = lists.flatten().chain([&row["verdict"], &row["reason"]]);
             recorded.extend(reasons.filter_map(Value::as_str).map(str::to_owned));
         }
@@ -212,7 +238,7 @@ fn last_states(recording: &str) -> Vec<String> {
         keys.iter().map(|key| row[*key].to_string()).collect::<Vec<_>>().join(" ")
     };
     vec![
-        fields(verdict, &["verdict", "status", "subject", "because", "consequences", "also"]),
+        fields(verdict, &["verdict", "status", "subject", "because", "then", "also"]),
         fields(of("NodeNetworkReady"), &["status", "reason"]),
         fields(of("APIServerReachable"), &["status", "reason"]),
     ]

@@ -109,8 +109,9 @@ fn find(value: &Value, pointer: String, found: &mut Vec<String>) {
 }
 
 fn recordings() -> Vec<String> {
-    let replay = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/replay");
-    let files = fs::read_dir(replay).expect("a folder").filter_map(Result::ok);
+    let folders = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let subjects = folders(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/replay"));
+    let files = subjects.flat_map(|subject| folders(subject.path()));
     let files = files.map(|folder| folder.path().join("input.jsonl"));
     let is_small = |path: &PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() <= LARGEST);
     files.filter(is_small).filter_map(|path| fs::read_to_string(path).ok()).collect()

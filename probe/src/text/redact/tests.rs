@@ -116,13 +116,15 @@ fn ordinary_text_is_unchanged() {
 fn texts_of_real_nodes_are_unchanged() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
     let mut files = 0;
-    for (dir, name) in [("replay", "input.jsonl"), ("nodes", "expected.txt")] {
-        for folder in fs::read_dir(tests.join(dir)).expect("a folder").filter_map(Result::ok) {
-            let Ok(text) = fs::read_to_string(folder.path().join(name)) else { continue };
-            files += 1;
-            for line in text.lines() {
-                assert_eq!(redact_text(line), line, "{}", folder.path().display());
-            }
+    let folders = |dir: &Path| fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let subjects = folders(&tests.join("replay")).flat_map(|subject| folders(&subject.path()));
+    let recordings = subjects.map(|folder| folder.path().join("input.jsonl"));
+    let nodes = folders(&tests.join("nodes")).map(|folder| folder.path().join("expected.txt"));
+    for path in recordings.chain(nodes) {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        files += 1;
+        for line in text.lines() {
+            assert_eq!(redact_text(line), line, "{}", path.display());
         }
     }
     assert!(files > 100, "{files} files");
