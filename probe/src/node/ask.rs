@@ -27,9 +27,9 @@ pub(crate) type Targets = BTreeMap<SocketAddr, ApiTarget>;
 const READYZ_INTERVAL: Duration = Duration::from_mins(5);
 /// Minimum interval between requests for `/readyz` when a client failed or waits for a response.
 const READYZ_MIN_INTERVAL: Duration = Duration::from_secs(10);
-/// Upper bound of the multiple of [`READYZ_MIN_INTERVAL`] while the answers are bad: a fleet must not overload a failing
-/// server, and a recovery must be detected within half a minute.
-const MAX_BACKOFF_FACTOR: u32 = 2;
+/// Interval between requests after the second bad answer, ± 20 %: a fleet must not overload a failing server, and with the
+/// 10 s that a condition has to be clean a recovery must be reported within 30 s.
+const READYZ_BAD_INTERVAL: Duration = Duration::from_secs(16);
 /// Minimum interval between connects that failures of clients trigger: a connect shows little that the client's own connect
 /// does not.
 const CONNECT_MIN_INTERVAL: Duration = Duration::from_secs(3);
@@ -95,7 +95,8 @@ impl Schedule {
                     // The server is healthy, but the certificate or the credential was rejected. That counts only if a second
                     // request confirms it, which must not follow too soon to count.
                     1 if serves => jitter(READYZ_MIN_INTERVAL * 5 / 4),
-                    count => jitter(READYZ_MIN_INTERVAL * count.min(MAX_BACKOFF_FACTOR)),
+                    1 => jitter(READYZ_MIN_INTERVAL),
+                    _ => jitter(READYZ_BAD_INTERVAL),
                 };
         }
         let at = now + jitter(every);
@@ -287,7 +288,7 @@ mod tests {
             message: String::new(),
             own_node: true,
         };
-        for (status, at_least, at_most) in [(401, 10, 15), (401, 16, 24), (200, 240, 360), (429, 10, 15)] {
+        for (status, at_least, at_most) in [(401, 10, 15), (401, 12, 20), (200, 240, 360), (429, 10, 15)] {
             let answer = Answer { kubelet: Some(kubelet(status)), ..answer(200) };
             schedule.record(start, Duration::from_secs(10), Some(&answer));
             let after = schedule.readyz_due - start;
@@ -299,7 +300,7 @@ mod tests {
     fn backs_off_while_server_is_unhealthy_and_detects_recovery() {
         let start = Instant::now();
         let mut schedule = Schedule::new(target(), start);
-        for (status, at_least, at_most) in [(500, 8, 12), (503, 16, 24), (429, 16, 24), (200, 240, 360)] {
+        for (status, at_least, at_most) in [(500, 8, 12), (503, 12, 20), (429, 12, 20), (200, 240, 360)] {
             schedule.record(start, Duration::from_secs(10), Some(&answer(status)));
             let after = schedule.readyz_due - start;
             assert!((at_least..=at_most).contains(&after.as_secs()), "{after:?} after {status}");
