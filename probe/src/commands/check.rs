@@ -94,7 +94,7 @@ pub(super) fn text(document: &Document, width: usize) -> Result<String> {
     links(&mut out, width, "then", &document.consequences);
     links(&mut out, width, "also", &document.also);
     if verdict.status != Status::True {
-        paragraph(&mut out, width, "next", &verdict.remedy, Style::new());
+        paragraph(&mut out, width, "next:", &verdict.remedy, Style::new());
     }
     let (decisive, others) = gaps(document);
     for gap in decisive {
@@ -190,8 +190,8 @@ mod tests {
         ];
         let text = shown(early, 200);
         let place = |words: &str| text.find(words).unwrap_or_else(|| panic!("no {words:?} in {text}"));
-        assert!(place("CNIConfigMissing") < place("  next  "), "{text}");
-        assert!(place("  next  ") < place("  writes  "), "{text}");
+        assert!(place("CNIConfigMissing") < place("  next:  "), "{text}");
+        assert!(place("  next:  ") < place("  writes  "), "{text}");
         assert!(text.ends_with("  not observed 2 signals limited on this host: probe doctor\n"), "{text}");
         assert!(!text.contains("no link here"), "{text}");
     }

@@ -295,7 +295,7 @@ impl<W: Write> Timeline<W> {
             }
         }
         if report.status == Status::False {
-            paragraph("next", &report.remedy);
+            paragraph("next:", &report.remedy);
         }
         self.shown = Some(report.verdict.clone());
         self.write(&text);
