@@ -45,19 +45,19 @@ impl ProcessState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct ProcessState {
-    /// As [`Exit::started_ns`].
+    /// As [`crate::Exit::started_ns`].
     pub started_ns: u64,
-    /// As [`Exit::signal`].
+    /// As [`crate::Exit::signal`].
     pub signal: u32,
-    /// As [`Exit::signal_code`].
+    /// As [`crate::Exit::signal_code`].
     pub signal_code: i32,
-    /// As [`Exit::sender`].
+    /// As [`crate::Exit::sender`].
     pub sender: u32,
-    /// As [`Exit::oom`].
+    /// As [`crate::Exit::oom`].
     pub oom: u32,
-    /// As [`Exit::sender_comm`].
+    /// As [`crate::Exit::sender_comm`].
     pub sender_comm: [u8; COMM_LEN],
-    /// As [`Exit::cni`].
+    /// As [`crate::Exit::cni`].
     pub cni: u32,
     /// 1 if the process can administer the host's network, or if the agent identified it as a component of
     /// the node: its events are not limited. 0 if not, or not yet.

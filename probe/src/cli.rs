@@ -409,8 +409,8 @@ mod tests {
         }
     }
 
-    /// Flags of other programs that the documentation mentions: the kubelet's.
-    const FOREIGN_FLAGS: [&str; 3] = ["--config", "--config-dir", "--hostname-override"];
+    /// Flags of the kubelet and of other programs that the documentation mentions.
+    const FOREIGN_FLAGS: [&str; 4] = ["--config", "--config-dir", "--hostname-override", "--raw"];
 
     /// Code in a text: inline spans and lines of fenced blocks. In a file that is not Markdown every line is code.
     fn code(text: &str, is_markdown: bool) -> Vec<&str> {

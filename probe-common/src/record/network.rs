@@ -63,7 +63,7 @@ pub struct Drops {
     pub count: u64,
     /// Inode number of the network namespace of the device.
     pub netns: u32,
-    /// `enum skb_drop_reason`, as [`ConnectEnd::dropped`].
+    /// `enum skb_drop_reason`, as [`crate::ConnectEnd::dropped`].
     pub reason: u32,
     /// Name of the device.
     pub device: [u8; IFNAME_LEN],

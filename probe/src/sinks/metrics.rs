@@ -29,7 +29,7 @@ use crate::threads::Blocked;
 use labels::{
     COMMANDS, ClientLabels, CniLabels, CniTimeLabels, ConditionLabels, ConnectLabels, ErrnoLabels,
     ExitLabels, HookLabels, KindLabels, LINK_KINDS, NETLINK_ERRNOS, OutcomeLabels, Plugins, SINKS,
-    SinkLabels, StateLabels, THROTTLING_HOOKS, TIMED_COMMANDS, VerdictLabels, class, closed, kind,
+    SinkLabels, StateLabels, TIMED_COMMANDS, VerdictLabels, class, closed, kind,
 };
 use recent::Recent;
 
@@ -324,9 +324,7 @@ impl Sink for Metrics {
             let attached = i64::from(status.attached());
             self.attached.get_or_create(&HookLabels { hook: status.hook.name() }).set(attached);
             self.lost.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
-        }
-        for hook in THROTTLING_HOOKS {
-            self.throttled.get_or_create(&HookLabels { hook: hook.name() }).inc_by(0);
+            self.throttled.get_or_create(&HookLabels { hook: status.hook.name() }).inc_by(0);
         }
         for hook in LOSS_SOURCES {
             self.lost.get_or_create(&HookLabels { hook }).inc_by(0);
@@ -403,7 +401,7 @@ impl Sink for Metrics {
                 count(&self.lost, hooks, &lost.hook, lost.count);
             }
             Observation::Throttled(throttled) => {
-                let hooks = THROTTLING_HOOKS.iter().map(|hook| hook.name());
+                let hooks = probe_common::Hook::ALL.iter().map(|hook| hook.name());
                 count(&self.throttled, hooks, &throttled.hook, throttled.count);
             }
             _ => {}

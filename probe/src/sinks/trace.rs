@@ -464,7 +464,7 @@ mod tests {
             (0..5).map(|count| (BootTime(count), refused(812, 90_000 + count * 1000))).collect();
         observations.push((BootTime(5), refused(813, 90_000)));
         observations.push((BootTime(6), refused(813, 90_000)));
-        let first = "api    kubelet[812] → 10.0.0.1:6443  refused by the other host  90 µs";
+        let first = "api    kubelet[812] → 10.0.0.1:6443  connection refused by the remote host  90 µs";
         let second = first.replace("812", "813");
         let want = [first, "        … repeated 4 times", &second, "        … repeated once"];
         assert_eq!(lines(&observations, None), want);

@@ -391,7 +391,7 @@ impl ProcessEvent {
         self.exit_words(|sender| String::from(sender.who()))
     }
 
-    /// Returns how the process exited as [`Self::how`], with the process ID of the sender of a signal.
+    /// Returns how the process exited in words, with the process ID of the sender of a signal.
     pub fn words(&self) -> Option<String> {
         self.exit_words(Actor::with_pid)
     }

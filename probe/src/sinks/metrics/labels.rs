@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use probe_common::Hook;
 use probe_engine::{Observation, ProcessClass, cnis};
 use prometheus_client::encoding::EncodeLabelSet;
 
@@ -108,9 +107,6 @@ pub(super) const NETLINK_ERRNOS: [&str; 18] = [
     "ENETUNREACH",
     "EHOSTUNREACH",
 ];
-/// Hooks whose programs charge the budget of a process (`origin::spend` in `probe-ebpf/src/hooks`). The others observe only
-/// what these let through, and have nothing to throttle.
-pub(super) const THROTTLING_HOOKS: [Hook; 2] = [Hook::InetSockSetState, Hook::SchedProcessExec];
 /// Results of a write to the Node object, as the writer reports them.
 #[cfg(test)]
 pub(super) const WRITE_OUTCOMES: [&str; 8] =
