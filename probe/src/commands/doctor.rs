@@ -263,11 +263,14 @@ fn print(findings: &Findings) {
         findings.attached_in_ms.unwrap_or(0),
         std::time::Duration::from_millis(u64::try_from(findings.watched_for_ms).unwrap_or(0)).as_secs_f64()
     );
-    let head = format!("{:<18} {:<36} {:>7} {:>5} {:>6}", "signal", "watched by", "events", "lost", "ns/run");
+    let source = |hook: &'_ HookFinding| hook.source.clone().unwrap_or_else(|| "missing".to_owned());
+    let wide = findings.hooks.iter().map(|hook| source(hook).len()).max().unwrap_or_default();
+    let head =
+        format!("{:<18} {:<wide$} {:>7} {:>5} {:>6}", "signal", "watched by", "events", "lost", "ns/run");
     anstream::println!("{}", paint(FAINT, &head));
     for hook in &findings.hooks {
         let style = if hook.state == "attached" { GOOD } else { UNSURE };
-        let source = format!("{:<36}", hook.source.as_deref().unwrap_or("missing"));
+        let source = format!("{:<wide$}", source(hook));
         let ns = hook.ns_per_run.map_or_else(|| "-".to_owned(), |ns| ns.to_string());
         anstream::println!(
             "{:<18} {} {:>7} {:>5} {ns:>6}",
