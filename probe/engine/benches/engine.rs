@@ -1,6 +1,4 @@
-//! How fast the engine is, and how much memory it takes, beside what it is told on a busy node.
-//!
-//! Not a test: it prints, and nothing depends on the machine.
+//! Throughput and memory of the engine with the observations of a busy node. It prints results and checks nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::{IpAddr, SocketAddr};
@@ -13,13 +11,12 @@ use probe_engine::{
 };
 
 const SECOND: u64 = 1_000_000_000;
-/// Three minutes at 10,000 a second, which is what the budget names for memory.
+/// Observations of a run: three minutes at 10,000 per second, the rate of the memory budget.
 const EVENTS: u64 = 2_000_000;
-/// What is recorded on a busy node: the real node of the end-to-end tests has 16 lines a second, most of them the
-/// test's own.
+/// Recorded lines per second of a busy node. The real node of the end-to-end tests has 16, most of them caused by the test.
 const LINES_A_SECOND: u64 = 100;
 
-/// Counts what is allocated, now and at the most.
+/// Counts the bytes that are allocated, and their maximum.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -53,7 +50,7 @@ fn main() {
     hour(to);
 }
 
-/// Everything at once, at 10,000 a second: how much is kept, and how much at the most.
+/// Prints the memory that is in use after 10,000 observations per second, and its maximum.
 fn memory(name: &str, failing: bool, to: SocketAddr) {
     let before = NOW.load(Ordering::Relaxed);
     MOST.store(before, Ordering::Relaxed);
@@ -66,7 +63,7 @@ fn memory(name: &str, failing: bool, to: SocketAddr) {
     println!("{name}: {kept} KiB kept, {most} KiB at the most");
 }
 
-/// As `probe replay` does it: lines of JSON, one after the other.
+/// Prints how long an hour of recorded lines takes, parsed as by `probe replay`.
 fn hour(to: SocketAddr) {
     let line = |n: u64| {
         let at = BootTime(3600 * SECOND + n * SECOND / LINES_A_SECOND);
@@ -86,12 +83,12 @@ fn hour(to: SocketAddr) {
 
 fn speed(name: &str, failing: bool, to: SocketAddr) {
     let mut engine = engine(to, failing);
-    let told: Vec<_> = (0..1000).map(|n| observation(n, to)).collect();
+    let observations: Vec<_> = (0..1000).map(|n| observation(n, to)).collect();
     let started = Instant::now();
     let mut effects = 0;
     for n in 0..EVENTS {
         let index = usize::try_from(n % 1000).unwrap_or(0);
-        engine.observe(BootTime(3600 * SECOND + n * 100_000), told[index].clone());
+        engine.observe(BootTime(3600 * SECOND + n * 100_000), observations[index].clone());
         while engine.poll_effect().is_some() {
             effects += 1;
         }

@@ -64,7 +64,7 @@ pub fn errno_words(errno: u32) -> String {
 
 /// Returns the result of connect(2) on a Unix socket, to follow the path: `does not exist (ENOENT)`. `errno` is
 /// positive.
-pub(crate) fn socket_words(errno: u32) -> String {
+pub fn socket_words(errno: u32) -> String {
     let name = errno_words(errno);
     match errno {
         ENOENT => format!("does not exist ({name})"),

@@ -20,13 +20,12 @@ use core::net::{IpAddr, SocketAddr};
 
 pub(crate) use api::{Failure, Ledger, Unreached};
 pub(crate) use cni::{Accesses, PluginFailure, RefusedFile, RunningPlugin};
-pub use datapath::refusal;
 pub(crate) use datapath::{Behind, ERRNOS, is_taken_vni};
 pub(crate) use lives::{Exits, Life};
 pub(crate) use losses::LossLedger;
 pub(crate) use names::Unresolved;
+pub use node::is_same_path;
 pub(crate) use node::{ReadCredential, SocketFailure};
-pub use node::{is_same_path, socket_errno};
 pub(crate) use runtime::RuntimeAnswer;
 pub(crate) use sandboxes::Sandboxes;
 

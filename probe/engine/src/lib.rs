@@ -34,8 +34,8 @@ mod verdict;
 
 pub use config::Config;
 pub use engine::Engine;
-pub use errno::{errno_name, errno_words};
-pub use facts::{is_same_path, refusal, socket_errno};
+pub use errno::{errno_name, errno_words, socket_words};
+pub use facts::is_same_path;
 pub use observation::*;
 pub use outcome::Outcome;
 pub use range::Range;

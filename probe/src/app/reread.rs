@@ -122,7 +122,7 @@ impl App {
             let why = format!("no eBPF: {why}; fallback: the agent's own requests and /proc");
             self.deliver_now(Observation::Gap(Gap { signal: "ebpf".to_owned(), why, blind: false }));
         }
-        let limitations = self.kernel.as_ref().map(|kernel| kernel.less.clone()).unwrap_or_default();
+        let limitations = self.kernel.as_ref().map(|kernel| kernel.limitations.clone()).unwrap_or_default();
         for (signal, why) in limitations {
             self.deliver_gap(signal, why);
         }

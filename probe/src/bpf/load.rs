@@ -23,7 +23,7 @@ pub(crate) struct Kernel {
     /// State of each hook, in the order of [`HOOKS`].
     pub(crate) hooks: Vec<HookStatus>,
     /// Limitations of the attached programs on this kernel: the signals, and an explanation of each.
-    pub(crate) less: Vec<(&'static str, &'static str)>,
+    pub(crate) limitations: Vec<(&'static str, &'static str)>,
     /// Names of the reasons for which this kernel drops packets, by the kernel's numbers; empty if it reports none.
     pub(crate) drop_reasons: BTreeMap<u32, String>,
     /// Reader of the events.
@@ -101,9 +101,9 @@ pub(crate) fn load(settings: &Settings, verbose: bool) -> Result<Kernel> {
         HookState::Attached { limitation, .. } => *limitation,
         HookState::Missing { .. } => None,
     });
-    let less = hooks::limitations(layout.abilities).into_iter().chain(of_attached).collect();
+    let limitations = hooks::limitations(layout.abilities).into_iter().chain(of_attached).collect();
     let drop_reasons = layout.drop_reasons;
-    Ok(Kernel { programs, hooks, less, drop_reasons, reader, skips, watch, took })
+    Ok(Kernel { programs, hooks, limitations, drop_reasons, reader, skips, watch, took })
 }
 
 /// Creates a loader that has not read the kernel's BTF. The library reads it whenever a loader is created, into objects of

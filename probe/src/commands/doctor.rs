@@ -112,7 +112,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit> {
             let events = watch(&settings, &mut kernel, (&processes, &discovery), args.watch).await?;
             findings.hooks = hooks(&mut kernel, &events)?;
             let limitations =
-                kernel.less.iter().map(|(signal, why)| Limitation { signal, why: (*why).to_owned() });
+                kernel.limitations.iter().map(|(signal, why)| Limitation { signal, why: (*why).to_owned() });
             findings.limitations.extend(limitations);
         }
         Err(error) => findings.unsupported = Some(error.downcast::<Unsupported>()?.to_string()),

@@ -20,7 +20,7 @@ use rtnetlink::{Handle, new_connection};
 use tokio::sync::mpsc;
 
 use super::namespaces::Ids;
-use super::netlink::{self, Came};
+use super::netlink::{self, Received};
 use super::processes;
 use crate::clock;
 use crate::feed::{Feed, RTNETLINK, Seen};
@@ -221,12 +221,12 @@ async fn try_watch(
     loop {
         let mut changes = Vec::new();
         match listener.next().await.context("read netlink")? {
-            Came::Lost => {
+            Received::Lost => {
                 let hook = RTNETLINK.to_owned();
                 let lost = Lost { hook, scope: Scope::Links, count: 1, left_out: false };
                 changes.push(Observation::Lost(lost));
             }
-            Came::Datagram(datagram, id) => {
+            Received::Datagram(datagram, id) => {
                 for message in netlink::messages(datagram) {
                     let Ok(message) = NetlinkMessage::deserialize(message) else { continue };
                     let origin = Origin { id, settings, ids: &mut ids, removals: &mut removals };

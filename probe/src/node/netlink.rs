@@ -17,7 +17,7 @@ const SOL_NETLINK: i32 = 270;
 const NETLINK_LISTEN_ALL_NSID: i32 = 8;
 
 /// What a [`Listener`] receives.
-pub(super) enum Came<'a> {
+pub(super) enum Received<'a> {
     /// A datagram of one or more messages, and the id that this network namespace has for the one where they
     /// were sent; `None` for this namespace itself.
     Datagram(&'a [u8], Option<i32>),
@@ -50,17 +50,17 @@ impl Listener {
     }
 
     /// Waits for the next datagram.
-    pub(super) async fn next(&mut self) -> io::Result<Came<'_>> {
+    pub(super) async fn next(&mut self) -> io::Result<Received<'_>> {
         let (length, nsid) = loop {
             let mut ready = self.socket.readable().await?;
             match ready.try_io(|socket| receive(socket.get_ref(), &mut self.buffer)) {
                 Ok(Ok(received)) => break received,
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Came::Lost),
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Received::Lost),
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {}
             }
         };
-        Ok(self.buffer.get(..length).map_or(Came::Lost, |datagram| Came::Datagram(datagram, nsid)))
+        Ok(self.buffer.get(..length).map_or(Received::Lost, |datagram| Received::Datagram(datagram, nsid)))
     }
 }
 

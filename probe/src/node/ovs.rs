@@ -15,7 +15,7 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use probe_engine::{Gap, OVS_DATABASE, Observation, Ovs, OvsPort, OvsUpcalls, cnis};
 use tokio::time::Instant;
 
-use super::netlink::{self, Came, Listener};
+use super::netlink::{self, Listener, Received};
 use crate::clock;
 use crate::feed::{Feed, Seen};
 use crate::settings::Settings;
@@ -117,7 +117,7 @@ async fn follow(
     loop {
         let ports: Vec<_> = match tokio::time::timeout_at(deadline, listener.next()).await {
             Err(_) => return true,
-            Ok(Ok(Came::Datagram(datagram, _))) => {
+            Ok(Ok(Received::Datagram(datagram, _))) => {
                 netlink::messages(datagram).filter_map(|message| families.change(message)).collect()
             }
             // Lost messages, and the state after an error, are covered by the next read of the whole state.

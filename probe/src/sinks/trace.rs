@@ -8,7 +8,7 @@ use std::time::Duration;
 use anstyle::Style;
 use probe_engine::{
     Access, Answer, BootTime, ClientRole, CniEnd, Connect, Connection, Effect, Finding, Observation, Outcome,
-    Process, ProcessEvent, Report, SocketConnect, Status, TlsFailure, http_status, socket_errno,
+    Process, ProcessEvent, Report, SocketConnect, Status, http_status, socket_words,
 };
 
 use super::Sink;
@@ -164,11 +164,7 @@ impl<W: Write> Timeline<W> {
 
     fn answer(&mut self, at: BootTime, answer: &Answer) {
         let (style, how) = match (&answer.tls, answer.status) {
-            (Some(TlsFailure::Closed), _) => (BAD, "closed the connection without an answer".to_owned()),
-            (Some(TlsFailure::Silent), _) => (BAD, "no answer after the TCP handshake".to_owned()),
-            (Some(TlsFailure::Alert { alert }), _) => (BAD, format!("TLS alert {alert}")),
-            (Some(TlsFailure::Proxy { status }), _) => (BAD, format!("refused CONNECT: {status}")),
-            (Some(TlsFailure::Other { why }), _) => (BAD, format!("TLS: {why}")),
+            (Some(failure), _) => (BAD, failure.words()),
             (None, Some(status @ 500..)) => (BAD, format!("/readyz {status} {}", answer.failing.join(", "))),
             (None, status) => (GOOD, format!("/readyz {}", status.unwrap_or(0))),
         };
@@ -203,7 +199,7 @@ impl<W: Write> Timeline<W> {
         // Runtimes and their clients connect all the time: only failures are printed.
         if connect.errno != 0 {
             let what = format!("{}[{}] → {}", connect.client.name, connect.client.pid, connect.path);
-            self.line(at, "socket", &what, BAD, &socket_errno(connect.errno));
+            self.line(at, "socket", &what, BAD, &socket_words(connect.errno));
         }
     }
 
@@ -220,8 +216,7 @@ impl<W: Write> Timeline<W> {
         let how = match (end.exit.success(), end.exit.signal, spoken) {
             (true, ..) => "ok".to_owned(),
             (false, 0, Some(error)) => format!("exit {}: code {}: {}", end.exit.code, error.code, error.msg),
-            (false, 0, None) => format!("exit {}", end.exit.code),
-            (false, signal, _) => format!("killed ({})", signal_name(signal)),
+            (false, ..) => end.exit.words(),
         };
         let style = match (end.exit.success(), end.start.command.as_str()) {
             (true, _) => GOOD,
@@ -230,7 +225,7 @@ impl<W: Write> Timeline<W> {
             (false, _) => UNSURE,
         };
         let refused = end.sockets.iter().find(|socket| socket.errno != 0 && !end.exit.success());
-        let socket = refused.map(|socket| format!("; {} {}", socket.path, socket_errno(socket.errno)));
+        let socket = refused.map(|socket| format!("; {} {}", socket.path, socket_words(socket.errno)));
         let socket = socket.unwrap_or_default();
         self.line_with(
             at,
@@ -243,21 +238,12 @@ impl<W: Write> Timeline<W> {
     }
 
     fn process(&mut self, at: BootTime, process: &Process) {
-        let what = format!("{}[{}]", process.process.name, process.process.pid);
+        let what = process.process.with_pid();
         match &process.event {
             ProcessEvent::Found => {}
             ProcessEvent::Started => self.line(at, "proc", &what, FAINT, "started"),
-            ProcessEvent::Exited { exit, sender, oom, .. } => {
-                let mut how = match exit.signal {
-                    0 => format!("exited (code {})", exit.code),
-                    signal => format!("killed ({})", signal_name(signal)),
-                };
-                if let Some(sender) = sender {
-                    how.push_str(&format!(", sent by {}[{}]", sender.name, sender.pid));
-                }
-                if *oom {
-                    how.push_str(", out of memory");
-                }
+            ProcessEvent::Exited { .. } => {
+                let how = process.event.words().unwrap_or_default();
                 self.line(at, "proc", &what, UNSURE, &how);
             }
         }
@@ -342,7 +328,7 @@ impl<W: Write> Sink for Timeline<W> {
                 }
             }
             Observation::Listener(listener) if self.ready && listener.host_netns => {
-                let what = format!("{}[{}]", listener.process.name, listener.process.pid);
+                let what = listener.process.with_pid();
                 let (style, verb) =
                     if listener.up { (GOOD, "listens on") } else { (UNSURE, "stopped listening on") };
                 self.line(at, "api", &what, style, &format!("{verb} {}", listener.local));
@@ -399,26 +385,6 @@ impl<W: Write> Sink for Timeline<W> {
             self.print_repeated();
         }
     }
-}
-
-/// Returns the name of a signal; numbers of include/uapi/asm-generic/signal.h, which x86-64 and arm64 share.
-fn signal_name(signal: u8) -> String {
-    const NAMES: [(u8, &str); 12] = [
-        (1, "SIGHUP"),
-        (2, "SIGINT"),
-        (3, "SIGQUIT"),
-        (4, "SIGILL"),
-        (6, "SIGABRT"),
-        (7, "SIGBUS"),
-        (8, "SIGFPE"),
-        (9, "SIGKILL"),
-        (11, "SIGSEGV"),
-        (13, "SIGPIPE"),
-        (15, "SIGTERM"),
-        (31, "SIGSYS"),
-    ];
-    let known = NAMES.iter().find(|(number, _)| *number == signal);
-    known.map_or_else(|| format!("signal {signal}"), |(_, name)| (*name).to_owned())
 }
 
 #[cfg(test)]

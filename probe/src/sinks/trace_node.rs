@@ -2,9 +2,7 @@
 
 use std::io::Write;
 
-use probe_engine::{
-    BootTime, Limit, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words, refusal,
-};
+use probe_engine::{BootTime, Limit, NameState, Observation, Ovs, OvsDatabase, Sandbox, errno_words};
 
 use super::layout::{BAD, FAINT, GOOD, UNSURE, took};
 use super::trace::Timeline;
@@ -52,8 +50,8 @@ impl<W: Write> Timeline<W> {
                 self.line(at, "link", &format!("{} {}{place}", link.name, link.link_kind), FAINT, state);
             }
             Observation::NetlinkError(error) => {
-                let what = format!("{}[{}]", error.process.name, error.process.pid);
-                self.line(at, "link", &what, UNSURE, &format!("refused {}", refusal(error)));
+                let what = error.process.with_pid();
+                self.line(at, "link", &what, UNSURE, &format!("refused {}", error.words()));
             }
             Observation::RouteGone(route) if route.back => {
                 self.line(at, "link", &route.words(), GOOD, "added again");
@@ -61,17 +59,16 @@ impl<W: Write> Timeline<W> {
             // A removal without a process follows from one that was printed with its process.
             Observation::RouteGone(route) if route.process.pid == 0 => {}
             Observation::RouteGone(route) => {
-                let what = format!("{}[{}]", route.process.name, route.process.pid);
+                let what = route.process.with_pid();
                 self.line(at, "link", &what, UNSURE, &format!("removed {}", route.words()));
             }
             Observation::Limit(limit) => self.limit(at, limit),
             Observation::LimitHit(hit) => {
-                let what = format!("{}[{}]", hit.process.name, hit.process.pid);
-                let got = format!("cannot get {}: {}", hit.what, errno_words(hit.errno));
-                self.line(at, "limit", &what, BAD, &got);
+                let what = hit.process.with_pid();
+                self.line(at, "limit", &what, BAD, &hit.words());
             }
             Observation::Stuck(stuck) => {
-                let who = format!("{}[{}]", stuck.process.name, stuck.process.pid);
+                let who = stuck.process.with_pid();
                 match stuck.how {
                     Some(how) => self.line(at, "proc", &who, BAD, how.words()),
                     None => self.line(at, "proc", &who, GOOD, "makes progress again"),
@@ -87,7 +84,7 @@ impl<W: Write> Timeline<W> {
                 self.line(at, "cni", &leases.dir, FAINT, &what);
             }
             Observation::PluginFile(file) => {
-                let what = format!("{}[{}]", file.process.name, file.process.pid);
+                let what = file.process.with_pid();
                 let how = if file.write { "cannot replace" } else { "cannot execute" };
                 let how = format!("{how} {}: {}", file.plugin, errno_words(file.errno));
                 self.line(at, "cni", &what, BAD, &how);

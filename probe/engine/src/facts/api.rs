@@ -46,7 +46,7 @@ impl Ledger {
             last_ok: None,
             answer: None,
             last_end: None,
-            told: None,
+            reported: None,
             is_unverified: false,
             failure: None,
             broken: None,
@@ -96,7 +96,7 @@ impl Ledger {
 
 impl Failure {
     /// Returns whether this already holds everything that the end of `connect` could add.
-    fn tells(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
+    fn covers(&self, connect: &Connect, outcome: Outcome, dropped: Option<&str>) -> bool {
         let from = connect.end.icmp.and_then(|icmp| icmp.from);
         same(self.outcome, outcome)
             && (self.from.is_some() || from.is_none())
@@ -136,7 +136,7 @@ memory! {
             /// When the server last closed a connection on which it had answered.
             pub(super) last_end: Option<BootTime>,
             /// The process whose connect was the newest line of evidence, and when.
-            told: Option<(u32, BootTime)>,
+            reported: Option<(u32, BootTime)>,
             /// Whether it accepts connections again after a failure and no certificate has been verified since: any process
             /// may listen there.
             pub(super) is_unverified: bool,
@@ -262,11 +262,13 @@ impl Facts {
         let Some(ledger) = self.targets.get_mut(&connect.to) else { return false };
         let pid = connect.client.pid;
         let again = connect.role == ClientRole::Probe
-            || ledger.told.is_some_and(|(told, last)| told == pid && at.since(last) < limits::SECOND);
+            || ledger
+                .reported
+                .is_some_and(|(reported, last)| reported == pid && at.since(last) < limits::SECOND);
         if again && !first {
             return false;
         }
-        ledger.told = Some((pid, at));
+        ledger.reported = Some((pid, at));
         true
     }
 
@@ -383,7 +385,7 @@ impl Facts {
             }
             _ if is_silence(outcome) && is_old_silence(ledger, at, connect.took_ns) => false,
             _ => match &mut ledger.failure {
-                Some(known) if known.tells(connect, outcome, fresh.dropped.as_deref()) => {
+                Some(known) if known.covers(connect, outcome, fresh.dropped.as_deref()) => {
                     known.last = at;
                     false
                 }
@@ -419,8 +421,8 @@ impl Facts {
                 self.line(at, "tcp.connect", text);
             }
         }
-        let told = BootTime(at.0.saturating_sub(oldest.saturating_mul(limits::SECOND)));
-        let since = self.admission.as_ref().map_or(told, |(_, since)| told.min(*since));
+        let began = BootTime(at.0.saturating_sub(oldest.saturating_mul(limits::SECOND)));
+        let since = self.admission.as_ref().map_or(began, |(_, since)| began.min(*since));
         self.admission = Some((admission, since));
     }
 

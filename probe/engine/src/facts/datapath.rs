@@ -1,7 +1,6 @@
 //! Links, routes and packets: what the kernel refuses, drops and forwards.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Facts;
@@ -39,11 +38,6 @@ pub(crate) const ERRNOS: &[(u32, &str)] = &[
     (101, "network is unreachable"),
     (113, "no route to host"),
 ];
-
-/// Returns the refused request: `newlink vxlan0 (EADDRINUSE): A VXLAN device …`.
-pub fn refusal(error: &NetlinkError) -> String {
-    error.words()
-}
 
 /// Returns whether another link has the same VNI. The text is that of drivers/net/vxlan/vxlan_core.c; a link of the same name
 /// is refused without it.

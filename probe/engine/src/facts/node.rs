@@ -65,11 +65,6 @@ pub fn is_same_path(one: &str, other: &str) -> bool {
     bare(one) == bare(other)
 }
 
-/// Returns the result of connect(2) on a Unix socket, to follow the path: `does not exist (ENOENT)`. `errno` is positive.
-pub fn socket_errno(errno: u32) -> String {
-    socket_words(errno)
-}
-
 impl Facts {
     pub(super) fn limit(&mut self, at: BootTime, limit: Limit) {
         let key = (limit.what.clone(), limit.subject.clone());
@@ -133,7 +128,7 @@ impl Facts {
             connect.client.name,
             connect.client.pid,
             connect.path,
-            socket_errno(connect.errno)
+            socket_words(connect.errno)
         );
         if self.runtime_down.as_ref().is_none_or(|known| known.errno != connect.errno) {
             self.line(at, "runtime.socket", text);

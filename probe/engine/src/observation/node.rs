@@ -79,7 +79,7 @@ impl Actor {
     }
 
     /// Returns the name with the process ID: `containerd[812]`.
-    pub(crate) fn with_pid(&self) -> String {
+    pub fn with_pid(&self) -> String {
         if self.name.is_empty() {
             format!("{} (PID {})", self.who(), self.pid)
         } else {

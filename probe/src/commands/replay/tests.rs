@@ -135,7 +135,7 @@ async fn outputs(
     let kept = Journal::start(path("journal"), context.clone(), BootTime(0), &shared, Counter::default());
     let (mut journal, _known) = kept.expect("starts");
     let mut state = StateFile::start(path("state"), context.clone(), &shared).expect("starts");
-    let (news, mut told) = mpsc::channel(1 << 16);
+    let (news, mut received) = mpsc::channel(1 << 16);
     let mut conditions = Conditions::new(news, &Remembered::default());
     let mut planter = Planter::default();
     let (mut recorded, mut checks) = (String::new(), String::new());
@@ -190,7 +190,7 @@ async fn outputs(
     state.finish().await;
     drop(conditions);
     let mut node = String::new();
-    while let Some(news) = told.recv().await {
+    while let Some(news) = received.recv().await {
         node += &format!("{news:?}\n");
     }
     let text = |name: &str| fs::read_to_string(path(name)).expect("is there");
