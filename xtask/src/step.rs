@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 /// A step that succeeds within this time prints nothing.
 const INSTANT: Duration = Duration::from_secs(2);
 /// Time between two lines of progress where standard error is not a terminal.
-const INTERVAL: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_mins(1);
 /// Time between two updates of the line on a terminal.
 const REFRESH: Duration = Duration::from_secs(1);
 /// Columns of the line on a terminal; the narrowest usual terminal has 80.
