@@ -1,7 +1,5 @@
 //! The running task and the time.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
 };
@@ -57,9 +55,11 @@ pub(crate) fn pid_level() -> u32 {
 /// Returns the name of the running task.
 #[inline(always)]
 pub(crate) fn comm() -> [u8; COMM_LEN] {
-    // Words, because a copy of bytes without alignment takes two instructions for each byte.
-    let mut comm = MaybeUninit::<[u64; COMM_LEN / 8]>::uninit();
-    // SAFETY: the buffer has `COMM_LEN` bytes; the helper fills all of them, with zeroes if it fails.
+    // Words, because a copy of bytes without alignment takes two instructions for each byte. Zeroed, because the
+    // helper of some kernels, Linux 6.1 among them, writes nothing behind the NUL of a name, and the whole array
+    // is the key of a map.
+    let mut comm = [0_u64; COMM_LEN / 8];
+    // SAFETY: the buffer has `COMM_LEN` bytes.
     unsafe {
         bpf_get_current_comm(comm.as_mut_ptr().cast(), COMM_LEN as u32);
         core::mem::transmute(comm)
