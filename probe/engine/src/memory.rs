@@ -14,10 +14,8 @@ pub(crate) trait Memory {
         None
     }
 
-    /// Removes the parts that no longer count at `now`. Returns whether there were any.
-    fn expire(&mut self, _now: BootTime) -> bool {
-        false
-    }
+    /// Removes the parts that no longer count at `now`.
+    fn expire(&mut self, _now: BootTime) {}
 
     /// Reports each time after which this may be judged differently. Times that have passed may be among them.
     fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
@@ -26,9 +24,11 @@ pub(crate) trait Memory {
 }
 
 impl<T: Memory> Memory for Option<T> {
-    fn expire(&mut self, now: BootTime) -> bool {
-        let is_over = |known: &mut T| known.until().is_some_and(|until| until <= now);
-        self.take_if(is_over).is_some() || self.as_mut().is_some_and(|known| known.expire(now))
+    fn expire(&mut self, now: BootTime) {
+        self.take_if(|known| known.until().is_some_and(|until| until <= now));
+        if let Some(known) = self {
+            known.expire(now);
+        }
     }
 
     fn deadlines(&self, now: BootTime, at: &mut dyn FnMut(BootTime)) {
@@ -139,14 +139,9 @@ impl<K: Ord, T, const LIFETIME: u64, const CAPACITY: usize> Bounded<K, Seen<T, L
 }
 
 impl<K: Ord, V: Memory, const CAPACITY: usize> Memory for Bounded<K, V, CAPACITY> {
-    fn expire(&mut self, now: BootTime) -> bool {
-        let before = self.0.len();
+    fn expire(&mut self, now: BootTime) {
         self.0.retain(|_, known| known.until().is_none_or(|until| until > now));
-        let mut expired = self.0.len() != before;
-        for known in self.0.values_mut() {
-            expired |= known.expire(now);
-        }
-        expired
+        self.0.values_mut().for_each(|known| known.expire(now));
     }
 
     fn deadlines(&self, now: BootTime, at: &mut dyn FnMut(BootTime)) {
@@ -171,10 +166,8 @@ macro_rules! memory {
         }
 
         impl $crate::memory::Memory for $name {
-            fn expire(&mut self, now: $crate::observation::BootTime) -> bool {
-                let mut expired = false;
-                $(expired |= $crate::memory::Memory::expire(&mut self.$timed, now);)*
-                expired
+            fn expire(&mut self, now: $crate::observation::BootTime) {
+                $($crate::memory::Memory::expire(&mut self.$timed, now);)*
             }
 
             fn deadlines(

@@ -104,10 +104,8 @@ impl Exits {
 }
 
 impl Memory for Exits {
-    fn expire(&mut self, now: BootTime) -> bool {
-        let before = self.0.len();
+    fn expire(&mut self, now: BootTime) {
         self.0.retain(|(at, _)| now.since(*at) < limits::CRASH_WINDOW);
-        self.0.len() != before
     }
 
     fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {

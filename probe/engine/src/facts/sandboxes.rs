@@ -86,10 +86,9 @@ fn counts(known: &GivenUp, working: Option<BootTime>, now: BootTime) -> bool {
 }
 
 impl Memory for Sandboxes {
-    fn expire(&mut self, now: BootTime) -> bool {
-        let (before, working) = (self.0.len(), self.newest_working(now));
+    fn expire(&mut self, now: BootTime) {
+        let working = self.newest_working(now);
         self.0.retain(|_, known| counts(known, working, now));
-        self.0.len() != before
     }
 
     fn deadlines(&self, _now: BootTime, at: &mut dyn FnMut(BootTime)) {
